@@ -1,0 +1,122 @@
+#include "checks.h"
+
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <algorithm>
+
+namespace convbp {
+namespace {
+
+bool any_below(const Ints& values, int64_t least) {
+  return std::any_of(values.begin(), values.end(), [&](int64_t v) { return v < least; });
+}
+
+void check_parameter(const char* name, const Ints& values, size_t count, const char* order) {
+  check(values.size() == count, "expected ", name, " to be a list of ", count, " values ", order,
+        ", but got ", name, "=", text(values));
+  check(!std::any_of(values.begin(), values.end(), [](int64_t v) { return v > kLargestParameter; }),
+        name, " is too large: expected at most ", kLargestParameter, ", but got ", name, "=",
+        text(values));
+}
+
+}  // namespace
+
+ConvProblem check_conv2d(const Ints& input_size, const Ints& weight_size, const Ints& stride,
+                         const Ints& padding, const Ints& dilation, int64_t groups,
+                         int64_t element_bytes) {
+  check(input_size.size() == 4, "Expected 4D (batched) input to conv2d, but got input of size: ",
+        text(input_size));
+  check(weight_size.size() == 4,
+        "Expected 4D weight [out_channels, in_channels/groups, kernel_height, kernel_width] to "
+        "conv2d, but got weight of size: ",
+        text(weight_size));
+  check(!any_below(input_size, 0), "Expected non-negative input sizes, but got input of size: ",
+        text(input_size));
+  check(!any_below(weight_size, 0), "Expected non-negative weight sizes, but got weight of size: ",
+        text(weight_size));
+  check(groups > 0, "non-positive groups is not supported, but got groups=", groups);
+  check_parameter("stride", stride, 2, "(height, width)");
+  check(!any_below(stride, 1), "non-positive stride is not supported, but got stride=",
+        text(stride));
+  check_parameter("padding", padding, 4, "(top, bottom, left, right)");
+  check(!any_below(padding, 0), "negative padding is not supported, but got padding=",
+        text(padding), " (top, bottom, left, right)");
+  check_parameter("dilation", dilation, 2, "(height, width)");
+  check(!any_below(dilation, 1), "dilation should be greater than zero, but got dilation=",
+        text(dilation));
+  check(weight_size[0] >= groups, "Given groups=", groups, ", expected weight to be at least ",
+        groups, " at dimension 0, but got weight of size ", text(weight_size), " instead");
+  check(weight_size[0] % groups == 0, "Given groups=", groups,
+        ", expected weight to be divisible by ", groups, " at dimension 0, but got weight of size ",
+        text(weight_size), " instead");
+  check(weight_size[2] > 0 && weight_size[3] > 0,
+        "Expected weight to have a kernel of at least 1 x 1, but got weight of size ",
+        text(weight_size));
+  check(input_size[1] % groups == 0 && input_size[1] / groups == weight_size[1], "Given groups=",
+        groups, ", weight of size ", text(weight_size), ", expected input", text(input_size),
+        " to have ", weight_size[1] * groups, " channels, but got ", input_size[1],
+        " channels instead");
+  check(input_size[2] > 0 && input_size[3] > 0,
+        "Only zero batch or zero channel inputs are supported, but got input shape: ",
+        text(input_size));
+
+  ConvProblem p;
+  p.batch = input_size[0];
+  p.groups = groups;
+  p.in_channels = weight_size[1];
+  p.out_channels = weight_size[0] / groups;
+  int64_t padded[2], extent[2];
+  for (const int axis : {kHeight, kWidth}) {
+    p.in_size[axis] = input_size[2 + axis];
+    p.kernel[axis] = weight_size[2 + axis];
+    p.stride[axis] = stride[axis];
+    p.pad[axis] = padding[2 * axis];
+    p.dilation[axis] = dilation[axis];
+    padded[axis] = p.in_size[axis] + padding[2 * axis] + padding[2 * axis + 1];
+    extent[axis] = p.dilation[axis] * (p.kernel[axis] - 1) + 1;
+    p.out_size[axis] = (padded[axis] - extent[axis]) / p.stride[axis] + 1;
+  }
+  check(extent[0] <= padded[0] && extent[1] <= padded[1],
+        "Calculated padded input size per channel: (", padded[0], " x ", padded[1],
+        "). Kernel size: (", extent[0], " x ", extent[1],
+        "). Kernel size can't be greater than actual input size");
+  // In floating point: the product itself may overflow 64 bits.
+  const double bytes = static_cast<double>(p.batch) * weight_size[0] * p.out_size[0] *
+                       p.out_size[1] * element_bytes;
+  check(bytes <= static_cast<double>(kLargestBytes), "padding is too large: with padding=",
+        text(padding), " (top, bottom, left, right) the output of size ",
+        text({p.batch, weight_size[0], p.out_size[0], p.out_size[1]}),
+        " would not fit into the address space");
+  return p;
+}
+
+void check_tensors(const char* op, const std::vector<Argument>& arguments) {
+  const Tensor& first = arguments.front().tensor;
+  const ScalarType type = first.scalar_type();
+  check(type == ScalarType::Float || type == ScalarType::Double || type == ScalarType::BFloat16 ||
+            type == ScalarType::Half,
+        '"', op, "\" not implemented for '", torch::headeronly::toString(type),
+        "': expected ", arguments.front().name,
+        " of dtype torch.float32, torch.float64, torch.bfloat16 or torch.float16");
+  for (const Argument& a : arguments) {
+    check(a.tensor.is_cpu(), "Expected all tensors to be on the same device, but got ", a.name,
+          " on another device than cpu");
+    check(a.tensor.scalar_type() == type, "Expected ", arguments.front().name, " type (",
+          torch::headeronly::toString(type), ") and ", a.name, " type (",
+          torch::headeronly::toString(a.tensor.scalar_type()), ") to be the same");
+  }
+}
+
+void check_bias(const Tensor& bias, const Ints& weight_size) {
+  check(bias.dim() == 1 && bias.size(0) == weight_size[0], "Given weight of size ",
+        text(weight_size), ", expected bias to be 1-dimensional with ", weight_size[0],
+        " elements, but got bias of size ", text(sizes_of(bias)), " instead");
+}
+
+void check_delta(const Ints& delta_size, const ConvProblem& p) {
+  const Ints expected{p.batch, p.groups * p.out_channels, p.out_size[0], p.out_size[1]};
+  check(delta_size == expected, "Expected delta to have the size of conv2d's output, ",
+        text(expected), ", but got delta of size ", text(delta_size));
+}
+
+}  // namespace convbp

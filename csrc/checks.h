@@ -1,0 +1,69 @@
+// Checks at the boundary. Each message names the argument, what was expected and what
+// came, in torch's own words where torch has them. torch_convbp/shapes.py says the same
+// of fake tensors; tests/test_errors.py holds the two together.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstdint>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "conv_problem.h"
+
+namespace convbp {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using Ints = std::vector<int64_t>;
+
+template <typename... Parts>
+[[noreturn]] void fail(const Parts&... parts) {
+  std::ostringstream message;
+  (message << ... << parts);
+  throw std::runtime_error(message.str());
+}
+
+template <typename... Parts>
+void check(bool condition, const Parts&... parts) {
+  if (!condition) fail(parts...);
+}
+
+inline std::string text(const Ints& values) {
+  std::ostringstream out;
+  out << '[';
+  for (size_t i = 0; i < values.size(); ++i) out << (i ? ", " : "") << values[i];
+  out << ']';
+  return out.str();
+}
+
+inline Ints sizes_of(const Tensor& t) {
+  const auto sizes = t.sizes();
+  return Ints(sizes.begin(), sizes.end());
+}
+
+// Beyond this no stride, padding or dilation makes sense, and below it no sum or product of
+// theirs with a size overflows 64 bits.
+constexpr int64_t kLargestParameter = (int64_t{1} << 31) - 1;
+// The address space of a 64-bit process, in bytes.
+constexpr int64_t kLargestBytes = int64_t{1} << 47;
+
+// The convolution that these arguments describe; throws std::runtime_error where they
+// describe none.
+ConvProblem check_conv2d(const Ints& input_size, const Ints& weight_size, const Ints& stride,
+                         const Ints& padding, const Ints& dilation, int64_t groups,
+                         int64_t element_bytes);
+
+// All tensors have the first one's dtype, one of the four supported, and live on the CPU.
+struct Argument {
+  const char* name;
+  const Tensor& tensor;
+};
+void check_tensors(const char* op, const std::vector<Argument>& arguments);
+
+void check_bias(const Tensor& bias, const Ints& weight_size);
+void check_delta(const Ints& delta_size, const ConvProblem& problem);
+
+}  // namespace convbp

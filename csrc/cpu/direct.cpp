@@ -1,0 +1,220 @@
+// Planning of the direct algorithm: tiles, tasks, phases. Kernels are in direct_kernel.h.
+#include "direct.h"
+
+#include "capability.h"
+#include "direct_plan.h"
+#include "direct_table.h"
+#include "element.h"
+#include "parallel.h"
+#include "scratch.h"
+
+namespace convbp::direct {
+namespace {
+
+// A patch should stay in the second-level cache beside a block of weights.
+constexpr int64_t kPatchBytes = 128 * 1024;
+// Beyond this many pixels a larger tile saves nothing more.
+constexpr int64_t kMostPixels = 1024;
+// The weight gradient is cut into about this many tasks, whatever the machine: the cut
+// fixes the order of its sums.
+constexpr int64_t kWeightGradTasks = 32;
+constexpr int64_t kWeightGradBytes = 16 * 1024 * 1024;
+
+template <typename T>
+Table<T, Accumulator<T>> table() {
+  using Acc = Accumulator<T>;
+#if defined(__x86_64__)
+  if (capability() >= Capability::kAvx2) return avx2::make_table<T, Acc>();
+#endif
+  return baseline::make_table<T, Acc>();
+}
+
+template <typename T, typename Acc>
+bool is_wide(const Table<T, Acc>& kernels, int64_t block) {
+  return block * static_cast<int64_t>(sizeof(Acc)) > kernels.vector_bytes;
+}
+
+Axis forward_axis(const ConvProblem& p, Spatial axis) {
+  Axis a;
+  a.count = p.out_size[axis];
+  a.source_size = p.in_size[axis];
+  a.step = p.stride[axis];
+  for (int64_t tap = 0; tap < p.kernel[axis]; ++tap) {
+    a.taps.push_back(tap);
+    a.offset.push_back(p.input_position(axis, 0, tap));
+  }
+  return a;
+}
+
+// The input positions i = phase, phase + stride, ...: tap r reaches them from output
+// position m = (i + pad - r * dilation) / stride, where that is a whole number.
+Axis input_grad_axis(const ConvProblem& p, Spatial axis, int64_t phase) {
+  Axis a;
+  a.count = divide_up(p.in_size[axis] - phase, p.stride[axis]);
+  a.first = phase;
+  a.spacing = p.stride[axis];
+  a.source_size = p.out_size[axis];
+  for (int64_t tap = p.kernel[axis] - 1; tap >= 0; --tap) {  // ascending offsets
+    const int64_t reach = phase - p.input_position(axis, 0, tap);
+    if (reach % p.stride[axis]) continue;
+    a.taps.push_back(tap);
+    a.offset.push_back(reach / p.stride[axis]);
+  }
+  return a;
+}
+
+int64_t even_tile(int64_t count, int64_t tile) {
+  return divide_up(count, divide_up(count, tile));
+}
+
+// Chooses tiles so that a patch, plus `extra` numbers a pixel, fits into kPatchBytes.
+void choose_tiles(TapConv& c, int64_t element_bytes, int64_t extra) {
+  const int64_t budget = kPatchBytes / element_bytes;
+  int64_t images = 1, rows = 1, columns = c.w.count;
+  const auto fits = [&](int64_t images, int64_t rows, int64_t columns) {
+    const double patch = static_cast<double>(images) * c.h.cheapest_rows(rows) *
+                         c.w.cheapest_rows(columns) * c.reduce;
+    const double pixels = static_cast<double>(images) * rows * columns;
+    return patch + pixels * extra <= budget && pixels <= kMostPixels;
+  };
+  while (columns > 1 && !fits(1, 1, columns)) columns = divide_up(columns, 2);
+  if (columns == c.w.count)
+    while (rows < c.h.count && fits(1, rows + 1, columns)) ++rows;
+  if (rows == c.h.count)
+    while (images < c.batch && fits(images + 1, rows, columns)) ++images;
+  c.w.set_tile(even_tile(c.w.count, columns));
+  c.h.set_tile(even_tile(c.h.count, rows));
+  c.batch_tile = even_tile(c.batch, images);
+}
+
+// Enough tasks for every thread. Tiles do not change what an output element is made of,
+// so this may look at the number of threads.
+void spread_over_threads(TapConv& c, int64_t lane_blocks) {
+  const int64_t threads = thread_count();
+  const int64_t wanted = threads > 1 ? 3 * threads : 1;
+  while (c.pixel_tasks() < wanted && c.batch_tile > 1) c.batch_tile = divide_up(c.batch_tile, 2);
+  while (c.pixel_tasks() < wanted && c.h.tile * c.w.tile > 32 && c.h.tile > 1)
+    c.h.set_tile(divide_up(c.h.tile, 2));
+  c.lane_split = std::min(lane_blocks, divide_up(wanted, c.pixel_tasks()));
+}
+
+template <typename T>
+void run_tap_conv(TapConv c, View<const T> source, const T* weight, const WeightStrides& strides,
+                  const T* bias, View<T> result) {
+  using Acc = Accumulator<T>;
+  const Table<T, Acc> kernels = table<T>();
+  const int64_t block = lane_block<Acc>(c.lanes, kernels.vector_bytes);
+  const int64_t blocks = divide_up(c.lanes, block);
+  choose_tiles(c, sizeof(Acc), 0);
+  spread_over_threads(c, blocks);
+
+  const Scratch weight_block = Scratch::take<Acc>(
+      ScratchName::kWeight, c.groups * blocks * c.taps() * c.reduce * block);
+  Acc* const packed = weight_block.data<Acc>();
+  parallel_for(c.groups * blocks, [&](int64_t begin, int64_t end) {
+    kernels.pack_weight(c, weight, strides, packed, begin, end);
+  });
+  const auto tap_conv = kernels.tap_conv[is_wide(kernels, block)];
+  parallel_for(c.tasks(), [&](int64_t begin, int64_t end) {
+    tap_conv(c, source, packed, bias, result, begin, end);
+  });
+}
+
+WeightGrad plan_weight_grad(const ConvProblem& p, int64_t element_bytes, int64_t block) {
+  WeightGrad plan;
+  TapConv& c = plan.tap;
+  c.batch = p.batch;
+  c.groups = p.groups;
+  c.reduce = p.in_channels;
+  c.lanes = p.out_channels;
+  c.h = forward_axis(p, kHeight);
+  c.w = forward_axis(p, kWidth);
+  choose_tiles(c, element_bytes, std::min(c.lanes, plan.lanes_a_task));
+  plan.lanes_padded = divide_up(c.lanes, block) * block;
+  plan.chunks = std::max<int64_t>(
+      1, std::min({plan.tiles(), kWeightGradTasks / (c.groups * plan.lane_tasks()),
+                   kWeightGradBytes / (c.groups * c.lanes * plan.rows() * element_bytes + 1)}));
+  if (plan.tasks() < kWeightGradTasks / 2) plan.lanes_a_task = 32;
+  return plan;
+}
+
+}  // namespace
+
+template <typename T>
+void conv2d(const ConvProblem& p, View<const T> input, View<const T> weight, const T* bias,
+            View<T> output) {
+  TapConv c;
+  c.batch = p.batch;
+  c.groups = p.groups;
+  c.reduce = p.in_channels;
+  c.lanes = p.out_channels;
+  c.h = forward_axis(p, kHeight);
+  c.w = forward_axis(p, kWidth);
+  const int64_t* w = weight.stride;
+  run_tap_conv<T>(c, input, weight.data, {p.out_channels * w[0], w[0], w[1], w[2], w[3]}, bias,
+                  output);
+}
+
+template <typename T>
+void conv2d_input_grad(const ConvProblem& p, View<const T> weight, View<const T> delta,
+                       View<T> input_grad) {
+  const int64_t* w = weight.stride;
+  for (int64_t i = 0; i < std::min(p.stride[kHeight], p.in_size[kHeight]); ++i)
+    for (int64_t j = 0; j < std::min(p.stride[kWidth], p.in_size[kWidth]); ++j) {
+      TapConv c;
+      c.batch = p.batch;
+      c.groups = p.groups;
+      c.reduce = p.out_channels;
+      c.lanes = p.in_channels;
+      c.h = input_grad_axis(p, kHeight, i);
+      c.w = input_grad_axis(p, kWidth, j);
+      run_tap_conv<T>(c, delta, weight.data, {p.out_channels * w[0], w[1], w[0], w[2], w[3]},
+                      nullptr, input_grad);
+    }
+}
+
+template <typename T>
+void conv2d_weight_grad(const ConvProblem& p, View<const T> input, View<const T> delta,
+                        View<T> weight_grad, T* bias_grad) {
+  using Acc = Accumulator<T>;
+  const Table<T, Acc> kernels = table<T>();
+  const int64_t block = lane_block<Acc>(p.out_channels, kernels.vector_bytes);
+  const WeightGrad plan = plan_weight_grad(p, sizeof(Acc), block);
+  const Scratch sums_block =
+      Scratch::take<Acc>(ScratchName::kPartial, plan.chunks * plan.sums_a_chunk());
+  Acc* const sums = sums_block.data<Acc>();
+  const auto kernel = kernels.weight_grad[is_wide(kernels, block)];
+  parallel_for(plan.tasks(), [&](int64_t begin, int64_t end) {
+    kernel(plan, input, delta, bias_grad != nullptr, sums, begin, end);
+  });
+
+  // The chunks' sums, added in their order.
+  const TapConv& c = plan.tap;
+  const auto total = [&](int64_t o, int64_t row) {
+    const Acc* from = sums + o / c.lanes * plan.sums_a_group() + row * plan.lanes_padded + o % c.lanes;
+    Acc sum = *from;
+    for (int64_t chunk = 1; chunk < plan.chunks; ++chunk) sum += from[chunk * plan.sums_a_chunk()];
+    return sum;
+  };
+  parallel_for(c.groups * c.lanes, [&](int64_t begin, int64_t end) {
+    for (int64_t o = begin; o < end; ++o) {
+      for (int64_t r = 0, row = 0; r < p.kernel[kHeight]; ++r)
+        for (int64_t s = 0; s < p.kernel[kWidth]; ++s)
+          for (int64_t k = 0; k < p.in_channels; ++k, ++row)
+            weight_grad.at(o, k, r, s) = store<T>(total(o, row));
+      if (bias_grad) bias_grad[o] = store<T>(total(o, plan.rows()));
+    }
+  });
+}
+
+#define CONVBP_INSTANTIATE(T)                                                                    \
+  template void conv2d(const ConvProblem&, View<const T>, View<const T>, const T*, View<T>);     \
+  template void conv2d_input_grad(const ConvProblem&, View<const T>, View<const T>, View<T>);    \
+  template void conv2d_weight_grad(const ConvProblem&, View<const T>, View<const T>, View<T>, T*);
+CONVBP_INSTANTIATE(float)
+CONVBP_INSTANTIATE(double)
+CONVBP_INSTANTIATE(BFloat16)
+CONVBP_INSTANTIATE(Half)
+#undef CONVBP_INSTANTIATE
+
+}  // namespace convbp::direct

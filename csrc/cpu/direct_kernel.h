@@ -1,0 +1,381 @@
+// The direct kernels. Included once per instruction set, with three macros set:
+//   CONVBP_ISA           namespace of this copy
+//   CONVBP_TARGET        function attribute that enables the instruction set
+//   CONVBP_VECTOR_BYTES  width of its vectors
+// Only functions marked CONVBP_TARGET hold its instructions, so nothing of them leaks
+// into inline functions that the linker shares with the baseline.
+//
+// What is computed stands in plain.h. How: a task packs the piece of input (or delta) it
+// needs into a *patch*, channels last, converted to the accumulator's type and padded with
+// zeros, so that the inner loop knows no edges, strides, layouts or element types:
+//
+//   register tile    kRows rows x 2 vectors of lanes (12 accumulators of 16 registers)
+//   inner loop       one or two vector loads, kRows broadcasts, 2 * kRows fused multiply-adds
+//   tap convolution  rows are pixels, lanes are the computed channels, the sum runs over
+//                    taps and channels: all of it in registers, stored once with the bias
+//   weight gradient  rows are (tap, k), lanes are o, the sum runs over the pixels of a tile
+
+#include <cstdint>
+#include <vector>
+
+#include "direct_plan.h"
+#include "direct_table.h"
+#include "element.h"
+#include "scratch.h"
+
+namespace convbp::direct::CONVBP_ISA {
+
+template <typename Acc>
+struct Simd {
+  static constexpr int kLanes = CONVBP_VECTOR_BYTES / sizeof(Acc);
+  // Aligned as its elements are, so that it may be loaded from anywhere.
+  typedef Acc Vector
+      __attribute__((vector_size(CONVBP_VECTOR_BYTES), aligned(sizeof(Acc)), may_alias));
+};
+
+constexpr int kRows = 6;
+
+#define CONVBP_INLINE __attribute__((always_inline)) CONVBP_TARGET inline
+
+// acc[i][:] += sum_q row[i][q * row_step] * lane[q][:], the loop everything else feeds.
+template <typename Acc, int kVectors>
+CONVBP_INLINE void accumulate(typename Simd<Acc>::Vector (&acc)[kRows][kVectors],
+                              const Acc* const (&row)[kRows], int64_t row_step, const Acc* lane,
+                              int64_t count) {
+  using Vector = typename Simd<Acc>::Vector;
+  for (int64_t q = 0; q < count; ++q) {
+    const Vector* lanes = reinterpret_cast<const Vector*>(lane);
+    Vector x[kVectors];
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) x[v] = lanes[v];
+#pragma GCC unroll 8
+    for (int i = 0; i < kRows; ++i) {
+      const Acc r = row[i][q * row_step];
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) acc[i][v] += r * x[v];
+    }
+    lane += kVectors * Simd<Acc>::kLanes;
+  }
+}
+
+// A run of the source for one tile: which piece of the patch each run of taps reads.
+struct TileExtent {
+  int64_t b0, images, h0, rows, w0, columns;  // positions of the tile
+
+  int64_t pixels() const { return images * rows * columns; }
+};
+
+inline TileExtent tile_extent(const TapConv& c, int64_t batch_tile, int64_t spatial_tile) {
+  const int64_t across = divide_up(c.w.count, c.w.tile);
+  TileExtent e;
+  e.b0 = batch_tile * c.batch_tile;
+  e.h0 = spatial_tile / across * c.h.tile;
+  e.w0 = spatial_tile % across * c.w.tile;
+  e.images = std::min(c.batch_tile, c.batch - e.b0);
+  e.rows = std::min(c.h.tile, c.h.count - e.h0);
+  e.columns = std::min(c.w.tile, c.w.count - e.w0);
+  return e;
+}
+
+inline int64_t patch_size(const TapConv& c, int64_t images, int64_t rows, int64_t columns) {
+  return images * c.h.patch_rows(rows) * c.w.patch_rows(columns) * c.reduce;
+}
+
+// to[x][c] = from[c * stride_c + x * stride_x]: one row of `width` pixels to channels last.
+template <typename T, typename Acc>
+CONVBP_TARGET void pack_row(const T* from, int64_t stride_c, int64_t stride_x, int64_t channels,
+                            int64_t width, Acc* to) {
+  if (stride_c == 1) {
+    for (int64_t x = 0; x < width; ++x)
+      for (int64_t c = 0; c < channels; ++c) to[x * channels + c] = load<Acc>(from[x * stride_x + c]);
+    return;
+  }
+  // A block of 16 channels fills whole cache lines of the patch, one after the other:
+  // going along a whole row for each channel would evict lines before they are full.
+  constexpr int64_t kChannels = 16, kPixels = 16;
+  for (int64_t c0 = 0; c0 < channels; c0 += kChannels)
+    for (int64_t x0 = 0; x0 < width; x0 += kPixels)
+      for (int64_t c = c0; c < std::min(c0 + kChannels, channels); ++c)
+        for (int64_t x = x0; x < std::min(x0 + kPixels, width); ++x)
+          to[x * channels + c] = load<Acc>(from[c * stride_c + x * stride_x]);
+}
+
+template <typename Acc>
+CONVBP_TARGET void fill_zero(Acc* to, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) to[i] = Acc(0);
+}
+
+// Packs what the tile `e` of group `g` reads: [image][patch row][patch column][channel].
+template <typename T, typename Acc>
+CONVBP_TARGET void pack_patch(const TapConv& c, const TileExtent& e, int64_t g, View<const T> source,
+                              Acc* patch) {
+  const int64_t rows = c.h.patch_rows(e.rows), columns = c.w.patch_rows(e.columns);
+  for (int64_t b = 0; b < e.images; ++b)
+    for (int64_t row = 0; row < rows; ++row, patch += columns * c.reduce) {
+      const int64_t i = c.h.source_position(row, e.h0);
+      if (i < 0 || i >= c.h.source_size) {
+        fill_zero(patch, columns * c.reduce);
+        continue;
+      }
+      const T* from = &source.at(e.b0 + b, g * c.reduce, i, 0);
+      if (c.w.dense) {
+        const int64_t j0 = c.w.source_position(0, e.w0);
+        const int64_t left = std::min(columns, std::max<int64_t>(0, -j0));
+        const int64_t end = std::max(left, std::min(columns, c.w.source_size - j0));
+        fill_zero(patch, left * c.reduce);
+        if (left < end)
+          pack_row(from + (j0 + left) * source.stride[3], source.stride[1], source.stride[3],
+                   c.reduce, end - left, patch + left * c.reduce);
+        fill_zero(patch + end * c.reduce, (columns - end) * c.reduce);
+      } else {
+        for (int64_t column = 0; column < columns; ++column) {
+          const int64_t j = c.w.source_position(column, e.w0);
+          if (j < 0 || j >= c.w.source_size)
+            fill_zero(patch + column * c.reduce, c.reduce);
+          else
+            pack_row(from + j * source.stride[3], source.stride[1], source.stride[3], c.reduce, 1,
+                     patch + column * c.reduce);
+        }
+      }
+    }
+}
+
+// Where in the patch each pixel of the tile starts, and where in the result it is written.
+template <typename T>
+void locate_pixels(const TapConv& c, const TileExtent& e, View<T> result, int64_t* in_patch,
+                   int64_t* in_result) {
+  const int64_t rows = c.h.patch_rows(e.rows), columns = c.w.patch_rows(e.columns);
+  for (int64_t b = 0; b < e.images; ++b)
+    for (int64_t h = 0; h < e.rows; ++h)
+      for (int64_t w = 0; w < e.columns; ++w) {
+        *in_patch++ = ((b * rows + h * c.h.position_row()) * columns + w * c.w.position_row()) *
+                      c.reduce;
+        *in_result++ = (e.b0 + b) * result.stride[0] +
+                       (c.h.first + (e.h0 + h) * c.h.spacing) * result.stride[2] +
+                       (c.w.first + (e.w0 + w) * c.w.spacing) * result.stride[3];
+      }
+}
+
+// Taps whose patch pixels lie one behind the other are read as one run of numbers.
+struct Run {
+  int64_t start, length;
+};
+
+inline void find_runs(const TapConv& c, int64_t patch_columns, std::vector<Run>& runs) {
+  runs.clear();
+  for (int64_t r = 0; r < c.h.tap_count(); ++r)
+    for (int64_t s = 0; s < c.w.tap_count(); ++s) {
+      const int64_t start = (c.h.tap_row(r) * patch_columns + c.w.tap_row(s)) * c.reduce;
+      if (!runs.empty() && runs.back().start + runs.back().length == start)
+        runs.back().length += c.reduce;
+      else
+        runs.push_back({start, c.reduce});
+    }
+}
+
+// [group][lane block][tap][reduce][lane of the block], zero in lanes that do not exist.
+template <typename T, typename Acc>
+CONVBP_TARGET void pack_weight(const TapConv& c, const T* weight, const WeightStrides& stride,
+                               Acc* packed, int64_t begin, int64_t end) {
+  const int64_t block = lane_block<Acc>(c.lanes, CONVBP_VECTOR_BYTES);
+  const int64_t blocks = divide_up(c.lanes, block);
+  for (int64_t task = begin; task < end; ++task) {
+    const int64_t g = task / blocks, lane0 = task % blocks * block;
+    const int64_t lanes = std::min(block, c.lanes - lane0);
+    Acc* to = packed + task * c.taps() * c.reduce * block;
+    for (int64_t r = 0; r < c.h.tap_count(); ++r)
+      for (int64_t s = 0; s < c.w.tap_count(); ++s) {
+        const T* from = weight + g * stride.group + lane0 * stride.lane + c.h.taps[r] * stride.r +
+                        c.w.taps[s] * stride.s;
+        for (int64_t k = 0; k < c.reduce; ++k, to += block) {
+          for (int64_t lane = 0; lane < lanes; ++lane)
+            to[lane] = load<Acc>(from[lane * stride.lane + k * stride.reduce]);
+          for (int64_t lane = lanes; lane < block; ++lane) to[lane] = Acc(0);
+        }
+      }
+  }
+}
+
+template <typename T, typename Acc, int kVectors>
+CONVBP_TARGET void tap_conv_tasks(const TapConv& c, View<const T> source, const Acc* packed,
+                                  const T* bias, View<T> result, int64_t begin, int64_t end) {
+  using Vector = typename Simd<Acc>::Vector;
+  constexpr int kBlock = kVectors * Simd<Acc>::kLanes;
+  const int64_t blocks = divide_up(c.lanes, kBlock);
+  const int64_t blocks_a_task = divide_up(blocks, c.lane_split);
+  const int64_t block_size = c.taps() * c.reduce * kBlock;
+  const int64_t most_pixels = c.batch_tile * c.h.tile * c.w.tile;
+  const Scratch patch_block =
+      Scratch::take<Acc>(ScratchName::kPatch, patch_size(c, c.batch_tile, c.h.tile, c.w.tile));
+  Acc* const patch = patch_block.template data<Acc>();
+  std::vector<int64_t> in_patch(most_pixels), in_result(most_pixels);
+  std::vector<Run> runs;
+
+  for (int64_t task = begin; task < end; ++task) {
+    const int64_t split = task % c.lane_split, pixel_task = task / c.lane_split;
+    const int64_t spatial = pixel_task % c.spatial_tiles();
+    const int64_t g = pixel_task / c.spatial_tiles() % c.groups;
+    const TileExtent e = tile_extent(c, pixel_task / c.spatial_tiles() / c.groups, spatial);
+    const int64_t pixels = e.pixels();
+    pack_patch(c, e, g, source, patch);
+    locate_pixels(c, e, result, in_patch.data(), in_result.data());
+    find_runs(c, c.w.patch_rows(e.columns), runs);
+
+    const int64_t last_block = std::min(blocks, (split + 1) * blocks_a_task);
+    for (int64_t block = split * blocks_a_task; block < last_block; ++block) {
+      const Acc* const weight = packed + (g * blocks + block) * block_size;
+      const int64_t channel0 = g * c.lanes + block * kBlock;
+      const int64_t lanes = std::min<int64_t>(kBlock, c.lanes - block * kBlock);
+      Acc bias_lanes[kBlock] = {};
+      if (bias)
+        for (int64_t lane = 0; lane < lanes; ++lane) bias_lanes[lane] = load<Acc>(bias[channel0 + lane]);
+
+      for (int64_t p = 0; p < pixels; p += kRows) {
+        // A tile's last rows may not exist: they repeat the last pixel and are not stored.
+        const int64_t valid = std::min<int64_t>(kRows, pixels - p);
+        Vector acc[kRows][kVectors] = {};
+        const Acc* weight_run = weight;
+        for (const Run& run : runs) {
+          const Acc* row[kRows];
+#pragma GCC unroll 8
+          for (int i = 0; i < kRows; ++i)
+            row[i] = patch + in_patch[p + std::min<int64_t>(i, valid - 1)] + run.start;
+          accumulate<Acc, kVectors>(acc, row, 1, weight_run, run.length);
+          weight_run += run.length * kBlock;
+        }
+        Acc sums[kRows][kBlock];
+#pragma GCC unroll 8
+        for (int i = 0; i < kRows; ++i)
+#pragma GCC unroll 4
+          for (int v = 0; v < kVectors; ++v)
+            *reinterpret_cast<Vector*>(&sums[i][v * Simd<Acc>::kLanes]) =
+                acc[i][v] + *reinterpret_cast<const Vector*>(&bias_lanes[v * Simd<Acc>::kLanes]);
+
+        T* const to = result.data + channel0 * result.stride[1];
+        if (result.stride[1] == 1) {
+          for (int64_t i = 0; i < valid; ++i)
+            for (int64_t lane = 0; lane < lanes; ++lane)
+              to[in_result[p + i] + lane] = store<T>(sums[i][lane]);
+        } else {
+          for (int64_t lane = 0; lane < lanes; ++lane)
+            for (int64_t i = 0; i < valid; ++i)
+              to[in_result[p + i] + lane * result.stride[1]] = store<T>(sums[i][lane]);
+        }
+      }
+    }
+  }
+}
+
+// One chunk's share of the weight gradient: its sums, [group][row][lane], are added up tile
+// by tile; the last row is the bias gradient's.
+template <typename T, typename Acc, int kVectors>
+CONVBP_TARGET void weight_grad_tasks(const WeightGrad& p, View<const T> input, View<const T> delta,
+                                     bool with_bias, Acc* sums, int64_t begin, int64_t end) {
+  using Vector = typename Simd<Acc>::Vector;
+  constexpr int kLanes = Simd<Acc>::kLanes, kBlock = kVectors * kLanes;
+  const TapConv& c = p.tap;
+  const int64_t most_pixels = c.batch_tile * c.h.tile * c.w.tile;
+  const Scratch patch_block =
+      Scratch::take<Acc>(ScratchName::kPatch, patch_size(c, c.batch_tile, c.h.tile, c.w.tile));
+  const Scratch delta_block =
+      Scratch::take<Acc>(ScratchName::kDelta, most_pixels * (p.lanes_a_task + kBlock));
+  Acc* const patch = patch_block.template data<Acc>();
+  Acc* const packed_delta = delta_block.template data<Acc>();
+  std::vector<int64_t> row_offset(p.rows());
+
+  for (int64_t task = begin; task < end; ++task) {
+    const int64_t lane_task = task % p.lane_tasks();
+    const int64_t g = task / p.lane_tasks() % c.groups;
+    const int64_t chunk = task / p.lane_tasks() / c.groups;
+    const int64_t lane0 = lane_task * p.lanes_a_task;
+    const int64_t lanes = std::min(p.lanes_a_task, c.lanes - lane0);
+    Acc* const group_sums = sums + chunk * p.sums_a_chunk() + g * p.sums_a_group();
+    for (int64_t row = 0; row <= p.rows(); ++row)
+      fill_zero(group_sums + row * p.lanes_padded + lane0, divide_up(lanes, kBlock) * kBlock);
+
+    const int64_t last_tile = (chunk + 1) * p.tiles() / p.chunks;
+    for (int64_t tile = chunk * p.tiles() / p.chunks; tile < last_tile; ++tile) {
+      const TileExtent e = tile_extent(c, tile / c.spatial_tiles(), tile % c.spatial_tiles());
+      const int64_t pixels = e.pixels();
+      const int64_t patch_columns = c.w.patch_rows(e.columns);
+      const int64_t image_rows = c.h.patch_rows(e.rows);
+      pack_patch(c, e, g, input, patch);
+      for (int64_t r = 0, row = 0; r < c.h.tap_count(); ++r)
+        for (int64_t s = 0; s < c.w.tap_count(); ++s)
+          for (int64_t k = 0; k < c.reduce; ++k, ++row)
+            row_offset[row] = (c.h.tap_row(r) * patch_columns + c.w.tap_row(s)) * c.reduce + k;
+
+      // Delta of the tile, [lane block][pixel][lane of the block].
+      for (int64_t lane = 0; lane < lanes; lane += kBlock) {
+        Acc* to = packed_delta + lane * pixels;
+        const int64_t width = std::min<int64_t>(kBlock, lanes - lane);
+        for (int64_t b = 0; b < e.images; ++b)
+          for (int64_t h = 0; h < e.rows; ++h, to += e.columns * kBlock) {
+            if (width < kBlock) fill_zero(to, e.columns * kBlock);
+            const T* from = &delta.at(e.b0 + b, g * c.lanes + lane0 + lane, e.h0 + h, e.w0);
+            if (delta.stride[1] == 1) {
+              for (int64_t w = 0; w < e.columns; ++w)
+                for (int64_t l = 0; l < width; ++l)
+                  to[w * kBlock + l] = load<Acc>(from[w * delta.stride[3] + l]);
+            } else {
+              for (int64_t l = 0; l < width; ++l)
+                for (int64_t w = 0; w < e.columns; ++w)
+                  to[w * kBlock + l] = load<Acc>(from[l * delta.stride[1] + w * delta.stride[3]]);
+            }
+          }
+      }
+
+      const int64_t column_step = c.w.position_row() * c.reduce;
+      for (int64_t row0 = 0; row0 < p.rows(); row0 += kRows) {
+        const int64_t valid = std::min<int64_t>(kRows, p.rows() - row0);
+        for (int64_t lane = 0; lane < lanes; lane += kBlock) {
+          const Acc* delta_row = packed_delta + lane * pixels;
+          Vector acc[kRows][kVectors] = {};
+          for (int64_t b = 0; b < e.images; ++b)
+            for (int64_t h = 0; h < e.rows; ++h, delta_row += e.columns * kBlock) {
+              const Acc* const start =
+                  patch + (b * image_rows + h * c.h.position_row()) * patch_columns * c.reduce;
+              const Acc* row[kRows];
+#pragma GCC unroll 8
+              for (int i = 0; i < kRows; ++i)
+                row[i] = start + row_offset[row0 + std::min<int64_t>(i, valid - 1)];
+              accumulate<Acc, kVectors>(acc, row, column_step, delta_row, e.columns);
+            }
+          Acc* const to = group_sums + row0 * p.lanes_padded + lane0 + lane;
+#pragma GCC unroll 8
+          for (int i = 0; i < kRows; ++i)
+            if (i < valid)
+#pragma GCC unroll 4
+              for (int v = 0; v < kVectors; ++v)
+                *reinterpret_cast<Vector*>(to + i * p.lanes_padded + v * kLanes) += acc[i][v];
+        }
+      }
+
+      if (with_bias)
+        for (int64_t lane = 0; lane < lanes; lane += kBlock) {
+          const Acc* delta_row = packed_delta + lane * pixels;
+          Vector acc[kVectors] = {};
+          for (int64_t pixel = 0; pixel < pixels; ++pixel, delta_row += kBlock)
+#pragma GCC unroll 4
+            for (int v = 0; v < kVectors; ++v)
+              acc[v] += *reinterpret_cast<const Vector*>(delta_row + v * kLanes);
+          Acc* const to = group_sums + p.rows() * p.lanes_padded + lane0 + lane;
+#pragma GCC unroll 4
+          for (int v = 0; v < kVectors; ++v)
+            *reinterpret_cast<Vector*>(to + v * kLanes) += acc[v];
+        }
+    }
+  }
+}
+
+template <typename T, typename Acc>
+Table<T, Acc> make_table() {
+  return {CONVBP_VECTOR_BYTES,
+          &pack_weight<T, Acc>,
+          {&tap_conv_tasks<T, Acc, 1>, &tap_conv_tasks<T, Acc, 2>},
+          {&weight_grad_tasks<T, Acc, 1>, &weight_grad_tasks<T, Acc, 2>}};
+}
+
+}  // namespace convbp::direct::CONVBP_ISA
+
+#undef CONVBP_INLINE

@@ -1,0 +1,42 @@
+// What an instruction set offers to the direct algorithm: one table of functions an
+// element type. direct_<instruction set>.cpp makes them, direct.cpp chooses.
+#pragma once
+
+#include <cstdint>
+
+#include "../conv_problem.h"
+#include "direct_plan.h"
+
+namespace convbp::direct {
+
+template <typename T, typename Acc>
+struct Table {
+  int vector_bytes;
+  void (*pack_weight)(const TapConv&, const T* weight, const WeightStrides&, Acc* packed,
+                      int64_t begin, int64_t end);
+  // Index 0: lane blocks of one vector, for few lanes; index 1: of two.
+  void (*tap_conv[2])(const TapConv&, View<const T> source, const Acc* packed, const T* bias,
+                      View<T> result, int64_t begin, int64_t end);
+  void (*weight_grad[2])(const WeightGrad&, View<const T> input, View<const T> delta,
+                         bool with_bias, Acc* sums, int64_t begin, int64_t end);
+};
+
+// Lanes computed together: two vectors, or one where that holds them all.
+template <typename Acc>
+int64_t lane_block(int64_t lanes, int vector_bytes) {
+  const int64_t vector = vector_bytes / static_cast<int64_t>(sizeof(Acc));
+  return lanes <= vector ? vector : 2 * vector;
+}
+
+#define CONVBP_DECLARE_TABLES(isa)                                \
+  namespace isa {                                                 \
+  template <typename T, typename Acc>                             \
+  Table<T, Acc> make_table();                                     \
+  }
+CONVBP_DECLARE_TABLES(baseline)
+#if defined(__x86_64__)
+CONVBP_DECLARE_TABLES(avx2)
+#endif
+#undef CONVBP_DECLARE_TABLES
+
+}  // namespace convbp::direct

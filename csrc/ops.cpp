@@ -1,0 +1,26 @@
+// The operator schemas, once. Each backend's boundary file ends with its own
+// registration; fake kernels and the autograd formulas are added in torch_convbp/ops.py.
+//
+// `padding` is (top, bottom, left, right), so that padding="same" needs no copy of the
+// input. `memory_format` of the gradients is that of the forward result (contiguous or
+// channels_last); left out, it follows the two tensors given.
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(torch_convbp, m) {
+  m.def(
+      "conv2d(Tensor input, Tensor weight, Tensor? bias, int[2] stride, int[4] padding, "
+      "int[2] dilation, int groups) -> Tensor");
+  m.def(
+      "conv2d_input_grad(SymInt[] input_size, Tensor weight, Tensor delta, int[2] stride, "
+      "int[4] padding, int[2] dilation, int groups, *, MemoryFormat? memory_format=None) -> Tensor");
+  m.def(
+      "conv2d_weight_grad(Tensor input, SymInt[] weight_size, Tensor delta, int[2] stride, "
+      "int[4] padding, int[2] dilation, int groups, *, MemoryFormat? memory_format=None) -> Tensor");
+  m.def(
+      "conv2d_weight_bias_grad(Tensor input, SymInt[] weight_size, Tensor delta, int[2] stride, "
+      "int[4] padding, int[2] dilation, int groups, *, MemoryFormat? memory_format=None) "
+      "-> (Tensor, Tensor)");
+  m.def("_cpu_capability() -> str");
+  m.def("_cpu_conv_algorithm() -> str");
+  m.def("_set_cpu_conv_algorithm(str name) -> ()");
+}
