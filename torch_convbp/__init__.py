@@ -1,0 +1,21 @@
+"""torch_convbp: convolutional backpropagation as a lecture writes it, on kernels of its own.
+
+import torch_convbp as bp
+
+bp.ConvBP2d(3, 64, 3, padding=1)      # a torch.nn.Conv2d with an open backward pass
+bp.convert(model)                     # every nn.Conv2d of a model becomes one
+bp.functional.conv2d(input, weight)   # and the three operators themselves
+"""
+
+from __future__ import annotations
+
+from torch_convbp import _library  # isort: skip  (loads the operators the others use)
+from torch_convbp import backends, functional
+from torch_convbp.convert import convert, revert
+from torch_convbp.modules import ConvBP2d
+
+__version__ = "0.1.0"
+
+__all__ = ["ConvBP2d", "__version__", "backends", "convert", "functional", "revert"]
+
+del _library

@@ -1,0 +1,52 @@
+"""Finds and loads the compiled libraries.
+
+``_C`` holds the operator schemas and the CPU kernels; without it there is nothing to
+import. ``_C_cuda`` holds the CUDA kernels; ``cuda_missing`` says why it is not there.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+FOLDER = Path(__file__).resolve().parent
+
+
+def _find(name: str) -> Path | None:
+    return next(iter(sorted(FOLDER.glob(f"{name}.*so"))), None)
+
+
+def _load_cpu() -> None:
+    library = _find("_C")
+    if library is None:
+        raise ImportError(
+            f"torch_convbp: the compiled library _C is missing in {FOLDER}. Build it with "
+            "`pip install --no-build-isolation -e .` in the source folder."
+        )
+    try:
+        torch.ops.load_library(library)
+    except OSError as error:
+        raise ImportError(
+            f"torch_convbp: {library.name} does not load in torch {torch.__version__} "
+            f"({error}). torch >= 2.10 is needed; rebuild with "
+            "`pip install --no-build-isolation -e .` if the library was built for another machine."
+        ) from error
+
+
+def _load_cuda() -> str | None:
+    """Loads the CUDA library; returns why that is not possible, None where it is loaded."""
+    library = _find("_C_cuda")
+    if library is None:
+        return "it was built without its CUDA kernels (the library _C_cuda is missing)"
+    if torch.version.cuda is None:
+        return "this torch is a CPU build"
+    try:
+        torch.ops.load_library(library)
+    except OSError as error:
+        return f"{library.name} does not load: {error}"
+    return None
+
+
+_load_cpu()
+cuda_missing: str | None = _load_cuda()

@@ -1,0 +1,82 @@
+"""The one file that touches private names of torch: an autograd.Function under a dispatch key.
+
+An operator whose ``Autograd`` key runs an ``autograd.Function`` is the one design that is right
+under torch.func, torch.compile and torch.export alike: torch.func's layers and the compiler see
+an ordinary operator, and at each level its derivative is recorded by the Function. For that the
+Function must be applied at the present level alone, which ``Function.apply`` does not do (it
+hands itself to torch.func); its base class _SingleLevelFunction does. So each Function gets a
+twin that derives from that class and has the same methods.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.autograd import forward_ad
+
+try:
+    from torch._C import (
+        _any_requires_grad,
+        _are_functorch_transforms_active,
+        _AutoDispatchBelowAutograd,
+    )
+    from torch._C._functorch import (
+        get_single_level_autograd_function_allowed,
+        set_single_level_autograd_function_allowed,
+    )
+    from torch.autograd.forward_ad import _set_fwd_grad_enabled
+
+    _SingleLevelFunction = torch.autograd.function._SingleLevelFunction
+    forward_ad._current_level  # noqa: B018  (read below)
+except (ImportError, AttributeError) as error:
+    raise ImportError(
+        f"torch_convbp does not know how to record derivatives in torch {torch.__version__}: "
+        f"{error}. Versions 2.10 to 2.14 are known to work."
+    ) from error
+
+
+def autograd_kernel(
+    operator: torch._ops.OpOverload, function: type[torch.autograd.Function]
+) -> Callable[..., Any]:
+    """A kernel for the operator's ``Autograd`` key that records ``function`` at this level.
+
+    The function's arguments are the operator's, the keyword-only ones last.
+    """
+    methods = ("forward", "setup_context", "backward", "jvp")
+    twin: Any = type(
+        function.__name__,
+        (_SingleLevelFunction,),
+        {name: staticmethod(getattr(function, name)) for name in methods},
+    )
+    keywords = [a.name for a in operator._schema.arguments if a.kwarg_only]
+
+    def kernel(*args: Any, **kwargs: Any) -> Any:
+        if forward_ad._current_level < 0 and not (
+            torch.is_grad_enabled() and _any_requires_grad(*args)
+        ):
+            return below_autograd(operator, *args, **kwargs)
+        before = get_single_level_autograd_function_allowed()
+        set_single_level_autograd_function_allowed(True)
+        try:
+            # The dispatcher drops keyword arguments that have their default value, None.
+            return twin.apply(*args, *(kwargs.get(name) for name in keywords))
+        finally:
+            set_single_level_autograd_function_allowed(before)
+
+    return kernel
+
+
+def below_autograd(operator: torch._ops.OpOverload, *args: Any, **kwargs: Any) -> Any:
+    """Runs the operator's next kernel below the ``Autograd`` key.
+
+    A Function's forward runs with gradients turned off. That is right for its own level, which
+    is excluded here anyway, and wrong for the levels of torch.func around it (hessian, say):
+    without turning them on again their derivatives would be zero.
+    """
+    with _AutoDispatchBelowAutograd():
+        if not _are_functorch_transforms_active():
+            return operator(*args, **kwargs)
+        with torch.enable_grad(), _set_fwd_grad_enabled(True):
+            return operator(*args, **kwargs)

@@ -1,0 +1,65 @@
+"""Switches, in the manner of ``torch.backends``: ``backends.cpu`` and ``backends.cuda``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from torch_convbp import _library
+
+__all__ = ["cpu", "cuda"]
+
+_operators = torch.ops.torch_convbp
+
+
+class _CPU:
+    """The CPU kernels."""
+
+    @property
+    def conv_algorithm(self) -> str:
+        """How convolutions are computed, in every thread of the process.
+
+        - "auto": the fastest algorithm for each problem;
+        - "direct": the vectorised direct convolution;
+        - "plain": the loop nests of csrc/cpu/plain.h, for reading along; slow.
+
+        Raises:
+            RuntimeError: when set to anything else.
+        """
+        return _operators._cpu_conv_algorithm()
+
+    @conv_algorithm.setter
+    def conv_algorithm(self, name: str) -> None:
+        _operators._set_cpu_conv_algorithm(name)
+
+    @contextmanager
+    def flags(self, *, conv_algorithm: str) -> Iterator[None]:
+        """Sets conv_algorithm within a ``with`` block."""
+        before = self.conv_algorithm
+        self.conv_algorithm = conv_algorithm
+        try:
+            yield
+        finally:
+            self.conv_algorithm = before
+
+    def capability(self) -> str:
+        """The instruction set in use: "AVX2" or "DEFAULT" (what every processor has).
+
+        The environment variable TORCH_CONVBP_CPU_CAPABILITY asks for a lower one; it is read
+        when the first convolution runs.
+        """
+        return _operators._cpu_capability()
+
+
+class _CUDA:
+    """The CUDA kernels."""
+
+    def is_available(self) -> bool:
+        """Are the CUDA kernels built, loaded, and is there a GPU?"""
+        return _library.cuda_missing is None and torch.cuda.is_available()
+
+
+cpu = _CPU()
+cuda = _CUDA()

@@ -1,0 +1,130 @@
+"""``convert(model)`` turns a model's nn.Conv2d layers into ConvBP2d, ``revert(model)`` back.
+
+A ConvBP2d holds exactly what an nn.Conv2d holds and differs in what it computes with, so a layer
+is converted by giving the object its other class. It stays the same object with the same
+Parameters: optimizers, hooks, tied weights, requires_grad flags, train or eval state, device,
+dtype and every reference to it are untouched.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from typing import Any, TypeVar
+
+from torch import nn
+
+from torch_convbp import shapes
+from torch_convbp.modules import ConvBP2d
+
+__all__ = ["convert", "revert"]
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def _rebuild(cls: type[nn.Conv2d]) -> nn.Module:
+    converted = _converted_class(cls)  # type: ignore[arg-type]
+    return converted.__new__(converted)
+
+
+@functools.cache
+def _converted_class(cls: type[nn.Conv2d]) -> type[ConvBP2d]:
+    """The class an instance of ``cls`` gets: ConvBP2d, or ConvBP2d before a subclass's own ways."""
+    if cls is nn.Conv2d:
+        return ConvBP2d
+
+    def __reduce_ex__(self: nn.Module, protocol: Any) -> tuple[Any, ...]:
+        # Pickle and deepcopy look classes up by name; this one is made here.
+        return _rebuild, (cls,), self.__getstate__()
+
+    namespace = {"__reduce_ex__": __reduce_ex__, "_converted_from": cls, "__module__": __name__}
+    return type(f"ConvBP2d_{cls.__name__}", (ConvBP2d, cls), namespace)
+
+
+def _why_left_alone(module: nn.Conv2d) -> str | None:
+    """Why this convolution cannot be converted; None where it can."""
+    cls = type(module)
+    if isinstance(module, nn.modules.lazy.LazyModuleMixin):
+        return "lazy and not initialised yet; run a batch through the model first"
+    if cls.forward is not nn.Conv2d.forward or cls._conv_forward is not nn.Conv2d._conv_forward:
+        return f"{cls.__name__} has a forward of its own; derive it from ConvBP2d instead"
+    if "forward" in vars(module) or "_conv_forward" in vars(module):
+        return "its forward was replaced on the object"
+    if module.weight.dtype not in shapes.DTYPES:
+        return f"its dtype is {module.weight.dtype}"
+    return None
+
+
+def convert(model: Model) -> Model:
+    """Turns every nn.Conv2d of ``model`` into a ConvBP2d, in place.
+
+    Subclasses of nn.Conv2d that inherit its forward (parametrized layers among them) are
+    converted too. What cannot be is left alone and listed in one warning: subclasses with a
+    forward of their own, uninitialised lazy layers, dtypes without kernels, scripted layers.
+
+    Args:
+        model: any module; one that is an nn.Conv2d itself is converted as well.
+
+    Returns:
+        The same model: outputs, gradients and state_dict are what they were.
+
+    Raises:
+        TypeError: model is no torch.nn.Module.
+    """
+    _check_is_module("convert", model)
+    left_alone = []
+    for name, module in model.named_modules():
+        if isinstance(module, ConvBP2d):
+            continue
+        if isinstance(module, nn.Conv2d):
+            reason = _why_left_alone(module)
+            if reason is None:
+                module.__class__ = _converted_class(type(module))  # type: ignore[arg-type]
+                continue
+        elif getattr(module, "original_name", None) == "Conv2d":
+            reason = "it is compiled by TorchScript"
+        else:
+            continue
+        left_alone.append(f"  {name or '(the model itself)'}: {reason}")
+    if left_alone:
+        warnings.warn(
+            f"torch_convbp.convert left {len(left_alone)} convolution(s) alone:\n"
+            + "\n".join(left_alone),
+            stacklevel=2,
+        )
+    return model
+
+
+def revert(model: Model) -> Model:
+    """Turns every ConvBP2d of ``model`` back into an nn.Conv2d, in place.
+
+    Layers that :func:`convert` made get the class they had; layers built as ConvBP2d become
+    nn.Conv2d. Subclasses of ConvBP2d are left alone and listed in one warning.
+
+    Raises:
+        TypeError: model is no torch.nn.Module.
+    """
+    _check_is_module("revert", model)
+    left_alone = []
+    for name, module in model.named_modules():
+        cls = type(module)
+        if cls is ConvBP2d:
+            module.__class__ = nn.Conv2d
+        elif "_converted_from" in vars(cls):
+            module.__class__ = vars(cls)["_converted_from"]
+        elif isinstance(module, ConvBP2d):
+            left_alone.append(f"  {name or '(the model itself)'}: a {cls.__name__}")
+    if left_alone:
+        warnings.warn(
+            f"torch_convbp.revert left {len(left_alone)} subclass(es) of ConvBP2d alone:\n"
+            + "\n".join(left_alone),
+            stacklevel=2,
+        )
+    return model
+
+
+def _check_is_module(function: str, model: Any) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"{function}(): argument 'model' must be a torch.nn.Module, not {type(model).__name__}"
+        )

@@ -1,0 +1,322 @@
+"""Output-size arithmetic and argument checks.
+
+The fake kernels call these; csrc/checks.cpp says the same, word for word, of real tensors.
+The words are torch's own where torch has them.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import is_tensor_like
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+# csrc/checks.h explains both.
+LARGEST_PARAMETER = 2**31 - 1
+LARGEST_BYTES = 2**47
+
+_SCALAR_TYPE_NAMES = {
+    torch.float32: "Float",
+    torch.float64: "Double",
+    torch.bfloat16: "BFloat16",
+    torch.float16: "Half",
+    torch.uint8: "Byte",
+    torch.int8: "Char",
+    torch.int16: "Short",
+    torch.int32: "Int",
+    torch.int64: "Long",
+    torch.bool: "Bool",
+    torch.complex64: "ComplexFloat",
+    torch.complex128: "ComplexDouble",
+    torch.complex32: "ComplexHalf",
+}
+
+
+# --- what users write, brought into one form -----------------------------------------------
+
+
+def check_is_tensor(function: str, **arguments: Any) -> None:
+    """Raises TypeError for what is no tensor, RuntimeError for one that is not dense."""
+    for name, value in arguments.items():
+        if isinstance(value, Tensor):
+            if value.layout != torch.strided:
+                raise RuntimeError(
+                    f"{function}(): expected argument '{name}' to be a dense tensor "
+                    f"(layout torch.strided), but got layout {value.layout}"
+                )
+        elif not is_tensor_like(value):
+            raise TypeError(
+                f"{function}(): argument '{name}' must be Tensor, not {type(value).__name__}"
+            )
+
+
+def whole_number(function: str, name: str, value: Any) -> int:
+    """value as an int; SymInts pass, they stand for ints while a graph is traced."""
+    if type(value) is int or isinstance(value, torch.SymInt):
+        return value  # type: ignore[return-value]
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(
+            f"{function}(): argument '{name}' must be made of ints, "
+            f"but got {value!r} ({type(value).__name__})"
+        ) from None
+
+
+def size_list(function: str, name: str, value: Any) -> list[int]:
+    """A sequence of ints (a torch.Size, say) as a list."""
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        raise TypeError(
+            f"{function}(): argument '{name}' must be a sequence of ints, "
+            f"but got {value!r} ({type(value).__name__})"
+        )
+    return [whole_number(function, name, v) for v in value]
+
+
+def pair(function: str, name: str, value: Any) -> tuple[int, int]:
+    """An int or a sequence of one or two ints as (height, width)."""
+    if type(value) is int:
+        return value, value
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        value = (value,)
+    ints = [whole_number(function, name, v) for v in value]
+    if len(ints) not in (1, 2):
+        raise RuntimeError(
+            f"expected {name} to be a single integer value or a list of 2 values to match the "
+            f"convolution dimensions, but got {name}={ints}"
+        )
+    return ints[0], ints[-1]
+
+
+def four_paddings(
+    function: str,
+    padding: Any,
+    weight_size: Sequence[int],
+    stride: tuple[int, int],
+    dilation: tuple[int, int],
+) -> list[int]:
+    """int, pair, 'same' or 'valid' as [top, bottom, left, right]."""
+    if not isinstance(padding, str):
+        height, width = pair(function, "padding", padding)
+        return [height, height, width, width]
+    if padding == "valid":
+        return [0, 0, 0, 0]
+    if padding != "same":
+        raise RuntimeError(
+            f"Invalid padding string: '{padding}', expected 'same', 'valid', an int or two ints"
+        )
+    if stride != (1, 1):
+        raise RuntimeError(
+            f"padding='same' is not supported for strided convolutions, but got stride={stride}"
+        )
+    result = []
+    for size, step in zip(weight_size[2:], dilation, strict=True):
+        total = step * (size - 1)
+        result += [total // 2, total - total // 2]  # an odd total pads one more behind
+    return result
+
+
+def check_dim(function: str, name: str, size: Sequence[int]) -> None:
+    if len(size) not in (3, 4):
+        raise RuntimeError(
+            f"Expected 3D (unbatched) or 4D (batched) {name} to {function}, "
+            f"but got {name} of size: {list(size)}"
+        )
+
+
+def check_same_dim(
+    function: str, name: str, size: Sequence[int], other_name: str, other_size: Sequence[int]
+) -> None:
+    if len(size) != len(other_size):
+        raise RuntimeError(
+            f"Expected {name} and {other_name} of {function} to be both batched (4D) or both "
+            f"unbatched (3D), but got {name} of size {list(size)} and {other_name} of size "
+            f"{list(other_size)}"
+        )
+
+
+def check_weight_dim(weight_size: Sequence[int]) -> None:
+    if len(weight_size) != 4:
+        raise RuntimeError(
+            "Expected 4D weight [out_channels, in_channels/groups, kernel_height, kernel_width] "
+            f"to conv2d, but got weight of size: {list(weight_size)}"
+        )
+
+
+# --- what the operators check ---------------------------------------------------------------
+
+
+def _check(condition: Any, message: str) -> None:
+    if not condition:
+        raise RuntimeError(message)
+
+
+def _check_parameter(name: str, values: Sequence[int], count: int, order: str) -> None:
+    _check(
+        len(values) == count,
+        f"expected {name} to be a list of {count} values {order}, but got {name}={list(values)}",
+    )
+    _check(
+        not any(v > LARGEST_PARAMETER for v in values),
+        f"{name} is too large: expected at most {LARGEST_PARAMETER}, but got {name}={list(values)}",
+    )
+
+
+def conv2d_output_size(
+    input_size: Sequence[int],
+    weight_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    element_bytes: int,
+) -> list[int]:
+    """Size [N, O, M, N] of conv2d's output.
+
+    Shapes: input_size [N, K, H, W]; weight_size [O, K / groups, R, S]; stride and dilation
+    (height, width); padding (top, bottom, left, right).
+
+    Raises:
+        RuntimeError: the arguments describe no convolution; the message names the argument.
+    """
+    input_size, weight_size = list(input_size), list(weight_size)
+    stride, padding, dilation = list(stride), list(padding), list(dilation)
+    _check(
+        len(input_size) == 4,
+        f"Expected 4D (batched) input to conv2d, but got input of size: {input_size}",
+    )
+    check_weight_dim(weight_size)
+    _check(
+        not any(v < 0 for v in input_size),
+        f"Expected non-negative input sizes, but got input of size: {input_size}",
+    )
+    _check(
+        not any(v < 0 for v in weight_size),
+        f"Expected non-negative weight sizes, but got weight of size: {weight_size}",
+    )
+    _check(groups > 0, f"non-positive groups is not supported, but got groups={groups}")
+    _check_parameter("stride", stride, 2, "(height, width)")
+    _check(
+        not any(v < 1 for v in stride),
+        f"non-positive stride is not supported, but got stride={stride}",
+    )
+    _check_parameter("padding", padding, 4, "(top, bottom, left, right)")
+    _check(
+        not any(v < 0 for v in padding),
+        f"negative padding is not supported, but got padding={padding} (top, bottom, left, right)",
+    )
+    _check_parameter("dilation", dilation, 2, "(height, width)")
+    _check(
+        not any(v < 1 for v in dilation),
+        f"dilation should be greater than zero, but got dilation={dilation}",
+    )
+    _check(
+        weight_size[0] >= groups,
+        f"Given groups={groups}, expected weight to be at least {groups} at dimension 0, "
+        f"but got weight of size {weight_size} instead",
+    )
+    _check(
+        weight_size[0] % groups == 0,
+        f"Given groups={groups}, expected weight to be divisible by {groups} at dimension 0, "
+        f"but got weight of size {weight_size} instead",
+    )
+    _check(
+        weight_size[2] > 0 and weight_size[3] > 0,
+        f"Expected weight to have a kernel of at least 1 x 1, but got weight of size {weight_size}",
+    )
+    _check(
+        input_size[1] == weight_size[1] * groups,
+        f"Given groups={groups}, weight of size {weight_size}, expected input{input_size} to have "
+        f"{weight_size[1] * groups} channels, but got {input_size[1]} channels instead",
+    )
+    _check(
+        input_size[2] > 0 and input_size[3] > 0,
+        f"Only zero batch or zero channel inputs are supported, but got input shape: {input_size}",
+    )
+    padded = [input_size[2 + i] + padding[2 * i] + padding[2 * i + 1] for i in range(2)]
+    extent = [dilation[i] * (weight_size[2 + i] - 1) + 1 for i in range(2)]
+    _check(
+        extent[0] <= padded[0] and extent[1] <= padded[1],
+        f"Calculated padded input size per channel: ({padded[0]} x {padded[1]}). "
+        f"Kernel size: ({extent[0]} x {extent[1]}). "
+        "Kernel size can't be greater than actual input size",
+    )
+    output_size = [input_size[0], weight_size[0]]
+    output_size += [(padded[i] - extent[i]) // stride[i] + 1 for i in range(2)]
+    if all(isinstance(size, int) for size in output_size):
+        numel = output_size[0] * output_size[1] * output_size[2] * output_size[3]
+        _check(
+            numel * element_bytes <= LARGEST_BYTES,
+            f"padding is too large: with padding={padding} (top, bottom, left, right) the output "
+            f"of size {output_size} would not fit into the address space",
+        )
+    return output_size
+
+
+def check_tensors(op: str, **tensors: Tensor | None) -> None:
+    """All have the first one's dtype, one of DTYPES, and its device."""
+    name, first = next(iter(tensors.items()))
+    assert first is not None
+    type_name = _SCALAR_TYPE_NAMES.get(first.dtype, str(first.dtype))
+    supported = "torch.float32, torch.float64, torch.bfloat16 or torch.float16"
+    _check(
+        first.dtype in DTYPES,
+        f"\"{op}\" not implemented for '{type_name}': expected {name} of dtype {supported}",
+    )
+    for other_name, other in tensors.items():
+        if other is None:
+            continue
+        _check(
+            other.device == first.device,
+            f"Expected all tensors to be on the same device, but got {other_name} on "
+            f"{other.device} and {name} on {first.device}",
+        )
+        _check(
+            other.dtype == first.dtype,
+            f"Expected {name} type ({type_name}) and {other_name} type "
+            f"({_SCALAR_TYPE_NAMES.get(other.dtype, str(other.dtype))}) to be the same",
+        )
+
+
+def check_bias(bias_size: Sequence[int], weight_size: Sequence[int]) -> None:
+    _check(
+        list(bias_size) == [weight_size[0]],
+        f"Given weight of size {list(weight_size)}, expected bias to be 1-dimensional with "
+        f"{weight_size[0]} elements, but got bias of size {list(bias_size)} instead",
+    )
+
+
+def check_delta(delta_size: Sequence[int], output_size: Sequence[int]) -> None:
+    _check(
+        list(delta_size) == list(output_size),
+        f"Expected delta to have the size of conv2d's output, {list(output_size)}, "
+        f"but got delta of size {list(delta_size)}",
+    )
+
+
+def is_channels_last(tensor: Tensor) -> bool:
+    """Do the strides put the channels innermost? (torch's suggest_memory_format() rule: where
+    sizes of 1 leave both readings open, the tensor counts as contiguous.)"""
+    size, stride = tensor.size(), tensor.stride()
+    if stride[1] == 0:
+        return False
+    least: int = 0
+    for d in (1, 3, 2, 0):
+        if size[d] == 0 or stride[d] < least:
+            return False
+        if d == 0 and least == stride[1]:
+            return False
+        least = stride[d] * size[d] if size[d] > 1 else stride[d]
+    return True
+
+
+def result_format(a: Tensor, b: Tensor) -> torch.memory_format:
+    """channels_last if either tensor is."""
+    if is_channels_last(a) or is_channels_last(b):
+        return torch.channels_last
+    return torch.contiguous_format
