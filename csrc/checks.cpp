@@ -83,8 +83,8 @@ ConvProblem check_conv2d(const Ints& input_size, const Ints& weight_size, const 
   // In floating point: the product itself may overflow 64 bits.
   const double bytes = static_cast<double>(p.batch) * weight_size[0] * p.out_size[0] *
                        p.out_size[1] * element_bytes;
-  check(bytes <= static_cast<double>(kLargestBytes), "padding is too large: with padding=",
-        text(padding), " (top, bottom, left, right) the output of size ",
+  check(bytes <= static_cast<double>(kLargestBytes), "Given padding=", text(padding),
+        " (top, bottom, left, right), the output of size ",
         text({p.batch, weight_size[0], p.out_size[0], p.out_size[1]}),
         " would not fit into the address space");
   return p;

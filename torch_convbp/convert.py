@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import functools
 import warnings
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from torch import nn
+from torch.nn.utils import parametrize
 
 from torch_convbp import shapes
 from torch_convbp.modules import ConvBP2d
@@ -39,6 +41,28 @@ def _converted_class(cls: type[nn.Conv2d]) -> type[ConvBP2d]:
 
     namespace = {"__reduce_ex__": __reduce_ex__, "_converted_from": cls, "__module__": __name__}
     return type(f"ConvBP2d_{cls.__name__}", (ConvBP2d, cls), namespace)
+
+
+def _reverted_class(cls: type[nn.Conv2d]) -> type[nn.Conv2d] | None:
+    """What _converted_class made ``cls`` of; None for a subclass of ConvBP2d."""
+    return nn.Conv2d if cls is ConvBP2d else vars(cls).get("_converted_from")
+
+
+def _set_class(module: nn.Conv2d, change: Callable[[Any], type[nn.Conv2d] | None]) -> bool:
+    """Gives the module the class that ``change`` makes of its own; False where that is None."""
+    cls = type(module)
+    if not parametrize.is_parametrized(module):
+        changed = change(cls)
+    elif (base := change(cls.__bases__[0])) is None:
+        changed = None
+    else:
+        # torch derives a class for each parametrized module and keeps its properties there: the
+        # same class over another base. Copies of the module share the old one, so it stays.
+        namespace = {k: v for k, v in vars(cls).items() if k not in ("__dict__", "__weakref__")}
+        changed = type(f"Parametrized{base.__name__}", (base,), namespace)
+    if changed is not None:
+        module.__class__ = changed
+    return changed is not None
 
 
 def _why_left_alone(module: nn.Conv2d) -> str | None:
@@ -79,7 +103,7 @@ def convert(model: Model) -> Model:
         if isinstance(module, nn.Conv2d):
             reason = _why_left_alone(module)
             if reason is None:
-                module.__class__ = _converted_class(type(module))  # type: ignore[arg-type]
+                _set_class(module, _converted_class)
                 continue
         elif getattr(module, "original_name", None) == "Conv2d":
             reason = "it is compiled by TorchScript"
@@ -107,13 +131,8 @@ def revert(model: Model) -> Model:
     _check_is_module("revert", model)
     left_alone = []
     for name, module in model.named_modules():
-        cls = type(module)
-        if cls is ConvBP2d:
-            module.__class__ = nn.Conv2d
-        elif "_converted_from" in vars(cls):
-            module.__class__ = vars(cls)["_converted_from"]
-        elif isinstance(module, ConvBP2d):
-            left_alone.append(f"  {name or '(the model itself)'}: a {cls.__name__}")
+        if isinstance(module, ConvBP2d) and not _set_class(module, _reverted_class):
+            left_alone.append(f"  {name or '(the model itself)'}: a {type(module).__name__}")
     if left_alone:
         warnings.warn(
             f"torch_convbp.revert left {len(left_alone)} subclass(es) of ConvBP2d alone:\n"

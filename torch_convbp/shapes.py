@@ -252,8 +252,8 @@ def conv2d_output_size(
         numel = output_size[0] * output_size[1] * output_size[2] * output_size[3]
         _check(
             numel * element_bytes <= LARGEST_BYTES,
-            f"padding is too large: with padding={padding} (top, bottom, left, right) the output "
-            f"of size {output_size} would not fit into the address space",
+            f"Given padding={padding} (top, bottom, left, right), the output of size {output_size} "
+            "would not fit into the address space",
         )
     return output_size
 

@@ -63,7 +63,9 @@ Axis input_grad_axis(const ConvProblem& p, Spatial axis, int64_t phase) {
   return a;
 }
 
+// The tile size of as many tiles as `tile` makes, but of even size.
 int64_t even_tile(int64_t count, int64_t tile) {
+  if (count == 0) return 1;
   return divide_up(count, divide_up(count, tile));
 }
 

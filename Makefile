@@ -1,0 +1,45 @@
+# make experiment   the parity experiment on its embedded data set
+# make test         the default test suite
+# Both create .venv, install pinned packages and build the extension when needed.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
+
+.PHONY: experiment test test-all lint wheel clean
+
+experiment: $(VENV)/built
+	$(BIN)/python -m experiments.parity $(ARGS)
+
+test: $(VENV)/built
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+test-all: $(VENV)/built
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/built
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+wheel: $(VENV)/built
+	$(BIN)/python -m pip wheel --no-build-isolation --no-deps --wheel-dir dist .
+
+clean:
+	rm -rf build dist *.egg-info torch_convbp/*.so $(VENV)
+
+# Each step leaves its mark only when it has succeeded, so that an interrupted one is simply
+# done again: a virtual environment that was not finished is made anew.
+$(VENV)/created:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "torch_convbp needs Python >= 3.10, but PYTHON=$(PYTHON) is " + sys.version)'
+	$(PYTHON) -m venv --clear $(VENV)
+	touch $@
+
+$(VENV)/installed: requirements.txt $(VENV)/created
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+$(VENV)/built: $(SOURCES) $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
+	touch $@

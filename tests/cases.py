@@ -1,0 +1,157 @@
+"""Named convolutions: the data that the tests of the operators run over."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+LAYOUTS = ("contiguous", "channels_last", "strided")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One convolution. padding is (top, bottom, left, right)."""
+
+    name: str
+    batch: int = 2
+    in_channels: int = 3
+    out_channels: int = 4
+    size: tuple[int, int] = (7, 6)
+    kernel: tuple[int, int] = (3, 3)
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int, int, int] = (0, 0, 0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+
+    @property
+    def input_size(self) -> tuple[int, ...]:
+        return (self.batch, self.in_channels, *self.size)
+
+    @property
+    def weight_size(self) -> tuple[int, ...]:
+        return (self.out_channels, self.in_channels // self.groups, *self.kernel)
+
+    @property
+    def output_size(self) -> tuple[int, ...]:
+        out = []
+        for i in range(2):
+            padded = self.size[i] + self.padding[2 * i] + self.padding[2 * i + 1]
+            out.append((padded - self.dilation[i] * (self.kernel[i] - 1) - 1) // self.stride[i] + 1)
+        return (self.batch, self.out_channels, *out)
+
+    @property
+    def geometry(self) -> tuple[Any, ...]:
+        """The operators' last four arguments."""
+        return self.stride, self.padding, self.dilation, self.groups
+
+    @property
+    def symmetric(self) -> bool:
+        """Can torch.nn.functional.conv2d say it without padding the input first?"""
+        top, bottom, left, right = self.padding
+        return top == bottom and left == right
+
+    def reduction(self, operator: str) -> int:
+        """How many products one element of the operator's result sums."""
+        taps = self.kernel[0] * self.kernel[1]
+        return {
+            "conv2d": taps * self.in_channels // self.groups,
+            "conv2d_input_grad": taps * self.out_channels // self.groups,
+            "conv2d_weight_grad": self.batch * self.output_size[2] * self.output_size[3],
+        }[operator]
+
+
+# Small enough for the reference, which loops in Python.
+SMALL = [
+    Case("slides"),
+    Case("one_by_one", kernel=(1, 1)),
+    Case("one_by_one_padded", kernel=(1, 1), padding=(1, 1, 2, 2)),
+    Case("asymmetric_kernel", kernel=(2, 5)),
+    Case("even_kernel", kernel=(4, 2), padding=(2, 2, 1, 1)),
+    Case("row_kernel", kernel=(1, 4)),
+    Case("stride", stride=(2, 2)),
+    Case("asymmetric_stride", stride=(1, 3), padding=(1, 1, 0, 0)),
+    Case("stride_beyond_kernel", kernel=(2, 2), stride=(3, 4)),
+    Case("padding", padding=(1, 1, 1, 1)),
+    Case("asymmetric_padding", padding=(2, 2, 0, 0)),
+    Case("padding_beyond_kernel", kernel=(2, 2), padding=(3, 3, 4, 4)),
+    Case("padding_behind", padding=(0, 1, 0, 2)),
+    Case("padding_in_front", padding=(2, 0, 1, 0), stride=(2, 1)),
+    Case("dilation", dilation=(2, 2)),
+    Case("asymmetric_dilation", dilation=(3, 1), padding=(2, 2, 1, 1)),
+    Case("dilation_beyond_input", size=(4, 4), kernel=(2, 2), dilation=(5, 6),
+         padding=(3, 3, 4, 4)),
+    Case("stride_and_dilation", stride=(2, 3), dilation=(2, 1), padding=(1, 1, 2, 2)),
+    Case("stride_divides_dilation", stride=(2, 2), dilation=(2, 4), kernel=(2, 2), size=(8, 9)),
+    Case("kernel_as_large_as_input", size=(5, 4), kernel=(5, 4)),
+    Case("groups", in_channels=4, out_channels=6, groups=2),
+    Case("groups_and_everything", in_channels=6, out_channels=3, groups=3, stride=(2, 1),
+         padding=(1, 1, 2, 2), dilation=(1, 2), kernel=(3, 2)),
+    Case("depthwise", in_channels=4, out_channels=4, groups=4, padding=(1, 1, 1, 1)),
+    Case("depthwise_multiplier", in_channels=3, out_channels=6, groups=3),
+    Case("one_channel", in_channels=1, out_channels=1),
+    Case("one_pixel", size=(1, 1), kernel=(3, 3), padding=(1, 1, 1, 1)),
+    Case("zero_channels", in_channels=0, out_channels=3),
+    Case("batch_0", batch=0),
+]  # fmt: skip
+
+# Off the sizes the vector kernels work in: channel blocks, rows of pixels, tiles.
+RAGGED = [
+    Case("channels_17_40", in_channels=17, out_channels=40, size=(15, 19), padding=(1, 1, 1, 1)),
+    Case("channels_72_5", in_channels=72, out_channels=5, size=(9, 11), padding=(1, 1, 1, 1)),
+    Case("channels_16_16", in_channels=16, out_channels=16, size=(12, 12), kernel=(2, 2)),
+    Case("channels_8_33", in_channels=8, out_channels=33, size=(29, 37), stride=(2, 2),
+         padding=(1, 1, 1, 1)),
+    Case("ragged_groups", in_channels=15, out_channels=27, groups=3, size=(13, 10),
+         padding=(1, 1, 0, 0), stride=(1, 2)),
+    Case("depthwise_wide", in_channels=35, out_channels=35, groups=35, size=(14, 9),
+         padding=(2, 2, 2, 2), kernel=(5, 5)),
+    Case("stem", in_channels=3, out_channels=64, size=(40, 33), kernel=(7, 7), stride=(2, 2),
+         padding=(3, 3, 3, 3)),
+    Case("many_images", batch=37, in_channels=20, out_channels=24, size=(4, 4),
+         padding=(1, 1, 1, 1)),
+    Case("one_image", batch=1, in_channels=24, out_channels=70, size=(7, 7), padding=(1, 1, 1, 1)),
+    Case("wide_picture", batch=1, in_channels=4, out_channels=3, size=(3, 1500), kernel=(3, 3)),
+    Case("tall_picture", batch=1, in_channels=30, out_channels=3, size=(700, 2), kernel=(4, 1)),
+    Case("far_taps", batch=1, in_channels=9, out_channels=10, size=(40, 41), kernel=(3, 3),
+         dilation=(19, 17)),
+    Case("sparse_stride", batch=3, in_channels=6, out_channels=9, size=(50, 46), kernel=(2, 3),
+         stride=(11, 9)),
+]  # fmt: skip
+
+
+def parameters(cases: list[Case]) -> list[Any]:
+    return [pytest.param(case, id=case.name) for case in cases]
+
+
+def small(name: str, **changes: Any) -> Case:
+    """The case of SMALL with that name."""
+    return replace(next(case for case in SMALL if case.name == name), **changes)
+
+
+def in_layout(tensor: Tensor, layout: str) -> Tensor:
+    """The same values in another memory layout."""
+    if layout == "contiguous":
+        return tensor.contiguous()
+    if layout == "channels_last":
+        return tensor.contiguous(memory_format=torch.channels_last)
+    # Every stride is unusual: width outermost, gaps between rows, an offset.
+    n, c, h, w = tensor.shape
+    room = torch.full((w, n, 2 * h + 1, c + 1), torch.nan, dtype=tensor.dtype)
+    view = room.permute(1, 3, 2, 0)[:, 1:, 1::2, :]
+    view.copy_(tensor)
+    return view
+
+
+def integers(size: tuple[int, ...], dtype: torch.dtype, seed: int, bound: int = 3) -> Tensor:
+    """Whole numbers in [-bound, bound]: sums of their products are exact."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(-bound, bound + 1, size, generator=generator).to(dtype)
+
+
+def normal(size: tuple[int, ...], dtype: torch.dtype, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(size, generator=generator, dtype=torch.float64).to(dtype)

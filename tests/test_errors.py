@@ -1,0 +1,277 @@
+"""Bad input: torch's exception type, and a message that names the argument.
+
+Checks are said twice, in C++ for real tensors and in Python for fake ones: every case of
+FUNCTIONAL that reaches them runs on both and must read the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import torch_convbp as bp
+
+f = bp.functional
+
+
+def x(*size: int, **kwargs: Any) -> Tensor:
+    return torch.ones(size or (2, 3, 8, 8), **kwargs)
+
+
+def w(*size: int, **kwargs: Any) -> Tensor:
+    return torch.ones(size or (4, 3, 3, 3), **kwargs)
+
+
+# name: (arguments of conv2d, keyword arguments, exception type, text of the message).
+# The type is torch's own where torch raises; NotImplementedError is a RuntimeError.
+FUNCTIONAL: dict[str, tuple[tuple[Any, ...], dict[str, Any], type[Exception], str]] = {
+    "wrong_channels": ((x(2, 4, 8, 8), w()), {}, RuntimeError,
+        r"expected input\[2, 4, 8, 8\] to have 3 channels, but got 4 channels instead"),
+    "input_1d": ((x(8), w()), {}, RuntimeError,
+        r"Expected 3D \(unbatched\) or 4D \(batched\) input to conv2d, but got .*size: \[8\]"),
+    "input_2d": ((x(8, 8), w()), {}, RuntimeError, r"input of size: \[8, 8\]"),
+    "input_5d": ((x(1, 2, 3, 8, 8), w()), {}, RuntimeError, r"input of size: \[1, 2, 3, 8, 8\]"),
+    "weight_3d": ((x(), w(3, 3, 3)), {}, RuntimeError, r"4D weight .* weight of size: \[3, 3, 3\]"),
+    "weight_dtype": ((x(dtype=torch.float64), w()), {}, RuntimeError,
+        r"Expected input type \(Double\) and weight type \(Float\) to be the same"),
+    "bias_dtype": ((x(), w(), torch.ones(4, dtype=torch.float64)), {}, RuntimeError,
+        r"Expected input type \(Float\) and bias type \(Double\) to be the same"),
+    "integers": ((x(dtype=torch.int64), w(dtype=torch.int64)), {}, RuntimeError,
+        r'"conv2d" not implemented for \'Long\': expected input of dtype torch.float32'),
+    "booleans": ((x(dtype=torch.bool), w(dtype=torch.bool)), {}, RuntimeError,
+        r'"conv2d" not implemented for \'Bool\''),
+    "complex": ((x(dtype=torch.complex64), w(dtype=torch.complex64)), {}, RuntimeError,
+        r'"conv2d" not implemented for \'ComplexFloat\''),
+    "kernel_larger_than_input": ((x(2, 3, 2, 2), w()), {}, RuntimeError,
+        r"input size per channel: \(2 x 2\). Kernel size: \(3 x 3\). Kernel size can't be greater"),
+    "dilated_kernel_larger_than_input": ((x(), w()), {"dilation": (1, 4)}, RuntimeError,
+        r"Kernel size: \(3 x 9\). Kernel size can't be greater than actual input size"),
+    "groups_do_not_divide_input": ((x(), w()), {"groups": 2}, RuntimeError,
+        r"Given groups=2, weight of size \[4, 3, 3, 3\], expected input\[2, 3, 8, 8\] to have 6"),
+    "groups_do_not_divide_output": ((x(2, 9, 8, 8), w()), {"groups": 3}, RuntimeError,
+        r"Given groups=3, expected weight to be divisible by 3 at dimension 0"),
+    "groups_beyond_output": ((x(2, 18, 8, 8), w()), {"groups": 6}, RuntimeError,
+        r"Given groups=6, expected weight to be at least 6 at dimension 0"),
+    "groups_0": ((x(), w()), {"groups": 0}, RuntimeError, r"non-positive groups .*groups=0"),
+    "groups_negative": ((x(), w()), {"groups": -1}, RuntimeError, r"non-positive groups"),
+    "groups_float": ((x(), w()), {"groups": 1.0}, TypeError, r"argument 'groups' .* got 1.0"),
+    "stride_0": ((x(), w()), {"stride": 0}, RuntimeError,
+        r"non-positive stride is not supported, but got stride=\[0, 0\]"),
+    "stride_negative": ((x(), w()), {"stride": (1, -2)}, RuntimeError, r"stride=\[1, -2\]"),
+    "stride_float": ((x(), w()), {"stride": 1.5}, TypeError, r"argument 'stride' .* got 1.5"),
+    "stride_text": ((x(), w()), {"stride": "2"}, TypeError, r"argument 'stride' .* got '2'"),
+    "stride_3": ((x(), w()), {"stride": (1, 1, 1)}, RuntimeError,
+        r"expected stride to be a single integer value or a list of 2 values .*\[1, 1, 1\]"),
+    "stride_none": ((x(), w()), {"stride": None}, TypeError, r"argument 'stride' .* got None"),
+    "dilation_0": ((x(), w()), {"dilation": 0}, RuntimeError,
+        r"dilation should be greater than zero, but got dilation=\[0, 0\]"),
+    "dilation_negative": ((x(), w()), {"dilation": -1}, RuntimeError, r"dilation=\[-1, -1\]"),
+    "padding_negative": ((x(), w()), {"padding": -1}, RuntimeError,
+        r"negative padding is not supported, but got padding=\[-1, -1, -1, -1\]"),
+    "padding_absurd": ((x(), w()), {"padding": 2**40}, RuntimeError,
+        r"padding is too large: expected at most 2147483647, but got .*1099511627776"),
+    "padding_beyond_memory": ((x(), w()), {"padding": 2**30}, RuntimeError,
+        r"Given padding=.*, the output of size .* would not fit into the address space"),
+    "padding_float": ((x(), w()), {"padding": 1.5}, TypeError, r"argument 'padding' .* got 1.5"),
+    "padding_text": ((x(), w()), {"padding": "full"}, RuntimeError,
+        r"Invalid padding string: 'full', expected 'same', 'valid'"),
+    "padding_same_with_stride": ((x(), w()), {"padding": "same", "stride": 2}, RuntimeError,
+        r"padding='same' is not supported for strided convolutions"),
+    "padding_3": ((x(), w()), {"padding": (1, 1, 1)}, RuntimeError, r"expected padding to be"),
+    "bias_size": ((x(), w(), torch.ones(5)), {}, RuntimeError,
+        r"expected bias to be 1-dimensional with 4 elements, but got bias of size \[5\] instead"),
+    "bias_2d": ((x(), w(), torch.ones(4, 1)), {}, RuntimeError, r"bias of size \[4, 1\]"),
+    "no_filters": ((x(), w(0, 3, 3, 3)), {}, RuntimeError,
+        r"expected weight to be at least 1 at dimension 0, but got weight of size \[0, 3, 3, 3\]"),
+    "no_taps": ((x(), w(4, 3, 0, 3)), {}, RuntimeError, r"weight to have a kernel of at least 1"),
+    "no_rows": ((x(2, 3, 0, 8), w()), {"padding": 2}, RuntimeError,
+        r"Only zero batch or zero channel inputs are supported, but got input shape: \[2, 3, 0, 8"),
+    "numpy_input": ((np.ones((2, 3, 8, 8), np.float32), w()), {}, TypeError,
+        r"conv2d\(\): argument 'input' must be Tensor, not ndarray"),
+    "numpy_weight": ((x(), np.ones((4, 3, 3, 3), np.float32)), {}, TypeError,
+        r"argument 'weight' must be Tensor, not ndarray"),
+    "list_bias": ((x(), w(), [1.0] * 4), {}, TypeError,
+        r"argument 'bias' must be Tensor, not list"),
+    "none_input": ((None, w()), {}, TypeError, r"argument 'input' must be Tensor, not NoneType"),
+    "sparse_input": ((x().to_sparse(), w()), {}, RuntimeError,
+        r"argument 'input' to be a dense tensor .* layout torch.sparse_coo"),
+    "sparse_weight": ((x(), w().to_sparse()), {}, RuntimeError, r"argument 'weight' to be a dense"),
+    "mkldnn_input": ((x().to_mkldnn(), w()), {}, RuntimeError, r"layout torch._mkldnn"),
+}  # fmt: skip
+
+# nn.Conv2d says nothing here, or not this.
+TORCH_ACCEPTS = {"integers", "complex", "mkldnn_input"}
+
+
+@pytest.mark.parametrize("name", FUNCTIONAL)
+def test_functional(name: str) -> None:
+    arguments, keywords, exception, text = FUNCTIONAL[name]
+    with pytest.raises(exception, match=text):
+        f.conv2d(*arguments, **keywords)
+    if name not in TORCH_ACCEPTS:
+        with pytest.raises(exception):
+            F.conv2d(*arguments, **keywords)
+
+
+def is_plain(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.layout == torch.strided
+
+
+REACH_THE_OPERATORS = [
+    name
+    for name, (arguments, _, exception, _) in FUNCTIONAL.items()
+    if exception is RuntimeError and all(is_plain(a) for a in arguments)
+]
+
+
+@pytest.mark.parametrize("name", REACH_THE_OPERATORS)
+def test_real_and_fake_tensors_get_the_same_message(name: str) -> None:
+    arguments, keywords, exception, _ = FUNCTIONAL[name]
+    with pytest.raises(exception) as real:
+        f.conv2d(*arguments, **keywords)
+    with pytest.raises(exception) as fake:
+        f.conv2d(*(a.to("meta") for a in arguments), **keywords)
+    assert str(fake.value) == str(real.value)
+
+
+GEOMETRY = ((1, 1), (0, 0, 0, 0), (1, 1), 1)
+
+# Calls of the operators themselves: name: (call, text). Each runs on real and on meta tensors.
+OPERATORS: dict[str, tuple[Callable[[Any, str], Any], str]] = {
+    "input_3d": (lambda o, d: o.conv2d(x(3, 8, 8, device=d), w(device=d), None, *GEOMETRY),
+        r"Expected 4D \(batched\) input to conv2d, but got input of size: \[3, 8, 8\]"),
+    "weight_3d": (lambda o, d: o.conv2d(x(device=d), w(3, 3, 3, device=d), None, *GEOMETRY),
+        r"Expected 4D weight .* weight of size: \[3, 3, 3\]"),
+    "stride_1": (lambda o, d: o.conv2d(x(device=d), w(device=d), None, (1,), *GEOMETRY[1:]),
+        r"expected stride to be a list of 2 values \(height, width\), but got stride=\[1\]"),
+    "padding_2": (lambda o, d: o.conv2d(x(device=d), w(device=d), None, 1, (1, 1), 1, 1),
+        r"expected padding to be a list of 4 values \(top, bottom, left, right\)"),
+    "input_size_3": (lambda o, d: o.conv2d_input_grad([3, 8, 8], w(device=d),
+        x(2, 4, 6, 6, device=d), *GEOMETRY), r"input of size: \[3, 8, 8\]"),
+    "input_size_negative": (lambda o, d: o.conv2d_input_grad([2, 3, -8, 8], w(device=d),
+        x(2, 4, 6, 6, device=d), *GEOMETRY), r"non-negative input sizes"),
+    "delta_size": (lambda o, d: o.conv2d_input_grad([2, 3, 8, 8], w(device=d),
+        x(2, 4, 6, 5, device=d), *GEOMETRY),
+        r"delta to have the size of conv2d's output, \[2, 4, 6, 6\], but got .*\[2, 4, 6, 5\]"),
+    "delta_batch": (lambda o, d: o.conv2d_weight_grad(x(device=d), [4, 3, 3, 3],
+        x(1, 4, 6, 6, device=d), *GEOMETRY), r"but got delta of size \[1, 4, 6, 6\]"),
+    "delta_dtype": (lambda o, d: o.conv2d_weight_grad(x(device=d), [4, 3, 3, 3],
+        x(2, 4, 6, 6, device=d, dtype=torch.float64), *GEOMETRY),
+        r"Expected input type \(Float\) and delta type \(Double\) to be the same"),
+    "weight_size_negative": (lambda o, d: o.conv2d_weight_bias_grad(x(device=d), [4, 3, -3, 3],
+        x(2, 4, 6, 6, device=d), *GEOMETRY), r"non-negative weight sizes"),
+    "weight_size_3": (lambda o, d: o.conv2d_weight_bias_grad(x(device=d), [4, 3, 3],
+        x(2, 4, 6, 6, device=d), *GEOMETRY), r"weight of size: \[4, 3, 3\]"),
+    "integers": (lambda o, d: o.conv2d_weight_grad(x(device=d, dtype=torch.int32), [4, 3, 3, 3],
+        x(2, 4, 6, 6, device=d, dtype=torch.int32), *GEOMETRY),
+        r'"conv2d_weight_grad" not implemented for \'Int\''),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_operators(name: str) -> None:
+    call, text = OPERATORS[name]
+    messages = []
+    for device in ("cpu", "meta"):
+        with pytest.raises(RuntimeError, match=text) as raised:
+            call(torch.ops.torch_convbp, device)
+        messages.append(str(raised.value))
+    assert messages[0] == messages[1]
+
+
+MIXED_DEVICES = {
+    "input": (x(device="meta"), w(), torch.ones(4)),
+    "weight": (x(), w(device="meta"), torch.ones(4)),
+    "bias": (x(), w(), torch.ones(4, device="meta")),
+}
+
+
+@pytest.mark.parametrize("name", MIXED_DEVICES)
+def test_mixed_devices(name: str) -> None:
+    """Where nn.Conv2d returns a tensor of no use."""
+    with pytest.raises(RuntimeError, match=r"Expected all tensors to be on the same device.*meta"):
+        f.conv2d(*MIXED_DEVICES[name])
+
+
+GRADIENT_FUNCTIONS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
+    "input_size_text": (lambda: f.conv2d_input_grad("2388", w(), x(2, 4, 6, 6)), TypeError,
+        r"argument 'input_size' must be a sequence of ints, but got '2388'"),
+    "input_size_number": (lambda: f.conv2d_input_grad(8, w(), x(2, 4, 6, 6)), TypeError,
+        r"argument 'input_size' must be a sequence of ints, but got 8"),
+    "input_size_floats": (lambda: f.conv2d_input_grad((2, 3, 8.0, 8), w(), x(2, 4, 6, 6)),
+        TypeError, r"argument 'input_size' must be made of ints, but got 8.0"),
+    "delta_unbatched": (lambda: f.conv2d_input_grad((2, 3, 8, 8), w(), x(4, 6, 6)), RuntimeError,
+        r"Expected input_size and delta .* both batched \(4D\) or both unbatched \(3D\)"),
+    "delta_numpy": (lambda: f.conv2d_weight_grad(x(), (4, 3, 3, 3), np.ones((2, 4, 6, 6))),
+        TypeError, r"conv2d_weight_grad\(\): argument 'delta' must be Tensor, not ndarray"),
+    "weight_size_3": (lambda: f.conv2d_weight_grad(x(), (4, 3, 3), x(2, 4, 6, 6)), RuntimeError,
+        r"Expected 4D weight .* weight of size: \[4, 3, 3\]"),
+    "input_5d": (lambda: f.conv2d_weight_grad(x(1, 2, 3, 8, 8), (4, 3, 3, 3), x(2, 4, 6, 6)),
+        RuntimeError, r"Expected 3D \(unbatched\) or 4D \(batched\) input to conv2d_weight_grad"),
+    "stride_float": (lambda: f.conv2d_weight_grad(x(), (4, 3, 3, 3), x(2, 4, 6, 6), stride=1.5),
+        TypeError, r"argument 'stride' must be made of ints"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", GRADIENT_FUNCTIONS)
+def test_gradient_functions(name: str) -> None:
+    call, exception, text = GRADIENT_FUNCTIONS[name]
+    with pytest.raises(exception, match=text):
+        call()
+
+
+# Arguments of ConvBP2d(3, 4, 3, ...): (changes, exception, text).
+CONSTRUCTOR: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
+    "kernel_0": ({"kernel_size": 0}, ValueError, r"kernel_size must be an int >= 1 .*got 0"),
+    "kernel_negative": ({"kernel_size": (3, -1)}, ValueError, r"kernel_size .*got \(3, -1\)"),
+    "kernel_3": ({"kernel_size": (3, 3, 3)}, ValueError, r"kernel_size .*got \(3, 3, 3\)"),
+    "kernel_float": ({"kernel_size": 3.5}, TypeError, r"kernel_size .*got 3.5"),
+    "kernel_text": ({"kernel_size": "3"}, TypeError, r"kernel_size .*got '3'"),
+    "kernel_none": ({"kernel_size": None}, TypeError, r"kernel_size .*got None"),
+    "stride_0": ({"stride": 0}, ValueError, r"stride must be .*got 0"),
+    "stride_negative": ({"stride": -1}, ValueError, r"stride must be .*got -1"),
+    "stride_3": ({"stride": (1, 1, 1)}, ValueError, r"stride must be .*got \(1, 1, 1\)"),
+    "dilation_0": ({"dilation": (1, 0)}, ValueError, r"dilation must be .*got \(1, 0\)"),
+    "padding_negative": ({"padding": -1}, ValueError, r"padding must be an int >= 0 .*got -1"),
+    "padding_float": ({"padding": 0.5}, TypeError, r"padding must be .*got 0.5"),
+    "padding_text": ({"padding": "full"}, ValueError, r"Invalid padding string 'full'"),
+    "padding_same_with_stride": ({"padding": "same", "stride": 2}, ValueError, r"padding='same'"),
+    "padding_mode": ({"padding_mode": "mirror"}, ValueError, r"padding_mode must be one of"),
+    "groups_0": ({"groups": 0}, ValueError, r"groups must be .*got 0"),
+    "groups_of_input": ({"groups": 2}, ValueError, r"in_channels must be divisible by groups"),
+    "groups_of_output": ({"groups": 3}, ValueError, r"out_channels must be divisible by groups"),
+    "in_channels_negative": ({"in_channels": -3}, ValueError, r"in_channels must be .*got -3"),
+    "in_channels_float": ({"in_channels": 3.0}, TypeError, r"in_channels must be .*got 3.0"),
+    "out_channels_0": ({"out_channels": 0}, ValueError, r"out_channels must be .*got 0"),
+    "integer_dtype": ({"dtype": torch.int32}, RuntimeError, r"floating point"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CONSTRUCTOR)
+def test_constructor(name: str) -> None:
+    changes, exception, text = CONSTRUCTOR[name]
+    with pytest.raises(exception, match=text):
+        bp.ConvBP2d(**{"in_channels": 3, "out_channels": 4, "kernel_size": 3, **changes})
+
+
+@pytest.mark.parametrize("mode", ["reflect", "circular"])
+def test_padding_modes_refuse_what_torchs_refuse(mode: str) -> None:
+    arguments = dict(kernel_size=3, padding=9, padding_mode=mode)
+    for layer in (nn.Conv2d(3, 4, **arguments), bp.ConvBP2d(3, 4, **arguments)):
+        with pytest.raises(RuntimeError, match=r"[Pp]adding"):
+            layer(x())
+
+
+def test_an_error_leaves_everything_usable() -> None:
+    layer = bp.ConvBP2d(3, 4, 3)
+    with pytest.raises(RuntimeError):
+        layer(x(2, 5, 8, 8))
+    with pytest.raises(RuntimeError, match="allocate memory"):
+        layer(torch.ones(1).expand(2**30, 3, 40, 40))  # an output of 25 terabytes
+    assert layer(x()).shape == (2, 4, 6, 6)

@@ -1,0 +1,195 @@
+"""ConvBP2d is an nn.Conv2d: same parameters, same numbers, same life around it."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+from cases import integers, normal
+from torch import Tensor, nn
+from torch.nn.utils import parametrize, prune
+
+import torch_convbp as bp
+
+ARGUMENTS = {
+    "plain": dict(in_channels=3, out_channels=8, kernel_size=3),
+    "everything": dict(
+        in_channels=4, out_channels=6, kernel_size=(3, 2), stride=(2, 1), padding=(1, 2),
+        dilation=(1, 2), groups=2, bias=False,
+    ),
+    "same": dict(in_channels=3, out_channels=4, kernel_size=(4, 3), padding="same"),
+    "valid": dict(in_channels=3, out_channels=4, kernel_size=3, padding="valid"),
+    "reflect": dict(in_channels=3, out_channels=4, kernel_size=3, padding=(2, 1),
+                    padding_mode="reflect"),
+    "replicate": dict(in_channels=3, out_channels=4, kernel_size=3, padding="same",
+                      padding_mode="replicate"),
+    "circular": dict(in_channels=3, out_channels=4, kernel_size=3, padding=2, stride=2,
+                     padding_mode="circular"),
+    "depthwise": dict(in_channels=4, out_channels=8, kernel_size=5, padding=2, groups=4),
+    "float64": dict(in_channels=3, out_channels=4, kernel_size=3, dtype=torch.float64),
+    "bfloat16": dict(in_channels=3, out_channels=4, kernel_size=3, dtype=torch.bfloat16),
+    "device": dict(in_channels=3, out_channels=4, kernel_size=3, device="cpu"),
+    "one_tuple": dict(in_channels=3, out_channels=4, kernel_size=(3, 3), stride=(2,)),
+}  # fmt: skip
+
+
+def twins(name: str) -> tuple[nn.Conv2d, bp.ConvBP2d]:
+    torch.manual_seed(7)
+    theirs = nn.Conv2d(**ARGUMENTS[name])
+    torch.manual_seed(7)
+    return theirs, bp.ConvBP2d(**ARGUMENTS[name])
+
+
+def whole_parameters(*modules: nn.Module) -> None:
+    """The same small whole numbers into every module: results are then exact."""
+    for module in modules:
+        for seed, parameter in enumerate(module.parameters()):
+            parameter.data = integers(tuple(parameter.shape), parameter.dtype, seed)
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_is_nn_conv2d(name: str) -> None:
+    theirs, ours = twins(name)
+    assert isinstance(ours, nn.Conv2d)
+    assert repr(ours) == repr(theirs).replace("Conv2d(", "ConvBP2d(")
+    for (their_name, their_value), (our_name, our_value) in zip(
+        theirs.state_dict().items(), ours.state_dict().items(), strict=True
+    ):
+        assert their_name == our_name
+        assert torch.equal(their_value, our_value), "the same seed gives other weights"
+    assert vars(theirs).keys() == vars(ours).keys()
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_computes_what_nn_conv2d_computes(name: str) -> None:
+    theirs, ours = twins(name)
+    whole_parameters(theirs, ours)
+    dtype = theirs.weight.dtype
+    results = []
+    for module in (theirs, ours):
+        input = integers((2, theirs.in_channels, 9, 8), dtype, seed=1).requires_grad_()
+        output = module(input)
+        output.backward(integers(tuple(output.shape), dtype, seed=2))
+        results.append([output, input.grad, *(p.grad for p in module.parameters())])
+    for a, b in zip(*results, strict=True):
+        assert torch.equal(a, b)
+        assert a.stride() == b.stride()
+
+
+def test_one_sgd_step_equals_torchs() -> None:
+    theirs, ours = twins("plain")
+    whole_parameters(theirs, ours)
+    input = integers((2, 3, 6, 6), torch.float32, seed=1)
+    for module in (theirs, ours):
+        optimizer = torch.optim.SGD(module.parameters(), lr=0.5, momentum=0.9, weight_decay=0.25)
+        for _ in range(2):
+            optimizer.zero_grad()
+            module(input).sum().backward()
+            optimizer.step()
+    for a, b in zip(theirs.parameters(), ours.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_state_dict_goes_both_ways() -> None:
+    theirs, ours = twins("everything")
+    torch.nn.init.normal_(theirs.weight)
+    assert ours.load_state_dict(theirs.state_dict()) == nn.modules.module._IncompatibleKeys([], [])
+    assert torch.equal(ours.weight, theirs.weight)
+    torch.nn.init.normal_(ours.weight)
+    theirs.load_state_dict(ours.state_dict())
+    assert torch.equal(ours.weight, theirs.weight)
+
+
+def pickled(module: nn.Module) -> nn.Module:
+    return pickle.loads(pickle.dumps(module))
+
+
+def saved(module: nn.Module) -> nn.Module:
+    file = io.BytesIO()
+    torch.save(module, file)
+    return torch.load(io.BytesIO(file.getvalue()), weights_only=False)
+
+
+def state_dict_saved(module: nn.Module) -> nn.Module:
+    file = io.BytesIO()
+    torch.save(module.state_dict(), file)
+    fresh = twins("plain")[1]
+    fresh.load_state_dict(torch.load(io.BytesIO(file.getvalue()), weights_only=True))
+    return fresh
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickled, saved, state_dict_saved])
+def test_copies(copied) -> None:
+    module = twins("plain")[1]
+    torch.nn.init.normal_(module.weight)
+    other = copied(module)
+    assert type(other) is bp.ConvBP2d
+    input = normal((2, 3, 5, 5), torch.float32, seed=1)
+    assert torch.equal(other(input), module(input))
+
+
+def test_hooks_and_pruning_and_parametrizations() -> None:
+    theirs, ours = twins("plain")
+    outputs = []
+    for module in (theirs, ours):
+        seen: list[str] = []
+        module.register_forward_hook(lambda *_, seen=seen: seen.append("forward"))
+        module.register_full_backward_hook(lambda *_, seen=seen: seen.append("backward"))
+        prune.l1_unstructured(module, "weight", amount=0.5)
+        parametrize.register_parametrization(module, "bias", nn.Softplus())
+        input = normal((2, 3, 6, 6), torch.float32, seed=1).requires_grad_()
+        output = module(input)
+        output.sum().backward()
+        assert seen == ["forward", "backward"]
+        outputs.append((output, input.grad, module.weight_orig.grad))
+    for a, b in zip(*outputs, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_same_values_in_other_memory_formats() -> None:
+    module = twins("plain")[1]
+    input = normal((2, 3, 7, 7), torch.float32, seed=1)
+    expected = module(input)
+    for other in (input.to(memory_format=torch.channels_last), input.mT.contiguous().mT):
+        assert torch.equal(module(other), expected)
+    last = copy.deepcopy(module).to(memory_format=torch.channels_last)
+    assert last(input).is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(last(input), expected)
+
+
+def test_zero_channels_have_the_right_shape() -> None:
+    """Where nn.Conv2d returns no channels at all."""
+    module = bp.ConvBP2d(0, 8, 3)
+    output: Tensor = module(torch.empty(2, 0, 5, 5))
+    assert output.shape == (2, 8, 3, 3)
+    assert torch.equal(output, module.bias[None, :, None, None].expand_as(output))
+
+
+def test_meta_and_fake() -> None:
+    module = bp.ConvBP2d(3, 4, 3, device="meta")
+    assert module(torch.empty(2, 3, 8, 8, device="meta")).shape == (2, 4, 6, 6)
+
+
+def test_export_keeps_the_operator() -> None:
+    module = nn.Sequential(bp.ConvBP2d(3, 4, 3), nn.ReLU())
+    input = normal((2, 3, 8, 8), torch.float32, seed=1)
+    program = torch.export.export(module, (input,))
+    targets = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
+    assert targets == ["torch_convbp.conv2d.default", "aten.relu.default"]
+    assert torch.equal(program.module()(input), module(input))
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_cuda_tensors_are_told_what_is_missing() -> None:
+    """Without a GPU a CUDA tensor cannot be made; the operator's CUDA kernel can be called."""
+    if bp.backends.cuda.is_available():
+        pytest.skip("the CUDA kernels are here")
+    keys = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
+    input, weight = torch.ones(1, 1, 3, 3), torch.ones(1, 1, 3, 3)
+    with pytest.raises(NotImplementedError, match=r"got a CUDA tensor, but .* _C_cuda is missing"):
+        torch.ops.torch_convbp.conv2d.default.redispatch(
+            keys, input, weight, None, (1, 1), (0, 0, 0, 0), (1, 1), 1
+        )

@@ -1,0 +1,336 @@
+"""The operators against the reference, against torch, and against themselves."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from cases import (
+    LAYOUTS,
+    RAGGED,
+    SMALL,
+    Case,
+    in_layout,
+    integers,
+    normal,
+    parameters,
+    small,
+)
+from torch import Tensor
+
+import torch_convbp as bp
+from torch_convbp import reference
+
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+ops = torch.ops.torch_convbp
+
+Results = dict[str, Tensor]
+
+
+def run_operators(
+    case: Case, input: Tensor, weight: Tensor, bias: Tensor, delta: Tensor
+) -> Results:
+    weight_grad, bias_grad = ops.conv2d_weight_bias_grad(
+        input, case.weight_size, delta, *case.geometry
+    )
+    alone = ops.conv2d_weight_grad(input, case.weight_size, delta, *case.geometry)
+    assert torch.equal(alone, weight_grad), "the weight gradient depends on the bias's"
+    return {
+        "conv2d": ops.conv2d(input, weight, bias, *case.geometry),
+        "conv2d_input_grad": ops.conv2d_input_grad(case.input_size, weight, delta, *case.geometry),
+        "conv2d_weight_grad": weight_grad,
+        "bias_grad": bias_grad,
+    }
+
+
+def torch_results(
+    case: Case, input: Tensor, weight: Tensor, bias: Tensor, delta: Tensor
+) -> Results:
+    """What torch computes; the input is padded first, so that every padding can be said."""
+    input, weight, bias = (t.detach().clone().requires_grad_() for t in (input, weight, bias))
+    top, bottom, left, right = case.padding
+    padded = F.pad(input, (left, right, top, bottom))
+    output = F.conv2d(padded, weight, bias, case.stride, 0, case.dilation, case.groups)
+    grads = torch.autograd.grad(output, (input, weight, bias), delta)
+    names = ("conv2d", "conv2d_input_grad", "conv2d_weight_grad", "bias_grad")
+    return dict(zip(names, (output.detach(), *grads), strict=True))
+
+
+def tensors(case: Case, make: Callable[..., Tensor], dtype: torch.dtype) -> tuple[Tensor, ...]:
+    return (
+        make(case.input_size, dtype, seed=1),
+        make(case.weight_size, dtype, seed=2),
+        make((case.out_channels,), dtype, seed=3),
+        make(case.output_size, dtype, seed=4),
+    )
+
+
+def assert_same(actual: Results, expected: Results) -> None:
+    for name in expected:
+        assert actual[name].shape == expected[name].shape, name
+        assert actual[name].dtype == expected[name].dtype, name
+        assert torch.equal(actual[name], expected[name]), name
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("case", parameters(SMALL))
+def test_exactly_the_reference(case: Case, layout: str) -> None:
+    """Whole numbers in float64: the lecture's sums, to the last bit, in any memory layout."""
+    input, weight, bias, delta = tensors(case, integers, torch.float64)
+    geometry = reference.Geometry(*case.geometry)
+    w, b = reference.flip(weight), -bias[:, None]
+    b = torch.cat([b, torch.zeros_like(b).expand(-1, max(case.weight_size[1] - 1, 0))], 1)
+    filter_grad = reference.filter_grad(input, delta, case.kernel, geometry)
+    expected = {
+        "conv2d_input_grad": reference.input_grad(case.size, w, delta, geometry),
+        "conv2d_weight_grad": reference.flip(filter_grad),
+        "bias_grad": -reference.bias_grad(delta, 1)[:, 0],
+    }
+    if case.in_channels:
+        expected["conv2d"] = reference.pre_activation(input, w, b, geometry)
+    else:  # no pair (o, k) to carry a bias: what is left of L2 is the bias itself
+        expected["conv2d"] = bias[None, :, None, None].expand(case.output_size)
+    actual = run_operators(
+        case, in_layout(input, layout), in_layout(weight, layout), bias, in_layout(delta, layout)
+    )
+    assert_same(actual, expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("case", parameters(SMALL + RAGGED))
+def test_exactly_the_plain_loops(case: Case, layout: str, dtype: torch.dtype) -> None:
+    """The fast kernels against the loop nests, on whole numbers: not one bit apart.
+
+    Sums stay below 2^24 and so exact in float32; both sides round to the element type once.
+    """
+    input, weight, bias, delta = tensors(case, integers, dtype)
+    arguments = (
+        in_layout(input, layout),
+        in_layout(weight, layout),
+        bias,
+        in_layout(delta, layout),
+    )
+    with bp.backends.cpu.flags(conv_algorithm="direct"):
+        actual = run_operators(case, *arguments)
+    with bp.backends.cpu.flags(conv_algorithm="plain"):
+        expected = run_operators(case, *arguments)
+    assert_same(actual, expected)
+    if case.batch and case.in_channels:
+        assert all(result.any() for result in actual.values()), "trivially zero"
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", parameters([c for c in SMALL + RAGGED if c.in_channels]))
+def test_close_to_torch(case: Case, dtype: torch.dtype) -> None:
+    """Real numbers: the distance to torch's float64 result is rounding, and nothing else.
+
+    A sum of n products, each rounded, in any order, errs by at most about n u times the sum of
+    the magnitudes, u the accumulator's unit roundoff; storing the result rounds once more.
+    """
+    arguments = tensors(case, normal, dtype)
+    actual = run_operators(case, *arguments)
+    exact = torch_results(case, *(t.double() for t in arguments))
+    magnitude = torch_results(case, *(t.double().abs() for t in arguments))
+    unit = torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps / 2
+    stored = torch.finfo(dtype).eps / 2
+    for name, result in actual.items():
+        operator = "conv2d_weight_grad" if name == "bias_grad" else name
+        n = case.reduction(operator) + 1
+        tolerance = 2 * n * unit * magnitude[name] + 2 * stored * exact[name].abs()
+        if dtype == torch.float16:
+            tolerance += torch.finfo(dtype).smallest_normal  # results may be subnormal
+        error = (result.double() - exact[name]).abs()
+        assert bool((error <= tolerance).all()), f"{name}: {(error - tolerance).max():.3g} too far"
+
+
+# torch pads a contiguous copy first where the padding is asymmetric: no format to compare with.
+@pytest.mark.parametrize("case", parameters([c for c in SMALL if c.in_channels and c.symmetric]))
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("which", ["input", "weight", "both"])
+def test_memory_format_is_torchs(case: Case, layout: str, which: str) -> None:
+    """Strides of the output and both gradients, by input's and weight's format."""
+    case = small(case.name, batch=max(case.batch, 1))
+    input, weight, bias, delta = tensors(case, normal, torch.float32)
+    if which in ("input", "both"):
+        input = in_layout(input, layout)
+    if which in ("weight", "both"):
+        weight = in_layout(weight, layout)
+    results = []
+    for conv2d in (bp.functional.conv2d, F.conv2d):
+        a, w = (t.detach().clone().requires_grad_() for t in (input, weight))
+        assert a.stride() == input.stride()
+        padding = (case.padding[0], case.padding[2])
+        output = conv2d(a, w, bias, case.stride, padding, case.dilation, case.groups)
+        grads = torch.autograd.grad(output, (a, w), delta)
+        results.append([t.stride() for t in (output, *grads)])
+    assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("case", parameters(RAGGED))
+def test_same_bits_at_any_thread_count(case: Case) -> None:
+    arguments = tensors(case, normal, torch.float32)
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for count in (1, 2, 3, 7):
+            torch.set_num_threads(count)
+            results.append(run_operators(case, *arguments))
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert_same(other, results[0])
+
+
+@pytest.mark.parametrize("case", parameters([c for c in RAGGED if c.batch > 1]))
+def test_a_sample_alone_has_the_bits_it_has_in_a_batch(case: Case) -> None:
+    input, weight, bias, delta = tensors(case, normal, torch.float32)
+    together = run_operators(case, input, weight, bias, delta)
+    one = Case(**{**vars(case), "batch": 1})
+    alone = run_operators(one, input[1:2], weight, bias, delta[1:2])
+    assert torch.equal(alone["conv2d"], together["conv2d"][1:2])
+    assert torch.equal(alone["conv2d_input_grad"], together["conv2d_input_grad"][1:2])
+
+
+@pytest.mark.parametrize("case", parameters(SMALL + RAGGED))
+def test_every_element_is_written(case: Case) -> None:
+    """Deterministic mode fills fresh memory with NaN: none may be left."""
+    arguments = tensors(case, normal, torch.float32)
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert torch.empty(3).isnan().all(), "this torch no longer fills fresh memory with NaN"
+        results = run_operators(case, *arguments)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert not any(result.isnan().any() for result in results.values())
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")  # torch's copy
+@pytest.mark.parametrize("padding", [0, 1, (2, 1), "valid", "same"], ids=str)
+@pytest.mark.parametrize("kernel", [(3, 3), (4, 2), (2, 5)], ids=str)
+def test_padding_as_torch_takes_it(padding, kernel) -> None:
+    input = integers((2, 3, 9, 8), torch.float32, seed=1)
+    weight = integers((4, 3, *kernel), torch.float32, seed=2)
+    arguments = {"padding": padding, "dilation": (2, 1)}
+    expected = F.conv2d(input, weight, None, **arguments)
+    assert torch.equal(bp.functional.conv2d(input, weight, None, **arguments), expected)
+    delta = integers(tuple(expected.shape), torch.float32, seed=3)
+    input.requires_grad_(), weight.requires_grad_()
+    grads = torch.autograd.grad(F.conv2d(input, weight, None, **arguments), (input, weight), delta)
+    functional = bp.functional
+    assert torch.equal(
+        functional.conv2d_input_grad(input.shape, weight, delta, **arguments), grads[0]
+    )
+    assert torch.equal(
+        functional.conv2d_weight_grad(input, weight.shape, delta, **arguments), grads[1]
+    )
+
+
+def test_unbatched() -> None:
+    input = integers((3, 9, 8), torch.float32, seed=1)
+    weight = integers((4, 3, 3, 3), torch.float32, seed=2)
+    bias = integers((4,), torch.float32, seed=3)
+    output = bp.functional.conv2d(input, weight, bias, 2, 1)
+    assert torch.equal(output, F.conv2d(input, weight, bias, 2, 1))
+    delta = integers(tuple(output.shape), torch.float32, seed=4)
+    input_grad = bp.functional.conv2d_input_grad(input.shape, weight, delta, 2, 1)
+    assert torch.equal(
+        input_grad,
+        bp.functional.conv2d_input_grad((1, *input.shape), weight, delta[None], 2, 1)[0],
+    )
+    assert input_grad.shape == input.shape
+    assert torch.equal(
+        bp.functional.conv2d_weight_grad(input, weight.shape, delta, 2, 1),
+        bp.functional.conv2d_weight_grad(input[None], weight.shape, delta[None], 2, 1),
+    )
+
+
+def test_gradient_functions_take_torchs_arguments() -> None:
+    """Same argument order as torch.nn.grad."""
+    input = integers((2, 4, 9, 8), torch.float32, seed=1)
+    weight = integers((6, 2, 3, 3), torch.float32, seed=2)
+    delta = integers((2, 6, 4, 8), torch.float32, seed=3)
+    geometry = ((2, 1), (1, 2), (2, 2), 2)
+    assert torch.equal(
+        bp.functional.conv2d_input_grad(input.shape, weight, delta, *geometry),
+        torch.nn.grad.conv2d_input(input.shape, weight, delta, *geometry),
+    )
+    assert torch.equal(
+        bp.functional.conv2d_weight_grad(input, weight.shape, delta, *geometry),
+        torch.nn.grad.conv2d_weight(input, weight.shape, delta, *geometry),
+    )
+
+
+def test_index_arithmetic_beyond_32_bits() -> None:
+    """An input of more than 2^31 elements, stretched over little memory by its strides."""
+    rows, columns = 3, 2**30
+    line = integers((columns // 2**10,), torch.float32, seed=1)
+    room = torch.zeros(1, 1, 1, columns + 4, dtype=torch.bfloat16)
+    room[0, 0, 0, -2000:] = line[:2000].to(torch.bfloat16).repeat(2)[:2000]
+    input = room.expand(1, 2, rows, columns + 4)
+    assert input.numel() > 2**31
+    weight = integers((1, 2, 3, 3), torch.bfloat16, seed=2)
+    output = bp.functional.conv2d(input[..., -2000:], weight)
+    stride = columns - 996
+    far = bp.functional.conv2d(input, weight, stride=(1, stride))
+    near = torch.cat(
+        [bp.functional.conv2d(input[..., i * stride : i * stride + 3], weight) for i in range(2)],
+        dim=-1,
+    )
+    assert torch.equal(far, near)
+    assert output.count_nonzero() > 0
+    del room
+
+
+CAPABILITY_SCRIPT = """
+import sys, torch
+sys.path.insert(0, {folder!r})
+import torch_convbp as bp
+from cases import RAGGED, in_layout
+from test_ops import assert_same, integers, run_operators, tensors
+assert bp.backends.cpu.capability() == {name!r}, bp.backends.cpu.capability()
+for case in RAGGED:
+    arguments = tensors(case, integers, torch.float32)
+    direct = run_operators(case, *arguments)
+    with bp.backends.cpu.flags(conv_algorithm="plain"):
+        assert_same(direct, run_operators(case, *arguments))
+"""
+
+
+@pytest.mark.parametrize("name", ["DEFAULT", "AVX2"])
+def test_each_instruction_set(name: str) -> None:
+    if name == "AVX2" and bp.backends.cpu.capability() != "AVX2":
+        pytest.skip(f"this processor is held to {bp.backends.cpu.capability()}")
+    script = CAPABILITY_SCRIPT.format(folder=os.path.dirname(__file__), name=name)
+    environment = {**os.environ, "TORCH_CONVBP_CPU_CAPABILITY": name}
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_unknown_instruction_set_is_an_error() -> None:
+    environment = {**os.environ, "TORCH_CONVBP_CPU_CAPABILITY": "AVX9"}
+    script = "import torch_convbp as bp; bp.backends.cpu.capability()"
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode != 0
+    assert "TORCH_CONVBP_CPU_CAPABILITY: expected DEFAULT" in done.stderr
+    assert "AVX9" in done.stderr
+
+
+def test_conv_algorithm_switch() -> None:
+    cpu = bp.backends.cpu
+    assert cpu.conv_algorithm == "auto"
+    with cpu.flags(conv_algorithm="plain"):
+        assert cpu.conv_algorithm == "plain"
+    assert cpu.conv_algorithm == "auto"
+    with pytest.raises(RuntimeError, match=r'conv_algorithm: expected .* but got "fast"'):
+        cpu.conv_algorithm = "fast"
+    assert cpu.conv_algorithm == "auto"
