@@ -57,9 +57,17 @@ MemoryFormat result_format(const std::optional<MemoryFormat>& asked, const Tenso
                                                     : MemoryFormat::Contiguous;
 }
 
-Tensor new_tensor(const Ints& size, const Tensor& like, MemoryFormat format) {
-  return torch::stable::empty(size, like.scalar_type(), std::nullopt, like.device(), std::nullopt,
-                              format);
+Tensor new_tensor(const Ints& size, const Tensor& like, std::optional<MemoryFormat> format) {
+  try {
+    return torch::stable::empty(size, like.scalar_type(), std::nullopt, like.device(),
+                                std::nullopt, format);
+  } catch (const std::exception&) {
+    // Sizes were checked: what is left is memory, and what torch says of it comes with the
+    // source lines of the interface in between, or in older versions not at all.
+    double bytes = like.element_size();
+    for (const int64_t length : size) bytes *= length;
+    fail("can't allocate memory: the result of size ", text(size), " takes ", bytes, " bytes");
+  }
 }
 
 template <typename T>
@@ -157,8 +165,7 @@ Tensor weight_grad(const char* op, const Tensor& input, const Ints& weight_size,
   check_delta(sizes_of(delta), p);
   const Tensor weight_grad =
       new_tensor(weight_size, delta, result_format(memory_format, input, delta));
-  if (bias_grad) *bias_grad = torch::stable::empty({weight_size[0]}, delta.scalar_type(),
-                                                   std::nullopt, delta.device());
+  if (bias_grad) *bias_grad = new_tensor({weight_size[0]}, delta, std::nullopt);
   dispatch(delta, [&](auto element) {
     using T = decltype(element);
     T* const bias_data =

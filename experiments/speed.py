@@ -1,0 +1,153 @@
+"""Times the three operators against torch's own: ``python -m experiments.speed``.
+
+Both sides run in one process, in turn, on the same tensors, so that whatever else the machine
+does falls on both; a ratio above 1 means that torch_convbp is the faster one. torch's gradients
+are timed through aten.convolution_backward with only the one gradient asked for. Prints a
+Markdown table of medians in milliseconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+import torch_convbp as bp
+
+
+class Shape(NamedTuple):
+    batch: int
+    channels: int
+    pixels: int
+    filters: int
+    kernel: int
+    stride: int = 1
+    groups: int = 1
+
+    def __str__(self) -> str:
+        extra = f" stride {self.stride}" if self.stride > 1 else ""
+        extra += f" groups {self.groups}" if self.groups > 1 else ""
+        return (
+            f"{self.batch}x{self.channels}x{self.pixels}², "
+            f"{self.filters} filters {self.kernel}x{self.kernel}{extra}"
+        )
+
+
+SHAPES = [
+    Shape(64, 64, 32, 64, 3),
+    Shape(64, 3, 32, 64, 3),
+    Shape(64, 64, 32, 128, 3, stride=2),
+    Shape(64, 128, 16, 128, 3),
+    Shape(64, 256, 8, 256, 3),
+    Shape(64, 512, 4, 512, 3),
+    Shape(64, 64, 32, 64, 1),
+    Shape(16, 64, 56, 64, 3),
+    Shape(8, 3, 224, 64, 7, stride=2),
+    Shape(64, 16, 32, 16, 3),
+    Shape(1, 64, 56, 64, 3),
+    Shape(64, 96, 32, 96, 3, groups=96),
+]
+
+
+def medians(functions: list[Callable[[], object]], runs: int) -> list[float]:
+    """Median seconds of each function, all run in turn."""
+    times: list[list[float]] = [[] for _ in functions]
+    for _ in range(2):
+        for function in functions:
+            function()
+    for _ in range(runs):
+        for taken, function in zip(times, functions, strict=True):
+            start = time.perf_counter()
+            function()
+            taken.append(time.perf_counter() - start)
+    return [statistics.median(taken) for taken in times]
+
+
+def operators(shape: Shape, memory_format: torch.memory_format) -> list[Callable[[], Tensor]]:
+    """torch's and our forward, input gradient and weight gradient: six functions."""
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*size: int) -> Tensor:
+        return torch.randn(*size, generator=generator).contiguous(memory_format=memory_format)
+
+    input = normal(shape.batch, shape.channels, shape.pixels, shape.pixels)
+    weight = normal(shape.filters, shape.channels // shape.groups, shape.kernel, shape.kernel)
+    geometry = (shape.stride, shape.kernel // 2, 1, shape.groups)
+    stride, padding = [shape.stride] * 2, [shape.kernel // 2] * 2
+    delta = torch.randn_like(torch.nn.functional.conv2d(input, weight, None, *geometry))
+
+    def backward(*mask: bool) -> tuple[Tensor, ...]:
+        return torch.ops.aten.convolution_backward(
+            delta, input, weight, None, stride, padding, [1, 1], False, [0, 0], shape.groups, mask
+        )
+
+    functional = bp.functional
+    return [
+        lambda: torch.nn.functional.conv2d(input, weight, None, *geometry),
+        lambda: functional.conv2d(input, weight, None, *geometry),
+        lambda: backward(True, False, False)[0],
+        lambda: functional.conv2d_input_grad(input.shape, weight, delta, *geometry),
+        lambda: backward(False, True, False)[1],
+        lambda: functional.conv2d_weight_grad(input, weight.shape, delta, *geometry),
+    ]
+
+
+def positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, but got {text}")
+    return value
+
+
+def processor() -> str:
+    try:
+        with open("/proc/cpuinfo") as file:
+            return next(line.split(":")[1].strip() for line in file if "model name" in line)
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+@torch.no_grad()
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.speed",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--threads", type=positive, default=torch.get_num_threads())
+    parser.add_argument("--runs", type=positive, default=15, help="timed runs of each (default 15)")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+
+    print(
+        f"{processor()}, {options.threads} threads, torch {torch.__version__}, "
+        f"torch_convbp {bp.__version__} ({bp.backends.cpu.capability()}), float32, "
+        f"medians of {options.runs} runs in ms: torch / torch_convbp = ratio\n"
+    )
+    print("| shape | layout | forward | input gradient | weight gradient |")
+    print("|---|---|---|---|---|")
+    ratios: dict[str, list[float]] = {}
+    for shape in SHAPES:
+        for layout in (torch.contiguous_format, torch.channels_last):
+            name = "channels_last" if layout == torch.channels_last else "contiguous"
+            taken = [1e3 * t for t in medians(list(operators(shape, layout)), options.runs)]
+            cells = []
+            for theirs, ours in zip(taken[::2], taken[1::2], strict=True):
+                ratios.setdefault(name, []).append(theirs / ours)
+                cells.append(f"{theirs:.1f} / {ours:.1f} = {theirs / ours:.2f}")
+            print(f"| {shape} | {name} | {' | '.join(cells)} |", flush=True)
+    print()
+    for name, values in ratios.items():
+        mean = math.exp(statistics.fmean(math.log(v) for v in values))
+        print(f"geometric mean, {name}: {mean:.2f}")
+
+
+if __name__ == "__main__":
+    main()
