@@ -8,6 +8,8 @@
 #include "parallel.h"
 #include "scratch.h"
 
+#include <utility>
+
 namespace convbp::direct {
 namespace {
 
@@ -100,6 +102,28 @@ void spread_over_threads(TapConv& c, int64_t lane_blocks) {
   c.lane_split = std::min(lane_blocks, divide_up(wanted, c.pixel_tasks()));
 }
 
+// The tap convolution of p with these axes and channels a group, its tiles yet to be chosen.
+// One channel a group is first seen as one group without sums over channels.
+TapConv make_tap_conv(const ConvProblem& p, Axis h, Axis w, int64_t reduce, int64_t lanes) {
+  TapConv c;
+  c.batch = p.batch;
+  c.depthwise = reduce == 1 && lanes == 1 && p.groups > 1;
+  c.channels = p.groups * lanes;
+  c.groups = c.depthwise ? 1 : p.groups;
+  c.reduce = reduce;
+  c.lanes = c.depthwise ? c.channels : lanes;
+  c.h = std::move(h);
+  c.w = std::move(w);
+  return c;
+}
+
+// Lays the groups of a depthwise convolution side by side in lane blocks.
+void form_lane_blocks(TapConv& c, int64_t block) {
+  if (!c.depthwise) return;
+  c.groups = divide_up(c.channels, block);
+  c.reduce = c.lanes = block;
+}
+
 template <typename T>
 void run_tap_conv(TapConv c, View<const T> source, const T* weight, const WeightStrides& strides,
                   const T* bias, View<T> result) {
@@ -107,16 +131,17 @@ void run_tap_conv(TapConv c, View<const T> source, const T* weight, const Weight
   const Table<T, Acc> kernels = table<T>();
   const int64_t block = lane_block<Acc>(c.lanes, kernels.vector_bytes);
   const int64_t blocks = divide_up(c.lanes, block);
-  choose_tiles(c, sizeof(Acc), 0);
-  spread_over_threads(c, blocks);
-
   const Scratch weight_block = Scratch::take<Acc>(
       ScratchName::kWeight, c.groups * blocks * c.taps() * c.reduce * block);
   Acc* const packed = weight_block.data<Acc>();
   parallel_for(c.groups * blocks, [&](int64_t begin, int64_t end) {
     kernels.pack_weight(c, weight, strides, packed, begin, end);
   });
-  const auto tap_conv = kernels.tap_conv[is_wide(kernels, block)];
+
+  form_lane_blocks(c, block);
+  choose_tiles(c, sizeof(Acc), 0);
+  spread_over_threads(c, divide_up(c.lanes, block));
+  const auto tap_conv = kernels.tap_conv[c.depthwise][is_wide(kernels, block)];
   parallel_for(c.tasks(), [&](int64_t begin, int64_t end) {
     tap_conv(c, source, packed, bias, result, begin, end);
   });
@@ -125,12 +150,9 @@ void run_tap_conv(TapConv c, View<const T> source, const T* weight, const Weight
 WeightGrad plan_weight_grad(const ConvProblem& p, int64_t element_bytes, int64_t block) {
   WeightGrad plan;
   TapConv& c = plan.tap;
-  c.batch = p.batch;
-  c.groups = p.groups;
-  c.reduce = p.in_channels;
-  c.lanes = p.out_channels;
-  c.h = forward_axis(p, kHeight);
-  c.w = forward_axis(p, kWidth);
+  c = make_tap_conv(p, forward_axis(p, kHeight), forward_axis(p, kWidth), p.in_channels,
+                    p.out_channels);
+  form_lane_blocks(c, block);
   choose_tiles(c, element_bytes, std::min(c.lanes, plan.lanes_a_task));
   plan.lanes_padded = divide_up(c.lanes, block) * block;
   plan.chunks = std::max<int64_t>(
@@ -145,13 +167,8 @@ WeightGrad plan_weight_grad(const ConvProblem& p, int64_t element_bytes, int64_t
 template <typename T>
 void conv2d(const ConvProblem& p, View<const T> input, View<const T> weight, const T* bias,
             View<T> output) {
-  TapConv c;
-  c.batch = p.batch;
-  c.groups = p.groups;
-  c.reduce = p.in_channels;
-  c.lanes = p.out_channels;
-  c.h = forward_axis(p, kHeight);
-  c.w = forward_axis(p, kWidth);
+  const TapConv c = make_tap_conv(p, forward_axis(p, kHeight), forward_axis(p, kWidth),
+                                  p.in_channels, p.out_channels);
   const int64_t* w = weight.stride;
   run_tap_conv<T>(c, input, weight.data, {p.out_channels * w[0], w[0], w[1], w[2], w[3]}, bias,
                   output);
@@ -163,14 +180,11 @@ void conv2d_input_grad(const ConvProblem& p, View<const T> weight, View<const T>
   const int64_t* w = weight.stride;
   for (int64_t i = 0; i < std::min(p.stride[kHeight], p.in_size[kHeight]); ++i)
     for (int64_t j = 0; j < std::min(p.stride[kWidth], p.in_size[kWidth]); ++j) {
-      TapConv c;
-      c.batch = p.batch;
-      c.groups = p.groups;
-      c.reduce = p.out_channels;
-      c.lanes = p.in_channels;
-      c.h = input_grad_axis(p, kHeight, i);
-      c.w = input_grad_axis(p, kWidth, j);
-      run_tap_conv<T>(c, delta, weight.data, {p.out_channels * w[0], w[1], w[0], w[2], w[3]},
+      const TapConv c = make_tap_conv(p, input_grad_axis(p, kHeight, i),
+                                      input_grad_axis(p, kWidth, j), p.out_channels, p.in_channels);
+      // Depthwise, the lanes are groups: the next one is a whole filter away.
+      const int64_t lane = c.depthwise ? w[0] : w[1];
+      run_tap_conv<T>(c, delta, weight.data, {p.out_channels * w[0], lane, w[0], w[2], w[3]},
                       nullptr, input_grad);
     }
 }
@@ -180,12 +194,14 @@ void conv2d_weight_grad(const ConvProblem& p, View<const T> input, View<const T>
                         View<T> weight_grad, T* bias_grad) {
   using Acc = Accumulator<T>;
   const Table<T, Acc> kernels = table<T>();
-  const int64_t block = lane_block<Acc>(p.out_channels, kernels.vector_bytes);
+  const bool depthwise = p.in_channels == 1 && p.out_channels == 1;
+  const int64_t block =
+      lane_block<Acc>(depthwise ? p.groups : p.out_channels, kernels.vector_bytes);
   const WeightGrad plan = plan_weight_grad(p, sizeof(Acc), block);
   const Scratch sums_block =
       Scratch::take<Acc>(ScratchName::kPartial, plan.chunks * plan.sums_a_chunk());
   Acc* const sums = sums_block.data<Acc>();
-  const auto kernel = kernels.weight_grad[is_wide(kernels, block)];
+  const auto kernel = kernels.weight_grad[plan.tap.depthwise][is_wide(kernels, block)];
   parallel_for(plan.tasks(), [&](int64_t begin, int64_t end) {
     kernel(plan, input, delta, bias_grad != nullptr, sums, begin, end);
   });
@@ -198,7 +214,7 @@ void conv2d_weight_grad(const ConvProblem& p, View<const T> input, View<const T>
     for (int64_t chunk = 1; chunk < plan.chunks; ++chunk) sum += from[chunk * plan.sums_a_chunk()];
     return sum;
   };
-  parallel_for(c.groups * c.lanes, [&](int64_t begin, int64_t end) {
+  parallel_for(p.groups * p.out_channels, [&](int64_t begin, int64_t end) {
     for (int64_t o = begin; o < end; ++o) {
       for (int64_t r = 0, row = 0; r < p.kernel[kHeight]; ++r)
         for (int64_t s = 0; s < p.kernel[kWidth]; ++s)

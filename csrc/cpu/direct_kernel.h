@@ -14,6 +14,7 @@
 //   tap convolution  rows are pixels, lanes are the computed channels, the sum runs over
 //                    taps and channels: all of it in registers, stored once with the bias
 //   weight gradient  rows are (tap, k), lanes are o, the sum runs over the pixels of a tile
+//   depthwise        the same loops, with a row's own lanes in place of a broadcast
 
 #include <cstdint>
 #include <vector>
@@ -37,8 +38,9 @@ constexpr int kRows = 6;
 
 #define CONVBP_INLINE __attribute__((always_inline)) CONVBP_TARGET inline
 
-// acc[i][:] += sum_q row[i][q * row_step] * lane[q][:], the loop everything else feeds.
-template <typename Acc, int kVectors>
+// The loop everything else feeds: acc[i][:] += sum_q row[i][q * row_step] * lane[q][:], or,
+// depthwise, row[i][q * row_step + :] * lane[q][:].
+template <bool kDepthwise, typename Acc, int kVectors>
 CONVBP_INLINE void accumulate(typename Simd<Acc>::Vector (&acc)[kRows][kVectors],
                               const Acc* const (&row)[kRows], int64_t row_step, const Acc* lane,
                               int64_t count) {
@@ -50,9 +52,14 @@ CONVBP_INLINE void accumulate(typename Simd<Acc>::Vector (&acc)[kRows][kVectors]
     for (int v = 0; v < kVectors; ++v) x[v] = lanes[v];
 #pragma GCC unroll 8
     for (int i = 0; i < kRows; ++i) {
-      const Acc r = row[i][q * row_step];
+      const Acc* r = row[i] + q * row_step;
 #pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) acc[i][v] += r * x[v];
+      for (int v = 0; v < kVectors; ++v) {
+        if constexpr (kDepthwise)
+          acc[i][v] += reinterpret_cast<const Vector*>(r)[v] * x[v];
+        else
+          acc[i][v] += *r * x[v];
+      }
     }
     lane += kVectors * Simd<Acc>::kLanes;
   }
@@ -81,13 +88,17 @@ inline int64_t patch_size(const TapConv& c, int64_t images, int64_t rows, int64_
   return images * c.h.patch_rows(rows) * c.w.patch_rows(columns) * c.reduce;
 }
 
-// to[x][c] = from[c * stride_c + x * stride_x]: one row of `width` pixels to channels last.
+// to[x * pitch + c] = from[c * stride_c + x * stride_x]: a row of `width` pixels to channels
+// last. Of the `pitch` channels that a pixel of the patch has, those that do not exist are zero.
 template <typename T, typename Acc>
 CONVBP_TARGET void pack_row(const T* from, int64_t stride_c, int64_t stride_x, int64_t channels,
-                            int64_t width, Acc* to) {
+                            int64_t width, Acc* to, int64_t pitch) {
+  if (channels < pitch)
+    for (int64_t x = 0; x < width; ++x)
+      for (int64_t c = channels; c < pitch; ++c) to[x * pitch + c] = Acc(0);
   if (stride_c == 1) {
     for (int64_t x = 0; x < width; ++x)
-      for (int64_t c = 0; c < channels; ++c) to[x * channels + c] = load<Acc>(from[x * stride_x + c]);
+      for (int64_t c = 0; c < channels; ++c) to[x * pitch + c] = load<Acc>(from[x * stride_x + c]);
     return;
   }
   // A block of 16 channels fills whole cache lines of the patch, one after the other:
@@ -97,7 +108,7 @@ CONVBP_TARGET void pack_row(const T* from, int64_t stride_c, int64_t stride_x, i
     for (int64_t x0 = 0; x0 < width; x0 += kPixels)
       for (int64_t c = c0; c < std::min(c0 + kChannels, channels); ++c)
         for (int64_t x = x0; x < std::min(x0 + kPixels, width); ++x)
-          to[x * channels + c] = load<Acc>(from[c * stride_c + x * stride_x]);
+          to[x * pitch + c] = load<Acc>(from[c * stride_c + x * stride_x]);
 }
 
 template <typename Acc>
@@ -110,6 +121,7 @@ template <typename T, typename Acc>
 CONVBP_TARGET void pack_patch(const TapConv& c, const TileExtent& e, int64_t g, View<const T> source,
                               Acc* patch) {
   const int64_t rows = c.h.patch_rows(e.rows), columns = c.w.patch_rows(e.columns);
+  const int64_t channels = c.source_channels(g);
   for (int64_t b = 0; b < e.images; ++b)
     for (int64_t row = 0; row < rows; ++row, patch += columns * c.reduce) {
       const int64_t i = c.h.source_position(row, e.h0);
@@ -125,7 +137,7 @@ CONVBP_TARGET void pack_patch(const TapConv& c, const TileExtent& e, int64_t g, 
         fill_zero(patch, left * c.reduce);
         if (left < end)
           pack_row(from + (j0 + left) * source.stride[3], source.stride[1], source.stride[3],
-                   c.reduce, end - left, patch + left * c.reduce);
+                   channels, end - left, patch + left * c.reduce, c.reduce);
         fill_zero(patch + end * c.reduce, (columns - end) * c.reduce);
       } else {
         for (int64_t column = 0; column < columns; ++column) {
@@ -133,8 +145,8 @@ CONVBP_TARGET void pack_patch(const TapConv& c, const TileExtent& e, int64_t g, 
           if (j < 0 || j >= c.w.source_size)
             fill_zero(patch + column * c.reduce, c.reduce);
           else
-            pack_row(from + j * source.stride[3], source.stride[1], source.stride[3], c.reduce, 1,
-                     patch + column * c.reduce);
+            pack_row(from + j * source.stride[3], source.stride[1], source.stride[3], channels, 1,
+                     patch + column * c.reduce, c.reduce);
         }
       }
     }
@@ -156,7 +168,8 @@ void locate_pixels(const TapConv& c, const TileExtent& e, View<T> result, int64_
       }
 }
 
-// Taps whose patch pixels lie one behind the other are read as one run of numbers.
+// Taps whose patch pixels lie one behind the other are read as one run of numbers; depthwise,
+// each tap is a run.
 struct Run {
   int64_t start, length;
 };
@@ -166,10 +179,10 @@ inline void find_runs(const TapConv& c, int64_t patch_columns, std::vector<Run>&
   for (int64_t r = 0; r < c.h.tap_count(); ++r)
     for (int64_t s = 0; s < c.w.tap_count(); ++s) {
       const int64_t start = (c.h.tap_row(r) * patch_columns + c.w.tap_row(s)) * c.reduce;
-      if (!runs.empty() && runs.back().start + runs.back().length == start)
-        runs.back().length += c.reduce;
+      if (!c.depthwise && !runs.empty() && runs.back().start + runs.back().length == start)
+        runs.back().length += c.depth();
       else
-        runs.push_back({start, c.reduce});
+        runs.push_back({start, c.depth()});
     }
 }
 
@@ -196,14 +209,14 @@ CONVBP_TARGET void pack_weight(const TapConv& c, const T* weight, const WeightSt
   }
 }
 
-template <typename T, typename Acc, int kVectors>
+template <typename T, typename Acc, int kVectors, bool kDepthwise>
 CONVBP_TARGET void tap_conv_tasks(const TapConv& c, View<const T> source, const Acc* packed,
                                   const T* bias, View<T> result, int64_t begin, int64_t end) {
   using Vector = typename Simd<Acc>::Vector;
   constexpr int kBlock = kVectors * Simd<Acc>::kLanes;
   const int64_t blocks = divide_up(c.lanes, kBlock);
   const int64_t blocks_a_task = divide_up(blocks, c.lane_split);
-  const int64_t block_size = c.taps() * c.reduce * kBlock;
+  const int64_t block_size = c.taps() * c.depth() * kBlock;
   const int64_t most_pixels = c.batch_tile * c.h.tile * c.w.tile;
   const Scratch patch_block =
       Scratch::take<Acc>(ScratchName::kPatch, patch_size(c, c.batch_tile, c.h.tile, c.w.tile));
@@ -225,7 +238,7 @@ CONVBP_TARGET void tap_conv_tasks(const TapConv& c, View<const T> source, const 
     for (int64_t block = split * blocks_a_task; block < last_block; ++block) {
       const Acc* const weight = packed + (g * blocks + block) * block_size;
       const int64_t channel0 = g * c.lanes + block * kBlock;
-      const int64_t lanes = std::min<int64_t>(kBlock, c.lanes - block * kBlock);
+      const int64_t lanes = std::min<int64_t>(kBlock, c.result_channels(g) - block * kBlock);
       Acc bias_lanes[kBlock] = {};
       if (bias)
         for (int64_t lane = 0; lane < lanes; ++lane) bias_lanes[lane] = load<Acc>(bias[channel0 + lane]);
@@ -240,7 +253,7 @@ CONVBP_TARGET void tap_conv_tasks(const TapConv& c, View<const T> source, const 
 #pragma GCC unroll 8
           for (int i = 0; i < kRows; ++i)
             row[i] = patch + in_patch[p + std::min<int64_t>(i, valid - 1)] + run.start;
-          accumulate<Acc, kVectors>(acc, row, 1, weight_run, run.length);
+          accumulate<kDepthwise>(acc, row, 1, weight_run, run.length);
           weight_run += run.length * kBlock;
         }
         Acc sums[kRows][kBlock];
@@ -268,7 +281,7 @@ CONVBP_TARGET void tap_conv_tasks(const TapConv& c, View<const T> source, const 
 
 // One chunk's share of the weight gradient: its sums, [group][row][lane], are added up tile
 // by tile; the last row is the bias gradient's.
-template <typename T, typename Acc, int kVectors>
+template <typename T, typename Acc, int kVectors, bool kDepthwise>
 CONVBP_TARGET void weight_grad_tasks(const WeightGrad& p, View<const T> input, View<const T> delta,
                                      bool with_bias, Acc* sums, int64_t begin, int64_t end) {
   using Vector = typename Simd<Acc>::Vector;
@@ -288,7 +301,7 @@ CONVBP_TARGET void weight_grad_tasks(const WeightGrad& p, View<const T> input, V
     const int64_t g = task / p.lane_tasks() % c.groups;
     const int64_t chunk = task / p.lane_tasks() / c.groups;
     const int64_t lane0 = lane_task * p.lanes_a_task;
-    const int64_t lanes = std::min(p.lanes_a_task, c.lanes - lane0);
+    const int64_t lanes = std::min(p.lanes_a_task, c.result_channels(g) - lane0);
     Acc* const group_sums = sums + chunk * p.sums_a_chunk() + g * p.sums_a_group();
     for (int64_t row = 0; row <= p.rows(); ++row)
       fill_zero(group_sums + row * p.lanes_padded + lane0, divide_up(lanes, kBlock) * kBlock);
@@ -302,7 +315,7 @@ CONVBP_TARGET void weight_grad_tasks(const WeightGrad& p, View<const T> input, V
       pack_patch(c, e, g, input, patch);
       for (int64_t r = 0, row = 0; r < c.h.tap_count(); ++r)
         for (int64_t s = 0; s < c.w.tap_count(); ++s)
-          for (int64_t k = 0; k < c.reduce; ++k, ++row)
+          for (int64_t k = 0; k < c.depth(); ++k, ++row)
             row_offset[row] = (c.h.tap_row(r) * patch_columns + c.w.tap_row(s)) * c.reduce + k;
 
       // Delta of the tile, [lane block][pixel][lane of the block].
@@ -339,7 +352,7 @@ CONVBP_TARGET void weight_grad_tasks(const WeightGrad& p, View<const T> input, V
 #pragma GCC unroll 8
               for (int i = 0; i < kRows; ++i)
                 row[i] = start + row_offset[row0 + std::min<int64_t>(i, valid - 1)];
-              accumulate<Acc, kVectors>(acc, row, column_step, delta_row, e.columns);
+              accumulate<kDepthwise>(acc, row, column_step, delta_row, e.columns);
             }
           Acc* const to = group_sums + row0 * p.lanes_padded + lane0 + lane;
 #pragma GCC unroll 8
@@ -372,8 +385,10 @@ template <typename T, typename Acc>
 Table<T, Acc> make_table() {
   return {CONVBP_VECTOR_BYTES,
           &pack_weight<T, Acc>,
-          {&tap_conv_tasks<T, Acc, 1>, &tap_conv_tasks<T, Acc, 2>},
-          {&weight_grad_tasks<T, Acc, 1>, &weight_grad_tasks<T, Acc, 2>}};
+          {{&tap_conv_tasks<T, Acc, 1, false>, &tap_conv_tasks<T, Acc, 2, false>},
+           {&tap_conv_tasks<T, Acc, 1, true>, &tap_conv_tasks<T, Acc, 2, true>}},
+          {{&weight_grad_tasks<T, Acc, 1, false>, &weight_grad_tasks<T, Acc, 2, false>},
+           {&weight_grad_tasks<T, Acc, 1, true>, &weight_grad_tasks<T, Acc, 2, true>}}};
 }
 
 }  // namespace convbp::direct::CONVBP_ISA

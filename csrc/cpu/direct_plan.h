@@ -74,11 +74,26 @@ struct TapConv {
   int64_t groups = 1;
   int64_t reduce = 0;  // channels summed over, per group
   int64_t lanes = 0;   // channels computed, per group: they lie in the vector lanes
+  // A convolution with one channel a group has nothing to sum over but taps, and one lane to
+  // compute. It is done a lane block of groups at a time: `groups` then counts blocks,
+  // `reduce` and `lanes` are the block's size, lane l of the result is made of channel l of
+  // the source alone, and the last block ends with channel number `channels`.
+  bool depthwise = false;
+  int64_t channels = 0;
   Axis h, w;
   int64_t batch_tile = 1;   // images a task takes
   int64_t lane_split = 1;   // tasks that share a tile, each with some of the lane blocks
 
   int64_t taps() const { return h.tap_count() * w.tap_count(); }
+  // Products that a tap contributes to a sum.
+  int64_t depth() const { return depthwise ? 1 : reduce; }
+  // Channels of the source and of the result that group g really has.
+  int64_t source_channels(int64_t g) const {
+    return depthwise ? std::min(reduce, channels - g * reduce) : reduce;
+  }
+  int64_t result_channels(int64_t g) const {
+    return depthwise ? std::min(lanes, channels - g * lanes) : lanes;
+  }
   int64_t batch_tiles() const { return divide_up(batch, batch_tile); }
   int64_t spatial_tiles() const {
     return divide_up(h.count, h.tile) * divide_up(w.count, w.tile);
@@ -101,7 +116,7 @@ struct WeightGrad {
   int64_t lanes_a_task = 64;
   int64_t lanes_padded = 0;  // lanes rounded up to whole lane blocks
 
-  int64_t rows() const { return tap.taps() * tap.reduce; }
+  int64_t rows() const { return tap.taps() * tap.depth(); }
   int64_t lane_tasks() const { return divide_up(tap.lanes, lanes_a_task); }
   int64_t tiles() const { return tap.batch_tiles() * tap.spatial_tiles(); }
   int64_t tasks() const { return chunks * tap.groups * lane_tasks(); }

@@ -14,10 +14,10 @@ struct Table {
   int vector_bytes;
   void (*pack_weight)(const TapConv&, const T* weight, const WeightStrides&, Acc* packed,
                       int64_t begin, int64_t end);
-  // Index 0: lane blocks of one vector, for few lanes; index 1: of two.
-  void (*tap_conv[2])(const TapConv&, View<const T> source, const Acc* packed, const T* bias,
+  // [depthwise][lane blocks of two vectors; of one where that holds all lanes]
+  void (*tap_conv[2][2])(const TapConv&, View<const T> source, const Acc* packed, const T* bias,
                       View<T> result, int64_t begin, int64_t end);
-  void (*weight_grad[2])(const WeightGrad&, View<const T> input, View<const T> delta,
+  void (*weight_grad[2][2])(const WeightGrad&, View<const T> input, View<const T> delta,
                          bool with_bias, Acc* sums, int64_t begin, int64_t end);
 };
 
