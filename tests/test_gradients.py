@@ -240,6 +240,51 @@ def test_torch_func(name: str) -> None:
     assert expected.any()
 
 
+IN_DIMS = [
+    (0, None, None), (None, 0, None), (None, None, 0), (1, 2, 0), (2, None, 0), (None, 1, 0),
+]  # fmt: skip
+
+
+@pytest.mark.filterwarnings("error:There is a performance drop")
+@pytest.mark.parametrize("in_dims", IN_DIMS, ids=str)
+def test_vmap(in_dims: tuple[int | None, ...]) -> None:
+    """Every operator over every combination of batched tensors, against a loop."""
+    case = small("groups_and_everything")
+    indices = 3
+
+    def batched(sizes: list[tuple[int, ...]]) -> list[Tensor]:
+        tensors = []
+        for seed, (size, dim) in enumerate(zip(sizes, in_dims, strict=False)):
+            size = size if dim is None else (*size[:dim], indices, *size[dim:])
+            tensors.append(integers(size, torch.float64, seed))
+        return tensors
+
+    def check(function: Callable[..., object], sizes: list[tuple[int, ...]]) -> None:
+        tensors, dims = batched(sizes), in_dims[: len(sizes)]
+        if not any(dim is not None for dim in dims):
+            return
+        loop = [
+            function(*(t if d is None else t.select(d, i) for t, d in zip(tensors, dims)))  # noqa: B905
+            for i in range(indices)
+        ]
+        actual = torch.vmap(function, in_dims=dims)(*tensors)
+        if isinstance(actual, Tensor):
+            assert torch.equal(actual, torch.stack(loop))
+        else:
+            for k, result in enumerate(actual):
+                assert torch.equal(result, torch.stack([one[k] for one in loop]))
+
+    a, w, b, d = (
+        case.input_size, case.weight_size, (case.out_channels,), case.output_size,
+    )  # fmt: skip
+    geometry = case.geometry
+    check(lambda a, w, b: ops.conv2d(a, w, b, *geometry), [a, w, b])
+    check(lambda a, w: ops.conv2d(a, w, None, *geometry), [a, w])
+    check(lambda w, d: ops.conv2d_input_grad(list(a), w, d, *geometry), [w, d])
+    check(lambda a, d: ops.conv2d_weight_grad(a, list(w), d, *geometry), [a, d])
+    check(lambda a, d: ops.conv2d_weight_bias_grad(a, list(w), d, *geometry), [a, d])
+
+
 @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
 def test_torch_compile(dynamic: bool) -> None:
     """One graph, backward included."""

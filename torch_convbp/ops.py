@@ -2,7 +2,7 @@
 their CPU and CUDA kernels, which are in csrc/.
 
 Schemas are in csrc/ops.cpp, derivatives in autograd.py. Here: fake kernels (shapes, strides
-and checks without data), autocast rules, and the error for devices without kernels.
+and checks without data), batching and autocast rules, and the error for devices without kernels.
 """
 
 from __future__ import annotations
@@ -122,6 +122,107 @@ def _(
         "conv2d_weight_bias_grad", input, weight_size, delta, geometry, memory_format
     )
     return weight_grad, delta.new_empty(weight_size[0])
+
+
+# --- batching (torch.vmap) ------------------------------------------------------------------
+#
+# A dimension over which only one activation tensor varies is more batch. One over which filters
+# vary too, or a weight gradient is wanted for each index, is more groups: index b of the dimension
+# has the groups b * groups ... (b + 1) * groups - 1, its own channels and its own filters.
+
+
+def _fold(tensor: Tensor, dim: int | None, size: int, into: int) -> Tensor:
+    """Moves the dimension ``dim``, or one made by repetition, into dimension ``into``."""
+    if dim is None:
+        tensor = tensor.unsqueeze(into).expand(*tensor.shape[:into], size, *tensor.shape[into:])
+    else:
+        tensor = tensor.movedim(dim, into)
+    return tensor.flatten(into, into + 1)
+
+
+def _geometry_of_groups(geometry: Sequence[Any], size: int) -> tuple[Any, ...]:
+    *moves, groups = geometry
+    return *moves, groups * size
+
+
+@torch.library.register_vmap("torch_convbp::conv2d")
+def _(info: Any, in_dims: Any, input: Tensor, weight: Tensor, bias: Tensor | None, *geometry: Any):
+    size = info.batch_size
+    input_dim, weight_dim, bias_dim = in_dims[:3]
+    if weight_dim is None and bias_dim is None:
+        folded = _fold(input, input_dim, size, 0)
+        output = conv2d(folded, weight, bias, *geometry)
+        return output.unflatten(0, (size, folded.shape[0] // size)), 0
+    filters = _fold(weight, weight_dim, size, 0)
+    output = conv2d(
+        _fold(input, input_dim, size, 1),
+        filters,
+        None if bias is None else _fold(bias, bias_dim, size, 0),
+        *_geometry_of_groups(geometry, size),
+    )
+    return output.unflatten(1, (size, filters.shape[0] // size)), 1
+
+
+@torch.library.register_vmap("torch_convbp::conv2d_input_grad")
+def _(
+    info: Any,
+    in_dims: Any,
+    input_size: Ints,
+    weight: Tensor,
+    delta: Tensor,
+    *geometry: Any,
+    **options: Any,
+):
+    size = info.batch_size
+    _, weight_dim, delta_dim = in_dims[:3]
+    batch, channels, *pixels = input_size
+    if weight_dim is None:
+        folded = _fold(delta, delta_dim, size, 0)
+        grad = conv2d_input_grad(
+            [size * batch, channels, *pixels], weight, folded, *geometry, **options
+        )
+        return grad.unflatten(0, (size, batch)), 0
+    grad = conv2d_input_grad(
+        [batch, size * channels, *pixels],
+        _fold(weight, weight_dim, size, 0),
+        _fold(delta, delta_dim, size, 1),
+        *_geometry_of_groups(geometry, size),
+        **options,
+    )
+    return grad.unflatten(1, (size, channels)), 1
+
+
+def _vmap_weight_grad(operator: torch._ops.OpOverload) -> Callable[..., Any]:
+    def rule(
+        info: Any,
+        in_dims: Any,
+        input: Tensor,
+        weight_size: Ints,
+        delta: Tensor,
+        *geometry: Any,
+        **options: Any,
+    ) -> Any:
+        size, filters = info.batch_size, weight_size[0]
+        grads = operator(
+            _fold(input, in_dims[0], size, 1),
+            [size * filters, *weight_size[1:]],
+            _fold(delta, in_dims[2], size, 1),
+            *_geometry_of_groups(geometry, size),
+            **options,
+        )
+        if isinstance(grads, Tensor):
+            return grads.unflatten(0, (size, filters)), 0
+        return tuple(grad.unflatten(0, (size, filters)) for grad in grads), (0, 0)
+
+    return rule
+
+
+torch.library.register_vmap(
+    "torch_convbp::conv2d_weight_grad", _vmap_weight_grad(conv2d_weight_grad)
+)
+torch.library.register_vmap(
+    "torch_convbp::conv2d_weight_bias_grad", _vmap_weight_grad(conv2d_weight_bias_grad)
+)
 
 
 # --- autocast -------------------------------------------------------------------------------
