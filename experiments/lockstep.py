@@ -1,0 +1,282 @@
+"""The lockstep reading: the same weights and the same batch through both networks.
+
+Every layer's output and every parameter's gradient is compared, in two comparisons. An error is
+always max |difference| / max |truth| over one tensor.
+
+``float64``: ConvBP2d against nn.Conv2d.
+    Both sum the same n products in another order. Each rounding moves a sum by at most
+    u = 2**-53 of its size, so one convolution errs by about sqrt(n) u times the sum of the
+    |products|; for terms of mixed sign that sum is about sqrt(n) times the result. So n u is
+    the error to expect of one sum, relative to the layer's largest output. Layers hand on to
+    first order what they get, and add their own: behind several convolutions the lengths add
+    up to D, and
+
+        bound = 8 u D.
+
+    D of an output: the sum of K/groups*R*S over the convolutions up to it. D of a gradient: that
+    sum over all convolutions, plus O/groups*R*S for each one whose input gradient lies on the
+    way back, plus B*M*N for the convolution whose weights these are. The factor 8 covers both
+    sides' errors (2) and layers that enlarge a difference, such as a batch norm over few values
+    (4). This is a model with its assumptions stated, not a theorem; the margins are shown.
+    A wrong index or a lost term typically gives 1e-4 and more, sums in float32 about 1e-7: the
+    bound, 1e-14 at the first layer and 1e-10 for the longest sums here, lies far below both.
+
+``float32``: both against the float64 truth of nn.Conv2d.
+    Here nn.Conv2d's own error is the yardstick: ConvBP2d's may be
+
+        8 (nn.Conv2d's error + u sqrt(D)),    u = 2**-24,
+
+    where sqrt(D), the random walk of D roundings, is for tensors on which nn.Conv2d is exact
+    or lucky. A ReLU or a max-pool whose inputs differ by less than rounding may choose
+    differently in float32 than in float64; then gradients jump by a whole pixel's share, on
+    whichever side it happens, which says nothing about a convolution. So both float32 networks
+    replay the choices of the float64 one (``Choices``), and rounding is all that is left.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+HEADROOM = 8
+COMPARISONS = ("float64", "float32")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One tensor compared at one step."""
+
+    step: int
+    comparison: str
+    kind: str  # "output", "loss" or "gradient"
+    name: str
+    layer: str
+    error: float
+    torch_error: float
+    length: int
+    allowed: float
+
+    @property
+    def ok(self) -> bool:
+        """Whether the error is within what is allowed; an error that is not a number is not."""
+        return self.error <= self.allowed
+
+
+@dataclass
+class Lengths:
+    """The reduction lengths of one convolution call: output, input gradient, weight gradient."""
+
+    output: int
+    input_grad: int
+    weight_grad: int
+
+
+@dataclass
+class Call:
+    """One call of a layer without children, in the order of execution."""
+
+    name: str
+    module_name: str
+    layer: str
+    output: Tensor
+    lengths: Lengths | None = None
+
+
+@dataclass
+class Trace:
+    """Everything one network did with one batch."""
+
+    loss: Tensor
+    calls: list[Call]
+    gradients: dict[str, Tensor]
+    choices: Choices
+
+
+class Choices:
+    """What every ReLU and max-pool chose, in the order of the calls: to be replayed elsewhere."""
+
+    def __init__(self) -> None:
+        self.made: list[Tensor] = []
+
+    def record(self, module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+        """Keep what this call chose: where a ReLU is open, which pixel a pool took."""
+        if isinstance(module, nn.ReLU):
+            self.made.append(output > 0)
+        elif isinstance(module, nn.MaxPool2d):
+            self.made.append(
+                F.max_pool2d(
+                    inputs[0].detach(),
+                    module.kernel_size,
+                    module.stride,
+                    module.padding,
+                    module.dilation,
+                    module.ceil_mode,
+                    return_indices=True,
+                )[1]
+            )
+
+    def replayer(self) -> Callable[[nn.Module, tuple[Tensor], Tensor], Tensor | None]:
+        """Return a forward hook that puts the kept choices in the place of a module's own."""
+        left = iter(self.made)
+
+        def replay(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor | None:
+            if isinstance(module, nn.ReLU):
+                return inputs[0] * next(left)
+            if isinstance(module, nn.MaxPool2d):
+                taken = next(left)
+                return inputs[0].flatten(2).gather(2, taken.flatten(2)).view(taken.shape)
+            return None
+
+        return replay
+
+
+def trace(net: nn.Module, x: Tensor, y: Tensor, replay: Choices | None = None) -> Trace:
+    """Run forward and backward once and keep what every layer gave."""
+    found = Trace(torch.empty(0), [], {}, Choices())
+    times: dict[str, int] = {}
+
+    def keeper(name: str) -> Callable[[nn.Module, tuple[Tensor], Tensor], None]:
+        def keep(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+            times[name] = times.get(name, 0) + 1
+            call_name = name if times[name] == 1 else f"{name} (call {times[name]})"
+            lengths = lengths_of(module, output) if isinstance(module, nn.Conv2d) else None
+            layer = type(module).__name__
+            found.calls.append(Call(call_name, name, layer, output.detach().clone(), lengths))
+            found.choices.record(module, inputs, output)
+
+        return keep
+
+    replayer = replay.replayer() if replay else None
+    for name, module in net.named_modules():
+        if any(module.children()):
+            continue
+        if isinstance(module, nn.ReLU):
+            module.inplace = False
+        if replayer:
+            module.register_forward_hook(replayer)
+        module.register_forward_hook(keeper(name))
+    loss = F.cross_entropy(net(x), y)
+    loss.backward()
+    found.loss = loss.detach()
+    for name, parameter in net.named_parameters():
+        gradient = parameter.grad
+        found.gradients[name] = torch.zeros_like(parameter) if gradient is None else gradient
+    return found
+
+
+def lengths_of(conv: nn.Conv2d, output: Tensor) -> Lengths:
+    """Return how many products each of the three sums of a convolution has."""
+    taps = conv.kernel_size[0] * conv.kernel_size[1]
+    return Lengths(
+        output=conv.in_channels // conv.groups * taps,
+        input_grad=conv.out_channels // conv.groups * taps,
+        weight_grad=output.shape[0] * output.shape[2] * output.shape[3],
+    )
+
+
+def output_lengths(calls: list[Call]) -> list[int]:
+    """Return D of every output: the lengths of all convolutions up to and including it."""
+    total, lengths = 0, []
+    for call in calls:
+        total += call.lengths.output if call.lengths else 0
+        lengths.append(total)
+    return lengths
+
+
+def gradient_lengths(calls: list[Call], parameters: list[str]) -> dict[str, int]:
+    """Return D of every parameter's gradient: the way there, the way back, and its own sum."""
+    there = sum(call.lengths.output for call in calls if call.lengths)
+    back, of_module = 0, {}
+    for call in reversed(calls):
+        own = call.lengths.weight_grad if call.lengths else 0
+        of_module[call.module_name] = there + back + own
+        back += call.lengths.input_grad if call.lengths else 0
+    return {name: of_module[owner(name)] for name in parameters}
+
+
+def relative_error(value: Tensor, truth: Tensor) -> float:
+    """Return max |value - truth| / max |truth|, in float64."""
+    if value.shape != truth.shape:
+        return math.inf
+    truth = truth.double()
+    difference = (value.double() - truth).abs().max().item()
+    scale = truth.abs().max().item()
+    if scale > 0:
+        return difference / scale
+    return 0.0 if difference == 0 else math.inf
+
+
+def roundoff(dtype: torch.dtype) -> float:
+    """Return the unit roundoff u: half the distance from 1 to the next number."""
+    return torch.finfo(dtype).eps / 2
+
+
+def compare(
+    step: int,
+    build: Callable[[str], nn.Module],
+    state: dict[str, Tensor],
+    x: Tensor,
+    y: Tensor,
+    channels_last: bool = False,
+) -> list[Row]:
+    """Compare both networks, with the weights ``state``, on the batch (x, y).
+
+    ``build`` makes the network of a side, "torch" or "bp". The modes are those of training.
+    """
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+
+    def trace_of(side: str, dtype: torch.dtype, replay: Choices | None = None) -> Trace:
+        net = build(side)
+        net.load_state_dict(state)
+        net = net.to(dtype).to(memory_format=layout).train()
+        return trace(net, x.to(dtype=dtype, memory_format=layout), y, replay)
+
+    truth = trace_of("torch", torch.float64)
+    rows = table(step, truth, trace_of("bp", torch.float64), None)
+    single = trace_of("torch", torch.float32, truth.choices)
+    return rows + table(step, truth, trace_of("bp", torch.float32, truth.choices), single)
+
+
+def table(step: int, truth: Trace, ours: Trace, theirs: Trace | None) -> list[Row]:
+    """Compare every output, the loss and every gradient.
+
+    With ``theirs``, nn.Conv2d's pass in float32, the comparison is the float32 one.
+    """
+    if [call.name for call in ours.calls] != [call.name for call in truth.calls]:
+        raise ValueError("the two networks do not have the same layers")
+    lengths = output_lengths(truth.calls)
+    layers = {call.module_name: call.layer for call in ours.calls}
+    tensors: list[tuple[str, str, str, int, Any]] = [
+        ("output", call.name, call.layer, length, lambda t, i=index: t.calls[i].output)
+        for index, (call, length) in enumerate(zip(ours.calls, lengths, strict=True))
+    ]
+    tensors.append(("loss", "loss", "", lengths[-1], lambda t: t.loss))
+    tensors += [
+        ("gradient", name, layers[owner(name)], length, lambda t, n=name: t.gradients[n])
+        for name, length in gradient_lengths(truth.calls, list(truth.gradients)).items()
+    ]
+    rows = []
+    for kind, name, layer, length, of in tensors:
+        error = relative_error(of(ours), of(truth))
+        if theirs is None:
+            comparison, torch_error = "float64", 0.0
+            allowed = HEADROOM * roundoff(torch.float64) * max(length, 1)
+        else:
+            comparison, torch_error = "float32", relative_error(of(theirs), of(truth))
+            walk = roundoff(torch.float32) * math.sqrt(max(length, 1))
+            allowed = HEADROOM * (torch_error + walk)
+        rows.append(Row(step, comparison, kind, name, layer, error, torch_error, length, allowed))
+    return rows
+
+
+def owner(parameter: str) -> str:
+    """Return the name of the module that a parameter belongs to."""
+    return parameter.rpartition(".")[0]

@@ -1,0 +1,51 @@
+"""What the run ran on: versions and machine, for summary.json and the report."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+
+from experiments.options import available_cpus
+
+PACKAGES = ("torch", "torchvision", "lightning", "numpy", "scikit-learn", "matplotlib")
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and the packages that matter."""
+    import torch_convbp as bp
+
+    found = {"python": platform.python_version(), "torch_convbp": bp.__version__}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def machine(threads: int) -> dict[str, str | int | float]:
+    """Return the processor, what torch_convbp found in it, and the system."""
+    import torch_convbp as bp
+
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {
+        "processor": processor(),
+        "cpus": available_cpus(),
+        "threads": threads,
+        "capability": bp.backends.cpu.capability(),
+        "memory_gib": round(memory / 2**30, 1),
+        "system": platform.platform(),
+    }
+
+
+def processor() -> str:
+    """Return the model name of the processor."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

@@ -1,0 +1,168 @@
+"""The four networks of the parity experiment, each built with the convolution class asked for.
+
+``build`` draws every initial weight from torch's global generator, in the same order whatever
+the convolution class: the same seed gives the same network.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from experiments.spec import Spec
+
+Conv = type[nn.Conv2d]
+
+
+class Lecture(nn.Sequential):
+    """Conv, pool, conv, pool, dense: the plain network of the lecture, valid convolutions."""
+
+    def __init__(self, conv: Conv, classes: int, image_size: int) -> None:
+        side = ((image_size - 4) // 2 - 4) // 2
+        super().__init__(
+            OrderedDict(
+                conv1=conv(3, 32, 5),
+                relu1=nn.ReLU(),
+                pool1=nn.MaxPool2d(2),
+                conv2=conv(32, 64, 5),
+                relu2=nn.ReLU(),
+                pool2=nn.MaxPool2d(2),
+                flatten=nn.Flatten(),
+                dense=nn.Linear(64 * side * side, classes),
+            )
+        )
+
+
+def conv3(conv: Conv, inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
+    """Return a 3x3 convolution that keeps the size; no bias, which a batch norm would cancel."""
+    return conv(inputs, outputs, 3, stride, padding=1, bias=False)
+
+
+def head(inputs: int, classes: int) -> OrderedDict[str, nn.Module]:
+    """Return the mean over each map and a dense layer."""
+    return OrderedDict(
+        mean=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(), dense=nn.Linear(inputs, classes)
+    )
+
+
+class VGG(nn.Sequential):
+    """Three stages of two 3x3 convolutions and a pool, batch norm throughout."""
+
+    def __init__(self, conv: Conv, classes: int, widths: tuple[int, ...] = (32, 64, 128)) -> None:
+        layers: OrderedDict[str, nn.Module] = OrderedDict()
+        inputs = 3
+        for stage, width in enumerate(widths, 1):
+            for place in (1, 2):
+                layers[f"conv{stage}_{place}"] = conv3(conv, inputs, width)
+                layers[f"norm{stage}_{place}"] = nn.BatchNorm2d(width)
+                layers[f"relu{stage}_{place}"] = nn.ReLU()
+                inputs = width
+            layers[f"pool{stage}"] = nn.MaxPool2d(2)
+        super().__init__(layers | head(inputs, classes))
+
+
+class Shortcut(nn.Module):
+    """The shortcut without weights: every ``stride``-th pixel, missing channels filled with 0."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.stride, self.missing = stride, outputs - inputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, inputs, H, W) to (N, outputs, ceil(H / stride), ceil(W / stride))."""
+        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.missing))
+
+
+class Block(nn.Module):
+    """Two 3x3 convolutions and a shortcut around them."""
+
+    def __init__(self, conv: Conv, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = conv3(conv, inputs, outputs, stride)
+        self.norm1 = nn.BatchNorm2d(outputs)
+        self.relu1 = nn.ReLU()
+        self.conv2 = conv3(conv, outputs, outputs)
+        self.norm2 = nn.BatchNorm2d(outputs)
+        self.shortcut = Shortcut(inputs, outputs, stride)
+        self.relu2 = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, inputs, H, W) to (N, outputs, ceil(H / stride), ceil(W / stride))."""
+        residual = self.norm2(self.conv2(self.relu1(self.norm1(self.conv1(x)))))
+        return self.relu2(residual + self.shortcut(x))
+
+
+class ResNet20(nn.Sequential):
+    """The 20-layer residual network for 32x32 pictures: 3 stages of 3 blocks, 16 to 64 maps."""
+
+    def __init__(self, conv: Conv, classes: int) -> None:
+        layers: OrderedDict[str, nn.Module] = OrderedDict(
+            conv0=conv3(conv, 3, 16), norm0=nn.BatchNorm2d(16), relu0=nn.ReLU()
+        )
+        inputs = 16
+        for stage, outputs in enumerate((16, 32, 64), 1):
+            for place in (1, 2, 3):
+                stride = 2 if stage > 1 and place == 1 else 1
+                layers[f"block{stage}_{place}"] = Block(conv, inputs, outputs, stride)
+                inputs = outputs
+        super().__init__(layers | head(inputs, classes))
+
+
+def resnet18(conv: Conv, classes: int, stem: str) -> nn.Module:
+    """torchvision's resnet18, turned into ConvBP2d by ``bp.convert`` as a user would.
+
+    ``stem="cifar"`` replaces its 7x7 stride-2 convolution and pool, made for large pictures,
+    by one 3x3 convolution.
+    """
+    import torchvision
+
+    net = torchvision.models.resnet18(num_classes=classes)
+    if stem == "cifar":
+        net.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+        net.maxpool = nn.Identity()
+    if conv is not nn.Conv2d:
+        import torch_convbp as bp
+
+        net = bp.convert(net)
+    return net
+
+
+NETWORKS: dict[str, Callable[[Conv, int, int, str], nn.Module]] = {
+    "lecture": lambda conv, classes, image_size, stem: Lecture(conv, classes, image_size),
+    "vgg": lambda conv, classes, image_size, stem: VGG(conv, classes),
+    "resnet20": lambda conv, classes, image_size, stem: ResNet20(conv, classes),
+    "resnet18": lambda conv, classes, image_size, stem: resnet18(conv, classes, stem),
+}
+
+
+def build(
+    name: str, conv: Conv, classes: int, image_size: int = 32, stem: str = "torchvision"
+) -> nn.Module:
+    """Build the network ``name`` for (N, 3, image_size, image_size) with convolutions ``conv``."""
+    if name not in NETWORKS:
+        raise ValueError(f"name: expected one of {', '.join(NETWORKS)}, got {name!r}")
+    return NETWORKS[name](conv, classes, image_size, stem)
+
+
+def convolutions(net: nn.Module) -> list[tuple[str, nn.Conv2d]]:
+    """Every convolution of ``net`` with its name."""
+    return [(name, m) for name, m in net.named_modules() if isinstance(m, nn.Conv2d)]
+
+
+def initial_network(spec: Spec, side: str, classes: int, image_size: int) -> nn.Module:
+    """Build one side's network from the seed."""
+    conv: type[nn.Conv2d] = nn.Conv2d
+    if side == "bp":
+        import torch_convbp as bp
+
+        conv = bp.ConvBP2d
+    torch.manual_seed(spec.seed)
+    net = build(spec.network, conv, classes, image_size, spec.stem)
+    return net.to(memory_format=torch.channels_last) if spec.channels_last else net

@@ -1,0 +1,195 @@
+"""The rules by which parity holds, and the check of a run against them.
+
+RULES is what the report prints: one sentence for each check.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from experiments.lockstep import COMPARISONS, HEADROOM, Row
+from experiments.spec import LABELS, SIDES
+
+if TYPE_CHECKING:
+    from experiments.results import TrainingResult
+
+CONFIDENCE = 3
+TRAINING_SPREAD = 0.01
+
+RULES = {
+    "convolutions": "Every convolution of one network is an nn.Conv2d, of the other a ConvBP2d.",
+    "initial weights": "Both networks start from the same bits.",
+    "batches": "Both trainings see the same bits in the same order, augmentation included; "
+    "a fingerprint of every batch is taken in both and compared.",
+    "lockstep float64": "Same weights, same batch, in float64: every layer's output and every "
+    "parameter's gradient differs by at most 8uD relative to its largest entry. u = 2^-53; "
+    "D is the number of products summed one after the other on the way to that tensor. "
+    "Both sides add the same products in another order, so this is agreement to rounding.",
+    "lockstep float32": "The same in float32, both against the float64 truth: ConvBP2d's error "
+    "is at most 8 times the sum of nn.Conv2d's and the random walk u\u221aD, u = 2^-24. ReLU and "
+    "max-pool may choose differently where inputs differ by less than rounding; so that this "
+    "does not drown what the convolutions do, both replay the choices of the float64 network.",
+    "trainings finished": "Both trainings ran to their last step, with a finite loss throughout.",
+    "first loss": "The loss of the first step differs by at most 8u\u221aD of itself, in float32: "
+    "the random walk of all roundings on the way to it.",
+    "final accuracy": "The test accuracies differ by at most 3 binomial standard errors of the "
+    "difference for this size of test set, plus 1 percentage point. Rounding differences grow "
+    "exponentially in training, so after some hundred steps the two are different samples of "
+    "the same procedure: equal in quality, not in bits. The point is what two seeds of one "
+    "network differ by at the least.",
+}
+
+
+@dataclass(frozen=True)
+class Check:
+    """One rule applied: what was measured, what is allowed, whether it holds."""
+
+    name: str
+    measured: str
+    allowed: str
+    ok: bool
+
+    @property
+    def rule(self) -> str:
+        """The rule in words."""
+        return RULES[self.name]
+
+
+def judge(
+    results: dict[str, TrainingResult],
+    rows: list[Row],
+    *,
+    test_size: int,
+    total_steps: int,
+    lockstep_steps: tuple[int, ...],
+    failure: str | None = None,
+) -> list[Check]:
+    """Apply every rule to a run."""
+    torch_side, bp_side = (results[side] for side in SIDES)
+    return [
+        check_convolutions(torch_side, bp_side),
+        check_weights(torch_side.weights, bp_side.weights),
+        check_batches(torch_side, bp_side),
+        *(check_lockstep(rows, comparison, lockstep_steps) for comparison in COMPARISONS),
+        check_finished(results, total_steps, failure),
+        check_first_loss(torch_side, bp_side, rows),
+        check_accuracy(torch_side.accuracy, bp_side.accuracy, test_size),
+    ]
+
+
+def check_convolutions(torch_side: TrainingResult, bp_side: TrainingResult) -> Check:
+    """See that each network has the convolution it is meant to have."""
+    total = len(torch_side.convolutions)
+    right = (torch_side.convolutions.count("Conv2d"), bp_side.convolutions.count("ConvBP2d"))
+    return Check(
+        "convolutions",
+        f"{right[0]} Conv2d, {right[1]} ConvBP2d",
+        f"{total} of each",
+        total > 0 and right == (total, total) and len(bp_side.convolutions) == total,
+    )
+
+
+def check_weights(theirs: str, ours: str) -> Check:
+    """Compare the fingerprints of the initial weights."""
+    equal = bool(theirs) and theirs == ours
+    measured = f"equal ({theirs})" if equal else f"{theirs or 'none'} and {ours or 'none'}"
+    return Check("initial weights", measured, "equal", equal)
+
+
+def check_batches(torch_side: TrainingResult, bp_side: TrainingResult) -> Check:
+    """Compare the fingerprints of all batches."""
+    name, ours, theirs = "batches", bp_side.batches, torch_side.batches
+    for step, (a, b) in enumerate(zip(theirs, ours, strict=False)):
+        if a != b:
+            return Check(name, f"step {step} differs ({a}, {b})", "all equal", False)
+    if len(ours) != len(theirs):
+        return Check(name, f"{len(theirs)} and {len(ours)} batches", "all equal", False)
+    return Check(name, f"{len(ours)} of {len(theirs)} equal", "all equal", bool(ours))
+
+
+def check_lockstep(rows: list[Row], comparison: str, steps: tuple[int, ...]) -> Check:
+    """Find the tensor that comes closest to its bound, or the worst beyond it."""
+    name = f"lockstep {comparison}"
+    mine = [row for row in rows if row.comparison == comparison]
+    lacking = sorted(set(steps) - {row.step for row in mine})
+    if lacking or not mine:
+        return Check(name, f"not compared at step {lacking or 'any'}", "every step", False)
+    worst = max(mine, key=lambda row: row.error / row.allowed if row.ok else math.inf)
+    bad = [row for row in mine if not row.ok]
+    if bad:
+        finite = [row for row in bad if math.isfinite(row.error)]
+        worst = max(finite, key=lambda row: row.error / row.allowed) if finite else bad[0]
+    where = f"{worst.kind} of {worst.name}" if worst.kind != "loss" else "loss"
+    count = f"{len(bad)} of {len(mine)} beyond; " if bad else ""
+    return Check(
+        name,
+        f"{count}{worst.error:.1e} ({where}, step {worst.step})",
+        f"{worst.allowed:.1e}",
+        not bad,
+    )
+
+
+def check_finished(
+    results: dict[str, TrainingResult], total_steps: int, failure: str | None
+) -> Check:
+    """See that both reached the last step with finite losses."""
+    name, allowed = "trainings finished", f"{total_steps} steps each, finite loss"
+    if failure:
+        return Check(name, failure.splitlines()[-1], allowed, False)
+    for side in SIDES:
+        losses = results[side].losses
+        broken = [step for step, loss in enumerate(losses) if not math.isfinite(loss)]
+        if broken:
+            return Check(
+                name, f"{LABELS[side]}: loss not finite at step {broken[0]}", allowed, False
+            )
+        if len(losses) != total_steps:
+            return Check(name, f"{LABELS[side]}: {len(losses)} steps", allowed, False)
+    return Check(name, f"{total_steps} steps each, finite loss", allowed, True)
+
+
+def check_first_loss(torch_side: TrainingResult, bp_side: TrainingResult, rows: list[Row]) -> Check:
+    """Compare the losses of step 0, where the weights are still the same bits."""
+    depth = max((row.length for row in rows if row.kind == "loss"), default=0)
+    if not (torch_side.losses and bp_side.losses and depth):
+        return Check("first loss", "not reached", "8u\u221aD", False)
+    expected, got = torch_side.losses[0], bp_side.losses[0]
+    allowed = HEADROOM * 2.0**-24 * math.sqrt(depth)
+    difference = abs(got - expected) / abs(expected) if expected else math.inf
+    return Check(
+        "first loss",
+        f"{difference:.1e} ({expected:.7g}, {got:.7g})",
+        f"{allowed:.1e}",
+        difference <= allowed,
+    )
+
+
+def accuracy_tolerance(a: float, b: float, test_size: int) -> float:
+    """Return by how much two accuracies on ``test_size`` pictures may differ.
+
+    The share p is estimated from both, with one right and one wrong answer added, so that a
+    perfect score does not claim certainty.
+    """
+    p = ((a + b) * test_size + 1) / (2 * test_size + 2)
+    return CONFIDENCE * math.sqrt(2 * p * (1 - p) / test_size) + TRAINING_SPREAD
+
+
+def check_accuracy(torch_accuracy: float, bp_accuracy: float, test_size: int) -> Check:
+    """Compare the accuracies after the last epoch."""
+    difference = abs(torch_accuracy - bp_accuracy)
+    if not math.isfinite(difference):
+        return Check("final accuracy", "not reached", "", False)
+    allowed = accuracy_tolerance(torch_accuracy, bp_accuracy, test_size)
+    return Check(
+        "final accuracy",
+        f"{100 * difference:.2f} points ({torch_accuracy:.2%}, {bp_accuracy:.2%})",
+        f"{100 * allowed:.2f} points",
+        difference <= allowed,
+    )
+
+
+def holds(checks: list[Check]) -> bool:
+    """Parity holds if every check does."""
+    return all(check.ok for check in checks)
