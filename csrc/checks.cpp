@@ -11,11 +11,14 @@ bool any_below(const Ints& values, int64_t least) {
   return std::any_of(values.begin(), values.end(), [&](int64_t v) { return v < least; });
 }
 
+bool any_above(const Ints& values, int64_t most) {
+  return std::any_of(values.begin(), values.end(), [&](int64_t v) { return v > most; });
+}
+
 void check_parameter(const char* name, const Ints& values, size_t count, const char* order) {
   check(values.size() == count, "expected ", name, " to be a list of ", count, " values ", order,
         ", but got ", name, "=", text(values));
-  check(!std::any_of(values.begin(), values.end(), [](int64_t v) { return v > kLargestParameter; }),
-        name, " is too large: expected at most ", kLargestParameter, ", but got ", name, "=",
+  check(!any_above(values, kLargestParameter), name, " is too large: expected at most ", kLargestParameter, ", but got ", name, "=",
         text(values));
 }
 
@@ -32,6 +35,11 @@ ConvProblem check_conv2d(const Ints& input_size, const Ints& weight_size, const 
         text(weight_size));
   check(!any_below(input_size, 0), "Expected non-negative input sizes, but got input of size: ",
         text(input_size));
+  check(!any_above(input_size, kLargestBytes), "input is too large: expected sizes of at most ",
+        kLargestBytes, ", but got input of size: ", text(input_size));
+  check(!any_above(weight_size, kLargestParameter),
+        "weight is too large: expected sizes of at most ", kLargestParameter,
+        ", but got weight of size: ", text(weight_size));
   check(!any_below(weight_size, 0), "Expected non-negative weight sizes, but got weight of size: ",
         text(weight_size));
   check(groups > 0, "non-positive groups is not supported, but got groups=", groups);
@@ -83,10 +91,10 @@ ConvProblem check_conv2d(const Ints& input_size, const Ints& weight_size, const 
   // In floating point: the product itself may overflow 64 bits.
   const double bytes = static_cast<double>(p.batch) * weight_size[0] * p.out_size[0] *
                        p.out_size[1] * element_bytes;
-  check(bytes <= static_cast<double>(kLargestBytes), "Given padding=", text(padding),
-        " (top, bottom, left, right), the output of size ",
+  check(bytes <= static_cast<double>(kLargestBytes), "the output of size ",
         text({p.batch, weight_size[0], p.out_size[0], p.out_size[1]}),
-        " would not fit into the address space");
+        " would not fit into the address space; it comes of input", text(input_size),
+        " with padding=", text(padding), " (top, bottom, left, right)");
   return p;
 }
 

@@ -44,8 +44,8 @@ inline Ints sizes_of(const Tensor& t) {
   return Ints(sizes.begin(), sizes.end());
 }
 
-// Beyond this no stride, padding or dilation makes sense, and below it no sum or product of
-// theirs with a size overflows 64 bits.
+// Beyond this no stride, padding, dilation or filter makes sense. Within it, and with inputs
+// that are no larger than the address space, no product or sum of them overflows 64 bits.
 constexpr int64_t kLargestParameter = (int64_t{1} << 31) - 1;
 // The address space of a 64-bit process, in bytes.
 constexpr int64_t kLargestBytes = int64_t{1} << 47;

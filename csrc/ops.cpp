@@ -1,5 +1,7 @@
 // The operator schemas, once. Each backend's boundary file ends with its own
-// registration; fake kernels and the autograd formulas are added in torch_convbp/ops.py.
+// registration. torch_convbp/ops.py adds fake kernels and batching rules, autograd.py derivatives.
+//
+// There are three operators; the fourth schema is L4 and L5 in one pass over delta.
 //
 // `padding` is (top, bottom, left, right), so that padding="same" needs no copy of the
 // input. `memory_format` of the gradients is that of the forward result (contiguous or

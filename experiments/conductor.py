@@ -10,6 +10,7 @@ from __future__ import annotations
 import multiprocessing
 import signal
 import traceback
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from experiments.spec import LABELS, SIDES, Spec
@@ -34,10 +35,11 @@ def work(pipe: Connection, side: str, spec: Spec) -> None:
         from experiments.training import train
 
         train(pipe, side, spec)
-    except (EOFError, BrokenPipeError):
-        return
+    except (EOFError, ConnectionError):
+        return  # the parent has gone, or has closed the pipe to say so
     except Exception:
-        pipe.send(traceback.format_exc())
+        with suppress(ConnectionError):
+            pipe.send(traceback.format_exc())
 
 
 class Trainings:

@@ -35,7 +35,7 @@ DEFAULTS = {
     "cifar100": Defaults("resnet20", epochs=15, batch_size=128, augment=True),
     "folder": Defaults("resnet20", epochs=10, batch_size=64, augment=False),
 }
-LEARNING_RATES = {"lecture": 0.02, "vgg": 0.05, "resnet20": 0.1, "resnet18": 0.05}
+LEARNING_RATES = {"lecture": 0.02, "vgg": 0.05, "resnet20": 0.05, "resnet18": 0.05}
 
 
 def whole(least: int, most: int | None = None) -> Callable[[str], int]:

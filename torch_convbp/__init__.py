@@ -9,7 +9,6 @@ bp.functional.conv2d(input, weight)   # and the three operators themselves
 
 from __future__ import annotations
 
-from torch_convbp import _library  # isort: skip  (loads the operators the others use)
 from torch_convbp import backends, functional
 from torch_convbp.convert import convert, revert
 from torch_convbp.modules import ConvBP2d
@@ -17,5 +16,3 @@ from torch_convbp.modules import ConvBP2d
 __version__ = "0.1.0"
 
 __all__ = ["ConvBP2d", "__version__", "backends", "convert", "functional", "revert"]
-
-del _library

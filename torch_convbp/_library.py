@@ -14,7 +14,8 @@ FOLDER = Path(__file__).resolve().parent
 
 
 def _find(name: str) -> Path | None:
-    return next(iter(sorted(FOLDER.glob(f"{name}.*so"))), None)
+    candidates = (FOLDER / f"{name}{suffix}" for suffix in (".abi3.so", ".so"))
+    return next((path for path in candidates if path.is_file()), None)
 
 
 def _load_cpu() -> None:

@@ -17,6 +17,8 @@ _operators = torch.ops.torch_convbp
 class _CPU:
     """The CPU kernels."""
 
+    __slots__ = ()  # a misspelt switch is an error
+
     @property
     def conv_algorithm(self) -> str:
         """How convolutions are computed, in every thread of the process.
@@ -48,13 +50,15 @@ class _CPU:
         """The instruction set in use: "AVX2" or "DEFAULT" (what every processor has).
 
         The environment variable TORCH_CONVBP_CPU_CAPABILITY asks for a lower one; it is read
-        when the first convolution runs.
+        once, by this function or by the first convolution.
         """
         return _operators._cpu_capability()
 
 
 class _CUDA:
     """The CUDA kernels."""
+
+    __slots__ = ()
 
     def is_available(self) -> bool:
         """Are the CUDA kernels built, loaded, and is there a GPU?"""

@@ -37,7 +37,8 @@ def _converted_class(cls: type[nn.Conv2d]) -> type[ConvBP2d]:
 
     def __reduce_ex__(self: nn.Module, protocol: Any) -> tuple[Any, ...]:
         # Pickle and deepcopy look classes up by name; this one is made here.
-        return _rebuild, (cls,), self.__getstate__()
+        getstate = getattr(self, "__getstate__", vars(self).copy)
+        return _rebuild, (cls,), getstate()
 
     namespace = {"__reduce_ex__": __reduce_ex__, "_converted_from": cls, "__module__": __name__}
     return type(f"ConvBP2d_{cls.__name__}", (ConvBP2d, cls), namespace)
@@ -74,8 +75,10 @@ def _why_left_alone(module: nn.Conv2d) -> str | None:
         return f"{cls.__name__} has a forward of its own; derive it from ConvBP2d instead"
     if "forward" in vars(module) or "_conv_forward" in vars(module):
         return "its forward was replaced on the object"
-    if module.weight.dtype not in shapes.DTYPES:
-        return f"its dtype is {module.weight.dtype}"
+    # A parameter, not module.weight: to look at a parametrized weight is to compute it.
+    for parameter in module.parameters(recurse=True):
+        if parameter.dtype not in shapes.DTYPES:
+            return f"its dtype is {parameter.dtype}"
     return None
 
 

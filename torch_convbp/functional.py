@@ -11,13 +11,12 @@ from typing import Any, TypeAlias
 
 from torch import Tensor
 
-from torch_convbp import autograd, ops, shapes
+import torch_convbp.autograd  # noqa: F401  (registers the derivatives)
+from torch_convbp import ops, shapes
 
 __all__ = ["conv2d", "conv2d_input_grad", "conv2d_weight_grad"]
 
 IntOrPair: TypeAlias = int | Sequence[int]
-
-del autograd  # imported for the derivatives it registers
 
 
 def _geometry(

@@ -72,7 +72,7 @@ def _(
     )
     shapes.check_delta(delta.shape, output_size)
     return delta.new_empty(input_size).to(
-        memory_format=memory_format or shapes.result_format(weight, delta)
+        memory_format=shapes.result_format(weight, delta, memory_format)
     )
 
 
@@ -93,7 +93,7 @@ def _fake_weight_grad(
     )
     shapes.check_delta(delta.shape, output_size)
     return delta.new_empty(weight_size).to(
-        memory_format=memory_format or shapes.result_format(input, delta)
+        memory_format=shapes.result_format(input, delta, memory_format)
     )
 
 

@@ -1,7 +1,7 @@
 """Output-size arithmetic and argument checks.
 
-The fake kernels call these; csrc/checks.cpp says the same, word for word, of real tensors.
-The words are torch's own where torch has them.
+The fake kernels call these; csrc/checks.cpp says the same of real tensors, and the tests hold
+the two together. The words are torch's own where torch has them.
 """
 
 from __future__ import annotations
@@ -34,6 +34,11 @@ _SCALAR_TYPE_NAMES = {
     torch.complex64: "ComplexFloat",
     torch.complex128: "ComplexDouble",
     torch.complex32: "ComplexHalf",
+    torch.uint16: "UInt16",
+    torch.uint32: "UInt32",
+    torch.uint64: "UInt64",
+    torch.float8_e4m3fn: "Float8_e4m3fn",
+    torch.float8_e5m2: "Float8_e5m2",
 }
 
 
@@ -176,7 +181,7 @@ def conv2d_output_size(
     groups: int,
     element_bytes: int,
 ) -> list[int]:
-    """Size [N, O, M, N] of conv2d's output.
+    """Size [N, O, M, N'] of conv2d's output.
 
     Shapes: input_size [N, K, H, W]; weight_size [O, K / groups, R, S]; stride and dilation
     (height, width); padding (top, bottom, left, right).
@@ -194,6 +199,16 @@ def conv2d_output_size(
     _check(
         not any(v < 0 for v in input_size),
         f"Expected non-negative input sizes, but got input of size: {input_size}",
+    )
+    _check(
+        not any(v > LARGEST_BYTES for v in input_size),
+        f"input is too large: expected sizes of at most {LARGEST_BYTES}, "
+        f"but got input of size: {input_size}",
+    )
+    _check(
+        not any(v > LARGEST_PARAMETER for v in weight_size),
+        f"weight is too large: expected sizes of at most {LARGEST_PARAMETER}, "
+        f"but got weight of size: {weight_size}",
     )
     _check(
         not any(v < 0 for v in weight_size),
@@ -252,8 +267,8 @@ def conv2d_output_size(
         numel = output_size[0] * output_size[1] * output_size[2] * output_size[3]
         _check(
             numel * element_bytes <= LARGEST_BYTES,
-            f"Given padding={padding} (top, bottom, left, right), the output of size {output_size} "
-            "would not fit into the address space",
+            f"the output of size {output_size} would not fit into the address space; it comes of "
+            f"input{input_size} with padding={padding} (top, bottom, left, right)",
         )
     return output_size
 
@@ -315,8 +330,17 @@ def is_channels_last(tensor: Tensor) -> bool:
     return True
 
 
-def result_format(a: Tensor, b: Tensor) -> torch.memory_format:
-    """channels_last if either tensor is."""
+def result_format(
+    a: Tensor, b: Tensor, asked: torch.memory_format | None = None
+) -> torch.memory_format:
+    """The format asked for; else channels_last if either tensor is."""
+    if asked is not None:
+        _check(
+            asked in (torch.contiguous_format, torch.channels_last),
+            "Expected memory_format to be torch.contiguous_format or torch.channels_last, but got "
+            "another one",
+        )
+        return asked
     if is_channels_last(a) or is_channels_last(b):
         return torch.channels_last
     return torch.contiguous_format

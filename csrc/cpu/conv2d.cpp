@@ -83,7 +83,7 @@ View<T> view(const Tensor& t) {
 
 // Calls body(T()) with the element type of t, which check_tensors has let through.
 template <typename Body>
-void dispatch(const Tensor& t, const Body& body) {
+void dispatch_type(const Tensor& t, const Body& body) {
   switch (t.scalar_type()) {
     case ScalarType::Float:
       return body(float());
@@ -95,6 +95,17 @@ void dispatch(const Tensor& t, const Body& body) {
       return body(Half());
     default:
       fail("unreachable: dtype ", torch::headeronly::toString(t.scalar_type()));
+  }
+}
+
+template <typename Body>
+void dispatch(const Tensor& t, const Body& body) {
+  capability();  // what it throws is its own
+  try {
+    dispatch_type(t, body);
+  } catch (const std::exception&) {
+    // All that can go wrong in a kernel. From within a parallel region it arrives as torch's.
+    fail("can't allocate memory for the working space of a convolution");
   }
 }
 

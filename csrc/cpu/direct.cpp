@@ -32,8 +32,8 @@ Table<T, Accumulator<T>> table() {
 }
 
 template <typename T, typename Acc>
-bool is_wide(const Table<T, Acc>& kernels, int64_t block) {
-  return block * static_cast<int64_t>(sizeof(Acc)) > kernels.vector_bytes;
+bool is_wide(const Table<T, Acc>& kernels, const TapConv& c) {
+  return c.block * static_cast<int64_t>(sizeof(Acc)) > kernels.vector_bytes;
 }
 
 Axis forward_axis(const ConvProblem& p, Spatial axis) {
@@ -65,8 +65,8 @@ Axis input_grad_axis(const ConvProblem& p, Spatial axis, int64_t phase) {
   return a;
 }
 
-// The tile size of as many tiles as `tile` makes, but of even size.
-int64_t even_tile(int64_t count, int64_t tile) {
+// The tile size that makes as many tiles as `tile` does, but nearly equal ones.
+int64_t balanced_tile(int64_t count, int64_t tile) {
   if (count == 0) return 1;
   return divide_up(count, divide_up(count, tile));
 }
@@ -75,10 +75,10 @@ int64_t even_tile(int64_t count, int64_t tile) {
 void choose_tiles(TapConv& c, int64_t element_bytes, int64_t extra) {
   const int64_t budget = kPatchBytes / element_bytes;
   int64_t images = 1, rows = 1, columns = c.w.count;
-  const auto fits = [&](int64_t images, int64_t rows, int64_t columns) {
-    const double patch = static_cast<double>(images) * c.h.cheapest_rows(rows) *
-                         c.w.cheapest_rows(columns) * c.reduce;
-    const double pixels = static_cast<double>(images) * rows * columns;
+  const auto fits = [&](int64_t b, int64_t h, int64_t w) {
+    const double patch =
+        static_cast<double>(b) * c.h.cheapest_rows(h) * c.w.cheapest_rows(w) * c.reduce;
+    const double pixels = static_cast<double>(b) * h * w;
     return patch + pixels * extra <= budget && pixels <= kMostPixels;
   };
   while (columns > 1 && !fits(1, 1, columns)) columns = divide_up(columns, 2);
@@ -86,75 +86,77 @@ void choose_tiles(TapConv& c, int64_t element_bytes, int64_t extra) {
     while (rows < c.h.count && fits(1, rows + 1, columns)) ++rows;
   if (rows == c.h.count)
     while (images < c.batch && fits(images + 1, rows, columns)) ++images;
-  c.w.set_tile(even_tile(c.w.count, columns));
-  c.h.set_tile(even_tile(c.h.count, rows));
-  c.batch_tile = even_tile(c.batch, images);
+  c.w.set_tile(balanced_tile(c.w.count, columns));
+  c.h.set_tile(balanced_tile(c.h.count, rows));
+  c.batch_tile = balanced_tile(c.batch, images);
 }
 
 // Enough tasks for every thread. Tiles do not change what an output element is made of,
 // so this may look at the number of threads.
-void spread_over_threads(TapConv& c, int64_t lane_blocks) {
+void spread_over_threads(TapConv& c) {
   const int64_t threads = thread_count();
   const int64_t wanted = threads > 1 ? 3 * threads : 1;
   while (c.pixel_tasks() < wanted && c.batch_tile > 1) c.batch_tile = divide_up(c.batch_tile, 2);
   while (c.pixel_tasks() < wanted && c.h.tile * c.w.tile > 32 && c.h.tile > 1)
     c.h.set_tile(divide_up(c.h.tile, 2));
-  c.lane_split = std::min(lane_blocks, divide_up(wanted, c.pixel_tasks()));
+  c.lane_split = std::min(c.blocks(), divide_up(wanted, c.pixel_tasks()));
 }
 
-// The tap convolution of p with these axes and channels a group, its tiles yet to be chosen.
-// One channel a group is first seen as one group without sums over channels.
-TapConv make_tap_conv(const ConvProblem& p, Axis h, Axis w, int64_t reduce, int64_t lanes) {
+// The tap convolution of p with these axes and channels a group; its tiles are yet to be chosen.
+template <typename Acc>
+TapConv make_tap_conv(const ConvProblem& p, Axis h, Axis w, int64_t reduce, int64_t lanes,
+                      int vector_bytes) {
   TapConv c;
   c.batch = p.batch;
-  c.depthwise = reduce == 1 && lanes == 1 && p.groups > 1;
-  c.channels = p.groups * lanes;
-  c.groups = c.depthwise ? 1 : p.groups;
-  c.reduce = reduce;
-  c.lanes = c.depthwise ? c.channels : lanes;
   c.h = std::move(h);
   c.w = std::move(w);
+  c.channels = p.groups * lanes;
+  c.depthwise = p.groups > 1 && reduce == 1 && lanes == 1;
+  if (c.depthwise) {
+    c.block = c.reduce = c.lanes = lane_block<Acc>(c.channels, vector_bytes);
+    c.groups = divide_up(c.channels, c.block);
+  } else {
+    c.block = lane_block<Acc>(lanes, vector_bytes);
+    c.groups = p.groups;
+    c.reduce = reduce;
+    c.lanes = lanes;
+  }
   return c;
 }
 
-// Lays the groups of a depthwise convolution side by side in lane blocks.
-void form_lane_blocks(TapConv& c, int64_t block) {
-  if (!c.depthwise) return;
-  c.groups = divide_up(c.channels, block);
-  c.reduce = c.lanes = block;
-}
-
 template <typename T>
-void run_tap_conv(TapConv c, View<const T> source, const T* weight, const WeightStrides& strides,
-                  const T* bias, View<T> result) {
+void run_tap_conv(TapConv c, const Table<T, Accumulator<T>>& kernels, View<const T> source,
+                  const T* weight, const WeightStrides& strides, const T* bias, View<T> result) {
   using Acc = Accumulator<T>;
-  const Table<T, Acc> kernels = table<T>();
-  const int64_t block = lane_block<Acc>(c.lanes, kernels.vector_bytes);
-  const int64_t blocks = divide_up(c.lanes, block);
-  const Scratch weight_block = Scratch::take<Acc>(
-      ScratchName::kWeight, c.groups * blocks * c.taps() * c.reduce * block);
+  choose_tiles(c, sizeof(Acc), 0);
+  spread_over_threads(c);
+  const int64_t blocks = c.groups * c.blocks();
+  const Scratch weight_block =
+      Scratch::take<Acc>(ScratchName::kWeight, blocks * c.packed_block_size());
   Acc* const packed = weight_block.data<Acc>();
-  parallel_for(c.groups * blocks, [&](int64_t begin, int64_t end) {
+  parallel_for(blocks, [&](int64_t begin, int64_t end) {
     kernels.pack_weight(c, weight, strides, packed, begin, end);
   });
-
-  form_lane_blocks(c, block);
-  choose_tiles(c, sizeof(Acc), 0);
-  spread_over_threads(c, divide_up(c.lanes, block));
-  const auto tap_conv = kernels.tap_conv[c.depthwise][is_wide(kernels, block)];
+  const auto tap_conv = kernels.tap_conv[c.depthwise][is_wide(kernels, c)];
   parallel_for(c.tasks(), [&](int64_t begin, int64_t end) {
     tap_conv(c, source, packed, bias, result, begin, end);
   });
 }
 
-WeightGrad plan_weight_grad(const ConvProblem& p, int64_t element_bytes, int64_t block) {
+// What the groups and lanes of the tap convolution are in the weight: where a lane is a group
+// of its own, the next one is a whole filter bank away.
+WeightStrides weight_strides(const ConvProblem& p, const TapConv& c, const int64_t* stride,
+                             int lane, int reduce) {
+  const int64_t group = p.out_channels * stride[0];
+  if (c.depthwise) return {c.block * group, group, stride[reduce], stride[2], stride[3]};
+  return {group, stride[lane], stride[reduce], stride[2], stride[3]};
+}
+
+WeightGrad plan_weight_grad(TapConv tap, int64_t element_bytes) {
   WeightGrad plan;
+  plan.tap = std::move(tap);
   TapConv& c = plan.tap;
-  c = make_tap_conv(p, forward_axis(p, kHeight), forward_axis(p, kWidth), p.in_channels,
-                    p.out_channels);
-  form_lane_blocks(c, block);
   choose_tiles(c, element_bytes, std::min(c.lanes, plan.lanes_a_task));
-  plan.lanes_padded = divide_up(c.lanes, block) * block;
   plan.chunks = std::max<int64_t>(
       1, std::min({plan.tiles(), kWeightGradTasks / (c.groups * plan.lane_tasks()),
                    kWeightGradBytes / (c.groups * c.lanes * plan.rows() * element_bytes + 1)}));
@@ -167,24 +169,25 @@ WeightGrad plan_weight_grad(const ConvProblem& p, int64_t element_bytes, int64_t
 template <typename T>
 void conv2d(const ConvProblem& p, View<const T> input, View<const T> weight, const T* bias,
             View<T> output) {
-  const TapConv c = make_tap_conv(p, forward_axis(p, kHeight), forward_axis(p, kWidth),
-                                  p.in_channels, p.out_channels);
-  const int64_t* w = weight.stride;
-  run_tap_conv<T>(c, input, weight.data, {p.out_channels * w[0], w[0], w[1], w[2], w[3]}, bias,
+  const auto kernels = table<T>();
+  const TapConv c = make_tap_conv<Accumulator<T>>(p, forward_axis(p, kHeight),
+                                                  forward_axis(p, kWidth), p.in_channels,
+                                                  p.out_channels, kernels.vector_bytes);
+  run_tap_conv<T>(c, kernels, input, weight.data, weight_strides(p, c, weight.stride, 0, 1), bias,
                   output);
 }
 
 template <typename T>
 void conv2d_input_grad(const ConvProblem& p, View<const T> weight, View<const T> delta,
                        View<T> input_grad) {
-  const int64_t* w = weight.stride;
+  const auto kernels = table<T>();
   for (int64_t i = 0; i < std::min(p.stride[kHeight], p.in_size[kHeight]); ++i)
     for (int64_t j = 0; j < std::min(p.stride[kWidth], p.in_size[kWidth]); ++j) {
-      const TapConv c = make_tap_conv(p, input_grad_axis(p, kHeight, i),
-                                      input_grad_axis(p, kWidth, j), p.out_channels, p.in_channels);
-      // Depthwise, the lanes are groups: the next one is a whole filter away.
-      const int64_t lane = c.depthwise ? w[0] : w[1];
-      run_tap_conv<T>(c, delta, weight.data, {p.out_channels * w[0], lane, w[0], w[2], w[3]},
+      const TapConv c = make_tap_conv<Accumulator<T>>(p, input_grad_axis(p, kHeight, i),
+                                                      input_grad_axis(p, kWidth, j),
+                                                      p.out_channels, p.in_channels,
+                                                      kernels.vector_bytes);
+      run_tap_conv<T>(c, kernels, delta, weight.data, weight_strides(p, c, weight.stride, 1, 0),
                       nullptr, input_grad);
     }
 }
@@ -193,15 +196,15 @@ template <typename T>
 void conv2d_weight_grad(const ConvProblem& p, View<const T> input, View<const T> delta,
                         View<T> weight_grad, T* bias_grad) {
   using Acc = Accumulator<T>;
-  const Table<T, Acc> kernels = table<T>();
-  const bool depthwise = p.in_channels == 1 && p.out_channels == 1;
-  const int64_t block =
-      lane_block<Acc>(depthwise ? p.groups : p.out_channels, kernels.vector_bytes);
-  const WeightGrad plan = plan_weight_grad(p, sizeof(Acc), block);
+  const auto kernels = table<T>();
+  const WeightGrad plan = plan_weight_grad(
+      make_tap_conv<Acc>(p, forward_axis(p, kHeight), forward_axis(p, kWidth), p.in_channels,
+                         p.out_channels, kernels.vector_bytes),
+      sizeof(Acc));
   const Scratch sums_block =
       Scratch::take<Acc>(ScratchName::kPartial, plan.chunks * plan.sums_a_chunk());
   Acc* const sums = sums_block.data<Acc>();
-  const auto kernel = kernels.weight_grad[plan.tap.depthwise][is_wide(kernels, block)];
+  const auto kernel = kernels.weight_grad[plan.tap.depthwise][is_wide(kernels, plan.tap)];
   parallel_for(plan.tasks(), [&](int64_t begin, int64_t end) {
     kernel(plan, input, delta, bias_grad != nullptr, sums, begin, end);
   });
@@ -209,7 +212,7 @@ void conv2d_weight_grad(const ConvProblem& p, View<const T> input, View<const T>
   // The chunks' sums, added in their order.
   const TapConv& c = plan.tap;
   const auto total = [&](int64_t o, int64_t row) {
-    const Acc* from = sums + o / c.lanes * plan.sums_a_group() + row * plan.lanes_padded + o % c.lanes;
+    const Acc* from = sums + o / c.lanes * plan.sums_a_group() + row * plan.lanes_padded() + o % c.lanes;
     Acc sum = *from;
     for (int64_t chunk = 1; chunk < plan.chunks; ++chunk) sum += from[chunk * plan.sums_a_chunk()];
     return sum;

@@ -4,5 +4,4 @@
 #define CONVBP_TARGET __attribute__((target("avx2,fma")))
 #define CONVBP_VECTOR_BYTES 32
 #include "direct_kernel.h"
-#include "direct_instantiate.h"
 #endif

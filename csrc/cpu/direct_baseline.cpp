@@ -3,4 +3,3 @@
 #define CONVBP_TARGET
 #define CONVBP_VECTOR_BYTES 16
 #include "direct_kernel.h"
-#include "direct_instantiate.h"

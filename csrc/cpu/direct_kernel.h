@@ -65,10 +65,9 @@ CONVBP_INLINE void accumulate(typename Simd<Acc>::Vector (&acc)[kRows][kVectors]
   }
 }
 
-// A run of the source for one tile: which piece of the patch each run of taps reads.
+// The output positions of one tile.
 struct TileExtent {
-  int64_t b0, images, h0, rows, w0, columns;  // positions of the tile
-
+  int64_t b0, images, h0, rows, w0, columns;
   int64_t pixels() const { return images * rows * columns; }
 };
 
@@ -186,24 +185,22 @@ inline void find_runs(const TapConv& c, int64_t patch_columns, std::vector<Run>&
     }
 }
 
-// [group][lane block][tap][reduce][lane of the block], zero in lanes that do not exist.
+// [group][lane block][tap][depth][lane of the block], zero in lanes that do not exist.
 template <typename T, typename Acc>
 CONVBP_TARGET void pack_weight(const TapConv& c, const T* weight, const WeightStrides& stride,
                                Acc* packed, int64_t begin, int64_t end) {
-  const int64_t block = lane_block<Acc>(c.lanes, CONVBP_VECTOR_BYTES);
-  const int64_t blocks = divide_up(c.lanes, block);
   for (int64_t task = begin; task < end; ++task) {
-    const int64_t g = task / blocks, lane0 = task % blocks * block;
-    const int64_t lanes = std::min(block, c.lanes - lane0);
-    Acc* to = packed + task * c.taps() * c.reduce * block;
+    const int64_t g = task / c.blocks(), lane0 = task % c.blocks() * c.block;
+    const int64_t lanes = std::min(c.block, c.result_channels(g) - lane0);
+    Acc* to = packed + task * c.packed_block_size();
     for (int64_t r = 0; r < c.h.tap_count(); ++r)
       for (int64_t s = 0; s < c.w.tap_count(); ++s) {
         const T* from = weight + g * stride.group + lane0 * stride.lane + c.h.taps[r] * stride.r +
                         c.w.taps[s] * stride.s;
-        for (int64_t k = 0; k < c.reduce; ++k, to += block) {
+        for (int64_t k = 0; k < c.depth(); ++k, to += c.block) {
           for (int64_t lane = 0; lane < lanes; ++lane)
             to[lane] = load<Acc>(from[lane * stride.lane + k * stride.reduce]);
-          for (int64_t lane = lanes; lane < block; ++lane) to[lane] = Acc(0);
+          for (int64_t lane = lanes; lane < c.block; ++lane) to[lane] = Acc(0);
         }
       }
   }
@@ -214,9 +211,7 @@ CONVBP_TARGET void tap_conv_tasks(const TapConv& c, View<const T> source, const 
                                   const T* bias, View<T> result, int64_t begin, int64_t end) {
   using Vector = typename Simd<Acc>::Vector;
   constexpr int kBlock = kVectors * Simd<Acc>::kLanes;
-  const int64_t blocks = divide_up(c.lanes, kBlock);
-  const int64_t blocks_a_task = divide_up(blocks, c.lane_split);
-  const int64_t block_size = c.taps() * c.depth() * kBlock;
+  const int64_t blocks_a_task = divide_up(c.blocks(), c.lane_split);
   const int64_t most_pixels = c.batch_tile * c.h.tile * c.w.tile;
   const Scratch patch_block =
       Scratch::take<Acc>(ScratchName::kPatch, patch_size(c, c.batch_tile, c.h.tile, c.w.tile));
@@ -234,9 +229,9 @@ CONVBP_TARGET void tap_conv_tasks(const TapConv& c, View<const T> source, const 
     locate_pixels(c, e, result, in_patch.data(), in_result.data());
     find_runs(c, c.w.patch_rows(e.columns), runs);
 
-    const int64_t last_block = std::min(blocks, (split + 1) * blocks_a_task);
+    const int64_t last_block = std::min(c.blocks(), (split + 1) * blocks_a_task);
     for (int64_t block = split * blocks_a_task; block < last_block; ++block) {
-      const Acc* const weight = packed + (g * blocks + block) * block_size;
+      const Acc* const weight = packed + (g * c.blocks() + block) * c.packed_block_size();
       const int64_t channel0 = g * c.lanes + block * kBlock;
       const int64_t lanes = std::min<int64_t>(kBlock, c.result_channels(g) - block * kBlock);
       Acc bias_lanes[kBlock] = {};
@@ -304,7 +299,7 @@ CONVBP_TARGET void weight_grad_tasks(const WeightGrad& p, View<const T> input, V
     const int64_t lanes = std::min(p.lanes_a_task, c.result_channels(g) - lane0);
     Acc* const group_sums = sums + chunk * p.sums_a_chunk() + g * p.sums_a_group();
     for (int64_t row = 0; row <= p.rows(); ++row)
-      fill_zero(group_sums + row * p.lanes_padded + lane0, divide_up(lanes, kBlock) * kBlock);
+      fill_zero(group_sums + row * p.lanes_padded() + lane0, divide_up(lanes, kBlock) * kBlock);
 
     const int64_t last_tile = (chunk + 1) * p.tiles() / p.chunks;
     for (int64_t tile = chunk * p.tiles() / p.chunks; tile < last_tile; ++tile) {
@@ -354,13 +349,13 @@ CONVBP_TARGET void weight_grad_tasks(const WeightGrad& p, View<const T> input, V
                 row[i] = start + row_offset[row0 + std::min<int64_t>(i, valid - 1)];
               accumulate<kDepthwise>(acc, row, column_step, delta_row, e.columns);
             }
-          Acc* const to = group_sums + row0 * p.lanes_padded + lane0 + lane;
+          Acc* const to = group_sums + row0 * p.lanes_padded() + lane0 + lane;
 #pragma GCC unroll 8
           for (int i = 0; i < kRows; ++i)
             if (i < valid)
 #pragma GCC unroll 4
               for (int v = 0; v < kVectors; ++v)
-                *reinterpret_cast<Vector*>(to + i * p.lanes_padded + v * kLanes) += acc[i][v];
+                *reinterpret_cast<Vector*>(to + i * p.lanes_padded() + v * kLanes) += acc[i][v];
         }
       }
 
@@ -372,7 +367,7 @@ CONVBP_TARGET void weight_grad_tasks(const WeightGrad& p, View<const T> input, V
 #pragma GCC unroll 4
             for (int v = 0; v < kVectors; ++v)
               acc[v] += *reinterpret_cast<const Vector*>(delta_row + v * kLanes);
-          Acc* const to = group_sums + p.rows() * p.lanes_padded + lane0 + lane;
+          Acc* const to = group_sums + p.rows() * p.lanes_padded() + lane0 + lane;
 #pragma GCC unroll 4
           for (int v = 0; v < kVectors; ++v)
             *reinterpret_cast<Vector*>(to + v * kLanes) += acc[v];
@@ -390,6 +385,12 @@ Table<T, Acc> make_table() {
           {{&weight_grad_tasks<T, Acc, 1, false>, &weight_grad_tasks<T, Acc, 2, false>},
            {&weight_grad_tasks<T, Acc, 1, true>, &weight_grad_tasks<T, Acc, 2, true>}}};
 }
+
+// The element types every instruction set is compiled for.
+template Table<float, float> make_table();
+template Table<double, double> make_table();
+template Table<BFloat16, float> make_table();
+template Table<Half, float> make_table();
 
 }  // namespace convbp::direct::CONVBP_ISA
 

@@ -74,26 +74,26 @@ struct TapConv {
   int64_t groups = 1;
   int64_t reduce = 0;  // channels summed over, per group
   int64_t lanes = 0;   // channels computed, per group: they lie in the vector lanes
+  int64_t block = 1;   // lanes computed together
   // A convolution with one channel a group has nothing to sum over but taps, and one lane to
-  // compute. It is done a lane block of groups at a time: `groups` then counts blocks,
-  // `reduce` and `lanes` are the block's size, lane l of the result is made of channel l of
-  // the source alone, and the last block ends with channel number `channels`.
+  // compute. It is done a lane block of groups at a time: `groups` counts blocks, `reduce` and
+  // `lanes` are the block's size, lane l of the result is made of channel l of the source
+  // alone, and the last block ends with channel number `channels`.
   bool depthwise = false;
-  int64_t channels = 0;
+  int64_t channels = 0;  // of the result, all groups together
   Axis h, w;
   int64_t batch_tile = 1;   // images a task takes
   int64_t lane_split = 1;   // tasks that share a tile, each with some of the lane blocks
 
+  int64_t blocks() const { return divide_up(lanes, block); }
   int64_t taps() const { return h.tap_count() * w.tap_count(); }
   // Products that a tap contributes to a sum.
   int64_t depth() const { return depthwise ? 1 : reduce; }
   // Channels of the source and of the result that group g really has.
-  int64_t source_channels(int64_t g) const {
-    return depthwise ? std::min(reduce, channels - g * reduce) : reduce;
-  }
-  int64_t result_channels(int64_t g) const {
-    return depthwise ? std::min(lanes, channels - g * lanes) : lanes;
-  }
+  int64_t result_channels(int64_t g) const { return std::min(lanes, channels - g * lanes); }
+  int64_t source_channels(int64_t g) const { return depthwise ? result_channels(g) : reduce; }
+  // Packed weights of a lane block: [tap][depth][lane of the block].
+  int64_t packed_block_size() const { return taps() * depth() * block; }
   int64_t batch_tiles() const { return divide_up(batch, batch_tile); }
   int64_t spatial_tiles() const {
     return divide_up(h.count, h.tile) * divide_up(w.count, w.tile);
@@ -102,7 +102,8 @@ struct TapConv {
   int64_t tasks() const { return pixel_tasks() * lane_split; }
 };
 
-// Strides of the weight as the tap convolution sees it, in elements.
+// Strides of the weight as the tap convolution sees it, in elements. Depthwise, a lane is a
+// group of the convolution.
 struct WeightStrides {
   int64_t group, lane, reduce, r, s;
 };
@@ -114,14 +115,14 @@ struct WeightGrad {
   TapConv tap;              // the forward tap convolution: its reduce is K, its lanes O
   int64_t chunks = 1;
   int64_t lanes_a_task = 64;
-  int64_t lanes_padded = 0;  // lanes rounded up to whole lane blocks
 
+  int64_t lanes_padded() const { return tap.blocks() * tap.block; }
   int64_t rows() const { return tap.taps() * tap.depth(); }
   int64_t lane_tasks() const { return divide_up(tap.lanes, lanes_a_task); }
   int64_t tiles() const { return tap.batch_tiles() * tap.spatial_tiles(); }
   int64_t tasks() const { return chunks * tap.groups * lane_tasks(); }
-  // Sums of one chunk: per group, `rows` rows of lanes_padded sums, then the bias row.
-  int64_t sums_a_group() const { return (rows() + 1) * lanes_padded; }
+  // Sums of one chunk: per group, rows() rows of lanes_padded() sums, then the bias row.
+  int64_t sums_a_group() const { return (rows() + 1) * lanes_padded(); }
   int64_t sums_a_chunk() const { return tap.groups * sums_a_group(); }
 };
 

@@ -14,7 +14,7 @@ struct Table {
   int vector_bytes;
   void (*pack_weight)(const TapConv&, const T* weight, const WeightStrides&, Acc* packed,
                       int64_t begin, int64_t end);
-  // [depthwise][lane blocks of two vectors; of one where that holds all lanes]
+  // [depthwise?][lane blocks of one vector, or of two]
   void (*tap_conv[2][2])(const TapConv&, View<const T> source, const Acc* packed, const T* bias,
                       View<T> result, int64_t begin, int64_t end);
   void (*weight_grad[2][2])(const WeightGrad&, View<const T> input, View<const T> delta,
