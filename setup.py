@@ -83,7 +83,9 @@ def sources_in(folder: str, *suffixes: str) -> list[str]:
 
 
 def main() -> None:
-    cuda_home = find_cuda_home()
+    cuda_sources = sources_in("cuda", ".cpp", ".cu")
+    wanted = cuda_sources and os.environ.get("TORCH_CONVBP_CUDA") != "0"
+    cuda_home = find_cuda_home() if wanted else None
     if cuda_home:
         os.environ["CUDA_HOME"] = str(cuda_home)  # read when cpp_extension is imported
     os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_CUDA_ARCHITECTURES)
@@ -103,7 +105,6 @@ def main() -> None:
             py_limited_api=True,
         )
     ]
-    cuda_sources = sources_in("cuda", ".cpp", ".cu")
     reason = why_no_cuda(cuda_sources, cuda_home, torch.version.cuda)
     if reason is None:
         extensions.append(
@@ -111,7 +112,10 @@ def main() -> None:
                 "torch_convbp._C_cuda",
                 cuda_sources,
                 depends=headers,
-                extra_compile_args={"cxx": compile_args, "nvcc": ["-O3", *STABLE_ABI]},
+                extra_compile_args={
+                    "cxx": compile_args,
+                    "nvcc": ["-O3", "-std=c++20", *STABLE_ABI],
+                },
                 py_limited_api=True,
             )
         )

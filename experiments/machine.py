@@ -34,6 +34,7 @@ def machine(threads: int) -> dict[str, str | int | float]:
         "processor": processor(),
         "cpus": available_cpus(),
         "threads": threads,
+        "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY", "not set"),
         "capability": bp.backends.cpu.capability(),
         "memory_gib": round(memory / 2**30, 1),
         "system": platform.platform(),

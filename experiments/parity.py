@@ -25,6 +25,7 @@ pictures and report.html, which contains them.
 from __future__ import annotations
 
 import math
+import os
 import shlex
 import sys
 from datetime import datetime
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
 def main(arguments: list[str] | None = None) -> int:
     """Run the experiment; return the exit status."""
     _, args = parse(arguments)
+    share_the_machine()
     try:
         return run(args, sys.argv[1:] if arguments is None else arguments)
     except UsageError as error:
@@ -57,6 +59,17 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nInterrupted; a run folder that was begun is marked UNFINISHED.", file=sys.stderr)
         return 130
+
+
+def share_the_machine() -> None:
+    """Let waiting threads sleep instead of spin, unless the environment says otherwise.
+
+    A network of small layers waits for its threads some thousand times a step. While other
+    programs want the same cores, spinning holds up the very thread that is waited for, and a
+    step takes several times as long. OpenMP reads this once, when torch is loaded; the two
+    trainings inherit it, so that it is the same for both.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def run(args: argparse.Namespace, arguments: list[str]) -> int:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -20,6 +19,8 @@ import torch
 from torch import Tensor
 
 import torch_convbp as bp
+from experiments.machine import processor
+from experiments.options import whole
 
 
 class Shape(NamedTuple):
@@ -99,21 +100,6 @@ def operators(shape: Shape, memory_format: torch.memory_format) -> list[Callable
     ]
 
 
-def positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, but got {text}")
-    return value
-
-
-def processor() -> str:
-    try:
-        with open("/proc/cpuinfo") as file:
-            return next(line.split(":")[1].strip() for line in file if "model name" in line)
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
 @torch.no_grad()
 def main() -> None:
     parser = argparse.ArgumentParser(
@@ -121,8 +107,8 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--threads", type=positive, default=torch.get_num_threads())
-    parser.add_argument("--runs", type=positive, default=15, help="timed runs of each (default 15)")
+    parser.add_argument("--threads", type=whole(1), default=torch.get_num_threads())
+    parser.add_argument("--runs", type=whole(1), default=15, help="timed runs of each (default 15)")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
 

@@ -119,7 +119,10 @@ def test_public_names() -> None:
     assert bp.__version__ == "0.1.0"
     for name in bp.__all__:
         assert hasattr(bp, name)
-    assert bp.backends.cuda.is_available() is False or torch.cuda.is_available()
+    if not torch.cuda.is_available():
+        assert not bp.backends.cuda.is_available()
+    with pytest.raises(AttributeError):
+        bp.backends.cpu.conv_algoritm = "plain"
     for documented in (
         bp.ConvBP2d,
         bp.convert,

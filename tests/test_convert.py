@@ -195,6 +195,16 @@ def test_parametrized_layers() -> None:
     torch.testing.assert_close(model(input), expected)
 
 
+def test_converting_computes_nothing() -> None:
+    """spectral_norm moves its state whenever its weight is looked at in training."""
+    model = nn.Sequential(parametrizations.spectral_norm(nn.Conv2d(3, 4, 3)))
+    before = copy.deepcopy(model.state_dict())
+    bp.revert(bp.convert(model))
+    after = model.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert type(model[0]).__name__ == "ParametrizedConv2d"
+
+
 def test_revert_leaves_subclasses_of_convbp2d_alone() -> None:
     class Mine(bp.ConvBP2d):
         pass

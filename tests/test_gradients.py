@@ -302,6 +302,20 @@ def test_torch_compile(dynamic: bool) -> None:
             torch.testing.assert_close(ours, eager)
 
 
+@pytest.mark.slow
+def test_torch_compile_with_its_default_backend() -> None:
+    """Through code generation, sizes of the pictures changing too."""
+    module = bp.ConvBP2d(3, 4, 3, padding=1)
+    compiled = torch.compile(
+        lambda a: module(a).relu().square().sum(), fullgraph=True, dynamic=True
+    )
+    for height in (8, 11):
+        a = normal((2, 3, height, height + 1), torch.float32, height)
+        eager = torch.autograd.grad(module(a).relu().square().sum(), module.weight)
+        actual = torch.autograd.grad(compiled(a), module.weight)
+        torch.testing.assert_close(actual, eager)
+
+
 def test_autocast() -> None:
     """As nn.Conv2d: computes in the autocast dtype, gradients in the parameters' dtype."""
     module = bp.ConvBP2d(3, 4, 3)

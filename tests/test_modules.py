@@ -6,6 +6,7 @@ import copy
 import io
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from cases import integers, normal
@@ -32,7 +33,6 @@ ARGUMENTS = {
     "float64": dict(in_channels=3, out_channels=4, kernel_size=3, dtype=torch.float64),
     "bfloat16": dict(in_channels=3, out_channels=4, kernel_size=3, dtype=torch.bfloat16),
     "device": dict(in_channels=3, out_channels=4, kernel_size=3, device="cpu"),
-    "one_tuple": dict(in_channels=3, out_channels=4, kernel_size=(3, 3), stride=(2,)),
 }  # fmt: skip
 
 
@@ -77,6 +77,13 @@ def test_computes_what_nn_conv2d_computes(name: str) -> None:
     for a, b in zip(*results, strict=True):
         assert torch.equal(a, b)
         assert a.stride() == b.stride()
+
+
+def test_constructor_takes_what_stands_for_ints() -> None:
+    """numpy's ints, lists, and a single one for both directions."""
+    layer = bp.ConvBP2d(np.int64(3), 4, [3], stride=(2,), padding=(np.int32(1), 2), groups=1)
+    assert (layer.kernel_size, layer.stride, layer.padding) == ((3, 3), (2, 2), (1, 2))
+    assert layer(torch.ones(1, 3, 8, 8)).shape == (1, 4, 4, 5)
 
 
 def test_one_sgd_step_equals_torchs() -> None:

@@ -172,9 +172,10 @@ def test_memory_format_is_torchs(case: Case, layout: str, which: str) -> None:
     assert results[0] == results[1]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("case", parameters(RAGGED))
-def test_same_bits_at_any_thread_count(case: Case) -> None:
-    arguments = tensors(case, normal, torch.float32)
+def test_same_bits_at_any_thread_count(case: Case, dtype: torch.dtype) -> None:
+    arguments = tensors(case, normal, dtype)
     threads = torch.get_num_threads()
     results = []
     try:
@@ -267,24 +268,44 @@ def test_gradient_functions_take_torchs_arguments() -> None:
 
 
 def test_index_arithmetic_beyond_32_bits() -> None:
-    """An input of more than 2^31 elements, stretched over little memory by its strides."""
-    rows, columns = 3, 2**30
-    line = integers((columns // 2**10,), torch.float32, seed=1)
-    room = torch.zeros(1, 1, 1, columns + 4, dtype=torch.bfloat16)
-    room[0, 0, 0, -2000:] = line[:2000].to(torch.bfloat16).repeat(2)[:2000]
-    input = room.expand(1, 2, rows, columns + 4)
-    assert input.numel() > 2**31
-    weight = integers((1, 2, 3, 3), torch.bfloat16, seed=2)
-    output = bp.functional.conv2d(input[..., -2000:], weight)
-    stride = columns - 996
-    far = bp.functional.conv2d(input, weight, stride=(1, stride))
-    near = torch.cat(
-        [bp.functional.conv2d(input[..., i * stride : i * stride + 3], weight) for i in range(2)],
-        dim=-1,
-    )
-    assert torch.equal(far, near)
-    assert output.count_nonzero() > 0
-    del room
+    """Channels 2^30 elements apart: the last one's offset does not fit into 32 bits.
+
+    The room between them is reserved and never touched.
+    """
+    case = Case("far", batch=1, in_channels=4, out_channels=3, size=(5, 6))
+    distance = 2**30
+    room = torch.empty(3 * distance + 30, dtype=torch.bfloat16)
+    far = room.as_strided(case.input_size, (0, distance, 6, 1))
+    near = integers(case.input_size, torch.bfloat16, seed=1)
+    far.copy_(near)
+    weight = integers(case.weight_size, torch.bfloat16, seed=2)
+    delta = integers(case.output_size, torch.bfloat16, seed=3)
+    for algorithm in ("direct", "plain"):
+        with bp.backends.cpu.flags(conv_algorithm=algorithm):
+            assert torch.equal(
+                bp.functional.conv2d(far, weight), bp.functional.conv2d(near, weight)
+            )
+            assert torch.equal(
+                bp.functional.conv2d_weight_grad(far, weight.shape, delta),
+                bp.functional.conv2d_weight_grad(near, weight.shape, delta),
+            )
+
+
+@pytest.mark.parametrize("algorithm", ["direct", "plain"])
+def test_non_finite_numbers_reach_what_they_meet(algorithm: str) -> None:
+    """An infinite or undefined pixel spoils the results that read it, and no other."""
+    case = small("padding", in_channels=3, out_channels=5)
+    for value in (float("inf"), float("nan")):
+        input, weight, _, _ = tensors(case, integers, torch.float32)
+        input[0, 1, 3, 3] = value
+        with bp.backends.cpu.flags(conv_algorithm=algorithm):
+            output = bp.functional.conv2d(input, weight, padding=1)
+        reads = torch.zeros(7, 6, dtype=torch.bool)
+        reads[2:5, 2:5] = True
+        assert output[1].isfinite().all()
+        assert output[0][:, ~reads].isfinite().all()
+        assert not output[0, :, 3, 3].isfinite().any() or bool((weight[:, 1, 1, 1] == 0).any())
+        assert torch.equal(output.isfinite(), F.conv2d(input, weight, padding=1).isfinite())
 
 
 CAPABILITY_SCRIPT = """

@@ -76,3 +76,13 @@ def test_error_signal_multiplies_before_it_convolves() -> None:
     delta = reference.error_signal(p, above, lambda p: 1 - torch.tanh(p) ** 2)
     actual = reference.input_grad(case.size, w, delta, geometry_of(case))
     torch.testing.assert_close(actual, expected)
+
+
+def test_summary_slides_taken_literally_do_not_fit() -> None:
+    """The erratum: g' outside the convolution has not even the right shape."""
+    case = small("slides")
+    a, w, b, above = lecture_tensors(case)
+    p = reference.pre_activation(a, w, b)
+    convolved = reference.input_grad(case.size, w, above)  # the full convolution: larger than p
+    with pytest.raises(RuntimeError, match="must match the size"):
+        (1 - torch.tanh(p) ** 2).sum(1, keepdim=True) * convolved

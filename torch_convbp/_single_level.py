@@ -1,4 +1,4 @@
-"""The one file that touches private names of torch: an autograd.Function under a dispatch key.
+"""An autograd.Function under a dispatch key: what needs names that torch does not promise to keep.
 
 An operator whose ``Autograd`` key runs an ``autograd.Function`` is the one design that is right
 under torch.func, torch.compile and torch.export alike: torch.func's layers and the compiler see
@@ -71,9 +71,9 @@ def autograd_kernel(
 def below_autograd(operator: torch._ops.OpOverload, *args: Any, **kwargs: Any) -> Any:
     """Runs the operator's next kernel below the ``Autograd`` key.
 
-    A Function's forward runs with gradients turned off. That is right for its own level, which
-    is excluded here anyway, and wrong for the levels of torch.func around it (hessian, say):
-    without turning them on again their derivatives would be zero.
+    A Function's forward runs with gradients turned off. Without torch.func the next kernel
+    computes numbers, and that is that. Within it the next kernel may be the derivative of an
+    outer level (hessian has two), which would come out as zero: gradients are turned on again.
     """
     with _AutoDispatchBelowAutograd():
         if not _are_functorch_transforms_active():

@@ -1,4 +1,4 @@
-"""The derivatives: equations L3 to L6, each once.
+"""The derivatives: the backward pass L4 to L6, and that of the backward pass itself.
 
 conv2d (L1), conv2d_input_grad (L6) and conv2d_weight_grad (L4) are one trilinear form
 
@@ -6,6 +6,11 @@ conv2d (L1), conv2d_input_grad (L6) and conv2d_weight_grad (L4) are one trilinea
 
 seen from its three sides: dT/ddelta, dT/da and dT/dw. So the derivative of each is written
 with the other two, and gradients of every order need no further kernel.
+
+Conv2dWeightBiasGrad is no fourth one, but L4 and L5 from the same pass over delta.
+
+Shapes: a, input and input_grad [N, K, H, W]; w, weight and weight_grad [O, K / groups, R, S];
+delta and output [N, O, M, N']; bias and bias_grad [O].
 
 Every Function saves only what the gradients asked for will need, and computes only those.
 ``geometry`` is (stride, padding, dilation, groups); delta is the error signal dL/dp of L3.

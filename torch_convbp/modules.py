@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import operator
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -13,15 +14,28 @@ from torch_convbp import functional
 __all__ = ["ConvBP2d"]
 
 
-def _check_constructor(name: str, value: Any, least: int, pair: bool) -> None:
-    """nn.Conv2d finds these mistakes at the first call, or not at all."""
-    values = tuple(value) if pair and isinstance(value, Sequence) else (value,)
-    expected = f"an int >= {least}" + (f" or two ints >= {least}" if pair else "")
-    message = f"{name} must be {expected}, but got {value!r}"
-    if not all(isinstance(v, int) and not isinstance(v, bool) for v in values):
+def _int(name: str, value: Any, least: int) -> int:
+    """value as an int of at least ``least``; nn.Conv2d finds out at the first call, if at all."""
+    message = f"{name} must be an int >= {least}, but got {value!r}"
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
         raise TypeError(message)
-    if len(values) not in (1, 2) or any(v < least for v in values):
+    if operator.index(value) < least:
         raise ValueError(message)
+    return operator.index(value)
+
+
+def _pair(name: str, value: Any, least: int) -> tuple[int, int]:
+    """An int or a sequence of one or two ints, of at least ``least`` each, as (height, width)."""
+    values = tuple(value) if isinstance(value, (tuple, list)) else (value,)
+    try:
+        height, *width = (_int(name, v, least) for v in values)
+        if len(width) > 1:
+            raise ValueError
+    except (TypeError, ValueError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        expected = f"an int >= {least} or two of them"
+        raise kind(f"{name} must be {expected}, but got {value!r}") from None
+    return (height, width[0]) if width else (height, height)
 
 
 class ConvBP2d(nn.Conv2d):
@@ -40,6 +54,7 @@ class ConvBP2d(nn.Conv2d):
             checks, and those it leaves to the first call: kernel_size, stride and dilation at
             least 1, padding at least 0, one or two ints each, out_channels and groups at
             least 1, in_channels at least 0.
+        RuntimeError: a dtype that cannot have gradients.
     """
 
     def __init__(
@@ -53,25 +68,17 @@ class ConvBP2d(nn.Conv2d):
         groups: int = 1,
         bias: bool = True,
         padding_mode: str = "zeros",
-        device: Any = None,
-        dtype: Any = None,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
-        _check_constructor("in_channels", in_channels, 0, pair=False)
-        _check_constructor("out_channels", out_channels, 1, pair=False)
-        _check_constructor("kernel_size", kernel_size, 1, pair=True)
-        _check_constructor("stride", stride, 1, pair=True)
-        if not isinstance(padding, str):
-            _check_constructor("padding", padding, 0, pair=True)
-        _check_constructor("dilation", dilation, 1, pair=True)
-        _check_constructor("groups", groups, 1, pair=False)
         super().__init__(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding,
-            dilation,
-            groups,
+            _int("in_channels", in_channels, 0),
+            _int("out_channels", out_channels, 1),
+            _pair("kernel_size", kernel_size, 1),
+            _pair("stride", stride, 1),
+            padding if isinstance(padding, str) else _pair("padding", padding, 0),
+            _pair("dilation", dilation, 1),
+            _int("groups", groups, 1),
             bias,
             padding_mode,  # type: ignore[arg-type]  # nn.Conv2d checks it
             device,

@@ -1,9 +1,9 @@
 """The lecture, literally: L1 to L6 in slow, readable torch.
 
 The executable specification. It uses the lecture's own parameters, the filters w_ok as they are
-before flipping and one bias b_ok for each pair of maps, subtracted; it writes every sum over
-positions as a loop; it works in float64. Nothing of the package imports it: tests and docs
-compare the operators with it.
+before flipping and one bias b_ok for each pair of maps, subtracted; it writes the sums of the
+convolutions over positions and taps as loops; it works in float64. Nothing of the package imports
+it: tests and docs compare the operators with it.
 
 Notation: a [N, K, H, W] are the maps of the layer below; w [O, K / groups, R, S]; b [O, K /
 groups]; p and delta [N, O, M, N'] belong to this layer. The slides have stride 1, no padding, no

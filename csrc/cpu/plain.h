@@ -2,6 +2,10 @@
 //
 // This is the first thing to read, and what the fast kernels are tested against. All
 // sums run in double precision whatever the element type, in the order of the loops.
+//
+// Taps outside the input are skipped here; the fast kernels multiply by the zeros of the padding
+// instead. That is the same number unless a weight is infinite or NaN, which then shows at the
+// border, as it does in torch.
 #pragma once
 
 #include "../conv_problem.h"
