@@ -11,8 +11,16 @@ from __future__ import annotations
 
 from torch_convbp import backends, functional
 from torch_convbp.convert import convert, revert
-from torch_convbp.modules import ConvBP2d
+from torch_convbp.modules import ConvBP2d, LinearBP
 
 __version__ = "0.1.0"
 
-__all__ = ["ConvBP2d", "__version__", "backends", "convert", "functional", "revert"]
+__all__ = [
+    "ConvBP2d",
+    "LinearBP",
+    "__version__",
+    "backends",
+    "convert",
+    "functional",
+    "revert",
+]

@@ -53,9 +53,7 @@ def autograd_kernel(
     keywords = [a.name for a in operator._schema.arguments if a.kwarg_only]
 
     def kernel(*args: Any, **kwargs: Any) -> Any:
-        if forward_ad._current_level < 0 and not (
-            torch.is_grad_enabled() and _any_requires_grad(*args)
-        ):
+        if not derivative_wanted(*args):
             return below_autograd(operator, *args, **kwargs)
         before = get_single_level_autograd_function_allowed()
         set_single_level_autograd_function_allowed(True)
@@ -66,6 +64,11 @@ def autograd_kernel(
             set_single_level_autograd_function_allowed(before)
 
     return kernel
+
+
+def derivative_wanted(*args: Any) -> bool:
+    """May a derivative, backward or forward, be asked for at this level?"""
+    return forward_ad._current_level >= 0 or (torch.is_grad_enabled() and _any_requires_grad(*args))
 
 
 def below_autograd(operator: torch._ops.OpOverload, *args: Any, **kwargs: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The derivatives: the backward pass L4 to L6, and that of the backward pass itself.
+"""The derivatives: the backward pass L3 to L7, and that of the backward pass itself.
 
 conv2d (L1), conv2d_input_grad (L6) and conv2d_weight_grad (L4) are one trilinear form
 
@@ -8,6 +8,9 @@ seen from its three sides: dT/ddelta, dT/da and dT/dw. So the derivative of each
 with the other two, and gradients of every order need no further kernel.
 
 Conv2dWeightBiasGrad is no fourth one, but L4 and L5 from the same pass over delta.
+
+An activation g turns the gradient of what a layer puts out into its error signal (L3); L4 to L6
+take it from there.
 
 Shapes: a, input and input_grad [N, K, H, W]; w, weight and weight_grad [O, K / groups, R, S];
 delta and output [N, O, M, N']; bias and bias_grad [O].
@@ -23,8 +26,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torch_convbp import ops, shapes
-from torch_convbp._single_level import autograd_kernel, below_autograd
+from torch_convbp import activations, ops, shapes
+from torch_convbp._single_level import autograd_kernel, below_autograd, derivative_wanted
+from torch_convbp.activations import Activation
 
 
 def _sum(*terms: Tensor | None) -> Tensor | None:
@@ -34,6 +38,30 @@ def _sum(*terms: Tensor | None) -> Tensor | None:
         if term is not None:
             total = term if total is None else total + term
     return total
+
+
+def _gradients(
+    ctx: Any, delta: Tensor, bias_grad: Tensor | None = None
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of a convolution's input, weight and bias, from its error signal."""
+    input, weight, *_ = ctx.saved_tensors
+    needs_input_grad, needs_weight_grad, needs_bias_grad = ctx.needs_input_grad[:3]
+    input_grad = weight_grad = None
+    if needs_input_grad:  # L6
+        input_grad = ops.conv2d_input_grad(
+            ctx.input_size, weight, delta, *ctx.geometry, memory_format=ctx.memory_format
+        )
+    if needs_weight_grad and needs_bias_grad and bias_grad is None:  # L4 and L5 in one pass
+        weight_grad, bias_grad = ops.conv2d_weight_bias_grad(
+            input, ctx.weight_size, delta, *ctx.geometry, memory_format=ctx.memory_format
+        )
+    elif needs_weight_grad:  # L4
+        weight_grad = ops.conv2d_weight_grad(
+            input, ctx.weight_size, delta, *ctx.geometry, memory_format=ctx.memory_format
+        )
+    elif needs_bias_grad and bias_grad is None:  # L5, with the sign of L2: bias = -sum_k b_ok
+        bias_grad = delta.sum((0, 2, 3))
+    return input_grad, weight_grad, bias_grad
 
 
 class Conv2d(torch.autograd.Function):
@@ -56,24 +84,7 @@ class Conv2d(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, delta: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        input, weight = ctx.saved_tensors
-        needs_input_grad, needs_weight_grad, needs_bias_grad = ctx.needs_input_grad[:3]
-        input_grad = weight_grad = bias_grad = None
-        if needs_input_grad:  # L6
-            input_grad = ops.conv2d_input_grad(
-                ctx.input_size, weight, delta, *ctx.geometry, memory_format=ctx.memory_format
-            )
-        if needs_weight_grad and needs_bias_grad:  # L4 and L5 in one pass
-            weight_grad, bias_grad = ops.conv2d_weight_bias_grad(
-                input, ctx.weight_size, delta, *ctx.geometry, memory_format=ctx.memory_format
-            )
-        elif needs_weight_grad:  # L4
-            weight_grad = ops.conv2d_weight_grad(
-                input, ctx.weight_size, delta, *ctx.geometry, memory_format=ctx.memory_format
-            )
-        elif needs_bias_grad:  # L5, with the sign of L2: bias = -sum_k b_ok
-            bias_grad = delta.sum((0, 2, 3))
-        return input_grad, weight_grad, bias_grad, None, None, None, None
+        return *_gradients(ctx, delta), None, None, None, None
 
     @staticmethod
     def jvp(ctx: Any, input_t, weight_t, bias_t, *_) -> Tensor | None:  # type: ignore[override]
@@ -86,6 +97,150 @@ class Conv2d(torch.autograd.Function):
         if bias_t is not None:
             along_bias = bias_t.reshape(1, -1, 1, 1).expand(ctx.output_size)
         return _sum(along_input, along_weight, along_bias)
+
+
+class Conv2dActivation(torch.autograd.Function):
+    """a = g(p), p = conv2d(a, w) + bias (L1, L2), where a is enough to know g'(p)."""
+
+    @staticmethod
+    def forward(input, weight, bias, *geometry_and_g):  # type: ignore[override]
+        return below_autograd(ops.conv2d_activation, input, weight, bias, *geometry_and_g)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        input, weight, bias, *ctx.geometry, name, parameters = inputs
+        ctx.g = Activation(name, tuple(parameters))
+        needs_input_grad, needs_weight_grad = ctx.needs_input_grad[:2]
+        ctx.save_for_backward(
+            input if needs_weight_grad else None,
+            weight if needs_input_grad else None,
+            output if isinstance(output, Tensor) else output[1],  # a, or of a and p the latter
+        )
+        ctx.save_for_forward(input, weight, bias)
+        ctx.input_size, ctx.weight_size = input.shape, weight.shape
+        ctx.memory_format = shapes.result_format(input, weight)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(  # type: ignore[override]
+        ctx: Any, grad: Tensor | None, p_grad: Tensor | None = None
+    ) -> tuple[Tensor | None, ...]:
+        kept = ctx.saved_tensors[2]
+        delta = bias_grad = None
+        if grad is not None and p_grad is None and ctx.needs_input_grad[2]:  # L3 and L5 in one pass
+            delta, bias_grad = ops.error_signal_bias_grad(grad, kept, *ctx.g)
+        elif grad is not None:  # L3
+            delta = ops.error_signal(grad, kept, *ctx.g)
+        delta = _sum(delta, p_grad)
+        gradients = (None, None, None) if delta is None else _gradients(ctx, delta, bias_grad)
+        return *gradients, None, None, None, None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, input_t, weight_t, bias_t, *_) -> Any:  # type: ignore[override]
+        p_t = Conv2dActivation.pre_activation_t(ctx, input_t, weight_t, bias_t)
+        input, weight, bias = ctx.saved_tensors
+        p = ops.conv2d(input, weight, bias, *ctx.geometry)
+        return ops.error_signal(p_t, _kept(ctx.g, p), *ctx.g)
+
+    @staticmethod
+    def pre_activation_t(ctx: Any, input_t, weight_t, bias_t) -> Tensor:
+        """The tangent of p: conv2d is linear in its input and in its weight."""
+        input, weight, _ = ctx.saved_tensors
+        along_input = along_weight = None
+        if input_t is not None:
+            along_input = ops.conv2d(input_t, weight, None, *ctx.geometry)
+        if weight_t is not None or bias_t is not None:
+            weight_t = torch.zeros_like(weight) if weight_t is None else weight_t
+            along_weight = ops.conv2d(input, weight_t, bias_t, *ctx.geometry)
+        p_t = _sum(along_input, along_weight)
+        assert p_t is not None
+        return p_t
+
+
+class Conv2dActivationPair(Conv2dActivation):
+    """(a, p): the same where p is needed to know g'(p). Then p is an output that can be kept."""
+
+    @staticmethod
+    def forward(input, weight, bias, *geometry_and_g):  # type: ignore[override]
+        return below_autograd(ops.conv2d_activation_pair, input, weight, bias, *geometry_and_g)
+
+    @staticmethod
+    def jvp(ctx: Any, input_t, weight_t, bias_t, *_) -> Any:  # type: ignore[override]
+        p_t = Conv2dActivation.pre_activation_t(ctx, input_t, weight_t, bias_t)
+        input, weight, bias = ctx.saved_tensors
+        p = ops.conv2d(input, weight, bias, *ctx.geometry)
+        return ops.error_signal(p_t, _kept(ctx.g, p), *ctx.g), p_t
+
+
+def _kept(g: Activation, p: Tensor) -> Tensor:
+    """What the error signal of g is made of: g(p), or p."""
+    return ops.activation(p, *g) if g.keeps_output else p
+
+
+class ActivationOf(torch.autograd.Function):
+    """a = g(p) (L2), for layers whose kernel does not include g; backward is L3."""
+
+    @staticmethod
+    def forward(p, name, parameters):  # type: ignore[override]
+        return below_autograd(ops.activation, p, name, parameters)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        p, name, parameters = inputs
+        ctx.g = Activation(name, tuple(parameters))
+        ctx.save_for_backward(output if ctx.g.keeps_output else p)
+        ctx.save_for_forward(p)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        (kept,) = ctx.saved_tensors
+        return ops.error_signal(grad, kept, *ctx.g), None, None
+
+    @staticmethod
+    def jvp(ctx: Any, p_t, *_) -> Tensor:  # type: ignore[override]
+        (p,) = ctx.saved_tensors
+        return ops.error_signal(p_t, _kept(ctx.g, p), *ctx.g)
+
+
+class Linear(torch.autograd.Function):
+    """p_i = sum_j W_ij a_j + bias_i (L7). Shapes: a [..., J], W [I, J], bias [I], p [..., I]."""
+
+    @staticmethod
+    def forward(input, weight, bias):  # type: ignore[override]
+        return below_autograd(ops.linear, input, weight, bias)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        input, weight, _ = inputs
+        needs_input_grad, needs_weight_grad = ctx.needs_input_grad[:2]
+        ctx.save_for_backward(
+            input if needs_weight_grad else None, weight if needs_input_grad else None
+        )
+        ctx.save_for_forward(input, weight)
+        ctx.output_size = output.shape
+
+    @staticmethod
+    def backward(ctx: Any, delta: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        input, weight = ctx.saved_tensors
+        needs_input_grad, needs_weight_grad, needs_bias_grad = ctx.needs_input_grad
+        rows = delta.reshape(-1, delta.shape[-1])
+        input_grad = weight_grad = bias_grad = None
+        if needs_input_grad:  # dL/da_j = sum_i delta_i W_ij
+            input_grad = torch.matmul(delta, weight)
+        if needs_weight_grad:  # dL/dW_ij = delta_i a_j
+            weight_grad = torch.matmul(rows.t(), input.reshape(-1, input.shape[-1]))
+        if needs_bias_grad:
+            bias_grad = rows.sum(0)
+        return input_grad, weight_grad, bias_grad
+
+    @staticmethod
+    def jvp(ctx: Any, input_t, weight_t, bias_t) -> Tensor | None:  # type: ignore[override]
+        input, weight = ctx.saved_tensors
+        return _sum(
+            None if input_t is None else ops.linear(input_t, weight, None),
+            None if weight_t is None else ops.linear(input, weight_t, None),
+            None if bias_t is None else bias_t.expand(ctx.output_size),
+        )
 
 
 class Conv2dInputGrad(torch.autograd.Function):
@@ -207,8 +362,43 @@ class Conv2dWeightBiasGrad(Conv2dWeightGrad):
 
 for _operator, _function in (
     (ops.conv2d, Conv2d),
+    (ops.conv2d_activation_pair, Conv2dActivationPair),
     (ops.conv2d_input_grad, Conv2dInputGrad),
     (ops.conv2d_weight_grad, Conv2dWeightGrad),
     (ops.conv2d_weight_bias_grad, Conv2dWeightBiasGrad),
+    (ops.activation, ActivationOf),
+    (ops.linear, Linear),
 ):
     ops.register(_operator, "Autograd", autograd_kernel(_operator, _function))
+
+
+_conv2d_activation = autograd_kernel(ops.conv2d_activation, Conv2dActivation)
+
+
+def _conv2d_activation_kernel(input, weight, bias, *geometry_and_g):
+    # Where g' needs p and a derivative may be asked for, p is computed as an output too.
+    *_, name, parameters = geometry_and_g
+    if Activation(name, tuple(parameters)).keeps_output or not derivative_wanted(
+        input, weight, bias
+    ):
+        return _conv2d_activation(input, weight, bias, *geometry_and_g)
+    return ops.conv2d_activation_pair(input, weight, bias, *geometry_and_g)[0]
+
+
+def _error_signal_kernel(grad, kept, name, parameters):
+    # To be differentiated, L3 is written in torch's operators: delta is not linear in what is kept.
+    if not derivative_wanted(grad, kept):
+        return below_autograd(ops.error_signal, grad, kept, name, parameters)
+    return activations.TABLE[name].error_signal(grad, kept, *parameters)
+
+
+def _error_signal_bias_grad_kernel(grad, kept, name, parameters):
+    if not derivative_wanted(grad, kept):
+        return below_autograd(ops.error_signal_bias_grad, grad, kept, name, parameters)
+    delta = ops.error_signal(grad, kept, name, parameters)
+    return delta, delta.sum([d for d in range(delta.dim()) if d != 1])
+
+
+ops.register(ops.conv2d_activation, "Autograd", _conv2d_activation_kernel)
+ops.register(ops.error_signal, "Autograd", _error_signal_kernel)
+ops.register(ops.error_signal_bias_grad, "Autograd", _error_signal_bias_grad_kernel)

@@ -1,4 +1,4 @@
-"""The functions users call: conv2d and its two gradients.
+"""The functions users call: conv2d and its two gradients, and the dense layer.
 
 Arguments are those of torch.nn.functional.conv2d, torch.nn.grad.conv2d_input and
 torch.nn.grad.conv2d_weight. All three are differentiable to any order.
@@ -12,9 +12,10 @@ from typing import Any, TypeAlias
 from torch import Tensor
 
 import torch_convbp.autograd  # noqa: F401  (registers the derivatives)
-from torch_convbp import ops, shapes
+from torch_convbp import activations, ops, shapes
+from torch_convbp.activations import ActivationLike
 
-__all__ = ["conv2d", "conv2d_input_grad", "conv2d_weight_grad"]
+__all__ = ["conv2d", "conv2d_input_grad", "conv2d_weight_grad", "linear"]
 
 IntOrPair: TypeAlias = int | Sequence[int]
 
@@ -42,15 +43,18 @@ def conv2d(
     padding: IntOrPair | str = 0,
     dilation: IntOrPair = 1,
     groups: int = 1,
+    *,
+    activation: ActivationLike = None,
 ) -> Tensor:
-    """Two-dimensional cross-correlation with a filter bank (L1) plus bias (L2).
+    """Two-dimensional cross-correlation with a filter bank (L1) plus bias, and activation (L2).
 
         output[b, o, m, n] = bias[o] + sum over k, r, s of
             input[b, k, m * stride - padding + r * dilation, n * stride - padding + s * dilation]
             * weight[o, k, r, s]
 
-    where k runs over the input channels of o's group and positions outside the input are zero.
-    Same result as :func:`torch.nn.functional.conv2d`.
+    where k runs over the input channels of o's group and positions outside the input are zero;
+    and of it g(output), where an activation is named. Same result as
+    :func:`torch.nn.functional.conv2d` followed by the activation, in one pass over the output.
 
     Args:
         input: [N, K, H, W], or [K, H, W] without a batch; float32, float64, bfloat16 or float16
@@ -62,12 +66,17 @@ def conv2d(
             an output of input's size (with stride 1; an odd total pads one more behind).
         dilation: int or (height, width), at least 1.
         groups: divides K and O.
+        activation: a name as in torch.nn.functional ("relu", "leaky_relu(0.2)", "relu6",
+            "sigmoid", "tanh", "silu", "gelu", "gelu_tanh", "hardswish", "softplus(1, 20)"), the
+            torch.nn module, or None. For backward is kept what nn.Conv2d and the activation would
+            keep, or less: the output where it determines g', else the pre-activation.
 
     Returns:
         [N, O, M, N'] or [O, M, N'], channels_last if input or weight is.
 
     Raises:
         TypeError: an argument is of another type (a numpy array, a float stride).
+        ValueError: no activation of that name.
         RuntimeError: sizes, dtypes or devices do not fit together, or a value is out of range.
         NotImplementedError: a CUDA tensor where the CUDA kernels are not built.
     """
@@ -77,9 +86,44 @@ def conv2d(
     shapes.check_dim("conv2d", "input", input.shape)
     shapes.check_weight_dim(weight.shape)
     geometry = _geometry("conv2d", weight.shape, stride, padding, dilation, groups)
-    if input.dim() == 3:
-        return ops.conv2d(input.unsqueeze(0), weight, bias, *geometry).squeeze(0)
-    return ops.conv2d(input, weight, bias, *geometry)
+    g = activations.parse("conv2d", activation)
+    batched = input if input.dim() == 4 else input.unsqueeze(0)
+    if g is None:
+        output = ops.conv2d(batched, weight, bias, *geometry)
+    else:
+        output = ops.conv2d_activation(batched, weight, bias, *geometry, *g)
+    return output if input.dim() == 4 else output.squeeze(0)
+
+
+def linear(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    activation: ActivationLike = None,
+) -> Tensor:
+    """The dense layer: a' = g(W a + bias) (L7; bias = -b). The matrix product is torch's.
+
+    Same result as :func:`torch.nn.functional.linear` followed by the activation.
+
+    Args:
+        input: [..., J]: a.
+        weight: [I, J]: W, of input's dtype.
+        bias: [I] or None.
+        activation: as :func:`conv2d`'s.
+
+    Returns:
+        [..., I].
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as :func:`conv2d`; the sizes are checked by torch.
+    """
+    shapes.check_is_tensor("linear", input=input, weight=weight)
+    if bias is not None:
+        shapes.check_is_tensor("linear", bias=bias)
+    g = activations.parse("linear", activation)
+    output = ops.linear(input, weight, bias)
+    return output if g is None else ops.activation(output, *g)
 
 
 def conv2d_input_grad(

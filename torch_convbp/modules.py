@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from torch_convbp import functional
+from torch_convbp import activations, functional
+from torch_convbp.activations import Activation, ActivationLike
 
-__all__ = ["ConvBP2d"]
+__all__ = ["ConvBP2d", "LinearBP"]
 
 
 def _int(name: str, value: Any, least: int) -> int:
@@ -38,12 +39,26 @@ def _pair(name: str, value: Any, least: int) -> tuple[int, int]:
     return (height, width[0]) if width else (height, height)
 
 
-class ConvBP2d(nn.Conv2d):
+class _WithActivation(nn.Module):
+    """A layer that ends with an activation g, or with none."""
+
+    # On the class, so that layers made of torch's own by changing their class have it too.
+    activation: Activation | None = None
+
+    def extra_repr(self) -> str:
+        text = super().extra_repr()
+        return text if self.activation is None else f"{text}, activation={self.activation}"
+
+
+class ConvBP2d(_WithActivation, nn.Conv2d):
     """A :class:`torch.nn.Conv2d` whose forward and backward pass are L1 to L6 of the lecture.
 
     It *is* an ``nn.Conv2d``: the same arguments, parameters, initial weights from the same seed,
     hooks and state_dict; only what is computed with runs on torch_convbp's operators. All padding
     modes are there ("zeros", "reflect", "replicate", "circular").
+
+    ``activation`` (keyword only) is what bp.functional.conv2d takes: the layer then computes
+    g(conv2d(input)), in one pass.
 
     Shapes: input [N, in_channels, H, W] or [in_channels, H, W]; weight [out_channels,
     in_channels / groups, R, S]; bias [out_channels] or None. dtypes: float32, float64, bfloat16,
@@ -70,7 +85,10 @@ class ConvBP2d(nn.Conv2d):
         padding_mode: str = "zeros",
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        activation: ActivationLike = None,
     ) -> None:
+        g = activations.parse("ConvBP2d", activation)
         super().__init__(
             _int("in_channels", in_channels, 0),
             _int("out_channels", out_channels, 1),
@@ -84,6 +102,8 @@ class ConvBP2d(nn.Conv2d):
             device,
             dtype,
         )
+        if g is not None:
+            self.activation = g
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         padding: int | tuple[int, ...] | str = self.padding
@@ -91,5 +111,47 @@ class ConvBP2d(nn.Conv2d):
             input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
             padding = 0
         return functional.conv2d(
-            input, weight, bias, self.stride, padding, self.dilation, self.groups
+            input,
+            weight,
+            bias,
+            self.stride,
+            padding,
+            self.dilation,
+            self.groups,
+            activation=self.activation,
         )
+
+
+class LinearBP(_WithActivation, nn.Linear):
+    """A :class:`torch.nn.Linear` whose forward and backward pass are L7, with an activation.
+
+    Shapes: input [..., in_features]; weight [out_features, in_features]; bias [out_features] or
+    None; output [..., out_features].
+
+    Raises:
+        TypeError, ValueError: a number of features is no int >= 0, or activation is unknown.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        activation: ActivationLike = None,
+    ) -> None:
+        g = activations.parse("LinearBP", activation)
+        super().__init__(
+            _int("in_features", in_features, 0),
+            _int("out_features", out_features, 0),
+            bias,
+            device,
+            dtype,
+        )
+        if g is not None:
+            self.activation = g
+
+    def forward(self, input: Tensor) -> Tensor:
+        return functional.linear(input, self.weight, self.bias, activation=self.activation)

@@ -11,18 +11,34 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from torch_convbp import _library, shapes
+from torch_convbp import _library, activations, shapes
 
 Ints: TypeAlias = Sequence[int]
 
 conv2d = torch.ops.torch_convbp.conv2d.default
+conv2d_activation = torch.ops.torch_convbp.conv2d_activation.default
+conv2d_activation_pair = torch.ops.torch_convbp.conv2d_activation_pair.default
 conv2d_input_grad = torch.ops.torch_convbp.conv2d_input_grad.default
 conv2d_weight_grad = torch.ops.torch_convbp.conv2d_weight_grad.default
 conv2d_weight_bias_grad = torch.ops.torch_convbp.conv2d_weight_bias_grad.default
 
-OPERATORS = (conv2d, conv2d_input_grad, conv2d_weight_grad, conv2d_weight_bias_grad)
+activation = torch.ops.torch_convbp.activation.default
+error_signal = torch.ops.torch_convbp.error_signal.default
+error_signal_bias_grad = torch.ops.torch_convbp.error_signal_bias_grad.default
+linear = torch.ops.torch_convbp.linear.default
+
+CONVOLUTIONS = (
+    conv2d,
+    conv2d_activation,
+    conv2d_activation_pair,
+    conv2d_input_grad,
+    conv2d_weight_grad,
+    conv2d_weight_bias_grad,
+)
+ELEMENTWISE = (activation, error_signal, error_signal_bias_grad)
 
 # Registrations live as long as this object does.
 _registry = torch.library.Library("torch_convbp", "IMPL")
@@ -36,23 +52,39 @@ def register(operator: torch._ops.OpOverload, key: str, kernel: Callable[..., An
 # --- fake kernels ---------------------------------------------------------------------------
 
 
-@torch.library.register_fake("torch_convbp::conv2d")
-def _(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: Ints,
-    padding: Ints,
-    dilation: Ints,
-    groups: int,
+def _fake_conv2d(
+    op: str, input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Sequence[Any]
 ) -> Tensor:
-    shapes.check_tensors("conv2d", input=input, weight=weight, bias=bias)
+    shapes.check_tensors(op, input=input, weight=weight, bias=bias)
     size = shapes.conv2d_output_size(
-        input.shape, weight.shape, stride, padding, dilation, groups, input.element_size()
+        input.shape,
+        weight.shape,
+        *geometry,
+        input.element_size(),  # type: ignore[call-arg]
     )
     if bias is not None:
         shapes.check_bias(bias.shape, weight.shape)
     return input.new_empty(size).to(memory_format=shapes.result_format(input, weight))
+
+
+@torch.library.register_fake("torch_convbp::conv2d")
+def _(input: Tensor, weight: Tensor, bias: Tensor | None, *geometry: Any) -> Tensor:
+    return _fake_conv2d("conv2d", input, weight, bias, geometry)
+
+
+@torch.library.register_fake("torch_convbp::conv2d_activation")
+def _(input: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
+    *geometry, name, parameters = rest
+    activations.check(name, parameters)
+    return _fake_conv2d("conv2d_activation", input, weight, bias, geometry)
+
+
+@torch.library.register_fake("torch_convbp::conv2d_activation_pair")
+def _(input: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor]:
+    *geometry, name, parameters = rest
+    activations.check(name, parameters)
+    output = _fake_conv2d("conv2d_activation_pair", input, weight, bias, geometry)
+    return output, torch.empty_like(output)
 
 
 @torch.library.register_fake("torch_convbp::conv2d_input_grad")
@@ -124,6 +156,36 @@ def _(
     return weight_grad, delta.new_empty(weight_size[0])
 
 
+@torch.library.register_fake("torch_convbp::activation")
+def _(input: Tensor, name: str, parameters: Sequence[float]) -> Tensor:
+    shapes.check_tensors("activation", input=input)
+    activations.check(name, parameters)
+    return torch.empty_like(input)
+
+
+def _fake_error_signal(
+    op: str, grad: Tensor, kept: Tensor, name: str, parameters: Sequence[float]
+) -> Tensor:
+    activations.check(name, parameters)
+    shapes.check_tensors(op, grad=grad, kept=kept)
+    shapes.check_grad(grad.shape, kept.shape)
+    last = kept.dim() == 4 and shapes.is_channels_last(kept)
+    format = torch.channels_last if last else torch.contiguous_format
+    return torch.empty_like(kept, memory_format=format)
+
+
+@torch.library.register_fake("torch_convbp::error_signal")
+def _(grad: Tensor, kept: Tensor, name: str, parameters: Sequence[float]) -> Tensor:
+    return _fake_error_signal("error_signal", grad, kept, name, parameters)
+
+
+@torch.library.register_fake("torch_convbp::error_signal_bias_grad")
+def _(grad: Tensor, kept: Tensor, name: str, parameters: Sequence[float]) -> tuple[Tensor, Tensor]:
+    shapes.check_has_channels(kept.shape)
+    delta = _fake_error_signal("error_signal_bias_grad", grad, kept, name, parameters)
+    return delta, kept.new_empty(kept.shape[1])
+
+
 # --- batching (torch.vmap) ------------------------------------------------------------------
 #
 # A dimension over which only one activation tensor varies is more batch. One over which filters
@@ -140,27 +202,42 @@ def _fold(tensor: Tensor, dim: int | None, size: int, into: int) -> Tensor:
     return tensor.flatten(into, into + 1)
 
 
+def _unfold(result: Any, dim: int, sizes: tuple[int, int]) -> Any:
+    """The result, or each of a pair, with dimension ``dim`` cut in two; and that dimension."""
+    if isinstance(result, Tensor):
+        return result.unflatten(dim, sizes), dim
+    return tuple(part.unflatten(dim, sizes) for part in result), (dim,) * len(result)
+
+
 def _geometry_of_groups(geometry: Sequence[Any], size: int) -> tuple[Any, ...]:
-    *moves, groups = geometry
-    return *moves, groups * size
+    stride, padding, dilation, groups, *rest = geometry
+    return stride, padding, dilation, groups * size, *rest
 
 
-@torch.library.register_vmap("torch_convbp::conv2d")
-def _(info: Any, in_dims: Any, input: Tensor, weight: Tensor, bias: Tensor | None, *geometry: Any):
-    size = info.batch_size
-    input_dim, weight_dim, bias_dim = in_dims[:3]
-    if weight_dim is None and bias_dim is None:
-        folded = _fold(input, input_dim, size, 0)
-        output = conv2d(folded, weight, bias, *geometry)
-        return output.unflatten(0, (size, folded.shape[0] // size)), 0
-    filters = _fold(weight, weight_dim, size, 0)
-    output = conv2d(
-        _fold(input, input_dim, size, 1),
-        filters,
-        None if bias is None else _fold(bias, bias_dim, size, 0),
-        *_geometry_of_groups(geometry, size),
-    )
-    return output.unflatten(1, (size, filters.shape[0] // size)), 1
+def _vmap_conv2d(operator: torch._ops.OpOverload) -> Callable[..., Any]:
+    def rule(
+        info: Any, in_dims: Any, input: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any
+    ) -> Any:
+        size = info.batch_size
+        input_dim, weight_dim, bias_dim = in_dims[:3]
+        if weight_dim is None and bias_dim is None:
+            folded = _fold(input, input_dim, size, 0)
+            batch = folded.shape[0] // size
+            return _unfold(operator(folded, weight, bias, *rest), 0, (size, batch))
+        filters = _fold(weight, weight_dim, size, 0)
+        output = operator(
+            _fold(input, input_dim, size, 1),
+            filters,
+            None if bias is None else _fold(bias, bias_dim, size, 0),
+            *_geometry_of_groups(rest, size),
+        )
+        return _unfold(output, 1, (size, filters.shape[0] // size))
+
+    return rule
+
+
+for _operator in (conv2d, conv2d_activation, conv2d_activation_pair):
+    torch.library.register_vmap(_operator._schema.name, _vmap_conv2d(_operator))
 
 
 @torch.library.register_vmap("torch_convbp::conv2d_input_grad")
@@ -181,7 +258,7 @@ def _(
         grad = conv2d_input_grad(
             [size * batch, channels, *pixels], weight, folded, *geometry, **options
         )
-        return grad.unflatten(0, (size, batch)), 0
+        return _unfold(grad, 0, (size, batch))
     grad = conv2d_input_grad(
         [batch, size * channels, *pixels],
         _fold(weight, weight_dim, size, 0),
@@ -189,7 +266,7 @@ def _(
         *_geometry_of_groups(geometry, size),
         **options,
     )
-    return grad.unflatten(1, (size, channels)), 1
+    return _unfold(grad, 1, (size, channels))
 
 
 def _vmap_weight_grad(operator: torch._ops.OpOverload) -> Callable[..., Any]:
@@ -210,19 +287,55 @@ def _vmap_weight_grad(operator: torch._ops.OpOverload) -> Callable[..., Any]:
             *_geometry_of_groups(geometry, size),
             **options,
         )
-        if isinstance(grads, Tensor):
-            return grads.unflatten(0, (size, filters)), 0
-        return tuple(grad.unflatten(0, (size, filters)) for grad in grads), (0, 0)
+        return _unfold(grads, 0, (size, filters))
 
     return rule
 
 
-torch.library.register_vmap(
-    "torch_convbp::conv2d_weight_grad", _vmap_weight_grad(conv2d_weight_grad)
-)
-torch.library.register_vmap(
-    "torch_convbp::conv2d_weight_bias_grad", _vmap_weight_grad(conv2d_weight_bias_grad)
-)
+for _operator in (conv2d_weight_grad, conv2d_weight_bias_grad):
+    torch.library.register_vmap(_operator._schema.name, _vmap_weight_grad(_operator))
+
+
+@torch.library.register_vmap("torch_convbp::activation")
+def _(info: Any, in_dims: Any, input: Tensor, name: str, parameters: Sequence[float]) -> Any:
+    return activation(input, name, parameters), in_dims[0]
+
+
+@torch.library.register_vmap("torch_convbp::error_signal")
+def _(info: Any, in_dims: Any, grad: Tensor, kept: Tensor, *row: Any) -> Any:
+    size = info.batch_size
+    folded = error_signal(_fold(grad, in_dims[0], size, 0), _fold(kept, in_dims[1], size, 0), *row)
+    return _unfold(folded, 0, (size, folded.shape[0] // size))
+
+
+@torch.library.register_vmap("torch_convbp::error_signal_bias_grad")
+def _(info: Any, in_dims: Any, grad: Tensor, kept: Tensor, *row: Any) -> Any:
+    # One bias gradient for each index: the indices become channels.
+    size = info.batch_size
+    delta, bias_grad = error_signal_bias_grad(
+        _fold(grad, in_dims[0], size, 1), _fold(kept, in_dims[1], size, 1), *row
+    )
+    channels = bias_grad.shape[0] // size
+    return (
+        (delta.unflatten(1, (size, channels)), bias_grad.unflatten(0, (size, channels))),
+        (1, 0),
+    )
+
+
+@torch.library.register_vmap("torch_convbp::linear")
+def _(info: Any, in_dims: Any, input: Tensor, weight: Tensor, bias: Tensor | None) -> Any:
+    input_dim, weight_dim, bias_dim = in_dims[:3]
+    if weight_dim is None and bias_dim is None:
+        return linear(input.movedim(input_dim, 0), weight, bias), 0
+    size = info.batch_size
+    rows = (
+        input.movedim(input_dim, 0) if input_dim is not None else input.expand(size, *input.shape)
+    )
+    filters = weight if weight_dim is None else weight.movedim(weight_dim, 0)
+    output = torch.matmul(rows.reshape(size, -1, rows.shape[-1]), filters.mT)
+    if bias is not None:
+        output = output + (bias if bias_dim is None else bias.movedim(bias_dim, 0).unsqueeze(1))
+    return output.reshape(*rows.shape[:-1], output.shape[-1]), 0
 
 
 # --- autocast -------------------------------------------------------------------------------
@@ -243,9 +356,15 @@ def _autocast(operator: torch._ops.OpOverload, device_type: str) -> Callable[...
     return kernel
 
 
-for _operator in OPERATORS:
+for _operator in (*CONVOLUTIONS, linear):
     register(_operator, "AutocastCPU", _autocast(_operator, "cpu"))
     register(_operator, "AutocastCUDA", _autocast(_operator, "cuda"))
+
+
+# --- the dense layer ------------------------------------------------------------------------
+
+# L7's matrix product is torch's own, on every device.
+register(linear, "CompositeExplicitAutograd", F.linear)
 
 
 # --- devices without kernels ----------------------------------------------------------------
@@ -263,5 +382,5 @@ def _no_cuda(operator: torch._ops.OpOverload) -> Callable[..., Any]:
 
 
 if _library.cuda_missing is not None:
-    for _operator in OPERATORS:
+    for _operator in (*CONVOLUTIONS, *ELEMENTWISE):
         register(_operator, "CUDA", _no_cuda(_operator))

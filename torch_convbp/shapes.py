@@ -314,6 +314,21 @@ def check_delta(delta_size: Sequence[int], output_size: Sequence[int]) -> None:
     )
 
 
+def check_grad(grad_size: Sequence[int], kept_size: Sequence[int]) -> None:
+    _check(
+        list(grad_size) == list(kept_size),
+        f"Expected grad to have the size of kept, {list(kept_size)}, "
+        f"but got grad of size {list(grad_size)}",
+    )
+
+
+def check_has_channels(kept_size: Sequence[int]) -> None:
+    _check(
+        len(kept_size) >= 2,
+        f"Expected kept to have channels in dimension 1, but got kept of size {list(kept_size)}",
+    )
+
+
 def is_channels_last(tensor: Tensor) -> bool:
     """Do the strides put the channels innermost? (torch's suggest_memory_format() rule: where
     sizes of 1 leave both readings open, the tensor counts as contiguous.)"""

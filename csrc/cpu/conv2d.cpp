@@ -1,18 +1,18 @@
 // The boundary between torch and the CPU kernels: checks, allocates, dispatches on the
 // element type and the algorithm. Ends with its registration.
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/headeronly/core/MemoryFormat.h>
 
 #include <optional>
 #include <string>
 #include <tuple>
 
 #include "../checks.h"
+#include "activation.h"
 #include "algorithm.h"
+#include "boundary.h"
 #include "capability.h"
 #include "direct.h"
-#include "element.h"
+#include "epilogue.h"
 #include "parallel.h"
 #include "plain.h"
 
@@ -29,75 +29,6 @@ int64_t thread_count() {
 
 namespace {
 
-using torch::headeronly::MemoryFormat;
-
-// Do the strides put the channels innermost? The rule of torch's suggest_memory_format():
-// where sizes of 1 leave both readings open, the tensor counts as contiguous.
-bool is_channels_last(const Tensor& t) {
-  if (t.stride(1) == 0) return false;
-  int64_t least = 0;
-  for (const int d : {1, 3, 2, 0}) {
-    const int64_t size = t.size(d), stride = t.stride(d);
-    if (size == 0 || stride < least) return false;
-    if (d == 0 && least == t.stride(1)) return false;
-    least = size > 1 ? stride * size : stride;
-  }
-  return true;
-}
-
-MemoryFormat result_format(const std::optional<MemoryFormat>& asked, const Tensor& a,
-                           const Tensor& b) {
-  if (asked) {
-    check(*asked == MemoryFormat::Contiguous || *asked == MemoryFormat::ChannelsLast,
-          "Expected memory_format to be torch.contiguous_format or torch.channels_last, but got "
-          "another one");
-    return *asked;
-  }
-  return is_channels_last(a) || is_channels_last(b) ? MemoryFormat::ChannelsLast
-                                                    : MemoryFormat::Contiguous;
-}
-
-Tensor new_tensor(const Ints& size, const Tensor& like, std::optional<MemoryFormat> format) {
-  try {
-    return torch::stable::empty(size, like.scalar_type(), std::nullopt, like.device(),
-                                std::nullopt, format);
-  } catch (const std::exception&) {
-    // Sizes were checked: what is left is memory, and what torch says of it comes with the
-    // source lines of the interface in between, or in older versions not at all.
-    double bytes = like.element_size();
-    for (const int64_t length : size) bytes *= length;
-    fail("can't allocate memory: the result of size ", text(size), " takes ", bytes, " bytes");
-  }
-}
-
-template <typename T>
-View<T> view(const Tensor& t) {
-  View<T> v;
-  if constexpr (std::is_const_v<T>)
-    v.data = static_cast<T*>(t.const_data_ptr());
-  else
-    v.data = static_cast<T*>(t.mutable_data_ptr());
-  for (int d = 0; d < 4; ++d) v.stride[d] = t.stride(d);
-  return v;
-}
-
-// Calls body(T()) with the element type of t, which check_tensors has let through.
-template <typename Body>
-void dispatch_type(const Tensor& t, const Body& body) {
-  switch (t.scalar_type()) {
-    case ScalarType::Float:
-      return body(float());
-    case ScalarType::Double:
-      return body(double());
-    case ScalarType::BFloat16:
-      return body(BFloat16());
-    case ScalarType::Half:
-      return body(Half());
-    default:
-      fail("unreachable: dtype ", torch::headeronly::toString(t.scalar_type()));
-  }
-}
-
 template <typename Body>
 void dispatch(const Tensor& t, const Body& body) {
   capability();  // what it throws is its own
@@ -109,11 +40,15 @@ void dispatch(const Tensor& t, const Body& body) {
   }
 }
 
-Tensor conv2d(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
-              const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups) {
+// p = conv2d(input, weight) + bias, then a = g(p) where an activation is named; p itself goes to
+// `pre_activation` where that is given.
+Tensor convolve(const char* op, const Tensor& input, const Tensor& weight,
+                const std::optional<Tensor>& bias, const Ints& stride, const Ints& padding,
+                const Ints& dilation, int64_t groups, const std::string* activation,
+                const Doubles& parameters, Tensor* pre_activation) {
   std::vector<Argument> arguments{{"input", input}, {"weight", weight}};
   if (bias) arguments.push_back({"bias", *bias});
-  check_tensors("conv2d", arguments);
+  check_tensors(op, arguments);
   const Ints weight_size = sizes_of(weight);
   const ConvProblem p = check_conv2d(sizes_of(input), weight_size, stride, padding, dilation,
                                      groups, input.element_size());
@@ -122,23 +57,53 @@ Tensor conv2d(const Tensor& input, const Tensor& weight, const std::optional<Ten
     check_bias(*bias, weight_size);
     dense_bias = torch::stable::contiguous(*bias);
   }
-  const Tensor output = new_tensor({p.batch, weight_size[0], p.out_size[0], p.out_size[1]}, input,
-                                   result_format(std::nullopt, input, weight));
+  if (activation) check_activation(*activation, parameters);
+  const Ints output_size{p.batch, weight_size[0], p.out_size[0], p.out_size[1]};
+  const MemoryFormat format = result_format(std::nullopt, input, weight);
+  const Tensor output = new_tensor(output_size, input, format);
+  if (pre_activation) *pre_activation = new_tensor(output_size, input, format);
   if (output.numel() == 0) return output;
   dispatch(input, [&](auto element) {
     using T = decltype(element);
-    const T* bias_data =
-        dense_bias ? static_cast<const T*>(dense_bias->const_data_ptr()) : nullptr;
+    Epilogue<T> epilogue;
+    if (dense_bias) epilogue.bias = static_cast<const T*>(dense_bias->const_data_ptr());
+    if (activation) epilogue.activation = make_activation<Accumulator<T>>(*activation, parameters);
+    if (pre_activation)
+      epilogue.pre_activation = static_cast<T*>(pre_activation->mutable_data_ptr());
     switch (choose_algorithm(p, Operator::kForward)) {
       case Algorithm::kPlain:
-        return plain::conv2d<T>(p, view<const T>(input), view<const T>(weight), bias_data,
+        return plain::conv2d<T>(p, view<const T>(input), view<const T>(weight), epilogue,
                                 view<T>(output));
       case Algorithm::kDirect:
-        return direct::conv2d<T>(p, view<const T>(input), view<const T>(weight), bias_data,
+        return direct::conv2d<T>(p, view<const T>(input), view<const T>(weight), epilogue,
                                  view<T>(output));
     }
   });
   return output;
+}
+
+Tensor conv2d(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
+              const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups) {
+  return convolve("conv2d", input, weight, bias, stride, padding, dilation, groups, nullptr, {},
+                  nullptr);
+}
+
+Tensor conv2d_activation(const Tensor& input, const Tensor& weight,
+                         const std::optional<Tensor>& bias, const Ints& stride,
+                         const Ints& padding, const Ints& dilation, int64_t groups,
+                         const std::string& activation, const Doubles& parameters) {
+  return convolve("conv2d_activation", input, weight, bias, stride, padding, dilation, groups,
+                  &activation, parameters, nullptr);
+}
+
+std::tuple<Tensor, Tensor> conv2d_activation_pair(
+    const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
+    const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups,
+    const std::string& activation, const Doubles& parameters) {
+  Tensor pre_activation;
+  Tensor output = convolve("conv2d_activation_pair", input, weight, bias, stride, padding,
+                           dilation, groups, &activation, parameters, &pre_activation);
+  return {output, pre_activation};
 }
 
 Tensor conv2d_input_grad(const Ints& input_size, const Tensor& weight, const Tensor& delta,
@@ -227,6 +192,8 @@ void set_cpu_conv_algorithm(const std::string& name) {
 
 STABLE_TORCH_LIBRARY_IMPL(torch_convbp, CPU, m) {
   m.impl("conv2d", TORCH_BOX(&convbp::conv2d));
+  m.impl("conv2d_activation", TORCH_BOX(&convbp::conv2d_activation));
+  m.impl("conv2d_activation_pair", TORCH_BOX(&convbp::conv2d_activation_pair));
   m.impl("conv2d_input_grad", TORCH_BOX(&convbp::conv2d_input_grad));
   m.impl("conv2d_weight_grad", TORCH_BOX(&convbp::conv2d_weight_grad));
   m.impl("conv2d_weight_bias_grad", TORCH_BOX(&convbp::conv2d_weight_bias_grad));

@@ -126,7 +126,8 @@ TapConv make_tap_conv(const ConvProblem& p, Axis h, Axis w, int64_t reduce, int6
 
 template <typename T>
 void run_tap_conv(TapConv c, const Table<T, Accumulator<T>>& kernels, View<const T> source,
-                  const T* weight, const WeightStrides& strides, const T* bias, View<T> result) {
+                  const T* weight, const WeightStrides& strides, const Epilogue<T>& epilogue,
+                  View<T> result) {
   using Acc = Accumulator<T>;
   choose_tiles(c, sizeof(Acc), 0);
   spread_over_threads(c);
@@ -139,7 +140,7 @@ void run_tap_conv(TapConv c, const Table<T, Accumulator<T>>& kernels, View<const
   });
   const auto tap_conv = kernels.tap_conv[c.depthwise][is_wide(kernels, c)];
   parallel_for(c.tasks(), [&](int64_t begin, int64_t end) {
-    tap_conv(c, source, packed, bias, result, begin, end);
+    tap_conv(c, source, packed, epilogue, result, begin, end);
   });
 }
 
@@ -167,14 +168,14 @@ WeightGrad plan_weight_grad(TapConv tap, int64_t element_bytes) {
 }  // namespace
 
 template <typename T>
-void conv2d(const ConvProblem& p, View<const T> input, View<const T> weight, const T* bias,
-            View<T> output) {
+void conv2d(const ConvProblem& p, View<const T> input, View<const T> weight,
+            const Epilogue<T>& epilogue, View<T> output) {
   const auto kernels = table<T>();
   const TapConv c = make_tap_conv<Accumulator<T>>(p, forward_axis(p, kHeight),
                                                   forward_axis(p, kWidth), p.in_channels,
                                                   p.out_channels, kernels.vector_bytes);
-  run_tap_conv<T>(c, kernels, input, weight.data, weight_strides(p, c, weight.stride, 0, 1), bias,
-                  output);
+  run_tap_conv<T>(c, kernels, input, weight.data, weight_strides(p, c, weight.stride, 0, 1),
+                  epilogue, output);
 }
 
 template <typename T>
@@ -188,7 +189,7 @@ void conv2d_input_grad(const ConvProblem& p, View<const T> weight, View<const T>
                                                       p.out_channels, p.in_channels,
                                                       kernels.vector_bytes);
       run_tap_conv<T>(c, kernels, delta, weight.data, weight_strides(p, c, weight.stride, 1, 0),
-                      nullptr, input_grad);
+                      {}, input_grad);
     }
 }
 
@@ -229,7 +230,8 @@ void conv2d_weight_grad(const ConvProblem& p, View<const T> input, View<const T>
 }
 
 #define CONVBP_INSTANTIATE(T)                                                                    \
-  template void conv2d(const ConvProblem&, View<const T>, View<const T>, const T*, View<T>);     \
+  template void conv2d(const ConvProblem&, View<const T>, View<const T>, const Epilogue<T>&,     \
+                       View<T>);                                                                 \
   template void conv2d_input_grad(const ConvProblem&, View<const T>, View<const T>, View<T>);    \
   template void conv2d_weight_grad(const ConvProblem&, View<const T>, View<const T>, View<T>, T*);
 CONVBP_INSTANTIATE(float)

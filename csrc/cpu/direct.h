@@ -2,12 +2,13 @@
 #pragma once
 
 #include "../conv_problem.h"
+#include "epilogue.h"
 
 namespace convbp::direct {
 
 template <typename T>
-void conv2d(const ConvProblem& problem, View<const T> input, View<const T> weight, const T* bias,
-            View<T> output);
+void conv2d(const ConvProblem& problem, View<const T> input, View<const T> weight,
+            const Epilogue<T>& epilogue, View<T> output);
 
 template <typename T>
 void conv2d_input_grad(const ConvProblem& problem, View<const T> weight, View<const T> delta,

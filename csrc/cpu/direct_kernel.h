@@ -12,7 +12,7 @@
 //   register tile    kRows rows x 2 vectors of lanes (12 accumulators of 16 registers)
 //   inner loop       one or two vector loads, kRows broadcasts, 2 * kRows fused multiply-adds
 //   tap convolution  rows are pixels, lanes are the computed channels, the sum runs over
-//                    taps and channels: all of it in registers, stored once with the bias
+//                    taps and channels: all of it in registers, stored once with bias and activation
 //   weight gradient  rows are (tap, k), lanes are o, the sum runs over the pixels of a tile
 //   depthwise        the same loops, with a row's own lanes in place of a broadcast
 
@@ -206,9 +206,24 @@ CONVBP_TARGET void pack_weight(const TapConv& c, const T* weight, const WeightSt
   }
 }
 
+// to[at[i] + lane * lane_stride] = sums[i][lane]
+template <typename T, typename Acc, int kBlock>
+CONVBP_INLINE void store_tile(T* to, const int64_t* at, int64_t lane_stride,
+                              const Acc (&sums)[kRows][kBlock], int64_t rows, int64_t lanes) {
+  if (lane_stride == 1) {
+    for (int64_t i = 0; i < rows; ++i)
+      for (int64_t lane = 0; lane < lanes; ++lane) to[at[i] + lane] = store<T>(sums[i][lane]);
+  } else {
+    for (int64_t lane = 0; lane < lanes; ++lane)
+      for (int64_t i = 0; i < rows; ++i)
+        to[at[i] + lane * lane_stride] = store<T>(sums[i][lane]);
+  }
+}
+
 template <typename T, typename Acc, int kVectors, bool kDepthwise>
 CONVBP_TARGET void tap_conv_tasks(const TapConv& c, View<const T> source, const Acc* packed,
-                                  const T* bias, View<T> result, int64_t begin, int64_t end) {
+                                  const Epilogue<T>& epilogue, View<T> result, int64_t begin,
+                                  int64_t end) {
   using Vector = typename Simd<Acc>::Vector;
   constexpr int kBlock = kVectors * Simd<Acc>::kLanes;
   const int64_t blocks_a_task = divide_up(c.blocks(), c.lane_split);
@@ -235,8 +250,9 @@ CONVBP_TARGET void tap_conv_tasks(const TapConv& c, View<const T> source, const 
       const int64_t channel0 = g * c.lanes + block * kBlock;
       const int64_t lanes = std::min<int64_t>(kBlock, c.result_channels(g) - block * kBlock);
       Acc bias_lanes[kBlock] = {};
-      if (bias)
-        for (int64_t lane = 0; lane < lanes; ++lane) bias_lanes[lane] = load<Acc>(bias[channel0 + lane]);
+      if (epilogue.bias)
+        for (int64_t lane = 0; lane < lanes; ++lane)
+          bias_lanes[lane] = load<Acc>(epilogue.bias[channel0 + lane]);
 
       for (int64_t p = 0; p < pixels; p += kRows) {
         // A tile's last rows may not exist: they repeat the last pixel and are not stored.
@@ -259,16 +275,12 @@ CONVBP_TARGET void tap_conv_tasks(const TapConv& c, View<const T> source, const 
             *reinterpret_cast<Vector*>(&sums[i][v * Simd<Acc>::kLanes]) =
                 acc[i][v] + *reinterpret_cast<const Vector*>(&bias_lanes[v * Simd<Acc>::kLanes]);
 
-        T* const to = result.data + channel0 * result.stride[1];
-        if (result.stride[1] == 1) {
-          for (int64_t i = 0; i < valid; ++i)
-            for (int64_t lane = 0; lane < lanes; ++lane)
-              to[in_result[p + i] + lane] = store<T>(sums[i][lane]);
-        } else {
-          for (int64_t lane = 0; lane < lanes; ++lane)
-            for (int64_t i = 0; i < valid; ++i)
-              to[in_result[p + i] + lane * result.stride[1]] = store<T>(sums[i][lane]);
-        }
+        const int64_t to = channel0 * result.stride[1];
+        if (epilogue.pre_activation)
+          store_tile(epilogue.pre_activation + to, &in_result[p], result.stride[1], sums, valid,
+                     lanes);
+        epilogue.activation.apply(&sums[0][0], kRows * kBlock);
+        store_tile(result.data + to, &in_result[p], result.stride[1], sums, valid, lanes);
       }
     }
   }

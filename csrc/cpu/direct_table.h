@@ -6,6 +6,7 @@
 
 #include "../conv_problem.h"
 #include "direct_plan.h"
+#include "epilogue.h"
 
 namespace convbp::direct {
 
@@ -15,10 +16,10 @@ struct Table {
   void (*pack_weight)(const TapConv&, const T* weight, const WeightStrides&, Acc* packed,
                       int64_t begin, int64_t end);
   // [depthwise?][lane blocks of one vector, or of two]
-  void (*tap_conv[2][2])(const TapConv&, View<const T> source, const Acc* packed, const T* bias,
-                      View<T> result, int64_t begin, int64_t end);
+  void (*tap_conv[2][2])(const TapConv&, View<const T> source, const Acc* packed,
+                         const Epilogue<T>&, View<T> result, int64_t begin, int64_t end);
   void (*weight_grad[2][2])(const WeightGrad&, View<const T> input, View<const T> delta,
-                         bool with_bias, Acc* sums, int64_t begin, int64_t end);
+                            bool with_bias, Acc* sums, int64_t begin, int64_t end);
 };
 
 // Lanes computed together: two vectors, or one where that holds them all.

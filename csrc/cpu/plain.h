@@ -9,6 +9,7 @@
 #pragma once
 
 #include "../conv_problem.h"
+#include "epilogue.h"
 
 namespace convbp::plain {
 
@@ -16,10 +17,14 @@ inline bool inside(int64_t position, int64_t size) {
   return 0 <= position && position < size;
 }
 
-// L1, L2: p_o[m, n] = bias_o + sum_k sum_{r,s} a_k[i, j] w[o, k, r, s]
+// L1: p_o[m, n] = bias_o + sum_k sum_{r,s} a_k[i, j] w[o, k, r, s]
+// L2: a_o = g(p_o)
 template <typename T>
-void conv2d(const ConvProblem& c, View<const T> input, View<const T> weight, const T* bias,
-            View<T> output) {
+void conv2d(const ConvProblem& c, View<const T> input, View<const T> weight,
+            const Epilogue<T>& epilogue, View<T> output) {
+  const T* const bias = epilogue.bias;
+  const View<T> pre_activation{epilogue.pre_activation, {output.stride[0], output.stride[1],
+                                                         output.stride[2], output.stride[3]}};
   for (int64_t b = 0; b < c.batch; ++b)
     for (int64_t g = 0; g < c.groups; ++g)
       for (int64_t o = g * c.out_channels; o < (g + 1) * c.out_channels; ++o)
@@ -35,7 +40,10 @@ void conv2d(const ConvProblem& c, View<const T> input, View<const T> weight, con
                     sum += static_cast<double>(input.at(b, g * c.in_channels + k, i, j)) *
                            static_cast<double>(weight.at(o, k, r, s));
                 }
-            output.at(b, o, m, n) = static_cast<T>(sum);
+            auto a = static_cast<Accumulator<T>>(sum);
+            if (pre_activation.data) pre_activation.at(b, o, m, n) = static_cast<T>(a);
+            epilogue.activation.apply(&a, 1);
+            output.at(b, o, m, n) = static_cast<T>(a);
           }
 }
 

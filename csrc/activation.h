@@ -1,0 +1,138 @@
+// The activations g of L2: one row each. g acts on one number p; error_signal is L3,
+// delta = g'(p) * grad, from what the row says is kept: the output a = g(p) where that
+// determines g', the pre-activation p otherwise (torch_convbp/activations.py decides which;
+// a test holds the two tables together). At kinks, NaN and infinities they are torch's.
+//
+// No torch and no CPU in here: the GPU kernels can have the same rows.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#if defined(__CUDACC__)
+#define CONVBP_BOTH __host__ __device__
+#else
+#define CONVBP_BOTH
+#endif
+
+namespace convbp::activation {
+
+// q are the row's parameters, in the order of torch.nn.functional's arguments.
+#define CONVBP_G(p, q) \
+  template <typename A> \
+  CONVBP_BOTH static A value(A p, [[maybe_unused]] const A* q)
+#define CONVBP_ERROR_SIGNAL(grad, kept, q) \
+  template <typename A> \
+  CONVBP_BOTH static A error_signal(A grad, A kept, [[maybe_unused]] const A* q)
+
+struct Relu {
+  static constexpr const char* kName = "relu";
+  static constexpr int kParameters = 0;
+  CONVBP_G(p, q) { return p < A(0) ? A(0) : p; }
+  CONVBP_ERROR_SIGNAL(grad, a, q) { return a <= A(0) ? A(0) : grad; }
+};
+
+struct LeakyRelu {  // q: slope. With a slope >= 0 the output has the sign of p.
+  static constexpr const char* kName = "leaky_relu";
+  static constexpr int kParameters = 1;
+  CONVBP_G(p, q) { return p > A(0) ? p : p * q[0]; }
+  CONVBP_ERROR_SIGNAL(grad, a, q) { return a > A(0) ? grad : grad * q[0]; }
+};
+
+struct Relu6 {
+  static constexpr const char* kName = "relu6";
+  static constexpr int kParameters = 0;
+  CONVBP_G(p, q) { return p < A(0) ? A(0) : p > A(6) ? A(6) : p; }
+  CONVBP_ERROR_SIGNAL(grad, a, q) { return a <= A(0) || a >= A(6) ? A(0) : grad; }
+};
+
+struct Sigmoid {
+  static constexpr const char* kName = "sigmoid";
+  static constexpr int kParameters = 0;
+  CONVBP_G(p, q) { return A(1) / (A(1) + std::exp(-p)); }
+  CONVBP_ERROR_SIGNAL(grad, a, q) { return grad * (A(1) - a) * a; }
+};
+
+struct Tanh {
+  static constexpr const char* kName = "tanh";
+  static constexpr int kParameters = 0;
+  CONVBP_G(p, q) { return std::tanh(p); }
+  CONVBP_ERROR_SIGNAL(grad, a, q) { return grad * (A(1) - a * a); }
+};
+
+struct Silu {
+  static constexpr const char* kName = "silu";
+  static constexpr int kParameters = 0;
+  CONVBP_G(p, q) { return p / (A(1) + std::exp(-p)); }
+  CONVBP_ERROR_SIGNAL(grad, p, q) {
+    const A sigmoid = A(1) / (A(1) + std::exp(-p));
+    return grad * sigmoid * (A(1) + p * (A(1) - sigmoid));
+  }
+};
+
+constexpr double kHalfRoot = 0.70710678118654752440;      // sqrt(1 / 2)
+constexpr double kNormalPeak = 0.39894228040143267794;    // 1 / sqrt(2 pi)
+constexpr double kGeluTanhScale = 0.79788456080286535588;  // sqrt(2 / pi)
+constexpr double kGeluTanhCube = 0.044715;
+
+struct Gelu {
+  static constexpr const char* kName = "gelu";
+  static constexpr int kParameters = 0;
+  CONVBP_G(p, q) { return p * A(0.5) * (A(1) + std::erf(p * A(kHalfRoot))); }
+  CONVBP_ERROR_SIGNAL(grad, p, q) {
+    const A below = A(0.5) * (A(1) + std::erf(p * A(kHalfRoot)));
+    const A density = A(kNormalPeak) * std::exp(A(-0.5) * p * p);
+    return grad * (below + p * density);
+  }
+};
+
+struct GeluTanh {
+  static constexpr const char* kName = "gelu_tanh";
+  static constexpr int kParameters = 0;
+  CONVBP_G(p, q) {
+    const A inner = A(kGeluTanhScale) * (p + A(kGeluTanhCube) * p * p * p);
+    return A(0.5) * p * (A(1) + std::tanh(inner));
+  }
+  CONVBP_ERROR_SIGNAL(grad, p, q) {
+    const A inner = A(kGeluTanhScale) * (p + A(kGeluTanhCube) * p * p * p);
+    const A slope = A(kGeluTanhScale) * (A(1) + A(3 * kGeluTanhCube) * p * p);
+    const A t = std::tanh(inner);
+    return grad * (A(0.5) * (A(1) + t) + A(0.5) * p * (A(1) - t * t) * slope);
+  }
+};
+
+struct Hardswish {
+  static constexpr const char* kName = "hardswish";
+  static constexpr int kParameters = 0;
+  CONVBP_G(p, q) {
+    const A shifted = p + A(3);
+    return p * (shifted < A(0) ? A(0) : shifted > A(6) ? A(6) : shifted) / A(6);
+  }
+  CONVBP_ERROR_SIGNAL(grad, p, q) {
+    return p <= A(-3) ? A(0) : p >= A(3) ? grad : grad * (p / A(3) + A(0.5));
+  }
+};
+
+struct Softplus {  // q: beta, threshold
+  static constexpr const char* kName = "softplus";
+  static constexpr int kParameters = 2;
+  CONVBP_G(p, q) {
+    const A scaled = p * q[0];
+    return scaled > q[1] ? p : std::log1p(std::exp(scaled)) / q[0];
+  }
+  CONVBP_ERROR_SIGNAL(grad, p, q) {
+    const A scaled = p * q[0];
+    return scaled > q[1] ? grad : grad / (A(1) + std::exp(-scaled));
+  }
+};
+
+#undef CONVBP_G
+#undef CONVBP_ERROR_SIGNAL
+
+constexpr int kMostParameters = 2;
+
+template <typename... Rows>
+struct Table {};
+using All = Table<Relu, LeakyRelu, Relu6, Sigmoid, Tanh, Silu, Gelu, GeluTanh, Hardswish, Softplus>;
+
+}  // namespace convbp::activation

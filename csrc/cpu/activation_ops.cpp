@@ -1,0 +1,123 @@
+// The boundary of the element-wise operators: activation (L2), error_signal (L3, L5).
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <string>
+#include <tuple>
+
+#include "boundary.h"
+#include "error_signal.h"
+
+namespace convbp {
+namespace {
+
+// Whether the elements fill their memory in the order of the dimensions `order`.
+bool is_dense(const Tensor& t, const Ints& order) {
+  int64_t expected = 1;
+  for (auto d = order.rbegin(); d != order.rend(); ++d) {
+    if (t.size(*d) != 1 && t.stride(*d) != expected) return false;
+    expected *= t.size(*d);
+  }
+  return true;
+}
+
+// The channels of a dense tensor; contiguous, or channels_last where it has four dimensions.
+Channels channels_of(const Tensor& t, bool channels_last) {
+  Channels size{1, t.size(1), 1};
+  for (int64_t d = 0; d < t.dim(); ++d)
+    if (d != 1) (d == 0 || channels_last ? size.outer : size.inner) *= t.size(d);
+  return size;
+}
+
+struct Operands {
+  Tensor grad, kept, delta;  // dense, with the same strides
+  bool channels_last;
+};
+
+// Brings grad into kept's format, which is the one delta gets too.
+Operands operands(const char* op, const Tensor& grad, const Tensor& kept) {
+  check_tensors(op, {{"grad", grad}, {"kept", kept}});
+  const Ints size = sizes_of(kept);
+  check(sizes_of(grad) == size, "Expected grad to have the size of kept, ", text(size),
+        ", but got grad of size ", text(sizes_of(grad)));
+  Operands o;
+  o.channels_last = size.size() == 4 && is_channels_last(kept);
+  Ints order(size.size());
+  for (size_t d = 0; d < order.size(); ++d) order[d] = static_cast<int64_t>(d);
+  if (o.channels_last) order = {0, 2, 3, 1};
+  const auto format = o.channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
+  const auto dense = [&](const Tensor& t) {
+    if (is_dense(t, order)) return t;
+    Tensor copy = new_tensor(size, t, format);
+    torch::stable::copy_(copy, t);
+    return copy;
+  };
+  o.grad = dense(grad);
+  o.kept = dense(kept);
+  o.delta = new_tensor(size, kept, format);
+  return o;
+}
+
+template <typename T>
+const T* data(const Tensor& t) {
+  return static_cast<const T*>(t.const_data_ptr());
+}
+
+Tensor activation_op(const Tensor& input, const std::string& name, const Doubles& parameters) {
+  check_tensors("activation", {{"input", input}});
+  check_activation(name, parameters);
+  const Tensor output = torch::stable::clone(input);  // dense
+  dispatch_type(input, [&](auto element) {
+    using T = decltype(element);
+    T* const values = static_cast<T*>(output.mutable_data_ptr());
+    activate<T>(make_activation<Accumulator<T>>(name, parameters), values, values, output.numel());
+  });
+  return output;
+}
+
+Tensor error_signal_op(const Tensor& grad, const Tensor& kept, const std::string& name,
+                       const Doubles& parameters) {
+  check_activation(name, parameters);
+  const Operands o = operands("error_signal", grad, kept);
+  dispatch_type(kept, [&](auto element) {
+    using T = decltype(element);
+    error_signal<T>(make_activation<Accumulator<T>>(name, parameters), data<T>(o.grad),
+                    data<T>(o.kept), static_cast<T*>(o.delta.mutable_data_ptr()), kept.numel());
+  });
+  return o.delta;
+}
+
+std::tuple<Tensor, Tensor> error_signal_bias_grad_op(const Tensor& grad, const Tensor& kept,
+                                                     const std::string& name,
+                                                     const Doubles& parameters) {
+  check_activation(name, parameters);
+  check(kept.dim() >= 2, "Expected kept to have channels in dimension 1, but got kept of size ",
+        text(sizes_of(kept)));
+  const Operands o = operands("error_signal_bias_grad", grad, kept);
+  const Tensor bias_grad = new_tensor({kept.size(1)}, kept, std::nullopt);
+  dispatch_type(kept, [&](auto element) {
+    using T = decltype(element);
+    error_signal_bias_grad<T>(make_activation<Accumulator<T>>(name, parameters), data<T>(o.grad),
+                              data<T>(o.kept), static_cast<T*>(o.delta.mutable_data_ptr()),
+                              channels_of(o.delta, o.channels_last),
+                              static_cast<T*>(bias_grad.mutable_data_ptr()));
+  });
+  return {o.delta, bias_grad};
+}
+
+std::string activations() {
+  return activation::names();
+}
+
+}  // namespace
+}  // namespace convbp
+
+STABLE_TORCH_LIBRARY_IMPL(torch_convbp, CPU, m) {
+  m.impl("activation", TORCH_BOX(&convbp::activation_op));
+  m.impl("error_signal", TORCH_BOX(&convbp::error_signal_op));
+  m.impl("error_signal_bias_grad", TORCH_BOX(&convbp::error_signal_bias_grad_op));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(torch_convbp, CompositeExplicitAutograd, m) {
+  m.impl("_activations", TORCH_BOX(&convbp::activations));
+}

@@ -1,0 +1,106 @@
+// What the boundary files share: memory formats, new tensors, views, the element type.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/headeronly/core/MemoryFormat.h>
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "../checks.h"
+#include "../conv_problem.h"
+#include "activation.h"
+#include "element.h"
+
+namespace convbp {
+
+using torch::headeronly::MemoryFormat;
+using Doubles = std::vector<double>;
+
+// Do the strides put the channels innermost? The rule of torch's suggest_memory_format():
+// where sizes of 1 leave both readings open, the tensor counts as contiguous.
+inline bool is_channels_last(const Tensor& t) {
+  if (t.stride(1) == 0) return false;
+  int64_t least = 0;
+  for (const int d : {1, 3, 2, 0}) {
+    const int64_t size = t.size(d), stride = t.stride(d);
+    if (size == 0 || stride < least) return false;
+    if (d == 0 && least == t.stride(1)) return false;
+    least = size > 1 ? stride * size : stride;
+  }
+  return true;
+}
+
+inline MemoryFormat result_format(const std::optional<MemoryFormat>& asked, const Tensor& a,
+                                  const Tensor& b) {
+  if (asked) {
+    check(*asked == MemoryFormat::Contiguous || *asked == MemoryFormat::ChannelsLast,
+          "Expected memory_format to be torch.contiguous_format or torch.channels_last, but got "
+          "another one");
+    return *asked;
+  }
+  return is_channels_last(a) || is_channels_last(b) ? MemoryFormat::ChannelsLast
+                                                    : MemoryFormat::Contiguous;
+}
+
+inline Tensor new_tensor(const Ints& size, const Tensor& like,
+                         std::optional<MemoryFormat> format) {
+  try {
+    return torch::stable::empty(size, like.scalar_type(), std::nullopt, like.device(),
+                                std::nullopt, format);
+  } catch (const std::exception&) {
+    // Sizes were checked: what is left is memory, and what torch says of it comes with the
+    // source lines of the interface in between, or in older versions not at all.
+    double bytes = like.element_size();
+    for (const int64_t length : size) bytes *= length;
+    fail("can't allocate memory: the result of size ", text(size), " takes ", bytes, " bytes");
+  }
+}
+
+template <typename T>
+View<T> view(const Tensor& t) {
+  View<T> v;
+  if constexpr (std::is_const_v<T>)
+    v.data = static_cast<T*>(t.const_data_ptr());
+  else
+    v.data = static_cast<T*>(t.mutable_data_ptr());
+  for (int d = 0; d < 4; ++d) v.stride[d] = t.stride(d);
+  return v;
+}
+
+// Calls body(T()) with the element type of t, which check_tensors has let through.
+template <typename Body>
+void dispatch_type(const Tensor& t, const Body& body) {
+  switch (t.scalar_type()) {
+    case ScalarType::Float:
+      return body(float());
+    case ScalarType::Double:
+      return body(double());
+    case ScalarType::BFloat16:
+      return body(BFloat16());
+    case ScalarType::Half:
+      return body(Half());
+    default:
+      fail("unreachable: dtype ", torch::headeronly::toString(t.scalar_type()));
+  }
+}
+
+// An activation there is, with as many parameters as it has.
+inline void check_activation(const std::string& name, const Doubles& parameters) {
+  const auto* row = activation::find<double>(name);
+  check(row != nullptr, "Expected activation to be one of (name and number of parameters) ",
+        activation::names(), ", but got \"", name, '"');
+  check(parameters.size() == static_cast<size_t>(row->parameters), "Expected ", row->parameters,
+        " parameters of activation ", name, ", but got ", parameters.size());
+}
+
+template <typename A>
+activation::Activation<A> make_activation(const std::string& name, const Doubles& parameters) {
+  activation::Activation<A> result{activation::find<A>(name)};
+  for (size_t i = 0; i < parameters.size(); ++i)
+    result.parameters[i] = static_cast<A>(parameters[i]);
+  return result;
+}
+
+}  // namespace convbp

@@ -1,0 +1,30 @@
+// L2 and L3 element by element, for layers whose kernel has no epilogue of its own, and L5.
+#pragma once
+
+#include "activation.h"
+#include "element.h"
+
+namespace convbp {
+
+// A dense tensor as its channels lie in memory: contiguous [N, C, H, W] is (N, C, H * W),
+// channels_last (N * H * W, C, 1), a dense layer's [N, C] (N, C, 1).
+struct Channels {
+  int64_t outer, channels, inner;
+};
+
+// output[i] = g(input[i])
+template <typename T>
+void activate(const activation::Activation<Accumulator<T>>& g, const T* input, T* output,
+              int64_t count);
+
+// delta[i] = g'(p_i) * grad[i]
+template <typename T>
+void error_signal(const activation::Activation<Accumulator<T>>& g, const T* grad, const T* kept,
+                  T* delta, int64_t count);
+
+// The same, and bias_grad[c] = the sum of channel c of delta, in one pass over memory.
+template <typename T>
+void error_signal_bias_grad(const activation::Activation<Accumulator<T>>& g, const T* grad,
+                            const T* kept, T* delta, const Channels& size, T* bias_grad);
+
+}  // namespace convbp

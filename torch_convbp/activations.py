@@ -1,0 +1,202 @@
+"""The activations g of the lecture's layer (L2), and their share of its error signal (L3).
+
+One row each: g, and delta = g'(p) ⊙ dL/da written with what is *kept* for it: the output a = g(p)
+where that determines g', the pre-activation p otherwise. csrc/activation.h has the same rows for
+the kernels, and a test holds the two together.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["TABLE", "Activation", "ActivationLike", "Row", "check", "of_module", "parse"]
+
+
+class Activation(NamedTuple):
+    """A row's name and its parameters, as in ``leaky_relu(0.2)``."""
+
+    name: str
+    parameters: tuple[float, ...] = ()
+
+    def __str__(self) -> str:
+        if self.parameters == tuple(TABLE[self.name].parameters.values()):
+            return self.name
+        return f"{self.name}({', '.join(f'{p:g}' for p in self.parameters)})"
+
+    @property
+    def keeps_output(self) -> bool:
+        """Is the output kept for the error signal, rather than the pre-activation?"""
+        keeps = TABLE[self.name].keeps_output
+        return keeps(*self.parameters) if callable(keeps) else keeps
+
+
+class Row(NamedTuple):
+    """One activation.
+
+    error_signal(grad, kept, *parameters) is delta; it is written with torch's own differentiable
+    operators, so it can be differentiated in its turn, to any order.
+    """
+
+    g: Callable[..., Tensor]
+    error_signal: Callable[..., Tensor]
+    keeps_output: bool | Callable[..., bool]
+    module: type[nn.Module]
+    # Name of each parameter, which is the module's attribute too, and its default.
+    parameters: Mapping[str, float] = {}
+
+
+def _zero(grad: Tensor) -> Tensor:
+    return torch.zeros((), dtype=grad.dtype, device=grad.device)
+
+
+def _relu(grad: Tensor, a: Tensor) -> Tensor:
+    return torch.where(a <= 0, _zero(grad), grad)
+
+
+def _leaky_relu(grad: Tensor, a: Tensor, slope: float) -> Tensor:
+    return torch.where(a > 0, grad, grad * slope)
+
+
+def _relu6(grad: Tensor, a: Tensor) -> Tensor:
+    return torch.where((a <= 0) | (a >= 6), _zero(grad), grad)
+
+
+def _sigmoid(grad: Tensor, a: Tensor) -> Tensor:
+    return grad * (1 - a) * a
+
+
+def _tanh(grad: Tensor, a: Tensor) -> Tensor:
+    return grad * (1 - a * a)
+
+
+def _silu(grad: Tensor, p: Tensor) -> Tensor:
+    s = torch.sigmoid(p)
+    return grad * s * (1 + p * (1 - s))
+
+
+def _gelu(grad: Tensor, p: Tensor) -> Tensor:
+    below = 0.5 * (1 + torch.erf(p * math.sqrt(0.5)))
+    density = torch.exp(-0.5 * p * p) / math.sqrt(2 * math.pi)
+    return grad * (below + p * density)
+
+
+def _gelu_tanh(grad: Tensor, p: Tensor) -> Tensor:
+    scale = math.sqrt(2 / math.pi)
+    t = torch.tanh(scale * (p + 0.044715 * p**3))
+    slope = scale * (1 + 3 * 0.044715 * p * p)
+    return grad * (0.5 * (1 + t) + 0.5 * p * (1 - t * t) * slope)
+
+
+def _hardswish(grad: Tensor, p: Tensor) -> Tensor:
+    between = torch.where(p >= 3, grad, grad * (p / 3 + 0.5))
+    return torch.where(p <= -3, _zero(grad), between)
+
+
+def _softplus(grad: Tensor, p: Tensor, beta: float, threshold: float) -> Tensor:
+    return torch.where(p * beta > threshold, grad, grad * torch.sigmoid(p * beta))
+
+
+def _gelu_tanh_g(p: Tensor) -> Tensor:
+    return F.gelu(p, approximate="tanh")
+
+
+def _slope_keeps_sign(slope: float) -> bool:
+    return slope >= 0
+
+
+TABLE: Mapping[str, Row] = {
+    "relu": Row(F.relu, _relu, True, nn.ReLU),
+    "leaky_relu": Row(
+        F.leaky_relu, _leaky_relu, _slope_keeps_sign, nn.LeakyReLU, {"negative_slope": 0.01}
+    ),
+    "relu6": Row(F.relu6, _relu6, True, nn.ReLU6),
+    "sigmoid": Row(torch.sigmoid, _sigmoid, True, nn.Sigmoid),
+    "tanh": Row(torch.tanh, _tanh, True, nn.Tanh),
+    "silu": Row(F.silu, _silu, False, nn.SiLU),
+    "gelu": Row(F.gelu, _gelu, False, nn.GELU),
+    "gelu_tanh": Row(_gelu_tanh_g, _gelu_tanh, False, nn.GELU),
+    "hardswish": Row(F.hardswish, _hardswish, False, nn.Hardswish),
+    "softplus": Row(F.softplus, _softplus, False, nn.Softplus, {"beta": 1.0, "threshold": 20.0}),
+}
+
+# What users may write for an activation.
+ActivationLike: TypeAlias = str | nn.Module | Activation | None
+
+
+def parse(function: str, activation: ActivationLike) -> Activation | None:
+    """``"relu"``, ``"leaky_relu(0.2)"`` or a torch.nn module as an Activation; None stays None.
+
+    Raises:
+        ValueError: no activation of that name, or another number of parameters.
+        TypeError: neither a name nor a module of one of the known types.
+    """
+    if activation is None or isinstance(activation, Activation):
+        return activation
+    if isinstance(activation, nn.Module):
+        return _of_module(function, activation)
+    if isinstance(activation, str):
+        return _of_name(function, activation)
+    raise TypeError(
+        f"{function}(): argument 'activation' must be None, a name or a torch.nn module, "
+        f"not {type(activation).__name__}"
+    )
+
+
+def _of_name(function: str, text: str) -> Activation:
+    name, bracket, rest = (part.strip() for part in text.partition("("))
+    if name not in TABLE or (bracket and not rest.endswith(")")):
+        raise ValueError(
+            f"{function}(): argument 'activation' must be one of {', '.join(TABLE)}, "
+            f"but got {text!r}"
+        )
+    defaults = tuple(TABLE[name].parameters.values())
+    given = [p for p in rest.removesuffix(")").split(",") if p.strip()]
+    try:
+        values = tuple(float(p) for p in given)
+    except ValueError:
+        values = (math.nan,) * (len(defaults) + 1)
+    if len(values) > len(defaults):
+        takes = " and ".join(TABLE[name].parameters) or "no parameters"
+        raise ValueError(f"{function}(): activation {name} takes {takes}, but got {text!r}")
+    return Activation(name, values + defaults[len(values) :])
+
+
+def _of_module(function: str, module: nn.Module) -> Activation:
+    activation = of_module(module)
+    if activation is None:
+        known = ", ".join(dict.fromkeys(f"nn.{row.module.__name__}" for row in TABLE.values()))
+        raise TypeError(
+            f"{function}(): argument 'activation' must be one of {known}, but got {module}"
+        )
+    return activation
+
+
+def of_module(module: Any) -> Activation | None:
+    """The row of a torch.nn activation module (not of a subclass); None where there is none."""
+    name = next((name for name, row in TABLE.items() if row.module is type(module)), None)
+    if name is None:
+        return None
+    if name == "gelu" and module.approximate == "tanh":
+        name = "gelu_tanh"
+    return Activation(name, tuple(float(getattr(module, p)) for p in TABLE[name].parameters))
+
+
+def check(name: str, parameters: Sequence[float]) -> None:
+    """What the operators check of their last two arguments."""
+    if name not in TABLE:
+        known = ", ".join(f"{name} {len(row.parameters)}" for name, row in TABLE.items())
+        raise RuntimeError(
+            f"Expected activation to be one of (name and number of parameters) {known}, "
+            f'but got "{name}"'
+        )
+    expected = len(TABLE[name].parameters)
+    if len(parameters) != expected:
+        raise RuntimeError(
+            f"Expected {expected} parameters of activation {name}, but got {len(parameters)}"
+        )
