@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import threading
 import warnings
 
 import pytest
@@ -177,6 +178,40 @@ def test_subclasses_that_inherit_the_forward() -> None:
         assert torch.equal(copied(input), model(input))
     bp.revert(model)
     assert type(layer) is OwnInit
+
+
+class Final(nn.Conv2d):
+    def __init_subclass__(cls, **_) -> None:
+        raise TypeError("this class is final")
+
+
+class WithLock(nn.Conv2d):
+    """A layer that cannot be copied but by its own rule."""
+
+    def __init__(self, *arguments) -> None:
+        super().__init__(*arguments)
+        self.lock = threading.Lock()
+
+    def __reduce_ex__(self, protocol):
+        state = vars(self).copy()
+        del state["lock"]
+        return WithLock, (3, 4, 3), state
+
+
+def test_a_class_that_refuses_is_left_alone() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), Final(3, 3, 1), nn.Conv2d(3, 3, 1))
+    with pytest.warns(UserWarning, match="1: Final does not let itself be derived from: this"):
+        bp.convert(model)
+    assert [type(m) for m in model] == [bp.ConvBP2d, Final, bp.ConvBP2d]
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+def test_a_subclass_keeps_its_own_way_of_being_copied(copied) -> None:
+    layer = bp.convert(WithLock(3, 4, 3))
+    other = copied(layer)
+    assert type(other) is type(layer) and isinstance(other, bp.ConvBP2d)
+    assert torch.equal(other.weight, layer.weight)
+    assert type(bp.revert(other)) is WithLock
 
 
 def test_parametrized_layers() -> None:

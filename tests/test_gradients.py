@@ -245,6 +245,12 @@ IN_DIMS = [
 ]  # fmt: skip
 
 
+def test_vmap_over_nothing() -> None:
+    weight = normal((4, 3, 3, 3), torch.float32, 1)
+    output = torch.vmap(bp.functional.conv2d, (0, None))(torch.zeros(0, 2, 3, 5, 5), weight)
+    assert output.shape == (0, 2, 4, 3, 3)
+
+
 @pytest.mark.filterwarnings("error:There is a performance drop")
 @pytest.mark.parametrize("in_dims", IN_DIMS, ids=str)
 def test_vmap(in_dims: tuple[int | None, ...]) -> None:
@@ -314,6 +320,44 @@ def test_torch_compile_with_its_default_backend() -> None:
         eager = torch.autograd.grad(module(a).relu().square().sum(), module.weight)
         actual = torch.autograd.grad(compiled(a), module.weight)
         torch.testing.assert_close(actual, eager)
+
+
+FORWARD_MODE: dict[str, Callable[[Callable[..., Tensor], Tensor], Tensor]] = {
+    "jvp": lambda f, a: torch.func.jvp(lambda q: q + f(q), (a,), (a,))[1],
+    "jvp_alone": lambda f, a: torch.func.jvp(f, (a,), (a,))[1],
+    "jacfwd": lambda f, a: torch.func.jacfwd(lambda q: f(q).pow(3).sum())(a),
+    "hessian": lambda f, a: torch.func.hessian(lambda q: f(q).pow(3).sum())(a),
+}
+
+
+@pytest.mark.parametrize("name", FORWARD_MODE)
+def test_compiled_forward_mode(name: str) -> None:
+    weight, input = normal((3, 3, 3, 3), torch.float64, 1), normal((1, 3, 4, 4), torch.float64, 2)
+
+    def transformed(a: Tensor) -> Tensor:
+        return FORWARD_MODE[name](lambda q: bp.functional.conv2d(q, weight, padding=1), a)
+
+    compiled = torch.compile(transformed, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(input), transformed(input))
+
+
+def test_compiled_autograd() -> None:
+    from torch._dynamo import compiled_autograd
+
+    layer, input = bp.ConvBP2d(3, 4, 3), normal((1, 3, 8, 8), torch.float32, 1)
+    (expected,) = torch.autograd.grad(layer(input).sum(), layer.weight)
+    with compiled_autograd._enable(torch.compile(backend="eager", fullgraph=True)):
+        layer(input).sum().backward()
+    torch.testing.assert_close(layer.weight.grad, expected)
+
+
+def test_a_backward_pass_within_autocast_keeps_its_dtype() -> None:
+    input, weight = normal((2, 3, 8, 8), torch.float32, 1), normal((4, 3, 3, 3), torch.float32, 2)
+    loss = bp.functional.conv2d(input, weight.requires_grad_()).square().sum()
+    (expected,) = torch.autograd.grad(loss, weight, retain_graph=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        (grad,) = torch.autograd.grad(loss, weight)
+    assert torch.equal(grad, expected)
 
 
 def test_autocast() -> None:

@@ -12,6 +12,7 @@ import torch
 from cases import integers, normal
 from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
+from torch.utils.flop_counter import FlopCounterMode
 
 import torch_convbp as bp
 
@@ -79,7 +80,39 @@ def test_computes_what_nn_conv2d_computes(name: str) -> None:
         assert a.stride() == b.stride()
 
 
+@pytest.mark.parametrize("dynamic", [{0: "n"}, {2: "h", 3: "w"}, {0: "n", 2: "h", 3: "w"}], ids=str)
+def test_export_with_unbounded_sizes(dynamic: dict[int, str]) -> None:
+    dims = {d: torch.export.Dim(name, min=3 if d else 0) for d, name in dynamic.items()}
+    layers = nn.Sequential(bp.ConvBP2d(3, 4, 3, padding=1))
+    exported = torch.export.export(layers, (torch.randn(2, 3, 8, 8),), dynamic_shapes=(dims,))
+    input = torch.randn(5 if 0 in dims else 2, 3, *((11, 9) if 2 in dims else (8, 8)))
+    assert torch.equal(exported.module()(input), layers(input))
+
+
+def test_torch_fx_keeps_layers_whole() -> None:
+    class Subclass(nn.Conv2d):
+        pass
+
+    layers = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), Subclass(4, 2, 1), bp.LinearBP(4, 5))
+    traced = torch.fx.symbolic_trace(bp.convert(layers))
+    assert [n.op for n in traced.graph.nodes] == ["placeholder", *["call_module"] * 4, "output"]
+    input = torch.randn(1, 3, 6, 6)
+    assert torch.equal(traced(input), layers(input))
+
+
+def test_floating_point_operations_are_counted_as_torchs() -> None:
+    counts = []
+    for conv, linear in ((nn.Conv2d, nn.Linear), (bp.ConvBP2d, bp.LinearBP)):
+        layers = nn.Sequential(conv(4, 8, 3), conv(8, 4, 3, 2, 1), nn.Flatten(), linear(36, 5))
+        with FlopCounterMode(display=False) as counter:
+            layers(torch.randn(2, 4, 8, 8, requires_grad=True)).sum().backward()
+        counts.append(counter.get_total_flops())
+    assert counts[0] == counts[1] > 0
+
+
 def test_constructor_takes_what_stands_for_ints() -> None:
+    several = bp.ConvBP2d(3, 4, np.array([3, 2]), padding=range(1, 3), stride=torch.tensor([2, 1]))
+    assert (several.kernel_size, several.padding, several.stride) == ((3, 2), (1, 2), (2, 1))
     """numpy's ints, lists, and a single one for both directions."""
     layer = bp.ConvBP2d(np.int64(3), 4, [3], stride=(2,), padding=(np.int32(1), 2), groups=1)
     assert (layer.kernel_size, layer.stride, layer.padding) == ((3, 3), (2, 2), (1, 2))

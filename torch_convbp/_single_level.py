@@ -14,7 +14,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.autograd import forward_ad
 
 try:
     from torch._C import (
@@ -29,7 +28,9 @@ try:
     from torch.autograd.forward_ad import _set_fwd_grad_enabled
 
     _SingleLevelFunction = torch.autograd.function._SingleLevelFunction
-    forward_ad._current_level  # noqa: B018  (read below)
+    _unpack_dual = torch._VF._unpack_dual  # type: ignore[attr-defined]
+    # What compiled autograd asks of a Function, and the base class lacks.
+    _compiled_autograd_key = torch.autograd.Function._compiled_autograd_key
 except (ImportError, AttributeError) as error:
     raise ImportError(
         f"torch_convbp does not know how to record derivatives in torch {torch.__version__}: "
@@ -48,7 +49,8 @@ def autograd_kernel(
     twin: Any = type(
         function.__name__,
         (_SingleLevelFunction,),
-        {name: staticmethod(getattr(function, name)) for name in methods},
+        {name: staticmethod(getattr(function, name)) for name in methods}
+        | {"_compiled_autograd_key": staticmethod(_compiled_autograd_key)},
     )
     keywords = [a.name for a in operator._schema.arguments if a.kwarg_only]
 
@@ -68,7 +70,13 @@ def autograd_kernel(
 
 def derivative_wanted(*args: Any) -> bool:
     """May a derivative, backward or forward, be asked for at this level?"""
-    return forward_ad._current_level >= 0 or (torch.is_grad_enabled() and _any_requires_grad(*args))
+    if torch.is_grad_enabled() and _any_requires_grad(*args):
+        return True
+    # The tangents themselves are asked: forward_ad knows nothing of a level that a compiled
+    # graph has entered. There is one level, number 0.
+    return any(
+        isinstance(a, torch.Tensor) and _unpack_dual(a, level=0)[1] is not None for a in args
+    )
 
 
 def below_autograd(operator: torch._ops.OpOverload, *args: Any, **kwargs: Any) -> Any:

@@ -29,6 +29,12 @@ def _rebuild(cls: type[nn.Conv2d]) -> nn.Module:
     return converted.__new__(converted)
 
 
+def _rebuild_by(make: Callable[..., Any], *args: Any) -> Any:
+    module = make(*args)
+    _set_class(module, _converted_class)
+    return module
+
+
 @functools.cache
 def _converted_class(cls: type[nn.Conv2d]) -> type[ConvBP2d]:
     """The class an instance of ``cls`` gets: ConvBP2d, or ConvBP2d before a subclass's own ways."""
@@ -37,6 +43,10 @@ def _converted_class(cls: type[nn.Conv2d]) -> type[ConvBP2d]:
 
     def __reduce_ex__(self: nn.Module, protocol: Any) -> tuple[Any, ...]:
         # Pickle and deepcopy look classes up by name; this one is made here.
+        if (cls.__reduce__, cls.__reduce_ex__) != (object.__reduce__, object.__reduce_ex__):
+            rule: Any = cls.__reduce_ex__(self, protocol)
+            make, args, *rest = rule
+            return _rebuild_by, (make, *args), *rest
         getstate = getattr(self, "__getstate__", vars(self).copy)
         return _rebuild, (cls,), getstate()
 
@@ -106,8 +116,11 @@ def convert(model: Model) -> Model:
         if isinstance(module, nn.Conv2d):
             reason = _why_left_alone(module)
             if reason is None:
-                _set_class(module, _converted_class)
-                continue
+                try:
+                    _set_class(module, _converted_class)
+                    continue
+                except Exception as error:  # what a class does when it is derived from is its own
+                    reason = f"{type(module).__name__} does not let itself be derived from: {error}"
         elif getattr(module, "original_name", None) == "Conv2d":
             reason = "it is compiled by TorchScript"
         else:

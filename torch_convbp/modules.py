@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -25,9 +26,15 @@ def _int(name: str, value: Any, least: int) -> int:
     return operator.index(value)
 
 
+def _is_several(value: Any) -> bool:
+    """An iterable, but no string and no 0-dimensional array or tensor: those count as one."""
+    zero_dimensional = getattr(value, "ndim", None) == 0
+    return isinstance(value, Iterable) and not isinstance(value, str) and not zero_dimensional
+
+
 def _pair(name: str, value: Any, least: int) -> tuple[int, int]:
-    """An int or a sequence of one or two ints, of at least ``least`` each, as (height, width)."""
-    values = tuple(value) if isinstance(value, (tuple, list)) else (value,)
+    """An int or an iterable of one or two ints, of at least ``least`` each, as (height, width)."""
+    values = tuple(value) if _is_several(value) else (value,)
     try:
         height, *width = (_int(name, v, least) for v in values)
         if len(width) > 1:
@@ -37,6 +44,12 @@ def _pair(name: str, value: Any, least: int) -> tuple[int, int]:
         expected = f"an int >= {least} or two of them"
         raise kind(f"{name} must be {expected}, but got {value!r}") from None
     return (height, width[0]) if width else (height, height)
+
+
+def _node(layer: nn.Module, input: torch.fx.Proxy) -> Any:
+    """The layer as one node of a torch.fx graph, as torch.nn's own are; fx would look into it."""
+    tracer: Any = input.tracer
+    return tracer.create_proxy("call_module", tracer.path_of_module(layer), (input,), {})
 
 
 class _WithActivation(nn.Module):
@@ -105,6 +118,11 @@ class ConvBP2d(_WithActivation, nn.Conv2d):
         if g is not None:
             self.activation = g
 
+    def forward(self, input: Tensor) -> Tensor:
+        if isinstance(input, torch.fx.Proxy):
+            return _node(self, input)
+        return super().forward(input)
+
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         padding: int | tuple[int, ...] | str = self.padding
         if self.padding_mode != "zeros":
@@ -154,4 +172,6 @@ class LinearBP(_WithActivation, nn.Linear):
             self.activation = g
 
     def forward(self, input: Tensor) -> Tensor:
+        if isinstance(input, torch.fx.Proxy):
+            return _node(self, input)
         return functional.linear(input, self.weight, self.bias, activation=self.activation)

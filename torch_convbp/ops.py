@@ -7,12 +7,14 @@ and checks without data), batching and autocast rules, and the error for devices
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from torch_convbp import _library, activations, shapes
 
@@ -221,9 +223,9 @@ def _vmap_conv2d(operator: torch._ops.OpOverload) -> Callable[..., Any]:
         size = info.batch_size
         input_dim, weight_dim, bias_dim = in_dims[:3]
         if weight_dim is None and bias_dim is None:
-            folded = _fold(input, input_dim, size, 0)
-            batch = folded.shape[0] // size
-            return _unfold(operator(folded, weight, bias, *rest), 0, (size, batch))
+            batch = input.movedim(input_dim, 0).shape[1]
+            output = operator(_fold(input, input_dim, size, 0), weight, bias, *rest)
+            return _unfold(output, 0, (size, batch))
         filters = _fold(weight, weight_dim, size, 0)
         output = operator(
             _fold(input, input_dim, size, 1),
@@ -356,7 +358,8 @@ def _autocast(operator: torch._ops.OpOverload, device_type: str) -> Callable[...
     return kernel
 
 
-for _operator in (*CONVOLUTIONS, linear):
+# The layers alone, as in torch: a backward pass has its forward pass's dtypes, wherever it runs.
+for _operator in (conv2d, conv2d_activation, conv2d_activation_pair, linear):
     register(_operator, "AutocastCPU", _autocast(_operator, "cpu"))
     register(_operator, "AutocastCUDA", _autocast(_operator, "cuda"))
 
@@ -365,6 +368,44 @@ for _operator in (*CONVOLUTIONS, linear):
 
 # L7's matrix product is torch's own, on every device.
 register(linear, "CompositeExplicitAutograd", F.linear)
+
+
+# --- floating point operations (torch.utils.flop_counter) ------------------------------------
+
+
+def _flops(filters: Sequence[int], delta: Sequence[int]) -> int:
+    """A multiplication and an addition for each tap of each output element."""
+    return 2 * math.prod(delta) * math.prod(filters[1:])
+
+
+@register_flop_formula([torch.ops.torch_convbp.conv2d, torch.ops.torch_convbp.conv2d_activation])
+def _(input: Ints, weight: Ints, *_: Any, out_shape: Ints, **__: Any) -> int:
+    return _flops(weight, out_shape)
+
+
+@register_flop_formula([torch.ops.torch_convbp.conv2d_activation_pair])
+def _(input: Ints, weight: Ints, *_: Any, out_shape: Sequence[Ints], **__: Any) -> int:
+    return _flops(weight, out_shape[0])
+
+
+@register_flop_formula([torch.ops.torch_convbp.conv2d_input_grad])
+def _(input_size: Ints, weight: Ints, delta: Ints, *_: Any, **__: Any) -> int:
+    return _flops(weight, delta)
+
+
+@register_flop_formula(
+    [
+        torch.ops.torch_convbp.conv2d_weight_grad,
+        torch.ops.torch_convbp.conv2d_weight_bias_grad,
+    ]
+)
+def _(input: Ints, weight_size: Ints, delta: Ints, *_: Any, **__: Any) -> int:
+    return _flops(weight_size, delta)
+
+
+@register_flop_formula([torch.ops.torch_convbp.linear])
+def _(input: Ints, weight: Ints, *_: Any, out_shape: Ints, **__: Any) -> int:
+    return 2 * math.prod(out_shape) * weight[1]
 
 
 # --- devices without kernels ----------------------------------------------------------------

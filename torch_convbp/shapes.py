@@ -200,8 +200,9 @@ def conv2d_output_size(
         not any(v < 0 for v in input_size),
         f"Expected non-negative input sizes, but got input of size: {input_size}",
     )
+    # Symbolic sizes are not compared with large numbers: a graph would keep that as a bound.
     _check(
-        not any(v > LARGEST_BYTES for v in input_size),
+        not any(isinstance(v, int) and v > LARGEST_BYTES for v in input_size),
         f"input is too large: expected sizes of at most {LARGEST_BYTES}, "
         f"but got input of size: {input_size}",
     )
