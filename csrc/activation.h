@@ -9,11 +9,7 @@
 #include <cmath>
 #include <cstdint>
 
-#if defined(__CUDACC__)
-#define CONVBP_BOTH __host__ __device__
-#else
-#define CONVBP_BOTH
-#endif
+#include "elementary.h"
 
 namespace convbp::activation {
 
@@ -35,8 +31,14 @@ struct Relu {
 struct LeakyRelu {  // q: slope. With a slope >= 0 the output has the sign of p.
   static constexpr const char* kName = "leaky_relu";
   static constexpr int kParameters = 1;
-  CONVBP_G(p, q) { return p > A(0) ? p : p * q[0]; }
-  CONVBP_ERROR_SIGNAL(grad, a, q) { return a > A(0) ? grad : grad * q[0]; }
+  CONVBP_G(p, q) {
+    const A below = p * q[0];
+    return p > A(0) ? p : below;
+  }
+  CONVBP_ERROR_SIGNAL(grad, a, q) {
+    const A below = grad * q[0];
+    return a > A(0) ? grad : below;
+  }
 };
 
 struct Relu6 {
@@ -49,23 +51,23 @@ struct Relu6 {
 struct Sigmoid {
   static constexpr const char* kName = "sigmoid";
   static constexpr int kParameters = 0;
-  CONVBP_G(p, q) { return A(1) / (A(1) + std::exp(-p)); }
+  CONVBP_G(p, q) { return A(1) / (A(1) + elementary::exp(-p)); }
   CONVBP_ERROR_SIGNAL(grad, a, q) { return grad * (A(1) - a) * a; }
 };
 
 struct Tanh {
   static constexpr const char* kName = "tanh";
   static constexpr int kParameters = 0;
-  CONVBP_G(p, q) { return std::tanh(p); }
+  CONVBP_G(p, q) { return elementary::tanh(p); }
   CONVBP_ERROR_SIGNAL(grad, a, q) { return grad * (A(1) - a * a); }
 };
 
 struct Silu {
   static constexpr const char* kName = "silu";
   static constexpr int kParameters = 0;
-  CONVBP_G(p, q) { return p / (A(1) + std::exp(-p)); }
+  CONVBP_G(p, q) { return p / (A(1) + elementary::exp(-p)); }
   CONVBP_ERROR_SIGNAL(grad, p, q) {
-    const A sigmoid = A(1) / (A(1) + std::exp(-p));
+    const A sigmoid = A(1) / (A(1) + elementary::exp(-p));
     return grad * sigmoid * (A(1) + p * (A(1) - sigmoid));
   }
 };
@@ -78,10 +80,10 @@ constexpr double kGeluTanhCube = 0.044715;
 struct Gelu {
   static constexpr const char* kName = "gelu";
   static constexpr int kParameters = 0;
-  CONVBP_G(p, q) { return p * A(0.5) * (A(1) + std::erf(p * A(kHalfRoot))); }
+  CONVBP_G(p, q) { return p * A(0.5) * (A(1) + elementary::erf(p * A(kHalfRoot))); }
   CONVBP_ERROR_SIGNAL(grad, p, q) {
-    const A below = A(0.5) * (A(1) + std::erf(p * A(kHalfRoot)));
-    const A density = A(kNormalPeak) * std::exp(A(-0.5) * p * p);
+    const A below = A(0.5) * (A(1) + elementary::erf(p * A(kHalfRoot)));
+    const A density = A(kNormalPeak) * elementary::exp(A(-0.5) * p * p);
     return grad * (below + p * density);
   }
 };
@@ -91,12 +93,12 @@ struct GeluTanh {
   static constexpr int kParameters = 0;
   CONVBP_G(p, q) {
     const A inner = A(kGeluTanhScale) * (p + A(kGeluTanhCube) * p * p * p);
-    return A(0.5) * p * (A(1) + std::tanh(inner));
+    return A(0.5) * p * (A(1) + elementary::tanh(inner));
   }
   CONVBP_ERROR_SIGNAL(grad, p, q) {
     const A inner = A(kGeluTanhScale) * (p + A(kGeluTanhCube) * p * p * p);
     const A slope = A(kGeluTanhScale) * (A(1) + A(3 * kGeluTanhCube) * p * p);
-    const A t = std::tanh(inner);
+    const A t = elementary::tanh(inner);
     return grad * (A(0.5) * (A(1) + t) + A(0.5) * p * (A(1) - t * t) * slope);
   }
 };
@@ -109,7 +111,8 @@ struct Hardswish {
     return p * (shifted < A(0) ? A(0) : shifted > A(6) ? A(6) : shifted) / A(6);
   }
   CONVBP_ERROR_SIGNAL(grad, p, q) {
-    return p <= A(-3) ? A(0) : p >= A(3) ? grad : grad * (p / A(3) + A(0.5));
+    const A between = grad * (p / A(3) + A(0.5));
+    return p <= A(-3) ? A(0) : p >= A(3) ? grad : between;
   }
 };
 
@@ -122,7 +125,7 @@ struct Softplus {  // q: beta, threshold
   }
   CONVBP_ERROR_SIGNAL(grad, p, q) {
     const A scaled = p * q[0];
-    return scaled > q[1] ? grad : grad / (A(1) + std::exp(-scaled));
+    return scaled > q[1] ? grad : grad / (A(1) + elementary::exp(-scaled));
   }
 };
 
