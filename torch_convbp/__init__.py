@@ -9,7 +9,7 @@ bp.functional.conv2d(input, weight)   # and the three operators themselves
 
 from __future__ import annotations
 
-from torch_convbp import backends, functional
+from torch_convbp import backends, functional, lecture
 from torch_convbp.convert import convert, revert
 from torch_convbp.modules import ConvBP2d, LinearBP
 
@@ -22,5 +22,6 @@ __all__ = [
     "backends",
     "convert",
     "functional",
+    "lecture",
     "revert",
 ]

@@ -1,4 +1,4 @@
-"""The lecture, literally: L1 to L6 in slow, readable torch.
+"""The lecture, literally: L1 to L7 in slow, readable torch.
 
 The executable specification. It uses the lecture's own parameters, the filters w_ok as they are
 before flipping and one bias b_ok for each pair of maps, subtracted; it writes the sums of the
@@ -22,6 +22,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from torch_convbp.lecture import flip
+
 
 class Geometry(NamedTuple):
     """How the filter moves: (height, width), and padding as (top, bottom, left, right)."""
@@ -33,11 +35,6 @@ class Geometry(NamedTuple):
 
 
 SLIDES = Geometry()
-
-
-def flip(w: Tensor) -> Tensor:
-    """w̃: the filter turned by 180 degrees. What torch calls ``weight`` is flip(w)."""
-    return w.flip(-2, -1)
 
 
 def output_size(
@@ -143,6 +140,25 @@ def input_grad(
     return grad
 
 
-def to_torch(w: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """The lecture's (w, b_ok) as torch's (weight, bias): weight = w̃, bias_o = -sum_k b_ok."""
-    return flip(w), -b.sum(1)
+def dense(a: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    """L7: p_i = sum_j W_ij a_j - b_i. a [N, J], w [I, J], b [I]; returns [N, I]."""
+    a, w, b = a.double(), w.double(), b.double()
+    p = torch.zeros(a.shape[0], w.shape[0], dtype=torch.float64)
+    for i in range(w.shape[0]):
+        for j in range(w.shape[1]):
+            p[:, i] += w[i, j] * a[:, j]
+    return p - b
+
+
+def dense_grads(a: Tensor, w: Tensor, delta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """L7: dL/da_j = sum_i delta_i W_ij, dL/dW_ij = delta_i a_j, dL/db_i = -delta_i.
+
+    The last two are summed over the batch. delta [N, I]; returns [N, J], [I, J], [I].
+    """
+    a, w, delta = a.double(), w.double(), delta.double()
+    a_grad, w_grad = torch.zeros_like(a), torch.zeros_like(w)
+    for i in range(w.shape[0]):
+        for j in range(w.shape[1]):
+            a_grad[:, j] += delta[:, i] * w[i, j]
+            w_grad[i, j] = (delta[:, i] * a[:, j]).sum()
+    return a_grad, w_grad, -delta.sum(0)
