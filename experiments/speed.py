@@ -1,14 +1,15 @@
-"""Times the three operators against torch's own: ``python -m experiments.speed``.
+"""Times the kernels against torch's own: ``python -m experiments.speed [TABLE ...]``.
 
-Both sides run in one process, in turn, on the same tensors, so that whatever else the machine
-does falls on both; a ratio above 1 means that torch_convbp is the faster one. torch's gradients
-are timed through aten.convolution_backward with only the one gradient asked for. Prints a
-Markdown table of medians in milliseconds.
+The tables: ``operators``, the convolution and its two gradients, torch's through
+aten.convolution_backward with only the one gradient asked for; ``activations``, a layer that ends
+with one. All sides run in one process, in turn, on the same tensors, so that whatever else the
+machine does falls on all. Prints Markdown tables of medians in milliseconds.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import math
 import statistics
 import time
@@ -16,7 +17,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 import torch_convbp as bp
 from experiments.machine import processor
@@ -100,39 +102,121 @@ def operators(shape: Shape, memory_format: torch.memory_format) -> list[Callable
     ]
 
 
+LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+
+
 @torch.no_grad()
+def operators_table(runs: int) -> None:
+    """Each cell: torch / torch_convbp = ratio; above 1, torch_convbp is the faster one."""
+    print("| shape | layout | forward | input gradient | weight gradient |")
+    print("|---|---|---|---|---|")
+    ratios: dict[str, list[float]] = {}
+    for shape in SHAPES:
+        for layout, memory_format in LAYOUTS.items():
+            taken = [1e3 * t for t in medians(list(operators(shape, memory_format)), runs)]
+            cells = []
+            for theirs, ours in zip(taken[::2], taken[1::2], strict=True):
+                ratios.setdefault(layout, []).append(theirs / ours)
+                cells.append(f"{theirs:.1f} / {ours:.1f} = {theirs / ours:.2f}")
+            print(f"| {shape} | {layout} | {' | '.join(cells)} |", flush=True)
+    print()
+    for name, values in ratios.items():
+        mean = math.exp(statistics.fmean(math.log(v) for v in values))
+        print(f"geometric mean, {name}: {mean:.2f}")
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "tanh": torch.tanh,
+}
+
+
+def activations_table(runs: int) -> None:
+    """Each cell: torch's convolution and activation / ours apart / ours in one layer."""
+    shape = SHAPES[0]
+    print(f"{shape} with bias: torch / torch_convbp, apart / torch_convbp, in the layer\n")
+    print("| activation | layout | forward | forward and backward |")
+    print("|---|---|---|---|")
+    for layout, memory_format in LAYOUTS.items():
+        for name, g in ACTIVATIONS.items():
+            cells = []
+            for function in (torch.no_grad()(layer_forward), layer_training):
+                layers = layer_variants(shape, memory_format, name, g)
+                runs_of = [functools.partial(function, layer) for layer in layers]
+                cells.append(" / ".join(f"{1e3 * t:.1f}" for t in medians(runs_of, runs)))
+            print(f"| {name} | {layout} | {' | '.join(cells)} |", flush=True)
+
+
+class Layer(NamedTuple):
+    function: Callable[[Tensor], Tensor]
+    parameters: list[Tensor]
+    input: Tensor
+    delta: Tensor
+
+
+def layer_variants(
+    shape: Shape, memory_format: torch.memory_format, name: str, g: Callable[[Tensor], Tensor]
+) -> list[Layer]:
+    generator = torch.Generator().manual_seed(0)
+    size = (shape.batch, shape.channels, shape.pixels, shape.pixels)
+    input, delta = (
+        torch.randn(size, generator=generator).contiguous(memory_format=memory_format)
+        for _ in range(2)
+    )
+    torch.manual_seed(0)
+    layer = nn.Conv2d(shape.channels, shape.filters, shape.kernel, padding=shape.kernel // 2)
+    layer = layer.to(memory_format=memory_format)
+    weight, bias = layer.parameters()
+    conv2d = functools.partial(bp.functional.conv2d, padding=shape.kernel // 2)
+    input.requires_grad_()
+    return [
+        Layer(function, [weight, bias], input, delta)
+        for function in (
+            lambda a: g(layer(a)),
+            lambda a: g(conv2d(a, weight, bias)),
+            lambda a: conv2d(a, weight, bias, activation=name),
+        )
+    ]
+
+
+def layer_forward(layer: Layer) -> Tensor:
+    return layer.function(layer.input)
+
+
+def layer_training(layer: Layer) -> tuple[Tensor, ...]:
+    return torch.autograd.grad(layer_forward(layer), [layer.input, *layer.parameters], layer.delta)
+
+
+TABLES = {"operators": operators_table, "activations": activations_table}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m experiments.speed",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument(
+        "tables", nargs="*", metavar="TABLE", help=f"of {', '.join(TABLES)} (default: all)"
+    )
     parser.add_argument("--threads", type=whole(1), default=torch.get_num_threads())
     parser.add_argument("--runs", type=whole(1), default=15, help="timed runs of each (default 15)")
     options = parser.parse_args()
+    for name in options.tables:
+        if name not in TABLES:
+            parser.error(f"no table {name!r}: choose from {', '.join(TABLES)}")
     torch.set_num_threads(options.threads)
 
     print(
         f"{processor()}, {options.threads} threads, torch {torch.__version__}, "
         f"torch_convbp {bp.__version__} ({bp.backends.cpu.capability()}), float32, "
-        f"medians of {options.runs} runs in ms: torch / torch_convbp = ratio\n"
+        f"medians of {options.runs} runs in ms\n"
     )
-    print("| shape | layout | forward | input gradient | weight gradient |")
-    print("|---|---|---|---|---|")
-    ratios: dict[str, list[float]] = {}
-    for shape in SHAPES:
-        for layout in (torch.contiguous_format, torch.channels_last):
-            name = "channels_last" if layout == torch.channels_last else "contiguous"
-            taken = [1e3 * t for t in medians(list(operators(shape, layout)), options.runs)]
-            cells = []
-            for theirs, ours in zip(taken[::2], taken[1::2], strict=True):
-                ratios.setdefault(name, []).append(theirs / ours)
-                cells.append(f"{theirs:.1f} / {ours:.1f} = {theirs / ours:.2f}")
-            print(f"| {shape} | {name} | {' | '.join(cells)} |", flush=True)
-    print()
-    for name, values in ratios.items():
-        mean = math.exp(statistics.fmean(math.log(v) for v in values))
-        print(f"geometric mean, {name}: {mean:.2f}")
+    for name in options.tables or TABLES:
+        TABLES[name](options.runs)
+        print()
 
 
 if __name__ == "__main__":
