@@ -13,7 +13,7 @@ import functools
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -151,7 +151,7 @@ def activations_table(runs: int) -> None:
 
 class Layer(NamedTuple):
     function: Callable[[Tensor], Tensor]
-    parameters: list[Tensor]
+    parameters: Sequence[Tensor]
     input: Tensor
     delta: Tensor
 
