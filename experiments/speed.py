@@ -59,7 +59,7 @@ SHAPES = [
 ]
 
 
-def medians(functions: list[Callable[[], object]], runs: int) -> list[float]:
+def medians(functions: Sequence[Callable[[], object]], runs: int) -> list[float]:
     """Median seconds of each function, all run in turn."""
     times: list[list[float]] = [[] for _ in functions]
     for _ in range(2):

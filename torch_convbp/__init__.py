@@ -11,13 +11,15 @@ from __future__ import annotations
 
 from torch_convbp import backends, functional, lecture
 from torch_convbp.convert import convert, revert
-from torch_convbp.modules import ConvBP2d, LinearBP
+from torch_convbp.modules import AvgPoolBP2d, ConvBP2d, LinearBP, MaxPoolBP2d
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AvgPoolBP2d",
     "ConvBP2d",
     "LinearBP",
+    "MaxPoolBP2d",
     "__version__",
     "backends",
     "convert",

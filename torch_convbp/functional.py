@@ -1,4 +1,4 @@
-"""The functions users call: conv2d and its two gradients, and the dense layer.
+"""The functions users call: conv2d and its two gradients, the dense layer, pooling.
 
 Arguments are those of torch.nn.functional.conv2d, torch.nn.grad.conv2d_input and
 torch.nn.grad.conv2d_weight. All three are differentiable to any order.
@@ -9,13 +9,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
+import torch
 from torch import Tensor
 
-import torch_convbp.autograd  # noqa: F401  (registers the derivatives)
-from torch_convbp import activations, ops, shapes
+import torch_convbp.autograd
+import torch_convbp.autograd_pool  # noqa: F401  (both register derivatives)
+from torch_convbp import activations, ops, pool_ops, shapes
 from torch_convbp.activations import ActivationLike
 
-__all__ = ["conv2d", "conv2d_input_grad", "conv2d_weight_grad", "linear"]
+__all__ = [
+    "avg_pool2d",
+    "conv2d",
+    "conv2d_input_grad",
+    "conv2d_weight_grad",
+    "linear",
+    "max_pool2d",
+]
 
 IntOrPair: TypeAlias = int | Sequence[int]
 
@@ -207,3 +216,112 @@ def conv2d_weight_grad(
     if input.dim() == 3:
         input, delta = input.unsqueeze(0), delta.unsqueeze(0)
     return ops.conv2d_weight_grad(input, weight_size, delta, *geometry)
+
+
+def _windows(function: str, kernel_size: IntOrPair, stride: Any, padding: IntOrPair) -> list[Any]:
+    """kernel_size, stride and padding as pairs; a pool's stride is its kernel_size by default."""
+    kernel = shapes.pair(function, "kernel_size", kernel_size)
+    # torch takes an empty list for "not given" too.
+    given = stride is not None and not (isinstance(stride, Sequence) and len(stride) == 0)
+    step = shapes.pair(function, "stride", stride) if given else kernel
+    return [kernel, step, shapes.pair(function, "padding", padding)]
+
+
+def max_pool2d(
+    input: Tensor,
+    kernel_size: IntOrPair,
+    stride: IntOrPair | None = None,
+    padding: IntOrPair = 0,
+    dilation: IntOrPair = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """The largest input of each window (L8). Backward, the window's delta goes to that input.
+
+    Same result as :func:`torch.nn.functional.max_pool2d`: of equal ones the first wins, NaN wins
+    over all. For backward one byte an output is kept, where windows have at most 255 positions.
+
+    Args:
+        input: [N, C, H, W] or [C, H, W]; float32, float64, bfloat16 or float16; any strides.
+        kernel_size: int or (height, width), at least 1.
+        stride: int or (height, width), at least 1; kernel_size by default.
+        padding: int or (height, width), at most half the kernel_size; never the largest.
+        dilation: int or (height, width), at least 1.
+        ceil_mode: also windows that end outside, if they start inside.
+        return_indices: also return where each output comes from.
+
+    Returns:
+        [N, C, M, N'] or [C, M, N'], in input's memory format; with return_indices also a tensor
+        of int64 of that size, i * W + j of the input that won.
+
+    Raises:
+        TypeError: an argument is of another type.
+        RuntimeError: a value is out of range; the message names it.
+        NotImplementedError: a CUDA tensor where the CUDA kernels are not built.
+    """
+    shapes.check_is_tensor("max_pool2d", input=input)
+    shapes.check_dim("max_pool2d", "input", input.shape)
+    windows = _windows("max_pool2d", kernel_size, stride, padding)
+    dilation = shapes.pair("max_pool2d", "dilation", dilation)
+    batched = input if input.dim() == 4 else input.unsqueeze(0)
+    output, offset = pool_ops.max_pool2d(batched, *windows, dilation, bool(ceil_mode))
+    results = [output]
+    if return_indices:
+        kernel, step, pad = windows
+        results.append(_indices(offset, batched.shape[3], kernel, step, pad, dilation))
+    if input.dim() == 3:
+        results = [result.squeeze(0) for result in results]
+    return (results[0], results[1]) if return_indices else results[0]
+
+
+def _indices(
+    offset: Tensor, width: int, kernel: Any, stride: Any, padding: Any, dilation: Any
+) -> Tensor:
+    """i * W + j of the offsets' positions; -1 for a window with no position inside."""
+    nowhere = torch.iinfo(offset.dtype).max if offset.dtype == torch.uint8 else -1
+    r, s = offset.long() // kernel[1], offset.long() % kernel[1]
+    m = torch.arange(offset.shape[2], device=offset.device)[:, None]
+    n = torch.arange(offset.shape[3], device=offset.device)
+    i = m * stride[0] - padding[0] + r * dilation[0]
+    j = n * stride[1] - padding[1] + s * dilation[1]
+    return torch.where(offset == nowhere, -1, i * width + j)
+
+
+def avg_pool2d(
+    input: Tensor,
+    kernel_size: IntOrPair,
+    stride: IntOrPair | None = None,
+    padding: IntOrPair = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Tensor:
+    """The mean of each window (L8). Backward, the window's delta is spread evenly over it.
+
+    Same result as :func:`torch.nn.functional.avg_pool2d`. For backward nothing is kept.
+
+    Args:
+        input: [N, C, H, W] or [C, H, W]; float32, float64, bfloat16 or float16; any strides.
+        kernel_size: int or (height, width), at least 1.
+        stride: int or (height, width), at least 1; kernel_size by default.
+        padding: int or (height, width), at most half the kernel_size; zeros.
+        ceil_mode: also windows that end outside, if they start inside.
+        count_include_pad: divide by the window's size with the padding in it, or without.
+        divisor_override: divide by this instead; not 0.
+
+    Returns:
+        [N, C, M, N'] or [C, M, N'], in input's memory format.
+
+    Raises:
+        TypeError, RuntimeError, NotImplementedError: as :func:`max_pool2d`.
+    """
+    shapes.check_is_tensor("avg_pool2d", input=input)
+    shapes.check_dim("avg_pool2d", "input", input.shape)
+    windows = _windows("avg_pool2d", kernel_size, stride, padding)
+    if divisor_override is not None:
+        divisor_override = shapes.whole_number("avg_pool2d", "divisor_override", divisor_override)
+    batched = input if input.dim() == 4 else input.unsqueeze(0)
+    output = pool_ops.avg_pool2d(
+        batched, *windows, bool(ceil_mode), bool(count_include_pad), divisor_override
+    )
+    return output if input.dim() == 4 else output.squeeze(0)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch_convbp import activations, functional
 from torch_convbp.activations import Activation, ActivationLike
 
-__all__ = ["ConvBP2d", "LinearBP"]
+__all__ = ["AvgPoolBP2d", "ConvBP2d", "LinearBP", "MaxPoolBP2d"]
 
 
 def _int(name: str, value: Any, least: int) -> int:
@@ -175,3 +175,87 @@ class LinearBP(_WithActivation, nn.Linear):
         if isinstance(input, torch.fx.Proxy):
             return _node(self, input)
         return functional.linear(input, self.weight, self.bias, activation=self.activation)
+
+
+class MaxPoolBP2d(nn.MaxPool2d):
+    """A :class:`torch.nn.MaxPool2d` whose forward and backward pass are L8, on kernels of our own.
+
+    Shapes: input [N, C, H, W] or [C, H, W]; output the same with pooled H and W. dtypes: float32,
+    float64, bfloat16, float16. Takes every argument of nn.MaxPool2d.
+
+    Raises:
+        TypeError, ValueError: an argument of the constructor is out of range.
+    """
+
+    def __init__(
+        self,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] | None = None,
+        padding: int | tuple[int, int] = 0,
+        dilation: int | tuple[int, int] = 1,
+        return_indices: bool = False,
+        ceil_mode: bool = False,
+    ) -> None:
+        _check_windows(kernel_size, stride, padding)
+        _pair("dilation", dilation, 1)
+        super().__init__(kernel_size, stride, padding, dilation, return_indices, ceil_mode)
+
+    def forward(self, input: Tensor) -> Any:
+        if isinstance(input, torch.fx.Proxy):
+            return _node(self, input)
+        return functional.max_pool2d(
+            input,
+            self.kernel_size,
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.ceil_mode,
+            self.return_indices,
+        )
+
+
+class AvgPoolBP2d(nn.AvgPool2d):
+    """A :class:`torch.nn.AvgPool2d` whose forward and backward pass are L8, on kernels of our own.
+
+    Shapes: input [N, C, H, W] or [C, H, W]; output the same with pooled H and W. dtypes: float32,
+    float64, bfloat16, float16. Takes every argument of nn.AvgPool2d.
+
+    Raises:
+        TypeError, ValueError: an argument of the constructor is out of range.
+    """
+
+    def __init__(
+        self,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] | None = None,
+        padding: int | tuple[int, int] = 0,
+        ceil_mode: bool = False,
+        count_include_pad: bool = True,
+        divisor_override: int | None = None,
+    ) -> None:
+        _check_windows(kernel_size, stride, padding)
+        if divisor_override == 0:
+            raise ValueError("divisor_override must be not zero, but got 0")
+        super().__init__(
+            kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override
+        )
+
+    def forward(self, input: Tensor) -> Tensor:
+        if isinstance(input, torch.fx.Proxy):
+            return _node(self, input)
+        return functional.avg_pool2d(
+            input,
+            self.kernel_size,
+            self.stride,
+            self.padding,
+            self.ceil_mode,
+            self.count_include_pad,
+            self.divisor_override,
+        )
+
+
+def _check_windows(kernel_size: Any, stride: Any, padding: Any) -> None:
+    _pair("kernel_size", kernel_size, 1)
+    if stride is not None:
+        _pair("stride", stride, 1)
+    _pair("padding", padding, 0)

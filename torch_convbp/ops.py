@@ -195,7 +195,7 @@ def _(grad: Tensor, kept: Tensor, name: str, parameters: Sequence[float]) -> tup
 # has the groups b * groups ... (b + 1) * groups - 1, its own channels and its own filters.
 
 
-def _fold(tensor: Tensor, dim: int | None, size: int, into: int) -> Tensor:
+def fold(tensor: Tensor, dim: int | None, size: int, into: int) -> Tensor:
     """Moves the dimension ``dim``, or one made by repetition, into dimension ``into``."""
     if dim is None:
         tensor = tensor.unsqueeze(into).expand(*tensor.shape[:into], size, *tensor.shape[into:])
@@ -204,7 +204,7 @@ def _fold(tensor: Tensor, dim: int | None, size: int, into: int) -> Tensor:
     return tensor.flatten(into, into + 1)
 
 
-def _unfold(result: Any, dim: int, sizes: tuple[int, int]) -> Any:
+def unfold(result: Any, dim: int, sizes: tuple[int, int]) -> Any:
     """The result, or each of a pair, with dimension ``dim`` cut in two; and that dimension."""
     if isinstance(result, Tensor):
         return result.unflatten(dim, sizes), dim
@@ -224,16 +224,16 @@ def _vmap_conv2d(operator: torch._ops.OpOverload) -> Callable[..., Any]:
         input_dim, weight_dim, bias_dim = in_dims[:3]
         if weight_dim is None and bias_dim is None:
             batch = input.movedim(input_dim, 0).shape[1]
-            output = operator(_fold(input, input_dim, size, 0), weight, bias, *rest)
-            return _unfold(output, 0, (size, batch))
-        filters = _fold(weight, weight_dim, size, 0)
+            output = operator(fold(input, input_dim, size, 0), weight, bias, *rest)
+            return unfold(output, 0, (size, batch))
+        filters = fold(weight, weight_dim, size, 0)
         output = operator(
-            _fold(input, input_dim, size, 1),
+            fold(input, input_dim, size, 1),
             filters,
-            None if bias is None else _fold(bias, bias_dim, size, 0),
+            None if bias is None else fold(bias, bias_dim, size, 0),
             *_geometry_of_groups(rest, size),
         )
-        return _unfold(output, 1, (size, filters.shape[0] // size))
+        return unfold(output, 1, (size, filters.shape[0] // size))
 
     return rule
 
@@ -256,19 +256,19 @@ def _(
     _, weight_dim, delta_dim = in_dims[:3]
     batch, channels, *pixels = input_size
     if weight_dim is None:
-        folded = _fold(delta, delta_dim, size, 0)
+        folded = fold(delta, delta_dim, size, 0)
         grad = conv2d_input_grad(
             [size * batch, channels, *pixels], weight, folded, *geometry, **options
         )
-        return _unfold(grad, 0, (size, batch))
+        return unfold(grad, 0, (size, batch))
     grad = conv2d_input_grad(
         [batch, size * channels, *pixels],
-        _fold(weight, weight_dim, size, 0),
-        _fold(delta, delta_dim, size, 1),
+        fold(weight, weight_dim, size, 0),
+        fold(delta, delta_dim, size, 1),
         *_geometry_of_groups(geometry, size),
         **options,
     )
-    return _unfold(grad, 1, (size, channels))
+    return unfold(grad, 1, (size, channels))
 
 
 def _vmap_weight_grad(operator: torch._ops.OpOverload) -> Callable[..., Any]:
@@ -283,13 +283,13 @@ def _vmap_weight_grad(operator: torch._ops.OpOverload) -> Callable[..., Any]:
     ) -> Any:
         size, filters = info.batch_size, weight_size[0]
         grads = operator(
-            _fold(input, in_dims[0], size, 1),
+            fold(input, in_dims[0], size, 1),
             [size * filters, *weight_size[1:]],
-            _fold(delta, in_dims[2], size, 1),
+            fold(delta, in_dims[2], size, 1),
             *_geometry_of_groups(geometry, size),
             **options,
         )
-        return _unfold(grads, 0, (size, filters))
+        return unfold(grads, 0, (size, filters))
 
     return rule
 
@@ -306,8 +306,8 @@ def _(info: Any, in_dims: Any, input: Tensor, name: str, parameters: Sequence[fl
 @torch.library.register_vmap("torch_convbp::error_signal")
 def _(info: Any, in_dims: Any, grad: Tensor, kept: Tensor, *row: Any) -> Any:
     size = info.batch_size
-    folded = error_signal(_fold(grad, in_dims[0], size, 0), _fold(kept, in_dims[1], size, 0), *row)
-    return _unfold(folded, 0, (size, folded.shape[0] // size))
+    folded = error_signal(fold(grad, in_dims[0], size, 0), fold(kept, in_dims[1], size, 0), *row)
+    return unfold(folded, 0, (size, folded.shape[0] // size))
 
 
 @torch.library.register_vmap("torch_convbp::error_signal_bias_grad")
@@ -315,7 +315,7 @@ def _(info: Any, in_dims: Any, grad: Tensor, kept: Tensor, *row: Any) -> Any:
     # One bias gradient for each index: the indices become channels.
     size = info.batch_size
     delta, bias_grad = error_signal_bias_grad(
-        _fold(grad, in_dims[0], size, 1), _fold(kept, in_dims[1], size, 1), *row
+        fold(grad, in_dims[0], size, 1), fold(kept, in_dims[1], size, 1), *row
     )
     channels = bias_grad.shape[0] // size
     return (
@@ -416,12 +416,17 @@ def _no_cuda(operator: torch._ops.OpOverload) -> Callable[..., Any]:
         raise NotImplementedError(
             f"{operator._schema.name} got a CUDA tensor, but torch_convbp cannot run on CUDA here: "
             f"{_library.cuda_missing}. Move the model and its input to the CPU, or keep "
-            "torch.nn.Conv2d on the GPU (torch_convbp.revert(model))."
+            "torch.nn's layers on the GPU (torch_convbp.revert(model))."
         )
 
     return kernel
 
 
-if _library.cuda_missing is not None:
-    for _operator in (*CONVOLUTIONS, *ELEMENTWISE):
-        register(_operator, "CUDA", _no_cuda(_operator))
+def refuse_cuda(operators: Sequence[torch._ops.OpOverload]) -> None:
+    """Where there are no CUDA kernels, a CUDA tensor is told what is missing."""
+    if _library.cuda_missing is not None:
+        for operator in operators:
+            register(operator, "CUDA", _no_cuda(operator))
+
+
+refuse_cuda((*CONVOLUTIONS, *ELEMENTWISE))

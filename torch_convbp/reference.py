@@ -1,4 +1,4 @@
-"""The lecture, literally: L1 to L7 in slow, readable torch.
+"""The lecture, literally: L1 to L8 in slow, readable torch.
 
 The executable specification. It uses the lecture's own parameters, the filters w_ok as they are
 before flipping and one bias b_ok for each pair of maps, subtracted; it writes the sums of the
@@ -162,3 +162,67 @@ def dense_grads(a: Tensor, w: Tensor, delta: Tensor) -> tuple[Tensor, Tensor, Te
             a_grad[:, j] += delta[:, i] * w[i, j]
             w_grad[i, j] = (delta[:, i] * a[:, j]).sum()
     return a_grad, w_grad, -delta.sum(0)
+
+
+class Windows(NamedTuple):
+    """How a pooling window moves: (height, width) each."""
+
+    kernel: Sequence[int]
+    stride: Sequence[int]
+    padding: Sequence[int] = (0, 0)
+    dilation: Sequence[int] = (1, 1)
+
+
+def window(w: Windows, size: Sequence[int], m: int, n: int) -> list[tuple[int, int]]:
+    """The positions of window (m, n) that lie inside maps of that size (H, W)."""
+    return [
+        (i, j)
+        for r in range(w.kernel[0])
+        for s in range(w.kernel[1])
+        for i in [m * w.stride[0] - w.padding[0] + r * w.dilation[0]]
+        for j in [n * w.stride[1] - w.padding[1] + s * w.dilation[1]]
+        if 0 <= i < size[0] and 0 <= j < size[1]
+    ]
+
+
+def max_pool(a: Tensor, w: Windows, size: Sequence[int]) -> Tensor:
+    """L8: the largest value of each window. a [N, C, H, W], size (M, N')."""
+    out = torch.zeros(*a.shape[:2], *size, dtype=torch.float64)
+    for m in range(size[0]):
+        for n in range(size[1]):
+            values = [a[:, :, i, j].double() for i, j in window(w, a.shape[2:], m, n)]
+            out[:, :, m, n] = torch.stack(values).max(0).values
+    return out
+
+
+def max_pool_input_grad(a: Tensor, delta: Tensor, w: Windows) -> Tensor:
+    """L8: the error signal passes back to the position that won its window, the first of equals."""
+    grad = torch.zeros_like(a, dtype=torch.float64)
+    for m in range(delta.shape[2]):
+        for n in range(delta.shape[3]):
+            positions = window(w, a.shape[2:], m, n)
+            for b in range(a.shape[0]):
+                for c in range(a.shape[1]):
+                    i, j = max(positions, key=lambda ij: float(a[b, c, ij[0], ij[1]]))
+                    grad[b, c, i, j] += delta[b, c, m, n].double()
+    return grad
+
+
+def average_pool(a: Tensor, w: Windows, size: Sequence[int]) -> Tensor:
+    """L8: the mean over each window, its padding counted as zeros."""
+    out = torch.zeros(*a.shape[:2], *size, dtype=torch.float64)
+    for m in range(size[0]):
+        for n in range(size[1]):
+            for i, j in window(w, a.shape[2:], m, n):
+                out[:, :, m, n] += a[:, :, i, j].double() / (w.kernel[0] * w.kernel[1])
+    return out
+
+
+def average_pool_input_grad(input_size: Sequence[int], delta: Tensor, w: Windows) -> Tensor:
+    """L8: the error signal is spread evenly over its window. input_size is (H, W)."""
+    grad = torch.zeros(*delta.shape[:2], *input_size, dtype=torch.float64)
+    for m in range(delta.shape[2]):
+        for n in range(delta.shape[3]):
+            for i, j in window(w, input_size, m, n):
+                grad[:, :, i, j] += delta[:, :, m, n].double() / (w.kernel[0] * w.kernel[1])
+    return grad

@@ -330,6 +330,91 @@ def check_has_channels(kept_size: Sequence[int]) -> None:
     )
 
 
+def pool2d_output_size(
+    op: str,
+    input_size: Sequence[int],
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    ceil_mode: bool,
+) -> list[int]:
+    """Size [N, C, M, N'] of a pooling's output.
+
+    Shapes: input_size [N, C, H, W]; the others (height, width).
+
+    Raises:
+        RuntimeError: the arguments describe no pooling; the message names the argument.
+    """
+    size = list(input_size)
+    _check(
+        len(size) == 4,
+        f"{op}(): Expected 4D (batched) input, but got input of size: {size}",
+    )
+    _check(
+        size[0] >= 0
+        and all(v > 0 for v in size[1:])
+        and not any(isinstance(v, int) and v > LARGEST_BYTES for v in size),
+        f"{op}(): Expected 4D (batch mode) tensor with optional 0 dim batch size for input, "
+        f"but got input of size: {size}",
+    )
+    for name, values, least in (
+        ("kernel_size", kernel_size, 1),
+        ("stride", stride, 1),
+        ("padding", padding, 0),
+        ("dilation", dilation, 1),
+    ):
+        values = list(values)
+        _check(
+            len(values) == 2,
+            f"{op}(): expected {name} to be a list of 2 values, but got {name}={values}",
+        )
+        rule = "should be greater than zero" if least else "must be non-negative"
+        _check(
+            all(least <= v <= LARGEST_PARAMETER for v in values),
+            f"{op}(): {name} {rule} and at most {LARGEST_PARAMETER}, but got {name}={values}",
+        )
+    _check(
+        kernel_size[0] * kernel_size[1] <= LARGEST_PARAMETER,
+        f"{op}(): kernel_size is too large, got kernel_size={list(kernel_size)}",
+    )
+    result = size[:2]
+    for axis in range(2):
+        reach = dilation[axis] * (kernel_size[axis] - 1) + 1
+        _check(
+            padding[axis] <= kernel_size[axis] // 2,
+            f"{op}(): pad should be smaller than or equal to half of kernel size, but got "
+            f"padding={list(padding)} and kernel_size={list(kernel_size)}",
+        )
+        room = size[2 + axis] + 2 * padding[axis] - reach
+        if ceil_mode:
+            room += stride[axis] - 1
+        out = room // stride[axis] + 1 if room >= 0 else 0
+        # With ceil_mode the last window still has to start inside the input or in front of it.
+        if ceil_mode and (out - 1) * stride[axis] >= size[2 + axis] + padding[axis]:
+            out -= 1
+        _check(
+            out >= 1,
+            f"{op}(): Given input size: ({size[1]}x{size[2]}x{size[3]}) and "
+            f"kernel_size={list(kernel_size)}, the output size is too small",
+        )
+        result.append(out)
+    return result
+
+
+def offset_dtype(kernel_size: Sequence[int]) -> torch.dtype:
+    """The type of max pooling's offsets: bytes where they and "nowhere" fit."""
+    return torch.uint8 if kernel_size[0] * kernel_size[1] < 256 else torch.int32
+
+
+def check_output_size(name: str, size: Sequence[int], output_size: Sequence[int]) -> None:
+    _check(
+        list(size) == list(output_size),
+        f"Expected {name} to have the size of the output, {list(output_size)}, "
+        f"but got {name} of size {list(size)}",
+    )
+
+
 def is_channels_last(tensor: Tensor) -> bool:
     """Do the strides put the channels innermost? (torch's suggest_memory_format() rule: where
     sizes of 1 leave both readings open, the tensor counts as contiguous.)"""

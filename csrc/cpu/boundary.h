@@ -11,6 +11,7 @@
 #include "../checks.h"
 #include "../conv_problem.h"
 #include "activation.h"
+#include "capability.h"
 #include "element.h"
 
 namespace convbp {
@@ -45,9 +46,10 @@ inline MemoryFormat result_format(const std::optional<MemoryFormat>& asked, cons
 }
 
 inline Tensor new_tensor(const Ints& size, const Tensor& like,
-                         std::optional<MemoryFormat> format) {
+                         std::optional<MemoryFormat> format,
+                         std::optional<ScalarType> type = std::nullopt) {
   try {
-    return torch::stable::empty(size, like.scalar_type(), std::nullopt, like.device(),
+    return torch::stable::empty(size, type.value_or(like.scalar_type()), std::nullopt, like.device(),
                                 std::nullopt, format);
   } catch (const std::exception&) {
     // Sizes were checked: what is left is memory, and what torch says of it comes with the
@@ -83,6 +85,18 @@ void dispatch_type(const Tensor& t, const Body& body) {
       return body(Half());
     default:
       fail("unreachable: dtype ", torch::headeronly::toString(t.scalar_type()));
+  }
+}
+
+// The same around a kernel.
+template <typename Body>
+void dispatch(const Tensor& t, const Body& body) {
+  capability();  // what it throws is its own
+  try {
+    dispatch_type(t, body);
+  } catch (const std::exception&) {
+    // All that can go wrong in a kernel. From within a parallel region it arrives as torch's.
+    fail("can't allocate memory for the working space of a kernel");
   }
 }
 

@@ -29,17 +29,6 @@ int64_t thread_count() {
 
 namespace {
 
-template <typename Body>
-void dispatch(const Tensor& t, const Body& body) {
-  capability();  // what it throws is its own
-  try {
-    dispatch_type(t, body);
-  } catch (const std::exception&) {
-    // All that can go wrong in a kernel. From within a parallel region it arrives as torch's.
-    fail("can't allocate memory for the working space of a convolution");
-  }
-}
-
 // p = conv2d(input, weight) + bias, then a = g(p) where an activation is named; p itself goes to
 // `pre_activation` where that is given.
 Tensor convolve(const char* op, const Tensor& input, const Tensor& weight,

@@ -1,0 +1,173 @@
+"""The derivatives of pooling (L8): the error signal passes back through the pooling window, to the
+position that won (max), or spread evenly (average).
+
+With its winners fixed, max pooling is a linear map, max_pool2d_gather, whose transpose is
+max_pool2d_input_grad; average pooling is linear as it is. So each is the other's derivative, and
+gradients of every order need no further kernel.
+
+Shapes: a and input_grad [N, C, H, W]; output, delta and offset [N, C, M, N']. ``offset`` says which
+position of the window won, in a byte for windows of up to 255: all that max pooling keeps.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torch_convbp import ops, pool_ops, shapes
+from torch_convbp._single_level import autograd_kernel, below_autograd
+
+# Arguments that describe the pooling: kernel_size, stride, padding, dilation, ceil_mode ...
+NO_GRADIENTS = (None,) * 5
+
+
+class MaxPool2d(torch.autograd.Function):
+    """a' = max over the window of a; and the winner's offset in it."""
+
+    @staticmethod
+    def forward(input, *geometry):  # type: ignore[override]
+        return below_autograd(pool_ops.max_pool2d, input, *geometry)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        input, *ctx.geometry = inputs
+        offset = output[1]
+        ctx.mark_non_differentiable(offset)
+        ctx.save_for_backward(offset)
+        ctx.save_for_forward(offset)
+        ctx.input_size, ctx.memory_format = input.shape, shapes.result_format(input, input)
+
+    @staticmethod
+    def backward(ctx: Any, delta: Tensor, _: Any) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        (offset,) = ctx.saved_tensors
+        input_grad = pool_ops.max_pool2d_input_grad(
+            ctx.input_size, delta, offset, *ctx.geometry, memory_format=ctx.memory_format
+        )
+        return input_grad, *NO_GRADIENTS
+
+    @staticmethod
+    def jvp(ctx: Any, input_t: Tensor, *_: Any) -> Any:  # type: ignore[override]
+        (offset,) = ctx.saved_tensors
+        return pool_ops.max_pool2d_gather(input_t, offset, *ctx.geometry), None
+
+
+class MaxPool2dInputGrad(torch.autograd.Function):
+    """dL/da: each delta at the position that won its window, summed where windows overlap."""
+
+    @staticmethod
+    def forward(input_size, delta, offset, *geometry_and_format):  # type: ignore[override]
+        *geometry, memory_format = geometry_and_format
+        return below_autograd(
+            pool_ops.max_pool2d_input_grad,
+            input_size,
+            delta,
+            offset,
+            *geometry,
+            memory_format=memory_format,
+        )
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.input_size, _, offset, *ctx.geometry, _ = inputs
+        ctx.save_for_backward(offset)
+        ctx.save_for_forward(offset)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        (offset,) = ctx.saved_tensors
+        delta_grad = pool_ops.max_pool2d_gather(grad, offset, *ctx.geometry)
+        return None, delta_grad, None, *NO_GRADIENTS, None
+
+    @staticmethod
+    def jvp(ctx: Any, _: Any, delta_t: Tensor, *__: Any) -> Tensor:  # type: ignore[override]
+        (offset,) = ctx.saved_tensors
+        return pool_ops.max_pool2d_input_grad(ctx.input_size, delta_t, offset, *ctx.geometry)
+
+
+class MaxPool2dGather(torch.autograd.Function):
+    """From a tensor of the input's size, the positions that won."""
+
+    @staticmethod
+    def forward(input, offset, *geometry):  # type: ignore[override]
+        return below_autograd(pool_ops.max_pool2d_gather, input, offset, *geometry)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        input, offset, *ctx.geometry = inputs
+        ctx.save_for_backward(offset)
+        ctx.save_for_forward(offset)
+        ctx.input_size = input.shape
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        (offset,) = ctx.saved_tensors
+        input_grad = pool_ops.max_pool2d_input_grad(ctx.input_size, grad, offset, *ctx.geometry)
+        return input_grad, None, *NO_GRADIENTS
+
+    @staticmethod
+    def jvp(ctx: Any, input_t: Tensor, *_: Any) -> Tensor:  # type: ignore[override]
+        (offset,) = ctx.saved_tensors
+        return pool_ops.max_pool2d_gather(input_t, offset, *ctx.geometry)
+
+
+class AvgPool2d(torch.autograd.Function):
+    """a' = the sum over the window of a, divided by the window's size."""
+
+    @staticmethod
+    def forward(input, *geometry):  # type: ignore[override]
+        return below_autograd(pool_ops.avg_pool2d, input, *geometry)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        input, *ctx.geometry = inputs
+        ctx.input_size, ctx.memory_format = input.shape, shapes.result_format(input, input)
+
+    @staticmethod
+    def backward(ctx: Any, delta: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        input_grad = pool_ops.avg_pool2d_input_grad(
+            ctx.input_size, delta, *ctx.geometry, memory_format=ctx.memory_format
+        )
+        return input_grad, *NO_GRADIENTS, None
+
+    @staticmethod
+    def jvp(ctx: Any, input_t: Tensor, *_: Any) -> Tensor:  # type: ignore[override]
+        return pool_ops.avg_pool2d(input_t, *ctx.geometry)
+
+
+class AvgPool2dInputGrad(torch.autograd.Function):
+    """dL/da: each delta, divided by its window's size, at every position of the window."""
+
+    @staticmethod
+    def forward(input_size, delta, *geometry_and_format):  # type: ignore[override]
+        *geometry, memory_format = geometry_and_format
+        return below_autograd(
+            pool_ops.avg_pool2d_input_grad,
+            input_size,
+            delta,
+            *geometry,
+            memory_format=memory_format,
+        )
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.input_size, _, *ctx.geometry, _ = inputs
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        return None, pool_ops.avg_pool2d(grad, *ctx.geometry), *NO_GRADIENTS, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, _: Any, delta_t: Tensor, *__: Any) -> Tensor:  # type: ignore[override]
+        return pool_ops.avg_pool2d_input_grad(ctx.input_size, delta_t, *ctx.geometry)
+
+
+for _operator, _function in (
+    (pool_ops.max_pool2d, MaxPool2d),
+    (pool_ops.max_pool2d_input_grad, MaxPool2dInputGrad),
+    (pool_ops.max_pool2d_gather, MaxPool2dGather),
+    (pool_ops.avg_pool2d, AvgPool2d),
+    (pool_ops.avg_pool2d_input_grad, AvgPool2dInputGrad),
+):
+    ops.register(_operator, "Autograd", autograd_kernel(_operator, _function))

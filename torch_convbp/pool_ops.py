@@ -1,0 +1,137 @@
+"""The pooling operators ``torch.ops.torch_convbp.{max,avg}_pool2d*`` (L8): what torch must know of
+them beside their kernels, as ops.py says it of the convolution's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torch_convbp import ops, shapes
+from torch_convbp.ops import Ints
+
+max_pool2d = torch.ops.torch_convbp.max_pool2d.default
+max_pool2d_input_grad = torch.ops.torch_convbp.max_pool2d_input_grad.default
+max_pool2d_gather = torch.ops.torch_convbp.max_pool2d_gather.default
+avg_pool2d = torch.ops.torch_convbp.avg_pool2d.default
+avg_pool2d_input_grad = torch.ops.torch_convbp.avg_pool2d_input_grad.default
+
+POOLS = (max_pool2d, max_pool2d_input_grad, max_pool2d_gather, avg_pool2d, avg_pool2d_input_grad)
+
+
+def _like(tensor: Tensor, size: Ints, memory_format: torch.memory_format | None = None) -> Tensor:
+    """An empty tensor of that size in the format of the given one, or in the one asked for."""
+    return tensor.new_empty(size).to(
+        memory_format=shapes.result_format(tensor, tensor, memory_format)
+    )
+
+
+def _check_offset(offset: Tensor, kernel_size: Ints, output_size: Ints) -> None:
+    dtype = shapes.offset_dtype(kernel_size)
+    if offset.dtype != dtype:
+        raise RuntimeError(f"Expected offset of dtype {dtype}, but got {offset.dtype}")
+    shapes.check_output_size("offset", offset.shape, output_size)
+
+
+@torch.library.register_fake("torch_convbp::max_pool2d")
+def _(input: Tensor, kernel_size: Ints, *geometry: Any) -> tuple[Tensor, Tensor]:
+    shapes.check_tensors("max_pool2d", input=input)
+    size = shapes.pool2d_output_size("max_pool2d", input.shape, kernel_size, *geometry)
+    output = _like(input, size)
+    return output, torch.empty_like(output, dtype=shapes.offset_dtype(kernel_size))
+
+
+@torch.library.register_fake("torch_convbp::max_pool2d_input_grad")
+def _(
+    input_size: Ints,
+    delta: Tensor,
+    offset: Tensor,
+    kernel_size: Ints,
+    *geometry: Any,
+    memory_format: torch.memory_format | None = None,
+) -> Tensor:
+    shapes.check_tensors("max_pool2d_input_grad", delta=delta)
+    size = shapes.pool2d_output_size("max_pool2d_input_grad", input_size, kernel_size, *geometry)
+    shapes.check_output_size("delta", delta.shape, size)
+    _check_offset(offset, kernel_size, size)
+    return _like(delta, input_size, memory_format)
+
+
+@torch.library.register_fake("torch_convbp::max_pool2d_gather")
+def _(input: Tensor, offset: Tensor, kernel_size: Ints, *geometry: Any) -> Tensor:
+    shapes.check_tensors("max_pool2d_gather", input=input)
+    size = shapes.pool2d_output_size("max_pool2d_gather", input.shape, kernel_size, *geometry)
+    _check_offset(offset, kernel_size, size)
+    return _like(input, size)
+
+
+def _avg_output_size(
+    op: str,
+    input_size: Ints,
+    kernel_size: Ints,
+    stride: Ints,
+    padding: Ints,
+    ceil_mode: bool,
+    count_include_pad: bool,
+    divisor_override: int | None,
+) -> list[int]:
+    if divisor_override == 0:
+        raise RuntimeError(f"{op}(): divisor must be not zero")
+    return shapes.pool2d_output_size(
+        op, input_size, kernel_size, stride, padding, (1, 1), ceil_mode
+    )
+
+
+@torch.library.register_fake("torch_convbp::avg_pool2d")
+def _(input: Tensor, *geometry: Any) -> Tensor:
+    shapes.check_tensors("avg_pool2d", input=input)
+    return _like(input, _avg_output_size("avg_pool2d", input.shape, *geometry))
+
+
+@torch.library.register_fake("torch_convbp::avg_pool2d_input_grad")
+def _(
+    input_size: Ints,
+    delta: Tensor,
+    *geometry: Any,
+    memory_format: torch.memory_format | None = None,
+) -> Tensor:
+    shapes.check_tensors("avg_pool2d_input_grad", delta=delta)
+    size = _avg_output_size("avg_pool2d_input_grad", input_size, *geometry)
+    shapes.check_output_size("delta", delta.shape, size)
+    return _like(delta, input_size, memory_format)
+
+
+# Every map is pooled by itself: a dimension that torch.vmap adds is more batch.
+
+
+def _batch_rule(operator: torch._ops.OpOverload, tensors: tuple[int, ...]) -> Callable[..., Any]:
+    """A rule for an operator whose arguments number ``tensors`` are tensors."""
+
+    def rule(info: Any, in_dims: Any, *args: Any, **options: Any) -> Any:
+        size, folded = info.batch_size, list(args)
+        for position in tensors:
+            folded[position] = ops.fold(args[position], in_dims[position], size, 0)
+        if isinstance(args[0], Tensor):
+            batch = (
+                args[0].shape[0] if in_dims[0] is None else args[0].movedim(in_dims[0], 0).shape[1]
+            )
+        else:  # the input's size
+            batch = args[0][0]
+            folded[0] = [size * batch, *args[0][1:]]
+        return ops.unfold(operator(*folded, **options), 0, (size, batch))
+
+    return rule
+
+
+for _operator, _tensors in (
+    (max_pool2d, (0,)),
+    (max_pool2d_input_grad, (1, 2)),
+    (max_pool2d_gather, (0, 1)),
+    (avg_pool2d, (0,)),
+    (avg_pool2d_input_grad, (1,)),
+):
+    torch.library.register_vmap(_operator._schema.name, _batch_rule(_operator, _tensors))
+
+ops.refuse_cuda(POOLS)
