@@ -254,3 +254,13 @@ def test_revert_leaves_subclasses_of_convbp2d_alone() -> None:
 def test_no_module(function) -> None:
     with pytest.raises(TypeError, match=r"argument 'model' must be a torch.nn.Module, not dict"):
         function({})
+
+
+def test_revert_leaves_layers_with_an_activation_alone() -> None:
+    model = nn.Sequential(bp.ConvBP2d(3, 4, 3, activation="relu"), bp.LinearBP(4, 5))
+    input = normal((1, 3, 6, 6), torch.float32, 1)
+    expected = model(input)
+    with pytest.warns(UserWarning, match="0: its activation relu is part of the layer"):
+        bp.revert(model)
+    assert [type(m) for m in model] == [bp.ConvBP2d, nn.Linear]
+    assert torch.equal(model(input), expected)

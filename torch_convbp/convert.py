@@ -1,4 +1,5 @@
-"""``convert(model)`` turns a model's nn.Conv2d layers into ConvBP2d, ``revert(model)`` back.
+"""``convert(model)`` turns a model's nn.Conv2d layers into ConvBP2d, ``revert(model)`` back; pools
+and dense layers on request.
 
 A ConvBP2d holds exactly what an nn.Conv2d holds and differs in what it computes with, so a layer
 is converted by giving the object its other class. It stays the same object with the same
@@ -17,7 +18,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from torch_convbp import shapes
-from torch_convbp.modules import ConvBP2d
+from torch_convbp.modules import AvgPoolBP2d, ConvBP2d, LinearBP, MaxPoolBP2d
 
 __all__ = ["convert", "revert"]
 
@@ -92,7 +93,15 @@ def _why_left_alone(module: nn.Conv2d) -> str | None:
     return None
 
 
-def convert(model: Model) -> Model:
+POOLING: dict[type[nn.Module], type[nn.Module]] = {
+    nn.MaxPool2d: MaxPoolBP2d,
+    nn.AvgPool2d: AvgPoolBP2d,
+}
+DENSE: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: LinearBP}
+_REVERTED = {ours: theirs for theirs, ours in (POOLING | DENSE).items()}
+
+
+def convert(model: Model, *, pooling: bool = False, dense: bool = False) -> Model:
     """Turns every nn.Conv2d of ``model`` into a ConvBP2d, in place.
 
     Subclasses of nn.Conv2d that inherit its forward (parametrized layers among them) are
@@ -101,6 +110,8 @@ def convert(model: Model) -> Model:
 
     Args:
         model: any module; one that is an nn.Conv2d itself is converted as well.
+        pooling: also turn nn.MaxPool2d and nn.AvgPool2d into MaxPoolBP2d and AvgPoolBP2d.
+        dense: also turn nn.Linear into LinearBP. Subclasses of these three are left alone.
 
     Returns:
         The same model: outputs, gradients and state_dict are what they were.
@@ -109,8 +120,12 @@ def convert(model: Model) -> Model:
         TypeError: model is no torch.nn.Module.
     """
     _check_is_module("convert", model)
+    wanted = (POOLING if pooling else {}) | (DENSE if dense else {})
     left_alone = []
     for name, module in model.named_modules():
+        if type(module) in wanted and "forward" not in vars(module):
+            module.__class__ = wanted[type(module)]  # type: ignore[assignment]
+            continue
         if isinstance(module, ConvBP2d):
             continue
         if isinstance(module, nn.Conv2d):
@@ -136,10 +151,11 @@ def convert(model: Model) -> Model:
 
 
 def revert(model: Model) -> Model:
-    """Turns every ConvBP2d of ``model`` back into an nn.Conv2d, in place.
+    """Turns every layer of ``model`` that is ours back into torch's own, in place.
 
     Layers that :func:`convert` made get the class they had; layers built as ConvBP2d become
-    nn.Conv2d. Subclasses of ConvBP2d are left alone and listed in one warning.
+    nn.Conv2d, and so on. Left alone and listed in one warning are subclasses of ConvBP2d, and
+    layers with an activation: torch's own would compute something else.
 
     Raises:
         TypeError: model is no torch.nn.Module.
@@ -147,12 +163,19 @@ def revert(model: Model) -> Model:
     _check_is_module("revert", model)
     left_alone = []
     for name, module in model.named_modules():
-        if isinstance(module, ConvBP2d) and not _set_class(module, _reverted_class):
-            left_alone.append(f"  {name or '(the model itself)'}: a {type(module).__name__}")
+        if getattr(module, "activation", None) and isinstance(module, (ConvBP2d, LinearBP)):
+            reason = f"its activation {module.activation} is part of the layer"
+        elif type(module) in _REVERTED:
+            module.__class__ = _REVERTED[type(module)]  # type: ignore[assignment]
+            continue
+        elif not isinstance(module, ConvBP2d) or _set_class(module, _reverted_class):
+            continue
+        else:
+            reason = f"a {type(module).__name__}"
+        left_alone.append(f"  {name or '(the model itself)'}: {reason}")
     if left_alone:
         warnings.warn(
-            f"torch_convbp.revert left {len(left_alone)} subclass(es) of ConvBP2d alone:\n"
-            + "\n".join(left_alone),
+            f"torch_convbp.revert left {len(left_alone)} layer(s) alone:\n" + "\n".join(left_alone),
             stacklevel=2,
         )
     return model
