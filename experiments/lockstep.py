@@ -31,6 +31,9 @@ always max |difference| / max |truth| over one tensor.
     differently in float32 than in float64; then gradients jump by a whole pixel's share, on
     whichever side it happens, which says nothing about a convolution. So both float32 networks
     replay the choices of the float64 one (``Choices``), and rounding is all that is left.
+
+Where an activation is part of a ConvBP2d, there is no output before it to compare; what stands in
+its place is compared with the output behind it. To replay its choices it is taken out of the layer.
 """
 
 from __future__ import annotations
@@ -42,6 +45,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from experiments.networks import InLayer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -88,6 +93,7 @@ class Call:
     layer: str
     output: Tensor
     lengths: Lengths | None = None
+    with_activation: bool = False
 
 
 @dataclass
@@ -128,7 +134,7 @@ class Choices:
         left = iter(self.made)
 
         def replay(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor | None:
-            if isinstance(module, nn.ReLU):
+            if isinstance(module, (nn.ReLU, InLayer)):
                 return inputs[0] * next(left)
             if isinstance(module, nn.MaxPool2d):
                 taken = next(left)
@@ -149,7 +155,10 @@ def trace(net: nn.Module, x: Tensor, y: Tensor, replay: Choices | None = None) -
             call_name = name if times[name] == 1 else f"{name} (call {times[name]})"
             lengths = lengths_of(module, output) if isinstance(module, nn.Conv2d) else None
             layer = type(module).__name__
-            found.calls.append(Call(call_name, name, layer, output.detach().clone(), lengths))
+            with_activation = getattr(module, "activation", None) is not None
+            found.calls.append(
+                Call(call_name, name, layer, output.detach().clone(), lengths, with_activation)
+            )
             found.choices.record(module, inputs, output)
 
         return keep
@@ -161,6 +170,8 @@ def trace(net: nn.Module, x: Tensor, y: Tensor, replay: Choices | None = None) -
         if isinstance(module, nn.ReLU):
             module.inplace = False
         if replayer:
+            if getattr(module, "activation", None) is not None:
+                module.activation = None  # type: ignore[assignment]
             module.register_forward_hook(replayer)
         module.register_forward_hook(keeper(name))
     loss = F.cross_entropy(net(x), y)
@@ -257,6 +268,7 @@ def table(step: int, truth: Trace, ours: Trace, theirs: Trace | None) -> list[Ro
     tensors: list[tuple[str, str, str, int, Any]] = [
         ("output", call.name, call.layer, length, lambda t, i=index: t.calls[i].output)
         for index, (call, length) in enumerate(zip(ours.calls, lengths, strict=True))
+        if not call.with_activation
     ]
     tensors.append(("loss", "loss", "", lengths[-1], lambda t: t.loss))
     tensors += [

@@ -21,21 +21,41 @@ if TYPE_CHECKING:
 Conv = type[nn.Conv2d]
 
 
+class InLayer(nn.Identity):
+    """Stands where an activation was that is part of the layer before it."""
+
+
 class Lecture(nn.Sequential):
-    """Conv, pool, conv, pool, dense: the plain network of the lecture, valid convolutions."""
+    """Conv, pool, conv, pool, dense: the plain network of the lecture, valid convolutions.
+
+    With torch's convolution it is made of torch's layers alone; with another, which takes an
+    ``activation``, of torch_convbp's alone: g in the convolution, pools and dense layer.
+    """
 
     def __init__(self, conv: Conv, classes: int, image_size: int) -> None:
         side = ((image_size - 4) // 2 - 4) // 2
+        relu: type[nn.Module]
+        pool: type[nn.MaxPool2d]
+        dense: type[nn.Linear]
+        if conv is nn.Conv2d:
+            conv1, conv2 = conv(3, 32, 5), conv(32, 64, 5)
+            relu, pool, dense = nn.ReLU, nn.MaxPool2d, nn.Linear
+        else:
+            import torch_convbp as bp
+
+            conv1 = conv(3, 32, 5, activation="relu")  # type: ignore[call-arg]
+            conv2 = conv(32, 64, 5, activation="relu")  # type: ignore[call-arg]
+            relu, pool, dense = InLayer, bp.MaxPoolBP2d, bp.LinearBP
         super().__init__(
             OrderedDict(
-                conv1=conv(3, 32, 5),
-                relu1=nn.ReLU(),
-                pool1=nn.MaxPool2d(2),
-                conv2=conv(32, 64, 5),
-                relu2=nn.ReLU(),
-                pool2=nn.MaxPool2d(2),
+                conv1=conv1,
+                relu1=relu(),
+                pool1=pool(2),
+                conv2=conv2,
+                relu2=relu(),
+                pool2=pool(2),
                 flatten=nn.Flatten(),
-                dense=nn.Linear(64 * side * side, classes),
+                dense=dense(64 * side * side, classes),
             )
         )
 

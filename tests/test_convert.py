@@ -245,7 +245,7 @@ def test_revert_leaves_subclasses_of_convbp2d_alone() -> None:
         pass
 
     model = nn.Sequential(Mine(3, 3, 1), bp.ConvBP2d(3, 3, 1))
-    with pytest.warns(UserWarning, match="left 1 subclass"):
+    with pytest.warns(UserWarning, match="left 1 layer"):
         bp.revert(model)
     assert type(model[0]) is Mine and type(model[1]) is nn.Conv2d
 

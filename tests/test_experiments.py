@@ -134,7 +134,9 @@ def test_lockstep_compares_every_output_and_gradient(finished: Finished) -> None
             mine = [r for r in rows if r["step"] == step and r["comparison"] == comparison]
             outputs = [r["name"] for r in mine if r["kind"] == "output"]
             gradients = [r["name"] for r in mine if r["kind"] == "gradient"]
-            assert outputs == [name for name, _ in net.named_children()]
+            # In float64 the activation is part of ConvBP2d: what it puts out is compared behind.
+            inside = ("conv1", "conv2") if comparison == "float64" else ()
+            assert outputs == [name for name, _ in net.named_children() if name not in inside]
             assert gradients == [name for name, _ in net.named_parameters()]
             assert all(float(r["bp_error"]) <= float(r["allowed"]) for r in mine)
     assert any(float(row["bp_error"]) > 0 for row in rows if row["comparison"] == "float64")
