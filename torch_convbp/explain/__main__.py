@@ -25,6 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     args = parse(given)
     try:
+        check_place(args.output)
         shown = picture.from_file(args.picture, args.size) if args.picture else picture.built_in()
         built = layer.build(shown, args.filters, ACTIVATIONS[args.activation], args.seed)
         steps = compare(built)
@@ -111,10 +112,16 @@ def filter_names(text: str) -> tuple[str, ...]:
     return names
 
 
-def write(path: Path, text: str) -> None:
-    """Write a file in one move, so that a page is there as a whole or not at all."""
+def check_place(path: Path) -> None:
+    """See that a file can have this name, before anything is computed."""
     if path.is_dir():
         raise UsageError(f"--output: {path} is a folder; expected the name of a file")
+    if not path.parent.is_dir():
+        raise UsageError(f"--output: {path} cannot be written (there is no folder {path.parent})")
+
+
+def write(path: Path, text: str) -> None:
+    """Write a file in one move, so that a page is there as a whole or not at all."""
     draft = path.with_name(path.name + ".part")
     try:
         try:

@@ -23,7 +23,7 @@ NEGATIVE: Colour = (94, 149, 209)
 
 UNIT = 20  # SVG units a cell
 BLOCK = 8  # pixels a cell: where a viewer smooths what it enlarges, only the seams are smoothed
-NUMBERS_FROM = 1.3  # rem a cell: below that numbers would not be read
+READABLE = 0.46  # rem: numbers that would have to be smaller are left out
 
 
 def mix(share: float, colour: Colour, paper: Colour = WHITE) -> Colour:
@@ -65,9 +65,9 @@ def number(value: float, decimals: int = 2) -> str:
     return "0" if text == "-0" else text.replace("-", "−")
 
 
-def cell_number(value: float) -> str:
+def cell_number(value: float, decimals: int) -> str:
     """A value in a cell, short so that it can be large: at most three digits, and .5 for 0.5."""
-    text = number(value, 2 if abs(value) < 9.995 else 1 if abs(value) < 99.95 else 0)
+    text = number(value, min(decimals, 2 if abs(value) < 9.995 else 1 if abs(value) < 99.95 else 0))
     return text.replace("0.", ".", 1) if abs(value) < 1 else text
 
 
@@ -85,10 +85,16 @@ def _rect(box: Box, kind: str) -> str:
     return f'<rect class="{kind}" x="{x}" y="{y}" width="{width}" height="{height}"/>'
 
 
-def _numbers(rows: list[list[float]]) -> str:
-    labels = [[cell_number(value) for value in row] for row in rows]
-    longest = max(len(label) for row in labels for label in row)
-    size = UNIT * min(0.46, 0.86 / (0.58 * longest))  # a sign takes about 0.58 of its size
+def _numbers(rows: list[list[float]], cell: float) -> str:
+    """The numbers of a map with cells of ``cell`` rem, or nothing where they would be too small."""
+    for decimals in (2, 1):
+        labels = [[cell_number(value, decimals) for value in row] for row in rows]
+        longest = max(len(label) for row in labels for label in row)
+        size = UNIT * min(0.46, 0.86 / (0.58 * longest))  # a digit takes about 0.58 of its size
+        if size / UNIT * cell >= READABLE:
+            break
+    else:
+        return ""
     out = [f'<g class="numbers" font-size="{size:.1f}">']
     for i, row in enumerate(labels):
         y = UNIT * (i + 0.5) + 0.35 * size
@@ -110,7 +116,7 @@ def heat_map(
     """A map [H, W] as an SVG of ``cell`` rem a value.
 
     ``scale`` is the magnitude with the fullest colour. ``window`` is framed; what lies outside
-    ``inside`` is padding and drawn grey. Numbers are printed where a cell has room for them.
+    ``inside`` is padding and drawn grey. Numbers are printed where cells have room for them.
     """
     rows = values.tolist()
     height, width = len(rows), len(rows[0])
@@ -127,13 +133,12 @@ def heat_map(
     lines += [f"M0 {UNIT * i}H{w}" for i in range(1, height)]
     parts = [
         f'<svg role="img" aria-label="{about}" viewBox="-1.5 -1.5 {w + 3} {h + 3}"'
-        f' style="width:{width * cell:.2f}rem">',
+        f' style="--width:{width * cell:.2f}rem">',
         f'<image href="{data_uri(pixels)}" width="{w}" height="{h}" preserveAspectRatio="none"/>',
         f'<path class="grid" d="{"".join(lines)}"/>',
         _rect(Box(0, 0, height, width), "edge"),
+        _numbers(rows, cell),
     ]
-    if cell >= NUMBERS_FROM:
-        parts.append(_numbers(rows))
     if inside is not None:
         parts.append(_rect(inside, "inside"))
     if window is not None:

@@ -73,10 +73,11 @@ def partial(by: Part) -> Math:
 
 def total(*under: Part) -> Math:
     """A sum sign; each line of what runs stands under it."""
-    lines = "".join(f"<mtr><mtd>{row(line)}</mtd></mtr>" for line in under)
-    below = f'<mtable rowspacing="0">{lines}</mtable>' if len(under) > 1 else row(*under)
-    # Without a math font some browsers set both so tight that they touch.
-    return Math(f'<munder><mo>∑</mo><mpadded height="+0.25em">{below}</mpadded></munder>')
+    sign = "<mo>∑</mo>"
+    for i, line in enumerate(under):  # some fonts set lines so tight that they touch
+        gap = "+0.6em" if i else "+0.25em"
+        sign = f'<munder>{sign}<mpadded height="{gap}">{row(line)}</mpadded></munder>'
+    return Math(sign)
 
 
 def equation(*pieces: Math) -> str:

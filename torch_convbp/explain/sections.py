@@ -174,7 +174,7 @@ def the_layer(layer: Layer) -> str:
     scale = scale_of(layer.w)
     shown = [
         f'<figure><img class="pixels" alt="The picture: {escape(layer.picture.title)}" '
-        f'src="{photograph(maps)}" style="width:{width * cell:.2f}rem">'
+        f'src="{photograph(maps)}" style="--width:{width * cell:.2f}rem">'
         f"<figcaption><b>{escape(layer.picture.title)}</b></figcaption></figure>",
         sign("→"),
         *(
