@@ -205,7 +205,7 @@ def test_sums_under_the_pictures(built: layer.Layer, text: str) -> None:
     """Position [0, 5] of p_11, by hand: the filter's left column on the mast's right edge."""
     window = built.a[0, 0, :3, 5:8]
     assert window[:, 0].tolist() == [0, 1, 1] and built.b[0, 0] == 0.5
-    assert "p₁₁[0, 5] = 1 · (−0.5) + 1 · (−0.5) − 0.5 = −1.5" in text
+    assert "p₁₁[0, 5] = 1 · (−0.5) + 1 · (−0.5) − 0.5 = −1.5" in text.replace("\u00a0", " ")
     assert (window * reference.flip(built.w)[0, 0]).sum() - 0.5 == -1.5
 
 

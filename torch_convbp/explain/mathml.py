@@ -75,8 +75,8 @@ def total(*under: Part) -> Math:
     """A sum sign; each line of what runs stands under it."""
     sign = "<mo>∑</mo>"
     for i, line in enumerate(under):  # some fonts set lines so tight that they touch
-        gap = "+0.6em" if i else "+0.25em"
-        sign = f'<munder>{sign}<mpadded height="{gap}">{row(line)}</mpadded></munder>'
+        height = "1.25em" if i else "0.95em"
+        sign = f'<munder>{sign}<mpadded height="{height}">{row(line)}</mpadded></munder>'
     return Math(sign)
 
 

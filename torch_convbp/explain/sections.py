@@ -41,7 +41,7 @@ def low(*indices: int) -> str:
     return "".join(chr(ord("₀") + index + 1) for index in indices)
 
 
-def cell_for(columns: int, signs: int, largest: float = LARGEST) -> float:
+def cell_for(columns: float, signs: int, largest: float = LARGEST) -> float:
     """The rem a cell may take where ``columns`` cells and ``signs`` signs share a row."""
     return min(largest, (WIDTH - SIGN * signs) / columns)
 
@@ -118,7 +118,7 @@ class Slide:
         height, width = self.kernel.shape
         window = self.source[i : i + height, j : j + width]
         pairs = zip(window.flatten().tolist(), self.kernel.flatten().tolist(), strict=True)
-        products = [f"{factor(x)} · {factor(y)}" for x, y in pairs if x and y]
+        products = [f"{factor(x)}\u00a0·\u00a0{factor(y)}" for x, y in pairs if x and y]
         text = " + ".join(products) or "0"
         if len(products) > height * width or len(products) > 9:
             text = f"a sum of {len(products)} products that are not zero"
@@ -135,17 +135,19 @@ class Slide:
         """
         columns = self.source.shape[1] + self.kernel.shape[1] + self.result.shape[1]
         cell = cell_for(columns, 2)
+        # A small kernel keeps its numbers where large maps have no room for theirs.
+        kernel_cell = max(cell, 1.2) if self.kernel.shape[1] <= 3 else cell
         height, width = self.result.shape
         start = int(self.result.abs().argmax())
         i, j = divmod(start, width)
         window = Box(i, j, *self.kernel.shape)
         sums = [self.sum_at(i, j) for i in range(height) for j in range(width)]
         maps = [
-            drawn(m, name, scale=scale_of(m), cell=cell, note=note, window=box, inside=inside)
-            for m, name, note, box, inside in (
-                (self.source, self.names[0], "", window, self.inside),
-                (self.kernel, self.names[1], "", None, None),
-                (self.result, self.names[2], self.note, Box(i, j, 1, 1), None),
+            drawn(m, name, scale=scale_of(m), cell=size, note=note, window=box, inside=inside)
+            for m, name, size, note, box, inside in (
+                (self.source, self.names[0], cell, "", window, self.inside),
+                (self.kernel, self.names[1], kernel_cell, "", None, None),
+                (self.result, self.names[2], cell, self.note, Box(i, j, 1, 1), None),
             )
         ]
         data = json.dumps(sums, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
@@ -245,7 +247,7 @@ def l1(layer: Layer, values: Values) -> str:
         "<code>weight</code> is the filter already turned.</p>"
     )
     pairs = values.p_pairs[0]
-    cell = cell_for(pairs.shape[-1] * maps, 0, 0.62)
+    cell = cell_for(pairs.shape[-1] * maps, maps, 0.62)
     grid = [
         figure(
             *(
@@ -279,8 +281,9 @@ def l2(layer: Layer, values: Values) -> str:
     """The sum over k, and g."""
     outputs, maps, _, columns = values.p_pairs.shape[1:]
     g = layer.activation
-    large = min(1.6, (WIDTH - SIGN * (maps + 1) - 0.55 * maps * columns) / (2 * columns))
-    small = 0.55
+    # The summands a third of the size of what they add up to, so that they share a row with it.
+    large = cell_for((maps / 3 + 2) * columns, maps + 1, 1.6)
+    small = large / 3
     pairs, p, a = values.p_pairs[0], values.p[0], values.a[0]
     scale = scale_of(pairs, p)
     lines = []
