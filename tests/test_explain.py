@@ -16,7 +16,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from torch_convbp import functional, reference
+from torch_convbp import functional, lecture
 from torch_convbp.explain import __main__ as program
 from torch_convbp.explain import drawing, layer, page, picture, steps
 from torch_convbp.explain.activation import ACTIVATIONS
@@ -206,7 +206,7 @@ def test_sums_under_the_pictures(built: layer.Layer, text: str) -> None:
     window = built.a[0, 0, :3, 5:8]
     assert window[:, 0].tolist() == [0, 1, 1] and built.b[0, 0] == 0.5
     assert "p₁₁[0, 5] = 1 · (−0.5) + 1 · (−0.5) − 0.5 = −1.5" in text.replace("\u00a0", " ")
-    assert (window * reference.flip(built.w)[0, 0]).sum() - 0.5 == -1.5
+    assert (window * lecture.flip(built.w)[0, 0]).sum() - 0.5 == -1.5
 
 
 # --- the command line ---------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from html import escape
 import torch
 from torch import Tensor
 
-from torch_convbp import reference
+from torch_convbp import lecture
 from torch_convbp.explain.drawing import Box, curve, heat_map, number, photograph
 from torch_convbp.explain.layer import RANDOM, Layer
 from torch_convbp.explain.mathml import (
@@ -224,7 +224,7 @@ def plural(word: str, count: int) -> str:
 def l1(layer: Layer, values: Values) -> str:
     """Flip, and the valid convolution of every pair."""
     outputs, maps, height, width = layer.w.shape
-    flipped = reference.flip(layer.w)
+    flipped = lecture.flip(layer.w)
     o = 0
     scale = scale_of(layer.w)
     slide = Slide(

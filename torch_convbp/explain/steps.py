@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from torch_convbp import functional, reference
+from torch_convbp import functional, lecture, reference
 from torch_convbp.explain.layer import Layer
 
 UNIT_ROUNDOFF = 2.0**-53
@@ -84,7 +84,7 @@ def by_loops(layer: Layer) -> Values:
     w_grad = reference.filter_grad(layer.a, delta, layer.w.shape[2:])  # L4
     b_grad = reference.bias_grad(delta, layer.w.shape[1])  # L5
     input_grad = reference.input_grad(layer.a.shape[2:], layer.w, delta)  # L6
-    flipped_grad = reference.flip(w_grad)
+    flipped_grad = lecture.flip(w_grad)
     return Values(pairs, p, a, a_grad, delta, flipped_grad, w_grad, b_grad, input_grad)
 
 
@@ -94,7 +94,7 @@ def by_autograd(layer: Layer, conv2d: Callable[..., Tensor]) -> Values:
     The leaves are the lecture's own w and b, so autograd finds the flip and the sign by itself.
     """
     input, w, b = (t.clone().requires_grad_() for t in (layer.a, layer.w, layer.b))
-    weight, bias = reference.to_torch(w, b)
+    weight, bias = lecture.to_torch(w, b)
     p = conv2d(input, weight, bias)
     a = layer.activation.g(p)
     for kept in (weight, p, a):
@@ -108,7 +108,7 @@ def by_autograd(layer: Layer, conv2d: Callable[..., Tensor]) -> Values:
 
 def pairs_by_groups(layer: Layer, conv2d: Callable[..., Tensor]) -> Tensor:
     """p_ok before the sum over k, as one convolution with a group for each map k."""
-    weight = reference.flip(layer.w).transpose(0, 1).flatten(0, 1)[:, None]
+    weight = lecture.flip(layer.w).transpose(0, 1).flatten(0, 1)[:, None]
     pairs = conv2d(layer.a, weight, -layer.b.T.flatten(), groups=layer.w.shape[1])
     return pairs.unflatten(1, layer.w.shape[1::-1]).transpose(1, 2)
 
