@@ -8,6 +8,10 @@
 
 namespace convbp {
 
+struct Range {
+  int64_t begin, end;
+};
+
 // Output position (m, n) pools the input positions
 //
 //     i = m * stride[0] - pad[0] + r * dilation[0]
@@ -35,18 +39,25 @@ struct PoolProblem {
   bool inside(Spatial axis, int64_t position) const {
     return 0 <= position && position < in_size[axis];
   }
-  // The first output position whose tap lies at or behind `position`.
-  int64_t first_reaching(Spatial axis, int64_t tap, int64_t position) const {
-    const int64_t distance = position + pad[axis] - tap * dilation[axis];
-    const int64_t out = distance <= 0 ? 0 : (distance + stride[axis] - 1) / stride[axis];
-    return std::min(out, out_size[axis]);
+  // The taps of output position `out` that lie at the input positions [begin, end).
+  Range taps_within(Spatial axis, int64_t out, int64_t begin, int64_t end) const {
+    const int64_t start = input_position(axis, out, 0);
+    return {first_at(start, dilation[axis], begin, kernel[axis]),
+            first_at(start, dilation[axis], end, kernel[axis])};
   }
-  // The output position whose tap is at `position`, or -1.
-  int64_t output_position(Spatial axis, int64_t tap, int64_t position) const {
-    const int64_t distance = position + pad[axis] - tap * dilation[axis];
-    if (distance < 0 || distance % stride[axis]) return -1;
-    const int64_t out = distance / stride[axis];
-    return out < out_size[axis] ? out : -1;
+  Range taps_inside(Spatial axis, int64_t out) const {
+    return taps_within(axis, out, 0, in_size[axis]);
+  }
+  // The output positions whose tap lies inside the input.
+  Range outputs_inside(Spatial axis, int64_t tap) const {
+    const int64_t start = input_position(axis, 0, tap);
+    return {first_at(start, stride[axis], 0, out_size[axis]),
+            first_at(start, stride[axis], in_size[axis], out_size[axis])};
+  }
+  // The output positions whose windows may have taps at the input positions [begin, end).
+  Range outputs_meeting(Spatial axis, int64_t begin, int64_t end) const {
+    return {first_at(input_position(axis, 0, kernel[axis] - 1), stride[axis], begin, out_size[axis]),
+            first_at(input_position(axis, 0, 0), stride[axis], end, out_size[axis])};
   }
   // How many positions of the window count on this axis: padding counts where it is included,
   // what ceil_mode adds behind it does not.
@@ -56,9 +67,17 @@ struct PoolProblem {
     const int64_t end = std::min(begin + kernel[axis], in_size[axis] + padding);
     return end - (count_include_pad ? begin : std::max<int64_t>(begin, 0));
   }
-  // What the sum of window (m, n) is divided by.
-  int64_t divisor(int64_t m, int64_t n) const {
-    return divisor_override ? divisor_override : counted(kHeight, m) * counted(kWidth, n);
+  // What the sum of window (m, n) is divided by: a factor of m times one of n.
+  int64_t row_divisor(int64_t m) const {
+    return divisor_override ? divisor_override : counted(kHeight, m);
+  }
+  int64_t column_divisor(int64_t n) const { return divisor_override ? 1 : counted(kWidth, n); }
+
+ private:
+  // The first of `count` positions start, start + step, ... that is not in front of `position`.
+  static int64_t first_at(int64_t start, int64_t step, int64_t position, int64_t count) {
+    if (position <= start) return 0;
+    return std::min((position - start + step - 1) / step, count);
   }
 };
 

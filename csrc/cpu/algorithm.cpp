@@ -27,9 +27,13 @@ std::string algorithm_setting() {
   return kNames[setting];
 }
 
+bool plain_only() {
+  return setting == kPlainOnly;
+}
+
 Algorithm choose_algorithm(const ConvProblem&, Operator) {
   // The direct algorithm takes every problem and is the faster one on every problem.
-  return setting == kPlainOnly ? Algorithm::kPlain : Algorithm::kDirect;
+  return plain_only() ? Algorithm::kPlain : Algorithm::kDirect;
 }
 
 }  // namespace convbp

@@ -1,4 +1,4 @@
-// Pooling (L8): the kernels as the boundary calls them, and the table of an instruction set's.
+// Pooling (L8) as the boundary calls it, and what a set of kernels offers.
 #pragma once
 
 #include <cstdint>
@@ -12,26 +12,65 @@ namespace convbp::pool {
 template <typename Offset>
 constexpr Offset kNowhere = static_cast<Offset>(~Offset(0));
 
+// How the work is cut: a task computes `rows` rows of `lanes` channels of one image. No cut changes
+// what an element of the result is made of.
+struct Tasks {
+  int64_t batch, channels, size;  // size: all rows
+  int64_t lanes = 1, rows = 1;
+
+  int64_t blocks() const { return (channels + lanes - 1) / lanes; }
+  int64_t bands() const { return (size + rows - 1) / rows; }
+  int64_t count() const { return batch * blocks() * bands(); }
+};
+
+// One of them.
+struct Piece {
+  int64_t b, c, lanes, begin, end;
+
+  Piece(const Tasks& tasks, int64_t task) {
+    const int64_t band = task % tasks.bands(), block = task / tasks.bands();
+    b = block / tasks.blocks();
+    c = block % tasks.blocks() * tasks.lanes;
+    lanes = std::min(tasks.lanes, tasks.channels - c);
+    begin = band * tasks.rows;
+    end = std::min(begin + tasks.rows, tasks.size);
+  }
+};
+
+// Each computes the tasks [begin, end); a task with more than one lane wants channels innermost.
 template <typename T, typename Offset>
 struct MaxTable {
-  void (*forward)(const PoolProblem&, View<const T> input, View<T> output, View<Offset> offset);
-  // input_grad[i, j] = sum of the deltas whose window took (i, j)
-  void (*input_grad)(const PoolProblem&, View<const T> delta, View<const Offset> offset,
-                     View<T> input_grad);
-  // output[m, n] = the input position that the window's offset says
-  void (*gather)(const PoolProblem&, View<const T> input, View<const Offset> offset,
-                 View<T> output);
+  // Tasks are rows of the output.
+  void (*forward)(const PoolProblem&, const Tasks&, View<const T> input, View<T> output,
+                  View<Offset> offset, int64_t begin, int64_t end);
+  // Tasks are rows of the input gradient.
+  void (*input_grad)(const PoolProblem&, const Tasks&, View<const T> delta,
+                     View<const Offset> offset, View<T> input_grad, int64_t begin, int64_t end);
 };
 
 template <typename T>
 struct AverageTable {
-  void (*forward)(const PoolProblem&, View<const T> input, View<T> output);
-  void (*input_grad)(const PoolProblem&, View<const T> delta, View<T> input_grad);
+  void (*forward)(const PoolProblem&, const Tasks&, View<const T> input, View<T> output,
+                  int64_t begin, int64_t end);
+  void (*input_grad)(const PoolProblem&, const Tasks&, View<const T> delta, View<T> input_grad,
+                     int64_t begin, int64_t end);
 };
 
 template <typename T, typename Offset>
-const MaxTable<T, Offset>& max_table();
+void max_pool2d(const PoolProblem&, View<const T> input, View<T> output, View<Offset> offset);
+
+template <typename T, typename Offset>
+void max_pool2d_input_grad(const PoolProblem&, View<const T> delta, View<const Offset> offset,
+                           View<T> input_grad);
+
+template <typename T, typename Offset>
+void max_pool2d_gather(const PoolProblem&, View<const T> input, View<const Offset> offset,
+                       View<T> output);
+
 template <typename T>
-const AverageTable<T>& average_table();
+void avg_pool2d(const PoolProblem&, View<const T> input, View<T> output);
+
+template <typename T>
+void avg_pool2d_input_grad(const PoolProblem&, View<const T> delta, View<T> input_grad);
 
 }  // namespace convbp::pool

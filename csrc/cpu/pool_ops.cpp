@@ -107,7 +107,7 @@ std::tuple<Tensor, Tensor> max_pool2d(const Tensor& input, const Ints& kernel_si
   dispatch_pool(input, p, [&](auto element, auto offset_element) {
     using T = decltype(element);
     using Offset = decltype(offset_element);
-    pool::max_table<T, Offset>().forward(p, view<const T>(input), view<T>(output),
+    pool::max_pool2d<T, Offset>(p, view<const T>(input), view<T>(output),
                                          view<Offset>(offset));
   });
   return {output, offset};
@@ -127,7 +127,7 @@ Tensor max_pool2d_input_grad(const Ints& input_size, const Tensor& delta, const 
   dispatch_pool(delta, p, [&](auto element, auto offset_element) {
     using T = decltype(element);
     using Offset = decltype(offset_element);
-    pool::max_table<T, Offset>().input_grad(p, view<const T>(delta), view<const Offset>(offset),
+    pool::max_pool2d_input_grad<T, Offset>(p, view<const T>(delta), view<const Offset>(offset),
                                             view<T>(input_grad));
   });
   return input_grad;
@@ -144,7 +144,7 @@ Tensor max_pool2d_gather(const Tensor& input, const Tensor& offset, const Ints& 
   dispatch_pool(input, p, [&](auto element, auto offset_element) {
     using T = decltype(element);
     using Offset = decltype(offset_element);
-    pool::max_table<T, Offset>().gather(p, view<const T>(input), view<const Offset>(offset),
+    pool::max_pool2d_gather<T, Offset>(p, view<const T>(input), view<const Offset>(offset),
                                         view<T>(output));
   });
   return output;
@@ -169,7 +169,7 @@ Tensor avg_pool2d(const Tensor& input, const Ints& kernel_size, const Ints& stri
   const Tensor output = new_tensor(output_size(p), input, format_of(input));
   dispatch(input, [&](auto element) {
     using T = decltype(element);
-    pool::average_table<T>().forward(p, view<const T>(input), view<T>(output));
+    pool::avg_pool2d<T>(p, view<const T>(input), view<T>(output));
   });
   return output;
 }
@@ -186,7 +186,7 @@ Tensor avg_pool2d_input_grad(const Ints& input_size, const Tensor& delta, const 
       new_tensor(input_size, delta, result_format(memory_format, delta, delta));
   dispatch(delta, [&](auto element) {
     using T = decltype(element);
-    pool::average_table<T>().input_grad(p, view<const T>(delta), view<T>(input_grad));
+    pool::avg_pool2d_input_grad<T>(p, view<const T>(delta), view<T>(input_grad));
   });
   return input_grad;
 }
