@@ -52,19 +52,15 @@ Tasks output_rows(const PoolProblem& p, const View<T>& input) {
   return {p.batch, p.channels, p.out_size[kHeight], neighbours(p, input)};
 }
 
-template <typename T>
-Tasks input_rows(const PoolProblem& p, const View<T>& input_grad) {
-  return {p.batch, p.channels, p.in_size[kHeight], neighbours(p, input_grad)};
-}
-
-// Bands of rows of the input gradient. A window that reaches into two bands is looked at by both: a band is
-// some windows high, if need be with fewer lanes, and then as high as the buffer lets it be.
+// Bands of rows of the input gradient. Where a window that reaches into two bands is looked at by
+// both, a band is some windows high, if need be with fewer lanes; then as high as the cache lets it
+// be and every thread gets some.
 template <typename T>
 Tasks input_bands(const PoolProblem& p, const View<T>& input_grad, int64_t reach) {
-  constexpr int64_t kBuffer = 16 * 1024;  // numbers
-  constexpr int64_t kFewestLanes = 16;    // fill a cache line
-  Tasks tasks = input_rows(p, input_grad);
-  const auto rows = [&] { return kBuffer / (p.in_size[kWidth] * tasks.lanes); };
+  constexpr int64_t kBand = 64 * 1024;  // numbers
+  constexpr int64_t kFewestLanes = 16;  // fill a cache line
+  Tasks tasks{p.batch, p.channels, p.in_size[kHeight], neighbours(p, input_grad)};
+  const auto rows = [&] { return kBand / (p.in_size[kWidth] * tasks.lanes); };
   while (tasks.lanes > kFewestLanes && rows() < std::min(tasks.size, 4 * reach))
     tasks.lanes = (tasks.lanes + 1) / 2;
   tasks.rows = std::clamp<int64_t>(rows(), 1, tasks.size);
@@ -132,7 +128,7 @@ template <typename T>
 void avg_pool2d_input_grad(const PoolProblem& p, View<const T> delta, View<T> input_grad) {
   if (plain_only()) return plain::avg_pool2d_input_grad(p, delta, input_grad);
   const auto kernel = average_table<T>().input_grad;
-  const Tasks tasks = input_rows(p, input_grad);
+  const Tasks tasks = input_bands(p, input_grad, 1);
   parallel_for(tasks.count(), [&](int64_t begin, int64_t end) {
     kernel(p, tasks, delta, input_grad, begin, end);
   });

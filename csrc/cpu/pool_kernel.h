@@ -93,6 +93,20 @@ struct Sum {
   CONVBP_INLINE void take(const typename Lanes::Value& x, int64_t) { value += x; }
 };
 
+// What every row of windows asks for again: divisions are slow.
+struct Columns {
+  std::vector<Range> taps;     // of each column of windows: the taps inside the input
+  int64_t first_tap;           // taps in front of it are inside for no window
+  std::vector<Range> windows;  // of each tap from first_tap on: the windows it is inside for
+
+  explicit Columns(const PoolProblem& p) : taps(p.out_size[kWidth]) {
+    for (int64_t n = 0; n < p.out_size[kWidth]; ++n) taps[n] = p.taps_inside(kWidth, n);
+    first_tap = taps.back().begin;
+    for (int64_t s = first_tap; s < taps.front().end; ++s)
+      windows.push_back(p.outputs_inside(kWidth, s));
+  }
+};
+
 // The taps of one window inside the input: where the first one is, and how far apart they are.
 template <typename T>
 struct Window {
@@ -100,20 +114,22 @@ struct Window {
   Range rows, columns;
   int64_t row_step, column_step, kernel_width;
 
-  Window(const PoolProblem& p, const View<const T>& input, int64_t b, int64_t c, int64_t m,
-         int64_t n)
-      : rows(p.taps_inside(kHeight, m)),
-        columns(p.taps_inside(kWidth, n)),
-        row_step(input.stride[2] * p.dilation[kHeight]),
-        column_step(input.stride[3] * p.dilation[kWidth]),
-        kernel_width(p.kernel[kWidth]) {
-    from = empty() ? input.data
-                   : &input.at(b, c, p.input_position(kHeight, m, rows.begin),
-                               p.input_position(kWidth, n, columns.begin));
-  }
   bool empty() const { return rows.begin >= rows.end || columns.begin >= columns.end; }
   int64_t first_tap() const { return empty() ? -1 : rows.begin * kernel_width + columns.begin; }
 };
+
+template <typename T>
+CONVBP_INLINE Window<T> window(const PoolProblem& p, const View<const T>& input, const Piece& piece,
+                               int64_t m, int64_t n, Range rows, Range columns) {
+  const T* const from = &input.at(piece.b, piece.c, p.input_position(kHeight, m, rows.begin),
+                                  p.input_position(kWidth, n, columns.begin));
+  return {from,
+          rows,
+          columns,
+          input.stride[2] * p.dilation[kHeight],
+          input.stride[3] * p.dilation[kWidth],
+          p.kernel[kWidth]};
+}
 
 // Takes kCount neighbouring groups of lanes, from the window's lane `lane` on, through its taps.
 template <typename Lanes, int kCount, template <typename> typename Fold, typename T>
@@ -190,7 +206,7 @@ CONVBP_INLINE void by_step(int64_t step, const Body& body) {
   else
     body(step);
 }
-#define CONVBP_BODY(...) [&](__VA_ARGS__) __attribute__((always_inline))
+#define CONVBP_BODY(...) [&](__VA_ARGS__) __attribute__((always_inline)) CONVBP_TARGET
 
 // Windows side by side that go through the taps together.
 constexpr int64_t kLine = 128;
@@ -219,17 +235,18 @@ CONVBP_TARGET void add_line(const T* __restrict from, int64_t any_step, int64_t 
 // Calls body(tap, from, step, begin, end) for every tap of the windows (m, n), (m, n + 1), ...:
 // windows begin to end read from[0], from[step], ...; the others' tap lies outside the input.
 template <typename T, typename Body>
-CONVBP_INLINE void line_taps(const PoolProblem& p, const View<const T>& input, int64_t b, int64_t c,
-                             int64_t m, int64_t n, int64_t count, const Body& body) {
-  const Range rows = p.taps_inside(kHeight, m);
-  const int64_t last = p.taps_inside(kWidth, n).end;
+CONVBP_INLINE void line_taps(const PoolProblem& p, const Columns& columns,
+                             const View<const T>& input, const Piece& piece, int64_t m, Range rows,
+                             int64_t n, int64_t count, const Body& body) {
   for (int64_t r = rows.begin; r < rows.end; ++r)
-    for (int64_t s = p.taps_inside(kWidth, n + count - 1).begin; s < last; ++s) {
-      const Range reach = p.outputs_inside(kWidth, s);
-      const int64_t begin = std::max(reach.begin, n), end = std::min(reach.end, n + count);
+    for (size_t k = 0; k < columns.windows.size(); ++k) {
+      const int64_t s = columns.first_tap + static_cast<int64_t>(k);
+      const int64_t begin = std::max(columns.windows[k].begin, n);
+      const int64_t end = std::min(columns.windows[k].end, n + count);
       if (begin < end)
         body(r * p.kernel[kWidth] + s,
-             &input.at(b, c, p.input_position(kHeight, m, r), p.input_position(kWidth, begin, s)),
+             &input.at(piece.b, piece.c, p.input_position(kHeight, m, r),
+                       p.input_position(kWidth, begin, s)),
              input.stride[3] * p.stride[kWidth], begin - n, end - n);
     }
 }
@@ -245,32 +262,29 @@ CONVBP_TARGET void max_pool2d(const PoolProblem& p, const Tasks& tasks, View<con
                               View<T> output, View<Offset> offset, int64_t begin, int64_t end) {
   using Acc = Accumulator<T>;
   constexpr int kLanes = Vector<Acc>::kLanes;
-  const int64_t columns = p.out_size[kWidth];
-  std::vector<Index<Acc>> first_column(columns);  // the first tap of each, -1 where there is none
-  for (int64_t n = 0; n < columns; ++n) {
-    const Range taps = p.taps_inside(kWidth, n);
-    first_column[n] = static_cast<Index<Acc>>(taps.begin < taps.end ? taps.begin : -1);
-  }
+  const int64_t width = p.out_size[kWidth];
+  const Columns columns(p);
 
   for (int64_t task = begin; task < end; ++task) {
     const Piece piece(tasks, task);
     for (int64_t m = piece.begin; m < piece.end; ++m) {
+      const Range rows = p.taps_inside(kHeight, m);
       T* const to = &output.at(piece.b, piece.c, m, 0);
       Offset* const to_offset = &offset.at(piece.b, piece.c, m, 0);
 
       if (piece.lanes == 1 && is_line<Acc>(p)) {
-        const Range rows = p.taps_inside(kHeight, m);
-        for (int64_t n = 0; n < columns; n += kLine) {
-          const int64_t count = std::min(kLine, columns - n);
+        for (int64_t n = 0; n < width; n += kLine) {
+          const int64_t count = std::min(kLine, width - n);
           Acc value[kLine];
           Index<Acc> where[kLine];
           for (int64_t l = 0; l < count; ++l) {
-            const bool empty = rows.begin >= rows.end || first_column[n + l] < 0;
+            const Range taps = columns.taps[n + l];
+            const bool empty = rows.begin >= rows.end || taps.begin >= taps.end;
             value[l] = kLeast<Acc>;
             where[l] = static_cast<Index<Acc>>(
-                empty ? -1 : rows.begin * p.kernel[kWidth] + first_column[n + l]);
+                empty ? -1 : rows.begin * p.kernel[kWidth] + taps.begin);
           }
-          line_taps(p, input, piece.b, piece.c, m, n, count,
+          line_taps(p, columns, input, piece, m, rows, n, count,
                     CONVBP_BODY(int64_t tap, const T* from, int64_t step, int64_t first,
                                 int64_t last) {
                       take_line(from, step, last - first, static_cast<Index<Acc>>(tap),
@@ -282,8 +296,8 @@ CONVBP_TARGET void max_pool2d(const PoolProblem& p, const Tasks& tasks, View<con
         continue;
       }
 
-      for (int64_t n = 0; n < columns; ++n) {
-        const Window<T> w(p, input, piece.b, piece.c, m, n);
+      for (int64_t n = 0; n < width; ++n) {
+        const Window<T> w = window(p, input, piece, m, n, rows, columns.taps[n]);
         T* const out = to + n * output.stride[3];
         Offset* const out_offset = to_offset + n * offset.stride[3];
         const int64_t step = output.stride[1], offset_step = offset.stride[1];
@@ -304,22 +318,24 @@ CONVBP_TARGET void avg_pool2d(const PoolProblem& p, const Tasks& tasks, View<con
                               View<T> output, int64_t begin, int64_t end) {
   using Acc = Accumulator<T>;
   constexpr int kLanes = Vector<Acc>::kLanes;
-  const int64_t columns = p.out_size[kWidth];
-  std::vector<Acc> column_divisor(columns);
-  for (int64_t n = 0; n < columns; ++n) column_divisor[n] = static_cast<Acc>(p.column_divisor(n));
+  const int64_t width = p.out_size[kWidth];
+  const Columns columns(p);
+  std::vector<Acc> column_divisor(width);
+  for (int64_t n = 0; n < width; ++n) column_divisor[n] = static_cast<Acc>(p.column_divisor(n));
 
   for (int64_t task = begin; task < end; ++task) {
     const Piece piece(tasks, task);
     for (int64_t m = piece.begin; m < piece.end; ++m) {
+      const Range rows = p.taps_inside(kHeight, m);
       const Acc row_divisor = static_cast<Acc>(p.row_divisor(m));
       T* const to = &output.at(piece.b, piece.c, m, 0);
 
       if (piece.lanes == 1 && is_line<Acc>(p)) {
-        for (int64_t n = 0; n < columns; n += kLine) {
-          const int64_t count = std::min(kLine, columns - n);
+        for (int64_t n = 0; n < width; n += kLine) {
+          const int64_t count = std::min(kLine, width - n);
           Acc sum[kLine];
           for (int64_t l = 0; l < count; ++l) sum[l] = Acc(0);
-          line_taps(p, input, piece.b, piece.c, m, n, count,
+          line_taps(p, columns, input, piece, m, rows, n, count,
                     CONVBP_BODY(int64_t, const T* from, int64_t step, int64_t first, int64_t last) {
                       add_line(from, step, last - first, sum + first);
                     });
@@ -329,8 +345,8 @@ CONVBP_TARGET void avg_pool2d(const PoolProblem& p, const Tasks& tasks, View<con
         continue;
       }
 
-      for (int64_t n = 0; n < columns; ++n) {
-        const Window<T> w(p, input, piece.b, piece.c, m, n);
+      for (int64_t n = 0; n < width; ++n) {
+        const Window<T> w = window(p, input, piece, m, n, rows, columns.taps[n]);
         const Acc divisor = row_divisor * column_divisor[n];
         T* const out = to + n * output.stride[3];
         int64_t lane = 0;
@@ -345,30 +361,92 @@ CONVBP_TARGET void avg_pool2d(const PoolProblem& p, const Tasks& tasks, View<con
   }
 }
 
-// Where a tap is in the buffer and on the width axis, from its offset: looked up, or divided.
-template <typename Offset>
-struct Taps {
-  const PoolProblem& p;
-  int64_t row_step, column_step;  // in the buffer, of neighbouring taps
-  int64_t shifts[256], columns[256];
+// Rows of the input gradient while they are summed: where they belong if the sums have its type,
+// else in working memory.
+template <typename T>
+class Rows {
+ public:
+  using Acc = Accumulator<T>;
+  int64_t row_step, column_step;
 
-  Taps(const PoolProblem& problem, int64_t lanes)
-      : p(problem),
-        row_step(p.dilation[kHeight] * p.in_size[kWidth] * lanes),
-        column_step(p.dilation[kWidth] * lanes) {
-    if constexpr (sizeof(Offset) == 1)
-      for (int64_t tap = 0; tap < p.taps(); ++tap) {
-        shifts[tap] = tap / p.kernel[kWidth] * row_step + tap % p.kernel[kWidth] * column_step;
-        columns[tap] = tap % p.kernel[kWidth] * p.dilation[kWidth];
+  Rows(const PoolProblem& p, const Tasks& tasks, const View<T>& grad)
+      : row_step(kInPlace ? grad.stride[2] : p.in_size[kWidth] * tasks.lanes),
+        column_step(kInPlace ? grad.stride[3] : tasks.lanes),
+        grad_(grad),
+        columns_(p.in_size[kWidth]),
+        scratch_(Scratch::take<Acc>(ScratchName::kPatch, kInPlace ? 0 : tasks.rows * row_step)) {}
+
+  // The piece's rows, all zero.
+  CONVBP_INLINE Acc* open(const Piece& piece) const {
+    Acc* const rows = place(piece);
+    const int64_t count = piece.end - piece.begin;
+    if (column_step == piece.lanes && row_step == columns_ * column_step)
+      fill_zero(rows, count * row_step);
+    else
+      for (int64_t i = 0; i < count; ++i)
+        for (int64_t j = 0; j < columns_; ++j)
+          fill_zero(rows + i * row_step + j * column_step, piece.lanes);
+    return rows;
+  }
+
+  CONVBP_INLINE void close(const Piece& piece) const {
+    if constexpr (!kInPlace)
+      for (int64_t i = piece.begin; i < piece.end; ++i) {
+        const Acc* const sums = place(piece) + (i - piece.begin) * row_step;
+        T* const to = &grad_.at(piece.b, piece.c, i, 0);
+        if (column_step == 1)
+          store_line(sums, columns_, to, grad_.stride[3]);
+        else
+          for (int64_t j = 0; j < columns_; ++j)
+            store_line(sums + j * column_step, piece.lanes, to + j * grad_.stride[3],
+                       grad_.stride[1]);
       }
   }
+
+ private:
+  static constexpr bool kInPlace = std::is_same_v<T, Acc>;
+
+  CONVBP_INLINE static void fill_zero(Acc* to, int64_t count) {
+    for (int64_t x = 0; x < count; ++x) to[x] = Acc(0);
+  }
+  CONVBP_INLINE Acc* place(const Piece& piece) const {
+    if constexpr (kInPlace)
+      return &grad_.at(piece.b, piece.c, piece.begin, 0);
+    else
+      return scratch_.template data<Acc>();
+  }
+
+  View<T> grad_;
+  int64_t columns_;
+  Scratch scratch_;
+};
+
+// Where a tap is, from its offset: looked up, or divided.
+template <typename Offset>
+struct Taps {
+  int64_t kernel_width, row_step, column_step, dilation;
+  int64_t shifts[256], columns[256];
+
+  Taps(const PoolProblem& p, int64_t row, int64_t column)
+      : kernel_width(p.kernel[kWidth]),
+        row_step(p.dilation[kHeight] * row),
+        column_step(p.dilation[kWidth] * column),
+        dilation(p.dilation[kWidth]) {
+    if constexpr (sizeof(Offset) == 1)
+      for (int64_t tap = 0; tap < p.taps(); ++tap) {
+        shifts[tap] = tap / kernel_width * row_step + tap % kernel_width * column_step;
+        columns[tap] = tap % kernel_width * dilation;
+      }
+  }
+  // In the rows.
   CONVBP_INLINE int64_t shift(int64_t tap) const {
     if constexpr (sizeof(Offset) == 1) return shifts[tap];
-    return tap / p.kernel[kWidth] * row_step + tap % p.kernel[kWidth] * column_step;
+    return tap / kernel_width * row_step + tap % kernel_width * column_step;
   }
+  // On the width axis.
   CONVBP_INLINE int64_t column(int64_t tap) const {
     if constexpr (sizeof(Offset) == 1) return columns[tap];
-    return tap % p.kernel[kWidth] * p.dilation[kWidth];
+    return tap % kernel_width * dilation;
   }
 };
 
@@ -377,53 +455,48 @@ CONVBP_TARGET void max_input_grad(const PoolProblem& p, const Tasks& tasks, View
                                   View<const Offset> offset, View<T> input_grad, int64_t begin,
                                   int64_t end) {
   using Acc = Accumulator<T>;
-  const int64_t columns = p.in_size[kWidth];
-  const Scratch block =
-      Scratch::take<Acc>(ScratchName::kPatch, tasks.rows * columns * tasks.lanes);
-  Acc* const buffer = block.template data<Acc>();
+  const Rows<T> rows(p, tasks, input_grad);
+  const Taps<Offset> taps(p, rows.row_step, rows.column_step);
+  // Windows all of whose columns are inside.
+  const Range whole{p.outputs_inside(kWidth, 0).begin,
+                    p.outputs_inside(kWidth, p.kernel[kWidth] - 1).end};
 
   for (int64_t task = begin; task < end; ++task) {
     const Piece piece(tasks, task);
     const int64_t lanes = kOneLane ? 1 : piece.lanes;
-    const Taps<Offset> taps(p, lanes);
-    const int64_t row_size = columns * lanes;
-    for (int64_t x = 0; x < (piece.end - piece.begin) * row_size; ++x) buffer[x] = Acc(0);
-
+    Acc* const sums = rows.open(piece);
     const Range meeting = p.outputs_meeting(kHeight, piece.begin, piece.end);
     for (int64_t m = meeting.begin; m < meeting.end; ++m) {
       // Offsets of the taps in this band are neighbours: one comparison finds them, and excludes
       // what is no offset.
-      const Range rows = p.taps_within(kHeight, m, piece.begin, piece.end);
-      if (rows.begin >= rows.end) continue;
-      const uint64_t first = rows.begin * p.kernel[kWidth];
-      const uint64_t count = (rows.end - rows.begin) * p.kernel[kWidth];
-      Acc* const row = buffer + (p.input_position(kHeight, m, 0) - piece.begin) * row_size;
+      const Range inside = p.taps_within(kHeight, m, piece.begin, piece.end);
+      if (inside.begin >= inside.end) continue;
+      const uint64_t first = inside.begin * p.kernel[kWidth];
+      const uint64_t count = (inside.end - inside.begin) * p.kernel[kWidth];
+      Acc* const row = sums + (p.input_position(kHeight, m, 0) - piece.begin) * rows.row_step;
       const T* const from = &delta.at(piece.b, piece.c, m, 0);
       const Offset* const from_offset = &offset.at(piece.b, piece.c, m, 0);
-      for (int64_t n = 0; n < p.out_size[kWidth]; ++n) {
-        const int64_t start = p.input_position(kWidth, n, 0);
-        Acc* const at = row + start * lanes;
-        const T* const deltas = from + n * delta.stride[3];
-        const Offset* const offsets = from_offset + n * offset.stride[3];
-        for (int64_t l = 0; l < lanes; ++l) {
-          const uint64_t tap = offsets[l * offset.stride[1]];
-          if (tap - first < count && p.inside(kWidth, start + taps.column(tap)))
-            at[taps.shift(tap) + l] += load<Acc>(deltas[l * delta.stride[1]]);
-        }
-      }
-    }
 
-    for (int64_t i = piece.begin; i < piece.end; ++i) {
-      const Acc* const sums = buffer + (i - piece.begin) * row_size;
-      T* const to = &input_grad.at(piece.b, piece.c, i, 0);
-      if constexpr (kOneLane) {
-        store_line(sums, columns, to, input_grad.stride[3]);
-      } else {
-        for (int64_t j = 0; j < columns; ++j)
-          store_line(sums + j * lanes, lanes, to + j * input_grad.stride[3],
-                     input_grad.stride[1]);
-      }
+      const auto scatter = CONVBP_BODY(int64_t n, const int64_t last, const auto check) {
+        for (; n < last; ++n) {
+          const int64_t start = p.input_position(kWidth, n, 0);
+          Acc* const at = row + start * rows.column_step;
+          const T* const deltas = from + n * delta.stride[3];
+          const Offset* const offsets = from_offset + n * offset.stride[3];
+          for (int64_t l = 0; l < lanes; ++l) {
+            const uint64_t tap = offsets[l * offset.stride[1]];
+            if (tap - first < count && (!check || p.inside(kWidth, start + taps.column(tap))))
+              at[taps.shift(tap) + l] += load<Acc>(deltas[l * delta.stride[1]]);
+          }
+        }
+      };
+      const int64_t left = std::min(whole.begin, p.out_size[kWidth]);
+      const int64_t right = std::max(left, whole.end);
+      scatter(0, left, std::true_type());
+      scatter(left, right, std::false_type());
+      scatter(right, p.out_size[kWidth], std::true_type());
     }
+    rows.close(piece);
   }
 }
 
@@ -441,63 +514,63 @@ CONVBP_TARGET void average_input_grad(const PoolProblem& p, const Tasks& tasks,
                                       View<const T> delta, View<T> input_grad, int64_t begin,
                                       int64_t end) {
   using Acc = Accumulator<T>;
-  const int64_t columns = p.in_size[kWidth], windows = p.out_size[kWidth];
-  const Scratch block =
-      Scratch::take<Acc>(ScratchName::kPatch, (columns + windows) * tasks.lanes + windows);
-  Acc* const line = block.template data<Acc>();           // a row of the input gradient
-  Acc* const shares = line + columns * tasks.lanes;       // what each column of windows gives to it
-  Acc* const column_divisor = shares + windows * tasks.lanes;
-  for (int64_t n = 0; n < windows; ++n) column_divisor[n] = static_cast<Acc>(p.column_divisor(n));
+  const Rows<T> rows(p, tasks, input_grad);
+  const Columns columns(p);
+  const int64_t width = p.out_size[kWidth];
+  std::vector<Acc> shares(width * tasks.lanes);  // what each column of windows gives to a row
+  std::vector<Acc> column_divisor(width);
+  for (int64_t n = 0; n < width; ++n) column_divisor[n] = static_cast<Acc>(p.column_divisor(n));
 
   for (int64_t task = begin; task < end; ++task) {
     const Piece piece(tasks, task);
     const int64_t lanes = kOneLane ? 1 : piece.lanes;
+    Acc* const sums = rows.open(piece);
     for (int64_t i = piece.begin; i < piece.end; ++i) {
-      for (int64_t x = 0; x < columns * lanes; ++x) line[x] = Acc(0);
-      for (int64_t x = 0; x < windows * lanes; ++x) shares[x] = Acc(0);
+      Acc* const share = shares.data();
       const Range meeting = p.outputs_meeting(kHeight, i, i + 1);
       for (int64_t m = meeting.begin; m < meeting.end; ++m) {
         const Acc row_divisor = static_cast<Acc>(p.row_divisor(m));
+        const bool first = m == meeting.begin;
         const T* const from = &delta.at(piece.b, piece.c, m, 0);
         if constexpr (kOneLane) {
           by_step(delta.stride[3], CONVBP_BODY(const auto step) {
-            for (int64_t n = 0; n < windows; ++n)
-              shares[n] += load<Acc>(from[n * step]) / (row_divisor * column_divisor[n]);
+            for (int64_t n = 0; n < width; ++n)
+              share[n] = (first ? Acc(0) : share[n]) +
+                         load<Acc>(from[n * step]) / (row_divisor * column_divisor[n]);
           });
         } else {
-          for (int64_t n = 0; n < windows; ++n) {
+          for (int64_t n = 0; n < width; ++n) {
             const Acc divisor = row_divisor * column_divisor[n];
+            Acc* const to = share + n * lanes;
             by_step(delta.stride[1], CONVBP_BODY(const auto step) {
               for (int64_t l = 0; l < lanes; ++l)
-                shares[n * lanes + l] += load<Acc>(from[n * delta.stride[3] + l * step]) / divisor;
+                to[l] = (first ? Acc(0) : to[l]) +
+                        load<Acc>(from[n * delta.stride[3] + l * step]) / divisor;
             });
           }
         }
       }
+      if (meeting.begin >= meeting.end) continue;
 
-      T* const to = &input_grad.at(piece.b, piece.c, i, 0);
-      if constexpr (kOneLane) {
-        for (int64_t s = 0; s < p.kernel[kWidth]; ++s) {
-          const Range reach = p.outputs_inside(kWidth, s);
-          Acc* const at = line + p.input_position(kWidth, 0, s);
-          by_step(p.stride[kWidth], CONVBP_BODY(const auto step) {
-            for (int64_t n = reach.begin; n < reach.end; ++n) at[n * step] += shares[n];
+      Acc* const row = sums + (i - piece.begin) * rows.row_step;
+      if (kOneLane && is_line<Acc>(p)) {
+        for (size_t k = 0; k < columns.windows.size(); ++k) {
+          const Range windows = columns.windows[k];
+          Acc* const at = row + p.input_position(kWidth, 0, columns.first_tap + k) *
+                                    rows.column_step;
+          by_step(p.stride[kWidth] * rows.column_step, CONVBP_BODY(const auto step) {
+            for (int64_t n = windows.begin; n < windows.end; ++n) at[n * step] += share[n];
           });
         }
-        store_line(line, columns, to, input_grad.stride[3]);
       } else {
-        for (int64_t n = 0; n < windows; ++n) {
-          const Range taps = p.taps_inside(kWidth, n);
-          for (int64_t s = taps.begin; s < taps.end; ++s) {
-            Acc* const at = line + p.input_position(kWidth, n, s) * lanes;
-            for (int64_t l = 0; l < lanes; ++l) at[l] += shares[n * lanes + l];
+        for (int64_t n = 0; n < width; ++n)
+          for (int64_t s = columns.taps[n].begin; s < columns.taps[n].end; ++s) {
+            Acc* const at = row + p.input_position(kWidth, n, s) * rows.column_step;
+            for (int64_t l = 0; l < lanes; ++l) at[l] += share[n * lanes + l];
           }
-        }
-        for (int64_t j = 0; j < columns; ++j)
-          store_line(line + j * lanes, lanes, to + j * input_grad.stride[3],
-                     input_grad.stride[1]);
       }
     }
+    rows.close(piece);
   }
 }
 
