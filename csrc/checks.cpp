@@ -98,6 +98,59 @@ ConvProblem check_conv2d(const Ints& input_size, const Ints& weight_size, const 
   return p;
 }
 
+PoolProblem check_pool2d(const Ints& input_size, const Ints& kernel_size, const Ints& stride,
+                         const Ints& padding, const Ints& dilation, bool ceil_mode) {
+  check(input_size.size() == 4 && input_size[0] >= 0 &&
+            !any_below({input_size.begin() + 1, input_size.end()}, 1) &&
+            !any_above(input_size, kLargestBytes),
+        "Expected 3D or 4D (batch mode) tensor with optional 0 dim batch size for input, but got:",
+        text(input_size));
+  check_parameter("kernel_size", kernel_size, 2, "(height, width)");
+  check_parameter("stride", stride, 2, "(height, width)");
+  check_parameter("padding", padding, 2, "(height, width)");
+  check_parameter("dilation", dilation, 2, "(height, width)");
+  check(!any_below(kernel_size, 1),
+        "kernel size should be greater than zero, but got kernel_size=", text(kernel_size));
+  check(kernel_size[0] * kernel_size[1] <= kLargestParameter,
+        "kernel_size is too large: expected at most ", kLargestParameter,
+        " positions, but got kernel_size=", text(kernel_size));
+  check(stride[0] != 0 && stride[1] != 0, "stride should not be zero, but got stride=",
+        text(stride));
+  check(!any_below(stride, 1), "stride should be greater than zero, but got stride=",
+        text(stride));
+  check(!any_below(padding, 0), "pad must be non-negative, but got padding=", text(padding));
+  check(!any_below(dilation, 1), "dilation should be greater than zero, but got dilation=",
+        text(dilation));
+
+  PoolProblem p;
+  p.batch = input_size[0];
+  p.channels = input_size[1];
+  for (const int axis : {kHeight, kWidth}) {
+    const int64_t size = input_size[2 + axis], pad = padding[axis], step = stride[axis];
+    const int64_t extent = dilation[axis] * (kernel_size[axis] - 1) + 1;
+    check(pad <= extent / 2,
+          "pad should be at most half of effective kernel size, but got padding=", text(padding), ", kernel_size=", text(kernel_size), " and dilation=", text(dilation));
+    check(pad <= kernel_size[axis] / 2,
+          "pad should be smaller than or equal to half of kernel size, but got padding=",
+          text(padding), " and kernel_size=", text(kernel_size));
+    const int64_t room = size + 2 * pad - extent + (ceil_mode ? step - 1 : 0);
+    int64_t out = room < 0 ? 0 : room / step + 1;
+    // With ceil_mode the last window still has to start inside the input or in front of it.
+    if (ceil_mode && (out - 1) * step >= size + pad) --out;
+    p.in_size[axis] = size;
+    p.out_size[axis] = out;
+    p.kernel[axis] = kernel_size[axis];
+    p.stride[axis] = step;
+    p.pad[axis] = pad;
+    p.dilation[axis] = dilation[axis];
+  }
+  check(p.out_size[0] > 0 && p.out_size[1] > 0, "Given input size: (", p.channels, "x",
+        p.in_size[0], "x", p.in_size[1], "). Calculated output size: (", p.channels, "x",
+        p.out_size[0], "x", p.out_size[1], "). Output size is too small for kernel_size=",
+        text(kernel_size), " and dilation=", text(dilation));
+  return p;
+}
+
 void check_tensors(const char* op, const std::vector<Argument>& arguments) {
   const Tensor& first = arguments.front().tensor;
   const ScalarType type = first.scalar_type();

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "conv_problem.h"
+#include "pool_problem.h"
 
 namespace convbp {
 
@@ -55,6 +56,10 @@ constexpr int64_t kLargestBytes = int64_t{1} << 47;
 ConvProblem check_conv2d(const Ints& input_size, const Ints& weight_size, const Ints& stride,
                          const Ints& padding, const Ints& dilation, int64_t groups,
                          int64_t element_bytes);
+
+// The same for a pooling.
+PoolProblem check_pool2d(const Ints& input_size, const Ints& kernel_size, const Ints& stride,
+                         const Ints& padding, const Ints& dilation, bool ceil_mode);
 
 // All tensors have the first one's dtype, one of the four supported, and live on the CPU.
 struct Argument {

@@ -4,10 +4,12 @@
 // There are three operators; conv2d_weight_bias_grad is L4 and L5 in one pass over delta, and
 // conv2d_activation is L1 and L2 in one pass, conv2d_activation_pair with the pre-activation
 // beside its output. error_signal is L3; `kept` is the output or the pre-activation, whichever
-// torch_convbp/activations.py says for that activation. linear is L7. The pools are L8: max_pool2d gives its output and, for each
-// element of it, the offset in its window of the input element that won; max_pool2d_input_grad and
-// max_pool2d_gather, the linear map and its transpose that these offsets define, are each other's
-// derivative, and so are avg_pool2d and avg_pool2d_input_grad.
+// torch_convbp/activations.py says for that activation. linear is L7.
+//
+// The pools are L8. max_pool2d gives its output and, for each element of it, the offset in its
+// window of the input element that won; max_pool2d_input_grad and max_pool2d_gather, the linear map
+// that these offsets define and its transpose, are each other's derivative, and so are avg_pool2d
+// and avg_pool2d_input_grad.
 //
 // `padding` is (top, bottom, left, right), so that padding="same" needs no copy of the
 // input. `memory_format` of the gradients is that of the forward result (contiguous or
@@ -44,7 +46,7 @@ STABLE_TORCH_LIBRARY(torch_convbp, m) {
   m.def("linear(Tensor input, Tensor weight, Tensor? bias) -> Tensor");
   m.def(
       "max_pool2d(Tensor input, int[2] kernel_size, int[2] stride, int[2] padding, "
-      "int[2] dilation, bool ceil_mode) -> (Tensor, Tensor)");
+      "int[2] dilation, bool ceil_mode) -> (Tensor output, Tensor offset)");
   m.def(
       "max_pool2d_input_grad(SymInt[] input_size, Tensor delta, Tensor offset, "
       "int[2] kernel_size, int[2] stride, int[2] padding, int[2] dilation, bool ceil_mode, *, "

@@ -56,8 +56,10 @@ struct PoolProblem {
   }
   // The output positions whose windows may have taps at the input positions [begin, end).
   Range outputs_meeting(Spatial axis, int64_t begin, int64_t end) const {
-    return {first_at(input_position(axis, 0, kernel[axis] - 1), stride[axis], begin, out_size[axis]),
-            first_at(input_position(axis, 0, 0), stride[axis], end, out_size[axis])};
+    const int64_t first = input_position(axis, 0, 0);
+    const int64_t last = input_position(axis, 0, kernel[axis] - 1);
+    return {first_at(last, stride[axis], begin, out_size[axis]),
+            first_at(first, stride[axis], end, out_size[axis])};
   }
   // How many positions of the window count on this axis: padding counts where it is included,
   // what ceil_mode adds behind it does not.

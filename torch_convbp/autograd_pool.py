@@ -35,12 +35,15 @@ class MaxPool2d(torch.autograd.Function):
         input, *ctx.geometry = inputs
         offset = output[1]
         ctx.mark_non_differentiable(offset)
+        ctx.set_materialize_grads(False)  # no zeros for the offset's
         ctx.save_for_backward(offset)
         ctx.save_for_forward(offset)
         ctx.input_size, ctx.memory_format = input.shape, shapes.result_format(input, input)
 
     @staticmethod
-    def backward(ctx: Any, delta: Tensor, _: Any) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, delta: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        if delta is None:
+            return None, *NO_GRADIENTS
         (offset,) = ctx.saved_tensors
         input_grad = pool_ops.max_pool2d_input_grad(
             ctx.input_size, delta, offset, *ctx.geometry, memory_format=ctx.memory_format

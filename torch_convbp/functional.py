@@ -220,11 +220,11 @@ def conv2d_weight_grad(
 
 def _windows(function: str, kernel_size: IntOrPair, stride: Any, padding: IntOrPair) -> list[Any]:
     """kernel_size, stride and padding as pairs; a pool's stride is its kernel_size by default."""
-    kernel = shapes.pair(function, "kernel_size", kernel_size)
+    kernel = shapes.window_pair(function, "kernel_size", kernel_size)
     # torch takes an empty list for "not given" too.
     given = stride is not None and not (isinstance(stride, Sequence) and len(stride) == 0)
-    step = shapes.pair(function, "stride", stride) if given else kernel
-    return [kernel, step, shapes.pair(function, "padding", padding)]
+    step = shapes.window_pair(function, "stride", stride) if given else kernel
+    return [kernel, step, shapes.window_pair(function, "padding", padding)]
 
 
 def max_pool2d(
@@ -262,9 +262,11 @@ def max_pool2d(
     shapes.check_is_tensor("max_pool2d", input=input)
     shapes.check_dim("max_pool2d", "input", input.shape)
     windows = _windows("max_pool2d", kernel_size, stride, padding)
-    dilation = shapes.pair("max_pool2d", "dilation", dilation)
+    dilation = shapes.window_pair("max_pool2d", "dilation", dilation)
+    ceil_mode = shapes.flag("max_pool2d", "ceil_mode", ceil_mode)
+    return_indices = shapes.flag("max_pool2d", "return_indices", return_indices)
     batched = input if input.dim() == 4 else input.unsqueeze(0)
-    output, offset = pool_ops.max_pool2d(batched, *windows, dilation, bool(ceil_mode))
+    output, offset = pool_ops.max_pool2d(batched, *windows, dilation, ceil_mode)
     results = [output]
     if return_indices:
         kernel, step, pad = windows
@@ -318,10 +320,10 @@ def avg_pool2d(
     shapes.check_is_tensor("avg_pool2d", input=input)
     shapes.check_dim("avg_pool2d", "input", input.shape)
     windows = _windows("avg_pool2d", kernel_size, stride, padding)
+    ceil_mode = shapes.flag("avg_pool2d", "ceil_mode", ceil_mode)
+    count_include_pad = shapes.flag("avg_pool2d", "count_include_pad", count_include_pad)
     if divisor_override is not None:
         divisor_override = shapes.whole_number("avg_pool2d", "divisor_override", divisor_override)
     batched = input if input.dim() == 4 else input.unsqueeze(0)
-    output = pool_ops.avg_pool2d(
-        batched, *windows, bool(ceil_mode), bool(count_include_pad), divisor_override
-    )
+    output = pool_ops.avg_pool2d(batched, *windows, ceil_mode, count_include_pad, divisor_override)
     return output if input.dim() == 4 else output.squeeze(0)

@@ -234,8 +234,11 @@ class AvgPoolBP2d(nn.AvgPool2d):
         divisor_override: int | None = None,
     ) -> None:
         _check_windows(kernel_size, stride, padding)
-        if divisor_override == 0:
-            raise ValueError("divisor_override must be not zero, but got 0")
+        if divisor_override is not None:
+            if isinstance(divisor_override, bool) or not hasattr(divisor_override, "__index__"):
+                raise TypeError(f"divisor_override must be an int, but got {divisor_override!r}")
+            if operator.index(divisor_override) == 0:
+                raise ValueError("divisor_override must be not zero, but got 0")
         super().__init__(
             kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override
         )
@@ -255,7 +258,11 @@ class AvgPoolBP2d(nn.AvgPool2d):
 
 
 def _check_windows(kernel_size: Any, stride: Any, padding: Any) -> None:
-    _pair("kernel_size", kernel_size, 1)
+    kernel = _pair("kernel_size", kernel_size, 1)
     if stride is not None:
         _pair("stride", stride, 1)
-    _pair("padding", padding, 0)
+    if any(p > k // 2 for p, k in zip(_pair("padding", padding, 0), kernel, strict=True)):
+        raise ValueError(
+            "padding must be at most half of kernel_size, "
+            f"but got padding={padding!r} and kernel_size={kernel_size!r}"
+        )

@@ -28,17 +28,10 @@ def _like(tensor: Tensor, size: Ints, memory_format: torch.memory_format | None 
     )
 
 
-def _check_offset(offset: Tensor, kernel_size: Ints, output_size: Ints) -> None:
-    dtype = shapes.offset_dtype(kernel_size)
-    if offset.dtype != dtype:
-        raise RuntimeError(f"Expected offset of dtype {dtype}, but got {offset.dtype}")
-    shapes.check_output_size("offset", offset.shape, output_size)
-
-
 @torch.library.register_fake("torch_convbp::max_pool2d")
 def _(input: Tensor, kernel_size: Ints, *geometry: Any) -> tuple[Tensor, Tensor]:
     shapes.check_tensors("max_pool2d", input=input)
-    size = shapes.pool2d_output_size("max_pool2d", input.shape, kernel_size, *geometry)
+    size = shapes.pool2d_output_size(input.shape, kernel_size, *geometry)
     output = _like(input, size)
     return output, torch.empty_like(output, dtype=shapes.offset_dtype(kernel_size))
 
@@ -53,22 +46,21 @@ def _(
     memory_format: torch.memory_format | None = None,
 ) -> Tensor:
     shapes.check_tensors("max_pool2d_input_grad", delta=delta)
-    size = shapes.pool2d_output_size("max_pool2d_input_grad", input_size, kernel_size, *geometry)
+    size = shapes.pool2d_output_size(input_size, kernel_size, *geometry)
     shapes.check_output_size("delta", delta.shape, size)
-    _check_offset(offset, kernel_size, size)
+    shapes.check_offset(offset, "delta", kernel_size, size, delta.device)
     return _like(delta, input_size, memory_format)
 
 
 @torch.library.register_fake("torch_convbp::max_pool2d_gather")
 def _(input: Tensor, offset: Tensor, kernel_size: Ints, *geometry: Any) -> Tensor:
     shapes.check_tensors("max_pool2d_gather", input=input)
-    size = shapes.pool2d_output_size("max_pool2d_gather", input.shape, kernel_size, *geometry)
-    _check_offset(offset, kernel_size, size)
+    size = shapes.pool2d_output_size(input.shape, kernel_size, *geometry)
+    shapes.check_offset(offset, "input", kernel_size, size, input.device)
     return _like(input, size)
 
 
 def _avg_output_size(
-    op: str,
     input_size: Ints,
     kernel_size: Ints,
     stride: Ints,
@@ -77,17 +69,14 @@ def _avg_output_size(
     count_include_pad: bool,
     divisor_override: int | None,
 ) -> list[int]:
-    if divisor_override == 0:
-        raise RuntimeError(f"{op}(): divisor must be not zero")
-    return shapes.pool2d_output_size(
-        op, input_size, kernel_size, stride, padding, (1, 1), ceil_mode
-    )
+    shapes.check_divisor(divisor_override)
+    return shapes.pool2d_output_size(input_size, kernel_size, stride, padding, (1, 1), ceil_mode)
 
 
 @torch.library.register_fake("torch_convbp::avg_pool2d")
 def _(input: Tensor, *geometry: Any) -> Tensor:
     shapes.check_tensors("avg_pool2d", input=input)
-    return _like(input, _avg_output_size("avg_pool2d", input.shape, *geometry))
+    return _like(input, _avg_output_size(input.shape, *geometry))
 
 
 @torch.library.register_fake("torch_convbp::avg_pool2d_input_grad")
@@ -98,7 +87,7 @@ def _(
     memory_format: torch.memory_format | None = None,
 ) -> Tensor:
     shapes.check_tensors("avg_pool2d_input_grad", delta=delta)
-    size = _avg_output_size("avg_pool2d_input_grad", input_size, *geometry)
+    size = _avg_output_size(input_size, *geometry)
     shapes.check_output_size("delta", delta.shape, size)
     return _like(delta, input_size, memory_format)
 

@@ -83,19 +83,41 @@ def size_list(function: str, name: str, value: Any) -> list[int]:
     return [whole_number(function, name, v) for v in value]
 
 
+def _ints(function: str, name: str, value: Any) -> list[int]:
+    """An int or a sequence of ints as a list."""
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        value = (value,)
+    return [whole_number(function, name, v) for v in value]
+
+
 def pair(function: str, name: str, value: Any) -> tuple[int, int]:
     """An int or a sequence of one or two ints as (height, width)."""
     if type(value) is int:
         return value, value
-    if not isinstance(value, Sequence) or isinstance(value, str):
-        value = (value,)
-    ints = [whole_number(function, name, v) for v in value]
+    ints = _ints(function, name, value)
     if len(ints) not in (1, 2):
         raise RuntimeError(
             f"expected {name} to be a single integer value or a list of 2 values to match the "
             f"convolution dimensions, but got {name}={ints}"
         )
     return ints[0], ints[-1]
+
+
+def window_pair(function: str, name: str, value: Any) -> tuple[int, int]:
+    """The same for a pooling."""
+    ints = _ints(function, name, value)
+    if len(ints) not in (1, 2):
+        raise RuntimeError(
+            f"{function}: {name} must either be a single int, or a tuple of two ints, "
+            f"but got {name}={ints}"
+        )
+    return ints[0], ints[-1]
+
+
+def flag(function: str, name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{function}(): argument '{name}' must be bool, not {type(value).__name__}")
+    return value
 
 
 def four_paddings(
@@ -331,7 +353,6 @@ def check_has_channels(kept_size: Sequence[int]) -> None:
 
 
 def pool2d_output_size(
-    op: str,
     input_size: Sequence[int],
     kernel_size: Sequence[int],
     stride: Sequence[int],
@@ -348,63 +369,94 @@ def pool2d_output_size(
     """
     size = list(input_size)
     _check(
-        len(size) == 4,
-        f"{op}(): Expected 4D (batched) input, but got input of size: {size}",
-    )
-    _check(
-        size[0] >= 0
+        len(size) == 4
+        and size[0] >= 0
         and all(v > 0 for v in size[1:])
         and not any(isinstance(v, int) and v > LARGEST_BYTES for v in size),
-        f"{op}(): Expected 4D (batch mode) tensor with optional 0 dim batch size for input, "
-        f"but got input of size: {size}",
+        "Expected 3D or 4D (batch mode) tensor with optional 0 dim batch size for input, "
+        f"but got:{size}",
     )
-    for name, values, least in (
-        ("kernel_size", kernel_size, 1),
-        ("stride", stride, 1),
-        ("padding", padding, 0),
-        ("dilation", dilation, 1),
+    for name, values in (
+        ("kernel_size", kernel_size),
+        ("stride", stride),
+        ("padding", padding),
+        ("dilation", dilation),
     ):
-        values = list(values)
-        _check(
-            len(values) == 2,
-            f"{op}(): expected {name} to be a list of 2 values, but got {name}={values}",
-        )
-        rule = "should be greater than zero" if least else "must be non-negative"
-        _check(
-            all(least <= v <= LARGEST_PARAMETER for v in values),
-            f"{op}(): {name} {rule} and at most {LARGEST_PARAMETER}, but got {name}={values}",
-        )
+        _check_parameter(name, values, 2, "(height, width)")
+    kernel, step, pad, spread = (list(v) for v in (kernel_size, stride, padding, dilation))
     _check(
-        kernel_size[0] * kernel_size[1] <= LARGEST_PARAMETER,
-        f"{op}(): kernel_size is too large, got kernel_size={list(kernel_size)}",
+        all(v > 0 for v in kernel),
+        f"kernel size should be greater than zero, but got kernel_size={kernel}",
+    )
+    _check(
+        kernel[0] * kernel[1] <= LARGEST_PARAMETER,
+        f"kernel_size is too large: expected at most {LARGEST_PARAMETER} positions, "
+        f"but got kernel_size={kernel}",
+    )
+    _check(all(v != 0 for v in step), f"stride should not be zero, but got stride={step}")
+    _check(all(v > 0 for v in step), f"stride should be greater than zero, but got stride={step}")
+    _check(all(v >= 0 for v in pad), f"pad must be non-negative, but got padding={pad}")
+    _check(
+        all(v > 0 for v in spread),
+        f"dilation should be greater than zero, but got dilation={spread}",
     )
     result = size[:2]
     for axis in range(2):
-        reach = dilation[axis] * (kernel_size[axis] - 1) + 1
+        extent = spread[axis] * (kernel[axis] - 1) + 1
         _check(
-            padding[axis] <= kernel_size[axis] // 2,
-            f"{op}(): pad should be smaller than or equal to half of kernel size, but got "
-            f"padding={list(padding)} and kernel_size={list(kernel_size)}",
+            pad[axis] <= extent // 2,
+            "pad should be at most half of effective kernel size, but got "
+            f"padding={pad}, kernel_size={kernel} and dilation={spread}",
         )
-        room = size[2 + axis] + 2 * padding[axis] - reach
+        _check(
+            pad[axis] <= kernel[axis] // 2,
+            "pad should be smaller than or equal to half of kernel size, but got "
+            f"padding={pad} and kernel_size={kernel}",
+        )
+        room = size[2 + axis] + 2 * pad[axis] - extent
         if ceil_mode:
-            room += stride[axis] - 1
-        out = room // stride[axis] + 1 if room >= 0 else 0
+            room += step[axis] - 1
+        out = room // step[axis] + 1 if room >= 0 else 0
         # With ceil_mode the last window still has to start inside the input or in front of it.
-        if ceil_mode and (out - 1) * stride[axis] >= size[2 + axis] + padding[axis]:
+        if ceil_mode and (out - 1) * step[axis] >= size[2 + axis] + pad[axis]:
             out -= 1
-        _check(
-            out >= 1,
-            f"{op}(): Given input size: ({size[1]}x{size[2]}x{size[3]}) and "
-            f"kernel_size={list(kernel_size)}, the output size is too small",
-        )
         result.append(out)
+    channels, height, width = size[1:]
+    _check(
+        result[2] > 0 and result[3] > 0,
+        f"Given input size: ({channels}x{height}x{width}). Calculated output size: "
+        f"({channels}x{result[2]}x{result[3]}). Output size is too small "
+        f"for kernel_size={kernel} and dilation={spread}",
+    )
     return result
 
 
 def offset_dtype(kernel_size: Sequence[int]) -> torch.dtype:
     """The type of max pooling's offsets: bytes where they and "nowhere" fit."""
     return torch.uint8 if kernel_size[0] * kernel_size[1] < 256 else torch.int32
+
+
+def check_divisor(divisor_override: int | None) -> None:
+    _check(divisor_override != 0, "divisor must be not zero, but got divisor_override=0")
+
+
+def check_offset(
+    offset: Tensor, like: str, kernel_size: Sequence[int], output_size: Sequence[int], device: Any
+) -> None:
+    """Offsets of that pooling, where the tensor called ``like`` is."""
+    dtype = offset_dtype(kernel_size)
+    _check(
+        offset.device == device,
+        f"Expected all tensors to be on the same device, but got offset on {offset.device} and "
+        f"{like} on {device}",
+    )
+    _check(
+        offset.dtype == dtype,
+        f"Expected offset of type {_SCALAR_TYPE_NAMES[dtype]} for "
+        f"kernel_size={list(kernel_size)}, "
+        f"but got {_SCALAR_TYPE_NAMES.get(offset.dtype, str(offset.dtype))}",
+    )
+    check_output_size("offset", offset.shape, output_size)
 
 
 def check_output_size(name: str, size: Sequence[int], output_size: Sequence[int]) -> None:
