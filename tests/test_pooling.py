@@ -195,7 +195,7 @@ def test_random_windows(function: str) -> None:
         try:
             theirs = getattr(F, function)(input, *rest, ceil_mode=ceil_mode)
         except RuntimeError:
-            with pytest.raises(RuntimeError, match=function):
+            with pytest.raises(RuntimeError, match=r"pad should be at most|output size|Output size"):
                 getattr(bp.functional, function)(input, *rest, ceil_mode=ceil_mode)
             continue
         taken += 1
@@ -361,16 +361,16 @@ BAD: dict[str, tuple[Any, type[Exception], str]] = {
                  "not implemented for 'Int'"),
     "sparse": (lambda f: f(torch.ones(1, 1, 4, 4).to_sparse(), 2), RuntimeError, "dense tensor"),
     "kernel_0": (lambda f: f(torch.ones(1, 1, 4, 4), 0), RuntimeError,
-                 "kernel_size should be greater than zero"),
+                 "kernel size should be greater than zero"),
     "kernel_3": (lambda f: f(torch.ones(1, 1, 4, 4), (1, 2, 3)), RuntimeError, "kernel_size"),
     "kernel_float": (lambda f: f(torch.ones(1, 1, 4, 4), 2.5), TypeError, "'kernel_size'"),
     "stride_0": (lambda f: f(torch.ones(1, 1, 4, 4), 2, 0), RuntimeError,
-                 "stride should be greater than zero"),
+                 "stride should not be zero"),
     "negative_padding": (lambda f: f(torch.ones(1, 1, 4, 4), 2, 1, -1), RuntimeError,
-                         "padding must be non-negative"),
+                         "pad must be non-negative"),
     "padding": (lambda f: f(torch.ones(1, 1, 4, 4), 2, 1, 2), RuntimeError,
-                "pad should be smaller than or equal to half of kernel size"),
-    "too_small": (lambda f: f(torch.ones(1, 1, 4, 4), 5), RuntimeError, "output size is too small"),
+                "pad should be at most half of effective kernel size"),
+    "too_small": (lambda f: f(torch.ones(1, 1, 4, 4), 5), RuntimeError, "Output size is too small"),
     "no_channels": (lambda f: f(torch.ones(1, 0, 4, 4), 2), RuntimeError, "optional 0 dim batch"),
     "huge": (lambda f: f(torch.ones(1, 1, 4, 4), 2**40), RuntimeError, "kernel_size"),
 }  # fmt: skip
@@ -407,7 +407,7 @@ def test_bad_arguments_of_single_functions() -> None:
         bp.AvgPoolBP2d(2, divisor_override=0)
     offset = torch.zeros(1, 1, 2, 2, dtype=torch.int64)
     for device in ("cpu", "meta"):
-        with pytest.raises(RuntimeError, match="Expected offset of dtype"):
+        with pytest.raises(RuntimeError, match=r"Expected offset of type Byte|Expected offset of"):
             ops.max_pool2d_gather(four.to(device), offset.to(device), [2, 2], [2, 2], [0, 0],
                                   [1, 1], False)  # fmt: skip
         with pytest.raises(RuntimeError, match="Expected delta to have the size of the output"):
