@@ -2,8 +2,8 @@
 
 The tables: ``operators``, the convolution and its two gradients, torch's through
 aten.convolution_backward with only the one gradient asked for; ``activations``, a layer that ends
-with one. All sides run in one process, in turn, on the same tensors, so that whatever else the
-machine does falls on all. Prints Markdown tables of medians in milliseconds.
+with one; ``pooling``. All sides run in one process, in turn, on the same tensors, so that whatever
+else the machine does falls on all. Prints Markdown tables of medians in milliseconds.
 """
 
 from __future__ import annotations
@@ -189,7 +189,44 @@ def layer_training(layer: Layer) -> tuple[Tensor, ...]:
     return torch.autograd.grad(layer_forward(layer), [layer.input, *layer.parameters], layer.delta)
 
 
-TABLES = {"operators": operators_table, "activations": activations_table}
+POOLINGS = [((64, 64, 32, 32), (2, 2, 0)), ((64, 64, 56, 56), (3, 2, 1))]
+
+
+def pooling_table(runs: int) -> None:
+    """Each cell: torch / torch_convbp = ratio; above 1, torch_convbp is the faster one."""
+    print("| pooling | input | layout | forward | backward |")
+    print("|---|---|---|---|---|")
+    for size, (kernel, stride, padding) in POOLINGS:
+        for layout, memory_format in LAYOUTS.items():
+            for name in ("max_pool2d", "avg_pool2d"):
+                input = torch.randn(size).contiguous(memory_format=memory_format)
+                input.requires_grad_()
+                sides = [
+                    functools.partial(getattr(of, name), input, kernel, stride, padding)
+                    for of in (F, bp.functional)
+                ]
+                cells = []
+                for functions in (
+                    [torch.no_grad()(side) for side in sides],
+                    [pooling_backward(side(), input) for side in sides],
+                ):
+                    theirs, ours = (1e3 * t for t in medians(functions, runs))
+                    cells.append(f"{theirs:.1f} / {ours:.1f} = {theirs / ours:.2f}")
+                title = f"{name} {kernel}x{kernel} stride {stride} padding {padding}"
+                shape = "x".join(map(str, size))
+                print(f"| {title} | {shape} | {layout} | {' | '.join(cells)} |", flush=True)
+
+
+def pooling_backward(output: Tensor, input: Tensor) -> Callable[[], object]:
+    delta = torch.randn_like(output)
+    return lambda: torch.autograd.grad(output, input, delta, retain_graph=True)
+
+
+TABLES = {
+    "operators": operators_table,
+    "activations": activations_table,
+    "pooling": pooling_table,
+}
 
 
 def main() -> None:
