@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from cases import LAYOUTS, RAGGED, SMALL, Case, in_layout, integers, normal, parameters, small
 from torch import Tensor, nn
 from torch.autograd import gradcheck, gradgradcheck
+from torch.utils.checkpoint import checkpoint
 
 import torch_convbp as bp
 from torch_convbp import activations
@@ -491,3 +492,16 @@ def test_linear_under_vmap_compile_and_autocast() -> None:
     torch.testing.assert_close(compiled(input), layer(input))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert layer(input).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("activation", ["relu", "silu"])
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_checkpointing(activation: str, reentrant: bool) -> None:
+    """What was saved is computed anew in the backward pass, and may be looked at once."""
+    layer = bp.ConvBP2d(3, 4, 3, activation=activation, dtype=torch.float64)
+    input = normal((2, 3, 7, 6), torch.float64, 1).requires_grad_()
+    leaves = [input, *layer.parameters()]
+    expected = torch.autograd.grad(layer(input).square().sum(), leaves)
+    checkpoint(layer, input, use_reentrant=reentrant).square().sum().backward()
+    for leaf, grad in zip(leaves, expected, strict=True):
+        assert leaf.grad is not None and torch.equal(leaf.grad, grad)

@@ -41,10 +41,13 @@ def _sum(*terms: Tensor | None) -> Tensor | None:
 
 
 def _gradients(
-    ctx: Any, delta: Tensor, bias_grad: Tensor | None = None
+    ctx: Any,
+    input: Tensor,
+    weight: Tensor,
+    delta: Tensor,
+    bias_grad: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of a convolution's input, weight and bias, from its error signal."""
-    input, weight, *_ = ctx.saved_tensors
     needs_input_grad, needs_weight_grad, needs_bias_grad = ctx.needs_input_grad[:3]
     input_grad = weight_grad = None
     if needs_input_grad:  # L6
@@ -84,7 +87,8 @@ class Conv2d(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, delta: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        return *_gradients(ctx, delta), None, None, None, None
+        input, weight = ctx.saved_tensors
+        return *_gradients(ctx, input, weight, delta), None, None, None, None
 
     @staticmethod
     def jvp(ctx: Any, input_t, weight_t, bias_t, *_) -> Tensor | None:  # type: ignore[override]
@@ -125,14 +129,16 @@ class Conv2dActivation(torch.autograd.Function):
     def backward(  # type: ignore[override]
         ctx: Any, grad: Tensor | None, p_grad: Tensor | None = None
     ) -> tuple[Tensor | None, ...]:
-        kept = ctx.saved_tensors[2]
+        input, weight, kept = ctx.saved_tensors  # once: checkpointing allows no second look
         delta = bias_grad = None
         if grad is not None and p_grad is None and ctx.needs_input_grad[2]:  # L3 and L5 in one pass
             delta, bias_grad = ops.error_signal_bias_grad(grad, kept, *ctx.g)
         elif grad is not None:  # L3
             delta = ops.error_signal(grad, kept, *ctx.g)
         delta = _sum(delta, p_grad)
-        gradients = (None, None, None) if delta is None else _gradients(ctx, delta, bias_grad)
+        gradients: tuple[Tensor | None, ...] = (None, None, None)
+        if delta is not None:
+            gradients = _gradients(ctx, input, weight, delta, bias_grad)
         return *gradients, None, None, None, None, None, None
 
     @staticmethod
