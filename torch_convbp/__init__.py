@@ -12,6 +12,7 @@ from __future__ import annotations
 from torch_convbp import backends, functional, lecture
 from torch_convbp.convert import convert, revert
 from torch_convbp.modules import AvgPoolBP2d, ConvBP2d, LinearBP, MaxPoolBP2d
+from torch_convbp.recording import record_error_signals
 
 __version__ = "0.1.0"
 
@@ -25,5 +26,6 @@ __all__ = [
     "convert",
     "functional",
     "lecture",
+    "record_error_signals",
     "revert",
 ]

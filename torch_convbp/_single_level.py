@@ -15,6 +15,14 @@ from typing import Any
 
 import torch
 
+__all__ = [
+    "autograd_kernel",
+    "below_autograd",
+    "derivative_wanted",
+    "is_legacy_batchedtensor",
+    "transforms_active",
+]
+
 try:
     from torch._C import (
         _any_requires_grad,
@@ -23,11 +31,13 @@ try:
     )
     from torch._C._functorch import (
         get_single_level_autograd_function_allowed,
+        is_legacy_batchedtensor,
         set_single_level_autograd_function_allowed,
     )
     from torch.autograd.forward_ad import _set_fwd_grad_enabled
 
     _SingleLevelFunction = torch.autograd.function._SingleLevelFunction
+    transforms_active = _are_functorch_transforms_active  # is a torch.func transform running?
     _unpack_dual = torch._VF._unpack_dual  # type: ignore[attr-defined]
     # What compiled autograd asks of a Function, and the base class lacks.
     _compiled_autograd_key = torch.autograd.Function._compiled_autograd_key
@@ -87,7 +97,7 @@ def below_autograd(operator: torch._ops.OpOverload, *args: Any, **kwargs: Any) -
     outer level (hessian has two), which would come out as zero: gradients are turned on again.
     """
     with _AutoDispatchBelowAutograd():
-        if not _are_functorch_transforms_active():
+        if not transforms_active():
             return operator(*args, **kwargs)
         with torch.enable_grad(), _set_fwd_grad_enabled(True):
             return operator(*args, **kwargs)

@@ -16,7 +16,8 @@ Shapes: a, input and input_grad [N, K, H, W]; w, weight and weight_grad [O, K / 
 delta and output [N, O, M, N']; bias and bias_grad [O].
 
 Every Function saves only what the gradients asked for will need, and computes only those.
-``geometry`` is (stride, padding, dilation, groups); delta is the error signal dL/dp of L3.
+``geometry`` is (stride, padding, dilation, groups); delta is the error signal dL/dp of L3;
+``layer`` is the module whose error signals are being recorded (recording.py), None as a rule.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torch_convbp import activations, ops, shapes
+from torch_convbp import activations, ops, recording, shapes
 from torch_convbp._single_level import autograd_kernel, below_autograd, derivative_wanted
 from torch_convbp.activations import Activation
 
@@ -64,6 +65,8 @@ def _gradients(
         )
     elif needs_bias_grad and bias_grad is None:  # L5, with the sign of L2: bias = -sum_k b_ok
         bias_grad = delta.sum((0, 2, 3))
+    if ctx.layer is not None:
+        recording.record(ctx.layer, delta, input_grad, weight_grad, bias_grad)
     return input_grad, weight_grad, bias_grad
 
 
@@ -84,6 +87,7 @@ class Conv2d(torch.autograd.Function):
         ctx.save_for_forward(input, weight)
         ctx.input_size, ctx.weight_size, ctx.output_size = input.shape, weight.shape, output.shape
         ctx.memory_format = shapes.result_format(input, weight)
+        ctx.layer = recording.here.layer
 
     @staticmethod
     def backward(ctx: Any, delta: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
@@ -123,6 +127,7 @@ class Conv2dActivation(torch.autograd.Function):
         ctx.save_for_forward(input, weight, bias)
         ctx.input_size, ctx.weight_size = input.shape, weight.shape
         ctx.memory_format = shapes.result_format(input, weight)
+        ctx.layer = recording.here.layer
         ctx.set_materialize_grads(False)
 
     @staticmethod
@@ -224,6 +229,7 @@ class Linear(torch.autograd.Function):
         )
         ctx.save_for_forward(input, weight)
         ctx.output_size = output.shape
+        ctx.layer = recording.here.layer
 
     @staticmethod
     def backward(ctx: Any, delta: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
@@ -237,6 +243,8 @@ class Linear(torch.autograd.Function):
             weight_grad = torch.matmul(rows.t(), input.reshape(-1, input.shape[-1]))
         if needs_bias_grad:
             bias_grad = rows.sum(0)
+        if ctx.layer is not None:
+            recording.record(ctx.layer, delta, input_grad, weight_grad, bias_grad)
         return input_grad, weight_grad, bias_grad
 
     @staticmethod

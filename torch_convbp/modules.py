@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from torch_convbp import activations, functional
+from torch_convbp import activations, functional, recording
 from torch_convbp.activations import Activation, ActivationLike
 
 __all__ = ["AvgPoolBP2d", "ConvBP2d", "LinearBP", "MaxPoolBP2d"]
@@ -52,7 +52,7 @@ def _node(layer: nn.Module, input: torch.fx.Proxy) -> Any:
     return tracer.create_proxy("call_module", tracer.path_of_module(layer), (input,), {})
 
 
-class _WithActivation(nn.Module):
+class _WithActivation(recording.Layer):
     """A layer that ends with an activation g, or with none."""
 
     # On the class, so that layers made of torch's own by changing their class have it too.

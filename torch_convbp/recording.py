@@ -1,0 +1,410 @@
+"""The error signals of a backward pass, recorded layer by layer.
+
+The Functions of autograd.py have them in hand: delta (L3), dL/da (L6), the gradients of weight
+and bias (L4, L5). What they do not know is whose they are. So, while a recording is on, hooks
+around each layer's forward pass keep its module in ``here.layer``; the Function that runs there
+notes it as ``ctx.layer``, and its backward hands what it has to :func:`record`. While none is on
+there are no hooks, and ``here.layer`` is None.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+import threading
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from torch_convbp._single_level import is_legacy_batchedtensor, transforms_active
+
+__all__ = ["ErrorSignals", "Layer", "Record", "Statistics", "record_error_signals"]
+
+WHAT = ("delta", "input_grad", "weight_grad", "bias_grad")
+# Records kept a layer, unless told otherwise.
+LIMITS = {"statistics": 1000, "tensors": 8}
+# How many squares are summed at a time.
+ROW = 512
+
+
+class Layer(nn.Module):
+    """A layer whose error signals can be recorded: the base of all in modules.py."""
+
+
+class _Here(threading.local):
+    """Whose forward pass this thread is in."""
+
+    layer: nn.Module | None = None
+
+    def __init__(self) -> None:
+        self.outer: list[nn.Module | None] = []
+
+
+here = _Here()
+
+# The recordings that are on. Replaced as a whole, under the lock, so that it is read without.
+_recordings: tuple[ErrorSignals, ...] = ()
+_lock = threading.Lock()
+
+
+class Statistics(NamedTuple):
+    """What is kept of a tensor; norm, mean and max_abs are not finite where an element is not.
+
+    norm is the root of the sum of squares; the shares are of all elements.
+    """
+
+    norm: float
+    mean: float
+    max_abs: float
+    share_of_zeros: float
+    share_finite: float
+    size: int
+
+    @property
+    def rms(self) -> float:
+        """The root of the mean square: a norm that layers of all sizes share."""
+        return self.norm / math.sqrt(self.size) if self.size else math.nan
+
+    @staticmethod
+    def of(tensor: Tensor) -> Statistics:
+        """The statistics of a tensor, in few passes and with little beside it in memory."""
+        size = tensor.numel()
+        if size == 0:
+            return Statistics(0.0, math.nan, math.nan, math.nan, math.nan, 0)
+        with torch.no_grad(), torch.autocast(tensor.device.type, enabled=False):
+            values = _in_memory_order(tensor.detach())
+            if values.dtype not in (torch.float32, torch.float64):
+                values = values.float()
+            low, high = torch.stack(values.aminmax()).tolist()
+            max_abs = max(abs(low), abs(high)) if low == low else math.nan
+            zeros = size - torch.count_nonzero(values).item()
+            if math.isfinite(max_abs):
+                norm, mean = _norm_and_mean(values, max_abs)
+                finite = size
+            else:
+                norm, mean = max_abs, values.mean().item()
+                finite = int(torch.isfinite(values).sum())
+        return Statistics(norm, mean, max_abs, zeros / size, finite / size, size)
+
+    @staticmethod
+    def of_all(parts: Iterable[Statistics]) -> Statistics:
+        """The statistics of several tensors taken together, as if they were one."""
+        parts = [part for part in parts if part.size]
+        size = sum(part.size for part in parts)
+        if len(parts) < 2:
+            return parts[0] if parts else Statistics(0.0, *(math.nan,) * 4, 0)
+
+        def mean(name: str) -> float:
+            return sum(getattr(part, name) * part.size for part in parts) / size
+
+        return Statistics(
+            norm=math.hypot(*(part.norm for part in parts)),
+            mean=mean("mean"),
+            max_abs=max((part.max_abs for part in parts), key=lambda m: (m != m, m)),
+            share_of_zeros=mean("share_of_zeros"),
+            share_finite=mean("share_finite"),
+            size=size,
+        )
+
+
+def _in_memory_order(tensor: Tensor) -> Tensor:
+    """The elements in one dimension: a view where the tensor is dense, of any memory format."""
+    order = sorted(range(tensor.dim()), key=tensor.stride, reverse=True)
+    return tensor.permute(order).reshape(-1)
+
+
+def _norm_and_mean(values: Tensor, max_abs: float) -> tuple[float, float]:
+    """Norm and mean of finite numbers, of any magnitude."""
+    scale = 1.0
+    if not 1e-15 < max_abs < 1e12:  # their squares, or a sum of them, would leave float32
+        scale = max(max_abs, torch.finfo(values.dtype).tiny)
+        values = values / scale
+    # torch sums the squares of a whole tensor one after the other, and loses digits on the way.
+    whole = values.numel() // ROW * ROW
+    rows = torch.linalg.vector_norm(values[:whole].view(-1, ROW), dim=1)
+    rest = torch.linalg.vector_norm(values[whole:])
+    norm = math.hypot(torch.linalg.vector_norm(rows).item(), rest.item())
+    return norm * scale, values.mean().item() * scale
+
+
+# What is kept of one gradient: None where there is none, or it was not asked for.
+Kept: TypeAlias = Statistics | Tensor | None
+
+
+class Record(NamedTuple):
+    """What passed a layer once in a backward pass.
+
+    number counts the layer's records from 0, those not kept any more among them. delta is dL/dp
+    (L3; for a layer without an activation dL/d output); input_grad is dL/d input (L6), None where
+    the input needs none; weight_grad and bias_grad (L4, L5) are this pass's own share of
+    ``.grad``, None where the parameter is frozen or missing.
+    """
+
+    number: int
+    delta: Kept
+    input_grad: Kept
+    weight_grad: Kept
+    bias_grad: Kept
+
+
+class ErrorSignals(Mapping[str, Sequence[Record]]):
+    """The records of each layer, by its name in the model; the last is the newest.
+
+    Layers come in the order in which they were first run, then those that were not.
+    """
+
+    def __init__(
+        self, model: nn.Module, keep: str, limit: int | None, what: Sequence[str] = WHAT
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise TypeError(
+                "record_error_signals(): argument 'model' must be a torch.nn.Module, "
+                f"not {type(model).__name__}"
+            )
+        if keep not in LIMITS:
+            raise ValueError(
+                "record_error_signals(): argument 'keep' must be 'statistics' or 'tensors', "
+                f"but got {keep!r}"
+            )
+        limit = LIMITS[keep] if limit is None else limit
+        if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
+            raise ValueError(
+                f"record_error_signals(): argument 'limit' must be an int >= 1, but got {limit!r}"
+            )
+        if isinstance(what, str) or not set(what) <= set(WHAT):
+            raise ValueError(
+                "record_error_signals(): argument 'what' must be several of "
+                f"{', '.join(WHAT)}, but got {what!r}"
+            )
+        self._keep: Callable[[Tensor], Kept] = Statistics.of if keep == "statistics" else _copy
+        self._what = frozenset(what)
+        self._layers: dict[nn.Module, str] = {
+            m: name for name, m in model.named_modules() if isinstance(m, Layer)
+        }
+        if not self._layers:
+            raise ValueError(
+                "record_error_signals(): argument 'model' has no layer of torch_convbp; "
+                "torch_convbp.convert(model) makes some"
+            )
+        self._records = {name: deque[Record](maxlen=limit) for name in self._layers.values()}
+        self._counts = dict.fromkeys(self._records, 0)
+        self._ran: dict[str, None] = {}
+        self._traced: dict[str, None] = {}
+        self._lock = threading.Lock()
+
+    def names(self) -> list[str]:
+        """The layers' names, in the order of the forward pass."""
+        return [*self._ran, *(name for name in self._records if name not in self._ran)]
+
+    def traced(self) -> list[str]:
+        """Layers that ran inside torch.compile or a torch.func transform, and were not recorded."""
+        return [name for name in self.names() if name in self._traced]
+
+    def __getitem__(self, name: str) -> Sequence[Record]:
+        with self._lock:
+            return tuple(self._records[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names())
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def clear(self) -> None:
+        """Forgets all records, not their count."""
+        with self._lock:
+            for records in self._records.values():
+                records.clear()
+
+    def __repr__(self) -> str:
+        """A table of each layer's newest record."""
+        width = max(len("layer"), *(len(_shown(name)) for name in self._records))
+        columns = ("records", "delta rms", "zeros", *(f"{what} rms" for what in WHAT[1:]))
+        lines = [f"{'layer':<{width}}  " + "  ".join(columns)]
+        for name, records in self.items():
+            cells = [str(self._counts[name])]
+            if records:
+                found = [_statistics(kept) for kept in records[-1][1:]]
+                cells += [f"{s.rms:.3g}" if s else "" for s in found]
+                cells.insert(2, f"{found[0].share_of_zeros:.0%}" if found[0] else "")
+            line = "  ".join(
+                f"{cell:>{len(column)}}" for cell, column in zip(cells, columns, strict=False)
+            )
+            lines.append(f"{_shown(name):<{width}}  {line}".rstrip())
+        return "\n".join(lines)
+
+    def _take(self, layer: nn.Module, gradients: Mapping[str, Tensor | None]) -> None:
+        name = self._layers.get(layer)
+        if name is None:
+            return
+        asked = {w: g if w in self._what else None for w, g in gradients.items()}
+        if any(g is not None and not _has_numbers(g) for g in asked.values()):
+            self._traced.setdefault(name)
+            return
+        if asked["input_grad"] is not None:
+            asked["input_grad"] = _before_padding(layer, asked["input_grad"])
+        kept = {w: None if g is None else self._keep(g) for w, g in asked.items()}
+        with self._lock:
+            self._records[name].append(Record(self._counts[name], **kept))
+            self._counts[name] += 1
+
+
+def _shown(name: str) -> str:
+    return name or "(the model itself)"
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    # A copy: a gradient that is handed on may become a parameter's .grad, and be changed there.
+    return tensor.detach().clone()
+
+
+def _statistics(kept: Kept) -> Statistics | None:
+    return Statistics.of(kept) if isinstance(kept, Tensor) else kept
+
+
+def _has_numbers(tensor: Tensor) -> bool:
+    """Is it a tensor of numbers, rather than a tracer's or a transform's stand-in?"""
+    return type(tensor) is Tensor and not (transforms_active() or is_legacy_batchedtensor(tensor))
+
+
+def _before_padding(layer: nn.Module, input_grad: Tensor) -> Tensor:
+    """dL/d input, where the convolution's own input is a padded one (padding_mode)."""
+    mode = getattr(layer, "padding_mode", "zeros")
+    if mode == "zeros":
+        return input_grad
+    padding: Any = layer._reversed_padding_repeated_twice
+    left, right, top, bottom = padding
+    height, width = input_grad.shape[-2] - top - bottom, input_grad.shape[-1] - left - right
+    with torch.enable_grad():
+        input = input_grad.new_zeros((*input_grad.shape[:-2], height, width), requires_grad=True)
+        padded = F.pad(input, padding, mode=mode)
+    return torch.autograd.grad(padded, input, input_grad.detach())[0]
+
+
+# --- what runs in the forward and in the backward pass --------------------------------------
+
+
+def record(
+    layer: nn.Module,
+    delta: Tensor,
+    input_grad: Tensor | None,
+    weight_grad: Tensor | None,
+    bias_grad: Tensor | None,
+) -> None:
+    """Hands what a layer's backward pass has computed to the recordings that are on."""
+    if torch.compiler.is_compiling():
+        return
+    gradients = dict(zip(WHAT, (delta, input_grad, weight_grad, bias_grad), strict=True))
+    for recording in _recordings:
+        recording._take(layer, gradients)
+
+
+@torch._dynamo.assume_constant_result
+def _note_traced(layer_id: int) -> None:
+    """Runs when the compiler comes by, and leaves nothing in what it compiles."""
+    for recording in _recordings:
+        for layer, name in recording._layers.items():
+            if id(layer) == layer_id:
+                recording._ran.setdefault(name)
+                recording._traced.setdefault(name)
+
+
+def _enter(layer_id: int, layer: nn.Module, args: Any) -> None:
+    if torch.compiler.is_compiling():
+        _note_traced(layer_id)
+        return
+    here.outer.append(here.layer)
+    if transforms_active():
+        _note_traced(layer_id)
+        here.layer = None
+        return
+    here.layer = layer
+    for recording in _recordings:
+        if layer in recording._layers:
+            recording._ran.setdefault(recording._layers[layer])
+
+
+def _leave(layer: nn.Module, args: Any, output: Any) -> None:
+    if not torch.compiler.is_compiling():
+        here.layer = here.outer.pop() if here.outer else None
+
+
+@contextlib.contextmanager
+def _on(signals: ErrorSignals) -> Iterator[None]:
+    """While it lasts, the recording is on."""
+    global _recordings
+    with contextlib.ExitStack() as stack:
+        for layer in signals._layers:
+            # Close around the forward pass: after the user's hooks, and before them.
+            enter = functools.partial(_enter, id(layer))
+            stack.callback(layer.register_forward_pre_hook(enter).remove)
+            leave = layer.register_forward_hook(_leave, prepend=True, always_call=True)
+            stack.callback(leave.remove)
+        with _lock:
+            _recordings = (*_recordings, signals)
+        try:
+            yield
+        finally:
+            with _lock:
+                _recordings = tuple(r for r in _recordings if r is not signals)
+
+
+@contextlib.contextmanager
+def record_error_signals(
+    model: nn.Module,
+    *,
+    keep: str = "statistics",
+    limit: int | None = None,
+    what: Sequence[str] = WHAT,
+) -> Iterator[ErrorSignals]:
+    """Records the error signals of torch_convbp's layers while a ``with`` block lasts.
+
+        with bp.record_error_signals(model) as signals:
+            loss(model(input), target).backward()
+        signals["features.3"][-1].delta.rms
+
+    The forward pass must be in the block as well as the backward pass. Each layer gains a record
+    each time a backward pass goes through it: two in one pass if it was called twice.
+
+    Args:
+        model: its layers as they are now; layers that join it in the block are not recorded.
+        keep: "statistics" of each gradient, computed at once, or the "tensors" themselves, as
+            copies.
+        limit: how many records are kept a layer, the newest; None for 1000 of statistics and 8 of
+            tensors.
+        what: which of "delta", "input_grad", "weight_grad" and "bias_grad" are kept.
+
+    Returns:
+        A context manager that gives :class:`ErrorSignals`, a mapping of the layers' names to their
+        records. It can be read in the block and after it.
+
+    Warns:
+        UserWarning: after the block, where layers ran inside torch.compile or a transform of
+            torch.func, which no record can be made of; or where nothing was recorded at all.
+
+    Raises:
+        TypeError, ValueError: model is no module or has no layer of torch_convbp; another argument
+            is out of range.
+    """
+    signals = ErrorSignals(model, keep, limit, what)
+    with _on(signals):
+        yield signals
+    if traced := signals.traced():
+        warnings.warn(
+            "record_error_signals: these layers ran inside torch.compile or a transform of "
+            "torch.func, where error signals cannot be recorded: "
+            + ", ".join(_shown(name) for name in traced),
+            stacklevel=3,
+        )
+    elif not any(signals._counts.values()):
+        warnings.warn(
+            "record_error_signals: nothing was recorded. Both the forward and the backward pass "
+            "must be inside the block, and not inside a model that torch.compile has compiled",
+            stacklevel=3,
+        )
