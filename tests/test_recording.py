@@ -522,6 +522,19 @@ def test_every_layer_can_be_recorded() -> None:
         assert issubclass(getattr(modules, name), recording.Layer)
 
 
+@pytest.mark.parametrize("pool", [bp.MaxPoolBP2d(2), bp.AvgPoolBP2d(2)], ids=str)
+def test_pools_pass_a_signal_on(pool: nn.Module) -> None:
+    """L8: a pool has an error signal from above and hands one down; it has no parameters."""
+    model = nn.Sequential(bp.ConvBP2d(3, 4, 3, dtype=torch.float64), pool)
+    input = normal((2, 3, 8, 8), torch.float64, 1)
+    with bp.record_error_signals(model, keep="tensors") as signals:
+        (model(input) ** 2).sum().backward()
+    (pooled,), (below,) = signals["1"], signals["0"]
+    assert torch.equal(pooled.delta, 2 * model(input).detach())
+    assert torch.equal(pooled.input_grad, below.delta)
+    assert pooled.weight_grad is None and pooled.bias_grad is None
+
+
 def test_table() -> None:
     model = nn.Sequential(network(), bp.LinearBP(3, 2, dtype=torch.float64))
     with bp.record_error_signals(model, keep="tensors") as signals:

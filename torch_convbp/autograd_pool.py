@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torch_convbp import ops, pool_ops, shapes
+from torch_convbp import ops, pool_ops, recording, shapes
 from torch_convbp._single_level import autograd_kernel, below_autograd
 
 # Arguments that describe the pooling: kernel_size, stride, padding, dilation, ceil_mode ...
@@ -39,6 +39,7 @@ class MaxPool2d(torch.autograd.Function):
         ctx.save_for_backward(offset)
         ctx.save_for_forward(offset)
         ctx.input_size, ctx.memory_format = input.shape, shapes.result_format(input, input)
+        ctx.layer = recording.here.layer
 
     @staticmethod
     def backward(ctx: Any, delta: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:  # type: ignore[override]
@@ -48,6 +49,8 @@ class MaxPool2d(torch.autograd.Function):
         input_grad = pool_ops.max_pool2d_input_grad(
             ctx.input_size, delta, offset, *ctx.geometry, memory_format=ctx.memory_format
         )
+        if ctx.layer is not None:
+            recording.record(ctx.layer, delta, input_grad, None, None)
         return input_grad, *NO_GRADIENTS
 
     @staticmethod
@@ -126,12 +129,15 @@ class AvgPool2d(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         input, *ctx.geometry = inputs
         ctx.input_size, ctx.memory_format = input.shape, shapes.result_format(input, input)
+        ctx.layer = recording.here.layer
 
     @staticmethod
     def backward(ctx: Any, delta: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         input_grad = pool_ops.avg_pool2d_input_grad(
             ctx.input_size, delta, *ctx.geometry, memory_format=ctx.memory_format
         )
+        if ctx.layer is not None:
+            recording.record(ctx.layer, delta, input_grad, None, None)
         return input_grad, *NO_GRADIENTS, None
 
     @staticmethod

@@ -177,7 +177,7 @@ class LinearBP(_WithActivation, nn.Linear):
         return functional.linear(input, self.weight, self.bias, activation=self.activation)
 
 
-class MaxPoolBP2d(nn.MaxPool2d):
+class MaxPoolBP2d(recording.Layer, nn.MaxPool2d):
     """A :class:`torch.nn.MaxPool2d` whose forward and backward pass are L8, on kernels of our own.
 
     Shapes: input [N, C, H, W] or [C, H, W]; output the same with pooled H and W. dtypes: float32,
@@ -214,7 +214,7 @@ class MaxPoolBP2d(nn.MaxPool2d):
         )
 
 
-class AvgPoolBP2d(nn.AvgPool2d):
+class AvgPoolBP2d(recording.Layer, nn.AvgPool2d):
     """A :class:`torch.nn.AvgPool2d` whose forward and backward pass are L8, on kernels of our own.
 
     Shapes: input [N, C, H, W] or [C, H, W]; output the same with pooled H and W. dtypes: float32,
