@@ -1,346 +1,808 @@
-"""Pooling (L8): max and average, against the reference, torch, and numerical derivatives."""
+"""Pooling (L8): against the lecture, against torch, against its own plain loops."""
 
 from __future__ import annotations
 
 import copy
-import math
+import os
 import pickle
+import random
+import subprocess
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import in_layout, integers, normal
+import torchvision
+from cases import LAYOUTS, in_layout, integers, normal
 from torch import Tensor, nn
 from torch.autograd import gradcheck, gradgradcheck
 
 import torch_convbp as bp
 from torch_convbp import reference
 
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+f = bp.functional
 ops = torch.ops.torch_convbp
-DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
 
 @dataclass(frozen=True)
-class Pool:
-    """One pooling."""
-
+class Case:
     name: str
-    size: tuple[int, ...] = (2, 3, 7, 8)
+    size: tuple[int, int, int, int] = (2, 3, 7, 6)
     kernel: tuple[int, int] = (2, 2)
     stride: tuple[int, int] = (2, 2)
     padding: tuple[int, int] = (0, 0)
     dilation: tuple[int, int] = (1, 1)
-    ceil_mode: bool = False
+    ceil: bool = False
 
     @property
-    def maximum(self) -> tuple[Any, ...]:
-        """max_pool2d's arguments after the input."""
-        return self.kernel, self.stride, self.padding, self.dilation, self.ceil_mode
+    def max_geometry(self) -> tuple[Any, ...]:
+        """The arguments of max_pool2d behind its input."""
+        return self.kernel, self.stride, self.padding, self.dilation, self.ceil
 
     @property
-    def average(self) -> tuple[Any, ...]:
-        """avg_pool2d's arguments after the input, for those that have no dilation."""
-        return self.kernel, self.stride, self.padding, self.ceil_mode
+    def average_geometry(self) -> tuple[Any, ...]:
+        return self.kernel, self.stride, self.padding, self.ceil
 
     @property
-    def windows(self) -> reference.Windows:
-        return reference.Windows(self.kernel, self.stride, self.padding, self.dilation)
+    def output_size(self) -> tuple[int, ...]:
+        return tuple(F.max_pool2d(torch.empty(self.size), *self.max_geometry).shape)
 
 
-POOLS = [
-    Pool("halves"),
-    Pool("overlapping", kernel=(3, 3), padding=(1, 1)),
-    Pool("stride_1", kernel=(3, 2), stride=(1, 1), padding=(1, 1)),
-    Pool("asymmetric", kernel=(1, 4), stride=(3, 1), padding=(0, 2)),
-    Pool("gaps", kernel=(2, 1), stride=(3, 4)),
-    Pool("dilation", kernel=(2, 3), stride=(1, 2), dilation=(3, 2)),
-    Pool("dilation_and_padding", kernel=(3, 3), stride=(2, 1), padding=(1, 1), dilation=(2, 2)),
-    Pool("ceil", size=(2, 3, 8, 9), kernel=(3, 3), ceil_mode=True),
-    Pool("ceil_and_padding", size=(1, 2, 6, 5), kernel=(3, 2), stride=(2, 3), padding=(1, 1),
-         ceil_mode=True),
-    Pool("whole_input", kernel=(7, 8)),
-    Pool("one_by_one", kernel=(1, 1), stride=(1, 1)),
-    Pool("one_channel", size=(2, 1, 5, 6)),
-    Pool("one_pixel", size=(2, 3, 1, 1), kernel=(2, 2), padding=(1, 1)),
-    Pool("wide", size=(1, 2, 3, 301), kernel=(3, 3), stride=(1, 1), padding=(1, 1)),
-    Pool("many_channels", size=(2, 150, 5, 4), kernel=(3, 3), stride=(2, 2), padding=(1, 1)),
-    Pool("large_window", size=(1, 2, 17, 19), kernel=(16, 16), stride=(1, 2)),
-    Pool("batch_0", size=(0, 3, 7, 8)),
+# Small enough for the reference, which loops in Python.
+SMALL = [
+    Case("slides"),
+    Case("one_by_one", kernel=(1, 1), stride=(1, 1)),
+    Case("one_by_one_strided", kernel=(1, 1), stride=(2, 3)),
+    Case("overlapping", kernel=(3, 3), padding=(1, 1)),
+    Case("stride_1", kernel=(3, 2), stride=(1, 1), padding=(1, 0)),
+    Case("asymmetric", kernel=(2, 4), stride=(1, 3), padding=(1, 2)),
+    Case("gaps", size=(2, 3, 9, 8), kernel=(2, 2), stride=(3, 4)),
+    Case("ceil", kernel=(2, 3), stride=(2, 2), ceil=True),
+    Case("ceil_and_padding", kernel=(3, 3), stride=(2, 4), padding=(1, 1), ceil=True),
+    Case("ceil_drops_a_window", size=(1, 2, 4, 4), kernel=(1, 1), stride=(3, 3), ceil=True),
+    Case("dilation", kernel=(2, 2), stride=(1, 1), dilation=(2, 3)),
+    Case("dilation_and_everything", size=(2, 3, 9, 10), kernel=(3, 2), stride=(2, 3),
+         padding=(1, 1), dilation=(2, 3), ceil=True),
+    Case("whole_map", size=(3, 4, 5, 4), kernel=(5, 4)),
+    Case("one_pixel", size=(2, 3, 1, 1), kernel=(2, 2), stride=(1, 1), padding=(1, 1)),
+    Case("one_channel", size=(2, 1, 6, 5)),
+    Case("batch_0", size=(0, 3, 6, 5)),
 ]  # fmt: skip
-BY_NAME = {pool.name: pool for pool in POOLS}
-UNDILATED = [pool for pool in POOLS if pool.dilation == (1, 1)]
+
+# Off the sizes the vector kernels work in: lanes, lines, bands.
+RAGGED = [
+    Case("channels_37", size=(2, 37, 11, 13), kernel=(3, 3), padding=(1, 1)),
+    Case("channels_64", size=(3, 64, 8, 9)),
+    Case("wide", size=(1, 3, 5, 301), kernel=(3, 3), stride=(1, 2), padding=(1, 1)),
+    Case("wide_every_third", size=(1, 2, 4, 500), kernel=(2, 3), stride=(1, 3)),
+    Case("spp", size=(1, 20, 13, 13), kernel=(13, 13), stride=(1, 1), padding=(6, 6)),
+    Case("offsets_of_4_bytes", size=(2, 5, 21, 30), kernel=(16, 16), stride=(3, 5)),
+    Case("offsets_of_1_byte", size=(1, 9, 20, 20), kernel=(15, 17), stride=(2, 1)),
+    Case("many_bands", size=(1, 40, 60, 50), kernel=(3, 3), stride=(1, 1), padding=(1, 1),
+         dilation=(5, 2)),
+    Case("high_window", size=(1, 33, 90, 70), kernel=(40, 2), stride=(3, 2)),
+]  # fmt: skip
 
 
-def pools(some: list[Pool]) -> list[Any]:
-    return [pytest.param(pool, id=pool.name) for pool in some]
+def parameters(cases: list[Case]) -> list[Any]:
+    return [pytest.param(case, id=case.name) for case in cases]
 
 
-def distinct(size: tuple[int, ...], dtype: torch.dtype = torch.float64) -> Tensor:
-    """All values different, and farther apart than gradcheck's steps."""
-    generator = torch.Generator().manual_seed(1)
-    return torch.randperm(math.prod(size), generator=generator).reshape(size).to(dtype) / 16
+def small(name: str) -> Case:
+    return next(case for case in SMALL + RAGGED if case.name == name)
 
 
-def with_gradient(pool: Any, input: Tensor, delta_of: Any) -> list[Tensor]:
-    leaf = input.detach().clone(memory_format=torch.preserve_format).requires_grad_()
-    results = pool(leaf)
-    results = list(results) if isinstance(results, tuple) else [results]
-    return [*results, *torch.autograd.grad(results[0], leaf, delta_of(results[0]))]
+def distinct(size: tuple[int, ...], dtype: torch.dtype = torch.float64, seed: int = 1) -> Tensor:
+    """Numbers at least 1 apart: no rounding and no small step changes which is the largest."""
+    count = int(np.prod(size))
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    return (order - count // 2).to(dtype).reshape(size)
 
 
-@pytest.mark.parametrize("pool", pools([p for p in POOLS if p.size[0] and p.name != "wide"]))
-def test_is_the_reference(pool: Pool) -> None:
-    input = integers(pool.size, torch.float64, 1)
-    output, grad = with_gradient(
-        lambda a: bp.functional.max_pool2d(a, *pool.maximum),
-        input,
-        lambda out: integers(tuple(out.shape), torch.float64, 2),
+def same(a: Tensor, b: Tensor) -> bool:
+    """Equal, NaN with NaN."""
+    return (
+        a.shape == b.shape and a.dtype == b.dtype and bool(((a == b) | (a != a) & (b != b)).all())
     )
-    delta = integers(tuple(output.shape), torch.float64, 2)
-    assert torch.equal(reference.max_pool(input, pool.windows, output.shape[2:]), output)
-    assert torch.equal(reference.max_pool_input_grad(input, delta, pool.windows), grad)
 
 
-@pytest.mark.parametrize("pool", pools([p for p in UNDILATED if p.size[0] and not p.ceil_mode]))
-def test_average_is_the_reference(pool: Pool) -> None:
-    input = normal(pool.size, torch.float64, 1)
-    delta = None
-
-    def delta_of(out: Tensor) -> Tensor:
-        nonlocal delta
-        delta = normal(tuple(out.shape), torch.float64, 2)
-        return delta
-
-    output, grad = with_gradient(
-        lambda a: bp.functional.avg_pool2d(a, *pool.average), input, delta_of
-    )
-    assert delta is not None
-    torch.testing.assert_close(
-        output, reference.average_pool(input, pool.windows, output.shape[2:])
-    )
-    expected = reference.average_pool_input_grad(pool.size[2:], delta, pool.windows)
-    torch.testing.assert_close(grad, expected)
+def max_results(pool: Callable[..., Any], case: Case, input: Tensor, delta: Tensor) -> list[Tensor]:
+    a = input.detach().requires_grad_()
+    output, indices = pool(a, *case.max_geometry, return_indices=True)
+    return [output.detach(), indices, *torch.autograd.grad(output, a, delta)]
 
 
-@pytest.mark.parametrize("pool", pools(POOLS))
+def average_results(
+    pool: Callable[..., Any], case: Case, input: Tensor, delta: Tensor, **options: Any
+) -> list[Tensor]:
+    a = input.detach().requires_grad_()
+    output = pool(a, *case.average_geometry, **options)
+    return [output.detach(), *torch.autograd.grad(output, a, delta)]
+
+
+def average_case(case: Case) -> Case:
+    """Average pooling knows no dilation."""
+    return Case(**{**vars(case), "dilation": (1, 1)})
+
+
+# --- values ---------------------------------------------------------------------------------
+
+
+# What ceil_mode adds is not in the lecture.
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("case", parameters([c for c in SMALL if not c.ceil and c.size[0]]))
+def test_exactly_the_reference(case: Case, layout: str) -> None:
+    windows = reference.Windows(case.kernel, case.stride, case.padding, case.dilation)
+    input = in_layout(integers(case.size, torch.float64, seed=1), layout)
+    delta = in_layout(integers(case.output_size, torch.float64, seed=2), layout)
+    output, _, input_grad = max_results(f.max_pool2d, case, input, delta)
+    assert torch.equal(output, reference.max_pool(input, windows, case.output_size[2:]))
+    assert torch.equal(input_grad, reference.max_pool_input_grad(input, delta, windows))
+
+    case = average_case(case)
+    windows = windows._replace(dilation=(1, 1))
+    taps = case.kernel[0] * case.kernel[1]
+    input = input * taps  # what each is divided by: the quotients are whole numbers
+    delta = in_layout(integers(case.output_size, torch.float64, seed=2) * taps, layout)
+    output, input_grad = average_results(f.avg_pool2d, case, input, delta)
+    assert torch.equal(output, reference.average_pool(input, windows, case.output_size[2:]))
+    expected = reference.average_pool_input_grad(case.size[2:], delta, windows)
+    assert torch.equal(input_grad, expected)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "strided"])
-@pytest.mark.parametrize("values", ["ties", "nan", "-inf"])
-def test_max_is_torchs(pool: Pool, dtype: torch.dtype, layout: str, values: str) -> None:
-    """Values, winners and gradients, to the last bit; ties, NaN, infinities."""
-    input = integers(pool.size, dtype, 1, bound=2)
-    if values == "nan" and input.numel():
-        input.view(-1)[::5] = math.nan
-    elif values == "-inf":
-        input[...] = -math.inf
-    input = in_layout(input, layout)
-    results = [
-        with_gradient(
-            lambda a, f=f: f.max_pool2d(a, *pool.maximum, return_indices=True),
-            input,
-            lambda out: integers(tuple(out.shape), dtype, 2, bound=1),
-        )
-        for f in (bp.functional, F)
-    ]
-    for ours, theirs in zip(*results, strict=True):
-        assert ours.dtype == theirs.dtype
-        assert torch.equal(ours.nan_to_num(7), theirs.nan_to_num(7))
-        if layout != "strided" and min(pool.size) > 1:
-            assert ours.is_contiguous(memory_format=torch.channels_last) == (
-                theirs.is_contiguous(memory_format=torch.channels_last)
-            )
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("case", parameters(SMALL + RAGGED))
+def test_max_is_exactly_torchs(case: Case, layout: str, dtype: torch.dtype) -> None:
+    """Values, winners and gradients, with ties, NaN and infinities among the inputs."""
+    delta = in_layout(integers(case.output_size, dtype, seed=2), layout)
+    for kind in ("ties", "nan", "inf"):
+        input = integers(case.size, dtype, seed=1)
+        where = normal(case.size, torch.float32, seed=3) > 0
+        if kind != "ties":
+            input[where] = float("nan") if kind == "nan" else -float("inf")
+        actual = max_results(f.max_pool2d, case, in_layout(input, layout), delta)
+        expected = max_results(F.max_pool2d, case, input, delta)
+        assert all(map(same, actual, expected)), kind
 
 
-@pytest.mark.parametrize("pool", pools(UNDILATED))
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "strided"])
-@pytest.mark.parametrize("divisor", ["padding", "inside", "-3"])
-def test_average_is_torchs(pool: Pool, dtype: torch.dtype, layout: str, divisor: str) -> None:
-    rest = (divisor == "padding", int(divisor) if divisor == "-3" else None)
-    results = [
-        with_gradient(
-            lambda a, f=f: f.avg_pool2d(a, *pool.average, *rest),
-            in_layout(normal(pool.size, dtype, 1), layout).to(kind),
-            lambda out, kind=kind: normal(tuple(out.shape), dtype, 2).to(kind),
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("case", parameters(SMALL + RAGGED))
+def test_exactly_the_plain_loops(case: Case, layout: str, dtype: torch.dtype) -> None:
+    """Whole numbers, divided by a power of two: sums and quotients are exact on both sides."""
+    input = in_layout(integers(case.size, dtype, seed=1), layout)
+    results = []
+    for algorithm in ("auto", "plain"):
+        with bp.backends.cpu.flags(conv_algorithm=algorithm):
+            delta = in_layout(integers(case.output_size, dtype, seed=2), layout)
+            pooled = max_results(f.max_pool2d, case, input, delta)
+            average = average_case(case)
+            delta = in_layout(integers(average.output_size, dtype, seed=3), layout)
+            pooled += average_results(f.avg_pool2d, average, input, delta, divisor_override=4)
+            results.append(pooled)
+    assert all(map(torch.equal, *results))
+    if min(case.size) > 1:
+        assert all(result.any() for result in results[0]), "trivially zero"
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("options", [{}, {"count_include_pad": False}, {"divisor_override": -3}],
+                         ids=["padding_counts", "padding_does_not", "divisor"])  # fmt: skip
+@pytest.mark.parametrize("case", parameters([average_case(c) for c in SMALL + RAGGED]))
+def test_average_is_close_to_torchs(case: Case, options: Any, dtype: torch.dtype) -> None:
+    """A sum of n numbers and a division err by at most n + 1 roundings of its magnitude."""
+    input, delta = normal(case.size, dtype, seed=1), normal(case.output_size, dtype, seed=2)
+    exact = average_results(F.avg_pool2d, case, input.double(), delta.double(), **options)
+    positive = {**options, "divisor_override": abs(options.get("divisor_override", 0)) or None}
+    magnitude = average_results(
+        F.avg_pool2d, case, input.double().abs(), delta.double().abs(), **positive
+    )
+    n = case.kernel[0] * case.kernel[1] + 2
+    unit = torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps / 2
+    for layout in LAYOUTS:
+        actual = average_results(
+            f.avg_pool2d, case, in_layout(input, layout), in_layout(delta, layout), **options
         )
-        for f, kind in ((bp.functional, dtype), (F, torch.float64))
-    ]
-    for ours, theirs in zip(*results, strict=True):
-        assert ours.dtype == dtype
-        # A sum of as many as a window has, rounded once.
-        terms = pool.kernel[0] * pool.kernel[1]
-        eps = torch.finfo(dtype).eps + terms * torch.finfo(torch.float32).eps * (
-            dtype != torch.float64
-        )
-        bound = 2 * eps + terms * torch.finfo(torch.float64).eps
-        torch.testing.assert_close(ours.double(), theirs, rtol=bound, atol=4 * bound)
+        for ours, exactly, size in zip(actual, exact, magnitude, strict=True):
+            assert ours.shape == exactly.shape and ours.dtype == dtype
+            tolerance = 2 * n * unit * size + torch.finfo(dtype).eps * exactly.abs()
+            if dtype == torch.float16:
+                tolerance += torch.finfo(dtype).smallest_normal
+            assert bool(((ours.double() - exactly).abs() <= tolerance).all())
 
 
-@pytest.mark.parametrize("function", ["max_pool2d", "avg_pool2d"])
-def test_random_windows(function: str) -> None:
-    """Sizes, strides, paddings and ceil_mode in every combination that torch takes, or refuses."""
-    generator = torch.Generator().manual_seed(0)
-
-    def draw(low: int, high: int) -> int:
-        return int(torch.randint(low, high + 1, (), generator=generator))
-
-    taken = 0
-    for _ in range(600):
-        size = (draw(1, 2), draw(1, 3), draw(1, 8), draw(1, 8))
-        rest = [(draw(1, 4), draw(1, 4)), (draw(1, 4), draw(1, 4)), (draw(0, 2), draw(0, 2))]
-        ceil_mode = bool(draw(0, 1))
-        input = integers(size, torch.float64, draw(0, 99))
+def test_random_geometries() -> None:
+    """Sizes, windows, strides, padding, dilation and ceil_mode at random, all small: the same
+    results as torch's, or an error of the same type."""
+    draw = random.Random(7)
+    refused = 0
+    for seed in range(1500):
+        axes = range(2)
+        kernel = tuple(draw.randint(1, 4) for _ in axes)
+        case = Case(
+            name="random",
+            size=(draw.randint(0, 2), draw.choice([1, 3, 9, 33]), draw.randint(1, 9),
+                  draw.randint(1, 9)),
+            kernel=kernel,
+            stride=tuple(draw.randint(1, 4) for _ in axes),
+            padding=tuple(draw.randint(0, k // 2) for k in kernel),
+            dilation=tuple(draw.randint(1, 3) for _ in axes),
+            ceil=draw.random() < 0.5,
+        )  # fmt: skip
+        input = in_layout(integers(case.size, torch.float64, seed), draw.choice(LAYOUTS))
+        options = {"count_include_pad": draw.random() < 0.5}
         try:
-            theirs = getattr(F, function)(input, *rest, ceil_mode=ceil_mode)
+            size = case.output_size
         except RuntimeError:
-            with pytest.raises(RuntimeError, match=r"pad should be at most|[Oo]utput size"):
-                getattr(bp.functional, function)(input, *rest, ceil_mode=ceil_mode)
+            refused += 1
+            with pytest.raises(RuntimeError, match="Output size is too small"):
+                f.max_pool2d(input, *case.max_geometry)
             continue
-        taken += 1
-        torch.testing.assert_close(
-            getattr(bp.functional, function)(input, *rest, ceil_mode=ceil_mode), theirs
+        output, indices = f.max_pool2d(input, *case.max_geometry, return_indices=True)
+        expected, winners = F.max_pool2d(input, *case.max_geometry, return_indices=True)
+        # torch's winner of a window with nothing inside is not inside either.
+        assert torch.equal(output, expected), case
+        assert torch.equal(indices, torch.where(expected.isinf(), -1, winners)), case
+        if not expected.isinf().any():
+            delta = integers(size, torch.float64, seed + 1)
+            assert all(
+                map(
+                    torch.equal,
+                    max_results(f.max_pool2d, case, input, delta),
+                    max_results(F.max_pool2d, case, input, delta),
+                )
+            ), case
+        average = average_case(case)
+        try:
+            delta = integers(average.output_size, torch.float64, seed + 2) * 144  # (1 2 3 4)^2
+        except RuntimeError:
+            continue
+        ours, theirs = (
+            average_results(pool, average, input, delta, **options)
+            for pool in (f.avg_pool2d, F.avg_pool2d)
         )
-    assert taken > 100
+        assert torch.equal(ours[1], theirs[1]), (average, options)
+        torch.testing.assert_close(ours[0], theirs[0], rtol=1e-15, atol=0)
+    assert 50 < refused < 750
 
 
-def test_a_window_with_nothing_inside() -> None:
-    """Dilated over a small input: -inf, no position, no gradient."""
-    input = torch.ones(1, 1, 2, 2, requires_grad=True)
-    output, index = bp.functional.max_pool2d(input, 2, 1, 1, 3, return_indices=True)
-    assert output.shape == (1, 1, 1, 1) and output.item() == -math.inf and index.item() == -1
-    (grad,) = torch.autograd.grad(output, input, torch.ones_like(output))
-    assert torch.equal(grad, torch.zeros_like(input))
+def test_windows_with_nothing_inside() -> None:
+    """A dilation can step over a small input, and torch's gradient then write beyond its memory."""
+    input = torch.ones(1, 2, 1, 3, dtype=torch.float64, requires_grad=True)
+    for layout in ("contiguous", "channels_last"):
+        output, indices = f.max_pool2d(
+            in_layout(input, layout), (2, 1), 1, (1, 0), (2, 1), return_indices=True
+        )
+        assert torch.equal(output, torch.full((1, 2, 1, 3), -float("inf"), dtype=torch.float64))
+        assert torch.equal(indices, torch.full((1, 2, 1, 3), -1))
+        (grad,) = torch.autograd.grad(output.clamp(min=0).sum(), input)
+        assert not grad.any()
 
 
-DERIVATIVES = ["overlapping", "dilation_and_padding", "ceil_and_padding"]
+@pytest.mark.parametrize("case", parameters([small("overlapping"), small("ceil"), small("spp")]))
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_memory_format_is_torchs(case: Case, layout: str) -> None:
+    input = in_layout(normal(case.size, torch.float32, seed=1), layout)
+    for delta_layout in ("contiguous", "channels_last"):
+        delta = in_layout(normal(case.output_size, torch.float32, seed=2), delta_layout)
+        for ours, theirs in (
+            (max_results(f.max_pool2d, case, input, delta),
+             max_results(F.max_pool2d, case, input, delta)),
+            (average_results(f.avg_pool2d, case, input, delta),
+             average_results(F.avg_pool2d, case, input, delta)),
+        ):  # fmt: skip
+            for a, b in zip(ours, theirs, strict=True):
+                sizes = zip(a.shape, a.stride(), b.stride(), strict=True)
+                assert all(n == 1 or s == t for n, s, t in sizes)
 
 
-@pytest.mark.parametrize("name", DERIVATIVES)
-@pytest.mark.parametrize("kind", ["max", "average"])
-def test_derivatives_of_every_order_and_mode(name: str, kind: str) -> None:
-    pool = BY_NAME[name]
-    input = distinct((1, 2, *pool.size[2:])).requires_grad_()
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("case", parameters(RAGGED))
+def test_same_bits_at_any_thread_count_and_in_any_batch(case: Case, layout: str) -> None:
+    input = in_layout(normal(case.size, torch.bfloat16, seed=1), layout)
+    delta = in_layout(normal(case.output_size, torch.bfloat16, seed=2), layout)
+    average = average_case(case)
+    average_delta = in_layout(normal(average.output_size, torch.bfloat16, seed=3), layout)
 
-    def pooled(a: Tensor) -> Tensor:
-        if kind == "max":
-            return bp.functional.max_pool2d(a, *pool.maximum)
-        return bp.functional.avg_pool2d(a, *pool.average, count_include_pad=False)
-
-    checks = {"check_forward_ad": True, "check_batched_grad": True}
-    assert gradcheck(pooled, input, **checks, check_batched_forward_grad=True)
-    assert gradgradcheck(pooled, input, check_fwd_over_rev=True)
-
-    def loss(a: Tensor) -> Tensor:
-        return pooled(a).pow(3).sum()
-
-    hessian = torch.func.hessian(loss)(input.detach())
-    expected = torch.autograd.functional.hessian(loss, input)
-    torch.testing.assert_close(hessian, expected)
-
-
-def operators(pool: Pool, layout: str) -> list[tuple[Any, tuple[Any, ...]]]:
-    input = in_layout(distinct(pool.size, torch.float32), layout).requires_grad_()
-    output, offset = ops.max_pool2d(input.detach(), *pool.maximum)
-    delta = output.clone().requires_grad_()
-    average = (*pool.average, True, None)
-    calls: list[tuple[Any, tuple[Any, ...]]] = [
-        (ops.max_pool2d, (input, *pool.maximum)),
-        (ops.max_pool2d_input_grad, (pool.size, delta, offset, *pool.maximum)),
-        (ops.max_pool2d_gather, (input, offset, *pool.maximum)),
-    ]
-    if pool.dilation == (1, 1):
-        calls += [
-            (ops.avg_pool2d, (input, *average)),
-            (ops.avg_pool2d_input_grad, (pool.size, delta, *average)),
+    def results(b: int | None = None) -> list[Tensor]:
+        samples = slice(None) if b is None else slice(b, b + 1)
+        return [
+            *max_results(f.max_pool2d, case, input[samples], delta[samples]),
+            *average_results(f.avg_pool2d, average, input[samples], average_delta[samples]),
         ]
-    return calls
 
-
-@pytest.mark.parametrize("name", ["overlapping", "dilation", "ceil", "large_window"])
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-def test_opcheck(name: str, layout: str) -> None:
-    for operator, arguments in operators(BY_NAME[name], layout):
-        torch.library.opcheck(operator.default, arguments)
-
-
-@pytest.mark.parametrize("pool", pools([BY_NAME["overlapping"], BY_NAME["many_channels"]]))
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-def test_same_bits_at_any_thread_count(pool: Pool, layout: str) -> None:
-    threads, results = torch.get_num_threads(), []
+    threads = torch.get_num_threads()
     try:
-        for count in (1, 2, 3, 7):
+        torch.set_num_threads(1)
+        expected = results()
+        for count in (2, 3, 7):
             torch.set_num_threads(count)
-            with torch.no_grad():
-                results.append([operator(*a) for operator, a in operators(pool, layout)])
+            assert all(map(torch.equal, results(), expected))
     finally:
         torch.set_num_threads(threads)
-    for other in results[1:]:
-        for a, b in zip(other, results[0], strict=True):
-            pairs = zip(a, b, strict=True) if isinstance(a, tuple) else [(a, b)]
-            assert all(torch.equal(x, y) for x, y in pairs)
+    last = case.size[0] - 1
+    assert all(torch.equal(a, b[last:]) for a, b in zip(results(last), expected, strict=True))
 
 
-@pytest.mark.parametrize("function", ["max_pool2d", "avg_pool2d"])
-def test_vmap_compile_and_unbatched(function: str) -> None:
-    ours, theirs = getattr(bp.functional, function), getattr(F, function)
-    input = distinct((3, 2, 4, 7, 8))
-    for dim in (0, 1, 2):
-        pooled = [torch.vmap(lambda a, f=f: f(a, 3, 2, 1), dim)(input) for f in (ours, theirs)]
-        torch.testing.assert_close(*pooled)
-        gradients = [
-            torch.vmap(torch.func.grad(lambda a, f=f: f(a, 3, 2, 1).pow(2).sum()), dim)(input)
-            for f in (ours, theirs)
+@pytest.mark.parametrize("case", parameters(SMALL + RAGGED))
+def test_every_element_is_written(case: Case) -> None:
+    """Deterministic mode fills fresh memory with NaN: none may be left."""
+    torch.use_deterministic_algorithms(True)
+    try:
+        input = normal(case.size, torch.float32, seed=1)
+        results = max_results(f.max_pool2d, case, input, torch.ones(case.output_size))
+        case = average_case(case)
+        results += average_results(f.avg_pool2d, case, input, torch.ones(case.output_size))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert not any(result.isnan().any() for result in results)
+
+
+def test_unbatched() -> None:
+    input, delta = normal((3, 7, 6), torch.float32, 1), normal((3, 4, 3), torch.float32, 2)
+    for layout in ("contiguous", "channels_last"):
+        a = in_layout(input[None], layout)[0].requires_grad_()
+        for ours, theirs in ((f.max_pool2d, F.max_pool2d), (f.avg_pool2d, F.avg_pool2d)):
+            results = []
+            for pool in (ours, theirs):
+                output = pool(a, (2, 3), 2, (1, 1))
+                results.append([output, *torch.autograd.grad(output, a, delta)])
+            for x, y in zip(*results, strict=True):
+                torch.testing.assert_close(x, y)
+    ours = f.max_pool2d(input, 2, return_indices=True)
+    assert all(map(torch.equal, ours, F.max_pool2d(input, 2, return_indices=True)))
+
+
+def test_arguments_as_torch_takes_them() -> None:
+    input = normal((2, 3, 9, 8), torch.float32, seed=1)
+    for arguments in (
+        (2,), ((2, 3),), ([3],), (3, 2), (3, None, 1), (3, [], 1), (3, (2,), (1, 0)),
+        (torch.Size([3, 2]), 1),
+    ):  # fmt: skip
+        assert torch.equal(f.max_pool2d(input, *arguments), F.max_pool2d(input, *arguments))
+        torch.testing.assert_close(f.avg_pool2d(input, *arguments), F.avg_pool2d(input, *arguments))
+    assert torch.equal(f.max_pool2d(input, np.int64(2)), F.max_pool2d(input, 2))
+
+
+def test_indices_feed_max_unpool() -> None:
+    input = distinct((2, 3, 8, 6))
+    output, indices = f.max_pool2d(input, 2, return_indices=True)
+    restored = F.max_unpool2d(output, indices, 2)
+    assert torch.equal(restored[restored != 0].sort()[0], output.flatten().sort()[0])
+
+
+def test_index_arithmetic_beyond_32_bits() -> None:
+    """Channels 2^30 elements apart, in memory that is reserved and never touched."""
+    distance, size = 2**30, (1, 4, 5, 6)
+    room = torch.empty(3 * distance + 30, dtype=torch.bfloat16)
+    far = room.as_strided(size, (0, distance, 6, 1))
+    near = integers(size, torch.bfloat16, seed=1)
+    far.copy_(near)
+    for algorithm in ("auto", "plain"):
+        with bp.backends.cpu.flags(conv_algorithm=algorithm):
+            for pool in (f.max_pool2d, f.avg_pool2d):
+                assert torch.equal(pool(far, 3, 1, 1), pool(near, 3, 1, 1))
+
+
+def test_only_the_offsets_are_kept() -> None:
+    """One byte an output for the largest, nothing for the average; not the input."""
+    input = normal((2, 4, 8, 8), torch.float32, seed=1).requires_grad_()
+    kept: list[tuple[torch.dtype, torch.Size]] = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept.append((tensor.dtype, tensor.shape))
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        output = f.max_pool2d(input, 2)
+        assert output.grad_fn.name() == "MaxPool2dBackward"
+        assert kept == [(torch.uint8, torch.Size([2, 4, 4, 4]))]
+        f.max_pool2d(input, (16, 16), padding=8)
+        assert kept.pop()[0] == torch.int32
+        kept.clear()
+        assert f.avg_pool2d(input, 2).grad_fn.name() == "AvgPool2dBackward"
+        assert kept == []
+    assert not f.max_pool2d(input, 2, return_indices=True)[1].requires_grad
+
+
+def test_offsets_of_another_pooling_reach_no_foreign_memory() -> None:
+    """The operators may be called with any offsets: what is none of the window's counts nothing."""
+    size, geometry = (1, 5, 6, 7), ((3, 2), (2, 2), (1, 1), (2, 1), False)
+    output_size = ops.max_pool2d(torch.ones(size), *geometry)[0].shape
+    for offset in (*range(0, 9), 100, 254, 255):
+        for layout in ("contiguous", "channels_last"):
+            delta = in_layout(torch.ones(output_size), layout)
+            offsets = torch.full(output_size, offset, dtype=torch.uint8)
+            results = []
+            for algorithm in ("auto", "plain"):
+                with bp.backends.cpu.flags(conv_algorithm=algorithm):
+                    grad = ops.max_pool2d_input_grad(size, delta, offsets, *geometry)
+                    results.append(grad)
+            gathered = ops.max_pool2d_gather(torch.ones(size), offsets, *geometry)
+            assert torch.equal(*results)
+            assert grad.sum() == gathered.sum()
+            assert bool(grad.any()) == (offset < 6)
+
+
+# --- derivatives ----------------------------------------------------------------------------
+
+GRADIENT_CASES = [
+    Case(name=case.name, size=(1, 2, min(case.size[2], 6), min(case.size[3], 6)),
+         kernel=case.kernel, stride=case.stride, padding=case.padding, dilation=case.dilation,
+         ceil=case.ceil)
+    for case in SMALL
+    if case.name not in ("batch_0", "gaps", "dilation_and_everything")
+]  # fmt: skip
+
+
+def operators(case: Case) -> dict[str, tuple[Callable[..., Tensor], Tensor]]:
+    """Each operator as a function of the tensor it is differentiable in."""
+    input = distinct(case.size).requires_grad_()
+    offset = ops.max_pool2d(input, *case.max_geometry)[1]
+    delta = normal(tuple(offset.shape), torch.float64, 2).requires_grad_()
+    average = (*case.average_geometry, False, None)
+    shares = normal(average_case(case).output_size, torch.float64, 3).requires_grad_()
+    return {
+        "max_pool2d": (lambda a: ops.max_pool2d(a, *case.max_geometry)[0], input),
+        "max_pool2d_input_grad": (
+            lambda d: ops.max_pool2d_input_grad(case.size, d, offset, *case.max_geometry), delta
+        ),
+        "max_pool2d_gather": (
+            lambda a: ops.max_pool2d_gather(a, offset, *case.max_geometry), input
+        ),
+        "avg_pool2d": (lambda a: ops.avg_pool2d(a, *average), input),
+        "avg_pool2d_input_grad": (
+            lambda d: ops.avg_pool2d_input_grad(case.size, d, *average), shares
+        ),
+    }  # fmt: skip
+
+
+OPERATORS = list(operators(small("slides")))
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+@pytest.mark.parametrize("case", parameters(GRADIENT_CASES))
+def test_gradcheck(case: Case, operator: str) -> None:
+    """First and second derivatives, backward and forward mode, of every operator."""
+    function, tensor = operators(case)[operator]
+    assert gradcheck(
+        function, (tensor,), check_forward_ad=True, check_batched_grad=True,
+        check_batched_forward_grad=True,
+    )  # fmt: skip
+    assert gradgradcheck(function, (tensor,), check_fwd_over_rev=True, fast_mode=True)
+
+
+@pytest.mark.parametrize("kind", ["max", "avg"])
+@pytest.mark.parametrize(
+    "name", ["grad", "vjp", "jvp", "jacrev", "jacfwd", "hessian", "per_sample"]
+)
+def test_torch_func(name: str, kind: str) -> None:
+    """Derivatives at every level of torch.func: none may come out zero."""
+    from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
+
+    a = distinct((2, 2, 5, 4)) / 40
+
+    def transformed(module: Any) -> Tensor:
+        pool = getattr(module, f"{kind}_pool2d")
+
+        def loss(a: Tensor) -> Tensor:
+            return (pool(a, 3, (1, 2), 1) ** 3).sum()
+
+        return {
+            "grad": lambda: grad(loss)(a),
+            "vjp": lambda: vjp(loss, a)[1](torch.ones((), dtype=a.dtype))[0],
+            "jvp": lambda: jvp(grad(loss), (a,), (a + 1,))[1],
+            "jacrev": lambda: jacrev(lambda a: pool(a, 2, 1))(a),
+            "jacfwd": lambda: jacfwd(lambda a: pool(a, 2, 1))(a),
+            "hessian": lambda: hessian(loss)(a),
+            "per_sample": lambda: vmap(grad(loss))(a),
+        }[name]()
+
+    expected = transformed(F)
+    torch.testing.assert_close(transformed(f), expected)
+    assert expected.any()
+
+
+@pytest.mark.filterwarnings("error:There is a performance drop")
+@pytest.mark.parametrize("in_dims", [(0, None), (2, 1), (None, 0)], ids=str)
+def test_vmap(in_dims: tuple[int | None, int | None]) -> None:
+    """Every operator, over an activation and over offsets, against a loop."""
+    case, indices = small("dilation_and_everything"), 3
+    every = distinct((indices, *case.size))
+    offsets = ops.max_pool2d(every.flatten(0, 1), *case.max_geometry)[1].unflatten(0, (indices, -1))
+    deltas = integers(tuple(offsets.shape), torch.float64, seed=2)
+    average = (*case.average_geometry, True, None)
+    shares = integers((indices, *average_case(case).output_size), torch.float64, seed=3)
+
+    def check(function: Callable[..., Any], *tensors: Tensor) -> None:
+        dims = in_dims[: len(tensors)]
+        if all(dim is None for dim in dims):
+            return
+        placed = [t[0] if d is None else t.movedim(0, d) for t, d in zip(tensors, dims)]  # noqa: B905
+        loop = [
+            function(*(t if d is None else t.select(d, i) for t, d in zip(placed, dims)))  # noqa: B905
+            for i in range(indices)
         ]
-        torch.testing.assert_close(*gradients)
-    assert torch.equal(ours(input[0, 0], 2), theirs(input[0, 0], 2))
-    compiled = torch.compile(lambda a: ours(a, 3, 2, 1), backend="aot_eager", fullgraph=True)
-    results = [
-        with_gradient(f, input[0], torch.ones_like) for f in (compiled, lambda a: ours(a, 3, 2, 1))
-    ]
-    for a, b in zip(*results, strict=True):
-        assert torch.equal(a, b)
+        assert torch.equal(torch.vmap(function, in_dims=dims)(*placed), torch.stack(loop))
+
+    g = case.max_geometry
+    check(lambda a: ops.max_pool2d(a, *g)[0], every)
+    check(lambda a: f.max_pool2d(a, *g, return_indices=True)[1], every)
+    check(lambda d, o: ops.max_pool2d_input_grad(case.size, d, o, *g), deltas, offsets)
+    check(lambda a, o: ops.max_pool2d_gather(a, o, *g), every, offsets)
+    check(lambda a: ops.avg_pool2d(a, *average), every)
+    check(lambda d: ops.avg_pool2d_input_grad(case.size, d, *average), shares)
 
 
-def test_max_keeps_one_byte_an_output() -> None:
-    kept = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
-        output = bp.functional.max_pool2d(torch.randn(2, 3, 8, 8, requires_grad=True), 2)
-        bp.functional.avg_pool2d(output, 2)
-    assert [(t.dtype, t.shape) for t in kept] == [(torch.uint8, output.shape)]
+@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+def test_torch_compile(dynamic: bool) -> None:
+    """One graph, backward included."""
+    model = nn.Sequential(bp.MaxPoolBP2d(3, 2, 1, ceil_mode=True), bp.AvgPoolBP2d(2, 1))
+
+    def loss(a: Tensor) -> Tensor:
+        return model(a).tanh().sum()
+
+    compiled = torch.compile(loss, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    for batch in (2, 3):
+        a = normal((batch, 4, 9, 8), torch.float32, batch).requires_grad_()
+        (actual,) = torch.autograd.grad(compiled(a), a)
+        torch.testing.assert_close(actual, torch.autograd.grad(loss(a), a)[0])
 
 
-MODULES = {
-    "max": (bp.MaxPoolBP2d, nn.MaxPool2d, dict(kernel_size=3, stride=2, padding=1)),
-    "max_all": (bp.MaxPoolBP2d, nn.MaxPool2d,
-                dict(kernel_size=(2, 3), stride=(1, 2), padding=(1, 0), dilation=(2, 1),
-                     ceil_mode=True, return_indices=True)),
-    "average": (bp.AvgPoolBP2d, nn.AvgPool2d, dict(kernel_size=2)),
-    "average_all": (bp.AvgPoolBP2d, nn.AvgPool2d,
-                    dict(kernel_size=(3, 2), stride=(2, 1), padding=1, ceil_mode=True,
-                         count_include_pad=False, divisor_override=5)),
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("operator", OPERATORS)
+@pytest.mark.parametrize("name", ["ceil_and_padding", "dilation", "batch_0", "offsets_of_4_bytes"])
+def test_opcheck(name: str, operator: str, layout: str) -> None:
+    """torch's own check: schema, derivative registration, fake kernel and its strides, AOT."""
+    case = small(name)
+    input = in_layout(distinct(case.size, torch.float32), layout).requires_grad_()
+    offset = ops.max_pool2d(input, *case.max_geometry)[1]
+    delta = in_layout(normal(tuple(offset.shape), torch.float32, 2), layout).requires_grad_()
+    average = (*case.average_geometry, True, None)
+    shares = normal(average_case(case).output_size, torch.float32, 3).requires_grad_()
+    arguments = {
+        "max_pool2d": (input, *case.max_geometry),
+        "max_pool2d_input_grad": (case.size, delta, offset, *case.max_geometry),
+        "max_pool2d_gather": (input, offset, *case.max_geometry),
+        "avg_pool2d": (input, *average),
+        "avg_pool2d_input_grad": (case.size, shares, *average),
+    }[operator]
+    checked = torch.library.opcheck(getattr(ops, operator).default, arguments)
+    assert set(checked.values()) == {"SUCCESS"}
+
+
+# --- errors ---------------------------------------------------------------------------------
+
+
+def x(*size: int, **kwargs: Any) -> Tensor:
+    return torch.ones(size or (2, 3, 8, 8), **kwargs)
+
+
+# name: (arguments, keywords, exception, text): for both pools.
+BOTH: dict[str, tuple[tuple[Any, ...], dict[str, Any], type[Exception], str]] = {
+    "kernel_0": ((x(), 0, 1), {}, RuntimeError,
+        r"kernel size should be greater than zero, but got kernel_size=\[0, 0\]"),
+    "kernel_negative": ((x(), (2, -1), 1), {}, RuntimeError, r"kernel size .*\[2, -1\]"),
+    "kernel_3": ((x(), (3, 3, 3)), {}, RuntimeError,
+        r"pool2d: kernel_size must either be a single int, or a tuple of two ints"),
+    "kernel_none": ((x(), None), {}, TypeError, r"argument 'kernel_size' .* got None"),
+    "kernel_float": ((x(), 2.5), {}, TypeError, r"argument 'kernel_size' .* got 2.5"),
+    "kernel_text": ((x(), "2"), {}, TypeError, r"argument 'kernel_size' .* got '2'"),
+    "kernel_absurd": ((x(), 2**40, 1), {}, RuntimeError, r"kernel_size is too large"),
+    "kernel_beyond_input": ((x(), 9), {}, RuntimeError,
+        r"input size: \(3x8x8\). Calculated output size: \(3x0x0\). Output size is too small"),
+    "stride_0": ((x(), 2, 0), {}, RuntimeError, r"stride should not be zero, .*stride=\[0, 0\]"),
+    "stride_negative": ((x(), 2, (1, -1)), {}, RuntimeError, r"stride should be greater .*\[1, -1"),
+    "stride_3": ((x(), 2, (1, 1, 1)), {}, RuntimeError, r"pool2d: stride must either"),
+    "stride_float": ((x(), 2, 1.5), {}, TypeError, r"argument 'stride' .* got 1.5"),
+    "padding_negative": ((x(), 2, 1, -1), {}, RuntimeError,
+        r"pad must be non-negative, but got padding=\[-1, -1\]"),
+    "padding_beyond_half": ((x(), (2, 3), 1, (1, 2)), {}, RuntimeError,
+        r"pad should be at most half of effective kernel size, but got padding=\[1, 2\]"),
+    "padding_3": ((x(), 2, 1, (1, 1, 1)), {}, RuntimeError, r"pool2d: padding must either"),
+    "padding_text": ((x(), 3, 1, "same"), {}, TypeError, r"argument 'padding' .* got 'same'"),
+    "ceil_mode_text": ((x(), 2), {"ceil_mode": "no"}, TypeError,
+        r"argument 'ceil_mode' must be bool, not str"),
+    "no_channels": ((x(2, 0, 8, 8), 2), {}, RuntimeError,
+        r"tensor with optional 0 dim batch size for input, but got:\[2, 0, 8, 8\]"),
+    "no_rows": ((x(2, 3, 0, 8), 2), {}, RuntimeError, r"but got:\[2, 3, 0, 8\]"),
+    "input_2d": ((x(8, 8), 2), {}, (RuntimeError, IndexError), r"input of size: \[8, 8\]"),
+    "input_5d": ((x(1, 2, 3, 8, 8), 2), {}, RuntimeError, r"input of size: \[1, 2, 3, 8, 8\]"),
+    "integers": ((x(dtype=torch.bool), 2), {}, RuntimeError, r"not implemented for 'Bool'"),
+    "complex": ((x(dtype=torch.complex64), 2), {}, RuntimeError, r"for 'ComplexFloat'"),
+    "numpy": ((np.ones((2, 3, 8, 8)), 2), {}, TypeError, r"argument 'input' must be Tensor"),
+    "sparse": ((x().to_sparse(), 2), {}, RuntimeError, r"argument 'input' to be a dense tensor"),
+}  # fmt: skip
+MAX: dict[str, Any] = {
+    "dilation_0": ((x(), 2, 1, 0, 0), {}, RuntimeError,
+        r"dilation should be greater than zero, but got dilation=\[0, 0\]"),
+    "dilation_3": ((x(), 2, 1, 0, (1, 1, 1)), {}, RuntimeError, r"max_pool2d: dilation must"),
+    "dilation_float": ((x(), 2, 1, 0, 1.5), {}, TypeError, r"argument 'dilation' .* got 1.5"),
+    "dilated_kernel_beyond_input": ((x(), 2, 1, 0, 8), {}, RuntimeError, r"dilation=\[8, 8\]"),
+    "padding_beyond_half_undilated": ((x(), 2, 1, 2, 3), {}, RuntimeError,
+        r"pad should be smaller than or equal to half of kernel size"),
+}  # fmt: skip
+AVERAGE: dict[str, Any] = {
+    "divisor_0": ((x(), 2), {"divisor_override": 0}, RuntimeError, r"divisor must be not zero"),
+    "divisor_float": ((x(), 2), {"divisor_override": 1.5}, TypeError,
+        r"argument 'divisor_override' .* got 1.5"),
+    "count_text": ((x(), 2), {"count_include_pad": "no"}, TypeError,
+        r"argument 'count_include_pad' must be bool, not str"),
+}  # fmt: skip
+ERRORS = {
+    **{f"max_{name}": ("max_pool2d", *row) for name, row in {**BOTH, **MAX}.items()},
+    **{f"avg_{name}": ("avg_pool2d", *row) for name, row in {**BOTH, **AVERAGE}.items()},
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_errors(name: str) -> None:
+    """torch's exception, and on fake tensors the same words."""
+    function, arguments, keywords, exception, text = ERRORS[name]
+    with pytest.raises(exception, match=text) as real:
+        getattr(f, function)(*arguments, **keywords)
+    with pytest.raises(exception):
+        getattr(F, function)(*arguments, **keywords)
+    input = arguments[0]
+    if exception is RuntimeError and input.layout == torch.strided:
+        with pytest.raises(exception) as fake:
+            getattr(f, function)(input.to("meta"), *arguments[1:], **keywords)
+        assert str(fake.value) == str(real.value)
+
+
+GEOMETRY = ((2, 2), (2, 2), (0, 0), (1, 1), False)
+AVERAGE_GEOMETRY = ((2, 2), (2, 2), (0, 0), False, True)
+
+
+def y(*size: int, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Tensor:
+    return torch.ones(size or (2, 3, 4, 4), dtype=dtype, device=device)
+
+
+OPERATOR_ERRORS: dict[str, tuple[Callable[[str], Any], str]] = {
+    "kernel_1": (lambda d: ops.max_pool2d(x(device=d), (2,), *GEOMETRY[1:]),
+        r"expected kernel_size to be a list of 2 values \(height, width\)"),
+    "input_3d": (lambda d: ops.avg_pool2d(x(3, 8, 8, device=d), *AVERAGE_GEOMETRY, None),
+        r"but got:\[3, 8, 8\]"),
+    "input_size_negative": (lambda d: ops.avg_pool2d_input_grad([2, 3, -8, 8], y(device=d),
+        *AVERAGE_GEOMETRY, None), r"but got:\[2, 3, -8, 8\]"),
+    "divisor_0": (lambda d: ops.avg_pool2d_input_grad([2, 3, 8, 8], y(device=d),
+        *AVERAGE_GEOMETRY, 0), r"divisor must be not zero, but got divisor_override=0"),
+    "delta_size": (lambda d: ops.avg_pool2d_input_grad([2, 3, 8, 8], y(2, 3, 4, 5, device=d),
+        *AVERAGE_GEOMETRY, None),
+        r"delta to have the size of the output, \[2, 3, 4, 4\], but got .*\[2, 3, 4, 5\]"),
+    "offset_size": (lambda d: ops.max_pool2d_input_grad([2, 3, 8, 8], y(device=d),
+        y(2, 3, 4, 5, dtype=torch.uint8, device=d), *GEOMETRY), r"offset to have the size"),
+    "offset_dtype": (lambda d: ops.max_pool2d_gather(x(device=d),
+        y(dtype=torch.int32, device=d), *GEOMETRY),
+        r"Expected offset of type Byte for kernel_size=\[2, 2\], but got Int"),
+    "memory_format": (lambda d: ops.avg_pool2d_input_grad([2, 3, 8, 8], y(device=d),
+        *AVERAGE_GEOMETRY, None, memory_format=torch.preserve_format),
+        r"memory_format to be torch.contiguous_format or torch.channels_last"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OPERATOR_ERRORS)
+def test_operator_errors(name: str) -> None:
+    call, text = OPERATOR_ERRORS[name]
+    messages = []
+    for device in ("cpu", "meta"):
+        with pytest.raises(RuntimeError, match=text) as raised:
+            call(device)
+        messages.append(str(raised.value))
+    assert messages[0] == messages[1]
+
+
+def test_a_window_of_more_positions_than_offsets_can_say() -> None:
+    """Where torch computes for a minute."""
+    for pool in (f.max_pool2d, f.avg_pool2d):
+        with pytest.raises(RuntimeError, match="kernel_size is too large: expected at most 2147"):
+            pool(x(), 2**30, 1, 2**29)
+
+
+def test_mixed_devices() -> None:
+    offset = y(dtype=torch.uint8, device="meta")
+    with pytest.raises(RuntimeError, match=r"Expected all tensors to be on the same device.*meta"):
+        ops.max_pool2d_gather(x(), offset, *GEOMETRY)
+
+
+CONSTRUCTOR: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
+    "kernel_0": ({"kernel_size": 0}, ValueError, r"kernel_size must be .*got 0"),
+    "kernel_float": ({"kernel_size": 2.5}, TypeError, r"kernel_size must be .*got 2.5"),
+    "kernel_3": ({"kernel_size": (2, 2, 2)}, ValueError, r"kernel_size must be .*got \(2, 2, 2\)"),
+    "stride_0": ({"stride": 0}, ValueError, r"stride must be .*got 0"),
+    "padding_negative": ({"padding": -1}, ValueError, r"padding must be .*got -1"),
+    "padding_beyond_half": ({"padding": 2}, ValueError, r"padding must be at most half .*got pad"),
+    "dilation_0": ({"dilation": 0}, ValueError, r"dilation must be .*got 0"),
+    "divisor_0": ({"divisor_override": 0}, ValueError, r"divisor_override must be not zero"),
+    "divisor_float": ({"divisor_override": 2.0}, TypeError, r"divisor_override must be an int"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CONSTRUCTOR)
+def test_constructor_errors(name: str) -> None:
+    changes, exception, text = CONSTRUCTOR[name]
+    classes = [bp.MaxPoolBP2d, bp.AvgPoolBP2d]
+    if "dilation" in changes:
+        classes.pop()
+    if "divisor_override" in changes:
+        classes.pop(0)
+    for cls in classes:
+        with pytest.raises(exception, match=text):
+            cls(**{"kernel_size": 3, **changes})
+
+
+# --- modules --------------------------------------------------------------------------------
+
+MODULES: dict[str, tuple[type[nn.Module], type[nn.Module], dict[str, Any]]] = {
+    "max": (nn.MaxPool2d, bp.MaxPoolBP2d, {"kernel_size": 2}),
+    "max_everything": (nn.MaxPool2d, bp.MaxPoolBP2d, dict(
+        kernel_size=(3, 2), stride=(1, 2), padding=(1, 0), dilation=(2, 1), return_indices=True,
+        ceil_mode=True)),
+    "avg": (nn.AvgPool2d, bp.AvgPoolBP2d, {"kernel_size": 2}),
+    "avg_everything": (nn.AvgPool2d, bp.AvgPoolBP2d, dict(
+        kernel_size=(3, 2), stride=(1, 2), padding=(1, 0), ceil_mode=True,
+        count_include_pad=False, divisor_override=5)),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", MODULES)
 def test_modules(name: str) -> None:
-    ours_class, theirs_class, arguments = MODULES[name]
-    ours, theirs = ours_class(**arguments), theirs_class(**arguments)
-    assert isinstance(ours, theirs_class)
-    assert repr(ours) == repr(theirs).replace("Pool2d", "PoolBP2d")
-    input = distinct((2, 3, 9, 10), torch.float32)
-    for module in (ours, copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))):
-        torch.testing.assert_close(module(input), theirs(input))
+    torchs, ours, arguments = MODULES[name]
+    theirs, layer = torchs(**arguments), ours(**arguments)
+    assert isinstance(layer, torchs)
+    assert repr(layer) == repr(theirs).replace(torchs.__name__, ours.__name__)
+    assert vars(theirs).keys() == vars(layer).keys()
+    assert not layer.state_dict()
+    input = distinct((2, 3, 9, 8), torch.float32)
+    expected = theirs(input)
+    for module in (layer, copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert type(module) is ours
+        torch.testing.assert_close(module(input), expected)
+    traced = torch.fx.symbolic_trace(nn.Sequential(layer))
+    torch.testing.assert_close(traced(input), expected)
+
+
+def test_export_keeps_the_operators() -> None:
+    model = nn.Sequential(bp.MaxPoolBP2d(2), bp.AvgPoolBP2d(2))
+    input = normal((2, 3, 8, 8), torch.float32, seed=1)
+    program = torch.export.export(model, (input,))
+    targets = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
+    assert "torch_convbp.max_pool2d.default" in targets
+    assert "torch_convbp.avg_pool2d.default" in targets
+    assert torch.equal(program.module()(input), model(input))
+
+
+def test_autocast_leaves_the_dtype_alone() -> None:
+    for dtype in (torch.float32, torch.float16):
+        input = normal((1, 2, 6, 6), dtype, 1).requires_grad_()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            for ours, theirs in ((f.max_pool2d, F.max_pool2d), (f.avg_pool2d, F.avg_pool2d)):
+                output = ours(input, 2)
+                assert output.dtype == theirs(input, 2).dtype == dtype
+                output.sum().backward()
+        assert input.grad.dtype == dtype
+
+
+def test_cuda_tensors_are_told_what_is_missing() -> None:
+    if bp.backends.cuda.is_available():
+        pytest.skip("the CUDA kernels are here")
+    keys = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
+    with pytest.raises(NotImplementedError, match=r"got a CUDA tensor, but .* _C_cuda is missing"):
+        ops.max_pool2d.default.redispatch(keys, x(), *GEOMETRY)
 
 
 def test_convert_and_revert() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.MaxPool2d(2), nn.AvgPool2d(2), nn.Flatten(),
                           nn.Linear(4, 5))  # fmt: skip
-    parameters = list(model.parameters())
+    parameters, kinds = list(model.parameters()), [type(m) for m in model]
     input = normal((1, 3, 7, 8), torch.float32, 1)
     expected = model(input)
-    kinds = [type(m) for m in model]
     bp.convert(model)
     assert [type(m) for m in model] == [bp.ConvBP2d, *kinds[1:]]
     bp.convert(model, pooling=True, dense=True)
@@ -348,68 +810,51 @@ def test_convert_and_revert() -> None:
         bp.ConvBP2d, bp.MaxPoolBP2d, bp.AvgPoolBP2d, nn.Flatten, bp.LinearBP,
     ]  # fmt: skip
     assert all(a is b for a, b in zip(model.parameters(), parameters, strict=True))
-    torch.testing.assert_close(model(input), expected)
-    torch.testing.assert_close(copy.deepcopy(model)(input), expected)
+    for converted in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        torch.testing.assert_close(converted(input), expected)
     bp.revert(model)
     assert [type(m) for m in model] == kinds
 
 
-BAD: dict[str, tuple[Any, type[Exception], str]] = {
-    "numpy": (lambda f: f(torch.ones(1, 1, 4, 4).numpy(), 2), TypeError, "'input' must be Tensor"),
-    "two_dimensions": (lambda f: f(torch.ones(4, 4), 2), RuntimeError, "Expected 3D .* or 4D"),
-    "integers": (lambda f: f(torch.ones(1, 1, 4, 4).int(), 2), RuntimeError,
-                 "not implemented for 'Int'"),
-    "sparse": (lambda f: f(torch.ones(1, 1, 4, 4).to_sparse(), 2), RuntimeError, "dense tensor"),
-    "kernel_0": (lambda f: f(torch.ones(1, 1, 4, 4), 0), RuntimeError,
-                 "kernel size should be greater than zero"),
-    "kernel_3": (lambda f: f(torch.ones(1, 1, 4, 4), (1, 2, 3)), RuntimeError, "kernel_size"),
-    "kernel_float": (lambda f: f(torch.ones(1, 1, 4, 4), 2.5), TypeError, "'kernel_size'"),
-    "stride_0": (lambda f: f(torch.ones(1, 1, 4, 4), 2, 0), RuntimeError,
-                 "stride should not be zero"),
-    "negative_padding": (lambda f: f(torch.ones(1, 1, 4, 4), 2, 1, -1), RuntimeError,
-                         "pad must be non-negative"),
-    "padding": (lambda f: f(torch.ones(1, 1, 4, 4), 2, 1, 2), RuntimeError,
-                "pad should be at most half of effective kernel size"),
-    "too_small": (lambda f: f(torch.ones(1, 1, 4, 4), 5), RuntimeError, "Output size is too small"),
-    "no_channels": (lambda f: f(torch.ones(1, 0, 4, 4), 2), RuntimeError, "optional 0 dim batch"),
-    "huge": (lambda f: f(torch.ones(1, 1, 4, 4), 2**40), RuntimeError, "kernel_size"),
-}  # fmt: skip
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_network_trains_on_it() -> None:
+    """GoogLeNet, 13 max pools of overlapping windows: float64 outputs and gradients of one step."""
+    torch.manual_seed(0)
+    model = torchvision.models.googlenet(num_classes=10, init_weights=False, aux_logits=False)
+    model = model.double().eval()
+    input = normal((1, 3, 64, 64), torch.float64, seed=1).requires_grad_()
+
+    def outputs_and_gradients() -> list[Tensor]:
+        output = model(input)
+        wanted = (input, *model.parameters())
+        return [output.detach(), *torch.autograd.grad(output.square().sum(), wanted)]
+
+    before = outputs_and_gradients()
+    pools = [m for m in model.modules() if isinstance(m, nn.MaxPool2d)]
+    bp.convert(model, pooling=True)
+    assert len(pools) == 13 and all(type(m) is bp.MaxPoolBP2d for m in pools)
+    for a, b in zip(before, outputs_and_gradients(), strict=True):
+        assert (a - b).abs().max() <= 1e-10 * a.abs().max()
+    bp.revert(model)
+    assert all(map(torch.equal, before, outputs_and_gradients()))
 
 
-@pytest.mark.parametrize("name", BAD)
-@pytest.mark.parametrize("function", ["max_pool2d", "avg_pool2d"])
-def test_bad_input(name: str, function: str) -> None:
-    call, error, message = BAD[name]
-    with pytest.raises(error, match=message) as raised:
-        call(getattr(bp.functional, function))
-    if name not in ("numpy", "integers", "sparse"):
-        with torch.device("meta"), pytest.raises(error) as on_meta:
-            call(getattr(bp.functional, function))
-        assert str(on_meta.value).splitlines()[0] == str(raised.value).splitlines()[0]
+CAPABILITY_SCRIPT = """
+import sys
+sys.path.insert(0, {folder!r})
+import torch, torch_convbp as bp
+from test_pooling import RAGGED, test_exactly_the_plain_loops
+assert bp.backends.cpu.capability() == "DEFAULT"
+for case in RAGGED:
+    for layout in ("contiguous", "channels_last"):
+        test_exactly_the_plain_loops(case, layout, torch.float32)
+"""
 
 
-def test_bad_arguments_of_single_functions() -> None:
-    four = torch.ones(1, 1, 4, 4)
-    with pytest.raises(RuntimeError, match="dilation should be greater than zero"):
-        bp.functional.max_pool2d(four, 2, dilation=0)
-    with pytest.raises(RuntimeError, match="divisor must be not zero"):
-        bp.functional.avg_pool2d(four, 2, divisor_override=0)
-    wrongs: list[tuple[dict[str, int], str]] = [
-        (dict(kernel_size=0), "kernel_size must be an int >= 1"),
-        (dict(kernel_size=2, stride=0), "stride must be an int >= 1"),
-        (dict(kernel_size=2, padding=-1), "padding must be an int >= 0"),
-    ]
-    for wrong, message in wrongs:
-        for layer in (bp.MaxPoolBP2d, bp.AvgPoolBP2d):
-            with pytest.raises(ValueError, match=message):
-                layer(**wrong)
-    with pytest.raises(ValueError, match="divisor_override must be not zero"):
-        bp.AvgPoolBP2d(2, divisor_override=0)
-    offset = torch.zeros(1, 1, 2, 2, dtype=torch.int64)
-    for device in ("cpu", "meta"):
-        with pytest.raises(RuntimeError, match=r"Expected offset of type Byte|Expected offset of"):
-            ops.max_pool2d_gather(four.to(device), offset.to(device), [2, 2], [2, 2], [0, 0],
-                                  [1, 1], False)  # fmt: skip
-        with pytest.raises(RuntimeError, match="Expected delta to have the size of the output"):
-            ops.avg_pool2d_input_grad([1, 1, 4, 4], four.to(device), [2, 2], [2, 2], [0, 0],
-                                      False, True, None)  # fmt: skip
+def test_without_the_processors_extras() -> None:
+    script = CAPABILITY_SCRIPT.format(folder=os.path.dirname(__file__))
+    environment = {**os.environ, "TORCH_CONVBP_CPU_CAPABILITY": "DEFAULT"}
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr

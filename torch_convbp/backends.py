@@ -21,11 +21,11 @@ class _CPU:
 
     @property
     def conv_algorithm(self) -> str:
-        """How convolutions are computed, in every thread of the process.
+        """How convolutions and poolings are computed, in every thread of the process.
 
         - "auto": the fastest algorithm for each problem;
         - "direct": the vectorised direct convolution;
-        - "plain": the loop nests of csrc/cpu/plain.h, for reading along; slow.
+        - "plain": the loop nests of csrc/cpu/plain.h and pool_plain.h, for reading along; slow.
 
         Raises:
             RuntimeError: when set to anything else.
