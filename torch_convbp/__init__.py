@@ -5,9 +5,13 @@ import torch_convbp as bp
 bp.ConvBP2d(3, 64, 3, padding=1)      # a torch.nn.Conv2d with an open backward pass
 bp.convert(model)                     # every nn.Conv2d of a model becomes one
 bp.functional.conv2d(input, weight)   # and the three operators themselves
+bp.record_error_signals(model)        # what passes each layer in a backward pass
 """
 
 from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from torch_convbp import backends, functional, lecture
 from torch_convbp.convert import convert, revert
@@ -15,6 +19,16 @@ from torch_convbp.modules import AvgPoolBP2d, ConvBP2d, LinearBP, MaxPoolBP2d
 from torch_convbp.recording import record_error_signals
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from torch_convbp import lightning  # noqa: F401
+
+
+def __getattr__(name: str) -> Any:
+    if name == "lightning":  # on demand: Lightning is optional, and slow to import
+        return importlib.import_module("torch_convbp.lightning")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 __all__ = [
     "AvgPoolBP2d",

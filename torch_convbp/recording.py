@@ -206,6 +206,20 @@ class ErrorSignals(Mapping[str, Sequence[Record]]):
         """Layers that ran inside torch.compile or a torch.func transform, and were not recorded."""
         return [name for name in self.names() if name in self._traced]
 
+    def complaint(self) -> str | None:
+        """What was not recorded, though a user may well expect it; None where all is well."""
+        if traced := self.traced():
+            return (
+                "these layers ran inside torch.compile or a transform of torch.func, where error "
+                "signals cannot be recorded: " + ", ".join(map(shown, traced))
+            )
+        if not any(self._counts.values()):
+            return (
+                "nothing was recorded. Both the forward and the backward pass must be inside the "
+                "block, and not inside a model that torch.compile has compiled"
+            )
+        return None
+
     def __getitem__(self, name: str) -> Sequence[Record]:
         with self._lock:
             return tuple(self._records[name])
@@ -224,7 +238,7 @@ class ErrorSignals(Mapping[str, Sequence[Record]]):
 
     def __repr__(self) -> str:
         """A table of each layer's newest record."""
-        width = max(len("layer"), *(len(_shown(name)) for name in self._records))
+        width = max(len("layer"), *(len(shown(name)) for name in self._records))
         columns = ("records", "delta rms", "zeros", *(f"{what} rms" for what in WHAT[1:]))
         lines = [f"{'layer':<{width}}  " + "  ".join(columns)]
         for name, records in self.items():
@@ -236,7 +250,7 @@ class ErrorSignals(Mapping[str, Sequence[Record]]):
             line = "  ".join(
                 f"{cell:>{len(column)}}" for cell, column in zip(cells, columns, strict=False)
             )
-            lines.append(f"{_shown(name):<{width}}  {line}".rstrip())
+            lines.append(f"{shown(name):<{width}}  {line}".rstrip())
         return "\n".join(lines)
 
     def _take(self, layer: nn.Module, gradients: Mapping[str, Tensor | None]) -> None:
@@ -255,7 +269,8 @@ class ErrorSignals(Mapping[str, Sequence[Record]]):
             self._counts[name] += 1
 
 
-def _shown(name: str) -> str:
+def shown(name: str) -> str:
+    """A layer's name to print."""
     return name or "(the model itself)"
 
 
@@ -395,16 +410,5 @@ def record_error_signals(
     signals = ErrorSignals(model, keep, limit, what)
     with _on(signals):
         yield signals
-    if traced := signals.traced():
-        warnings.warn(
-            "record_error_signals: these layers ran inside torch.compile or a transform of "
-            "torch.func, where error signals cannot be recorded: "
-            + ", ".join(_shown(name) for name in traced),
-            stacklevel=3,
-        )
-    elif not any(signals._counts.values()):
-        warnings.warn(
-            "record_error_signals: nothing was recorded. Both the forward and the backward pass "
-            "must be inside the block, and not inside a model that torch.compile has compiled",
-            stacklevel=3,
-        )
+    if complaint := signals.complaint():
+        warnings.warn(f"record_error_signals: {complaint}", stacklevel=3)

@@ -1,0 +1,95 @@
+"""The picture of docs/error-signals.md: one deep network with sigmoids and with ReLUs.
+
+python -m experiments.error_signals [picture.png]
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from itertools import chain, pairwise
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.callbacks import Callback
+from matplotlib.figure import Figure
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import torch_convbp as bp
+from experiments.training import quieten
+
+DEPTH, CHANNELS, STEPS = 14, 16, 150
+
+
+class Deep(L.LightningModule):
+    """Convolutions one after the other, and nothing that would help the signal through."""
+
+    def __init__(self, activation: str) -> None:
+        super().__init__()
+        channels = [1, *[CHANNELS] * DEPTH]
+        self.features = nn.Sequential(
+            *(bp.ConvBP2d(k, o, 3, padding=1, activation=activation) for k, o in pairwise(channels))
+        )
+        self.classifier = bp.LinearBP(CHANNELS, 10)
+        for layer in self.features.children():
+            assert isinstance(layer, bp.ConvBP2d) and layer.bias is not None
+            if activation == "relu":
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            else:
+                nn.init.xavier_normal_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.classifier(self.features(images).mean((2, 3)))
+
+    def training_step(self, batch: list[Tensor], _: int) -> Tensor:
+        images, digits = batch
+        return F.cross_entropy(self(images), digits)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.01, momentum=0.9)
+
+
+def train(activation: str) -> bp.lightning.ErrorSignalMonitor:
+    L.seed_everything(1, verbose=False)
+    images, digits = load_digits(return_X_y=True)
+    data = TensorDataset(
+        torch.tensor(images, dtype=torch.float32).view(-1, 1, 8, 8) / 8 - 1, torch.tensor(digits)
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        monitor = bp.lightning.ErrorSignalMonitor(folder=folder)
+        callbacks: list[Callback] = [monitor]
+        L.Trainer(
+            accelerator="cpu",
+            max_steps=STEPS,
+            callbacks=callbacks,
+            logger=False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            enable_progress_bar=False,
+        ).fit(Deep(activation), DataLoader(data, batch_size=64, shuffle=True, drop_last=True))
+    return monitor
+
+
+def main(path: str = "docs/images/error-signals.png") -> None:
+    quieten()
+    monitors = {activation: train(activation) for activation in ("sigmoid", "relu")}
+    found = [
+        rms
+        for column in chain(*(m.histories["delta"].columns for m in monitors.values()))
+        for rms in column.values()
+    ]
+    limits = min(found), max(found)
+    figure = Figure(figsize=(10, 3.6), dpi=110, layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
+    for ax, (activation, monitor) in zip(axes, monitors.items(), strict=True):
+        monitor.draw(ax, limits=limits)
+        ax.set_title(f"{activation}: {ax.get_title(loc='left')}", loc="left", fontsize=10)
+    figure.savefig(path)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
