@@ -77,20 +77,21 @@ class Statistics(NamedTuple):
         size = tensor.numel()
         if size == 0:
             return Statistics(0.0, math.nan, math.nan, math.nan, math.nan, 0)
-        with torch.no_grad(), torch.autocast(tensor.device.type, enabled=False):
+        with torch.no_grad():
             values = _in_memory_order(tensor.detach())
             if values.dtype not in (torch.float32, torch.float64):
                 values = values.float()
-            low, high = torch.stack(values.aminmax()).tolist()
+            low, high = (bound.item() for bound in values.aminmax())
             max_abs = max(abs(low), abs(high)) if low == low else math.nan
-            zeros = size - torch.count_nonzero(values).item()
+            # As numbers, since torch counts truth values, and what is not zero, much more slowly.
+            zeros = torch.eq(values, 0, out=torch.empty_like(values)).mean().item()
             if math.isfinite(max_abs):
                 norm, mean = _norm_and_mean(values, max_abs)
                 finite = size
             else:
                 norm, mean = max_abs, values.mean().item()
                 finite = int(torch.isfinite(values).sum())
-        return Statistics(norm, mean, max_abs, zeros / size, finite / size, size)
+        return Statistics(norm, mean, max_abs, zeros, finite / size, size)
 
     @staticmethod
     def of_all(parts: Iterable[Statistics]) -> Statistics:
@@ -125,12 +126,13 @@ def _norm_and_mean(values: Tensor, max_abs: float) -> tuple[float, float]:
     if not 1e-15 < max_abs < 1e12:  # their squares, or a sum of them, would leave float32
         scale = max(max_abs, torch.finfo(values.dtype).tiny)
         values = values / scale
+    mean = values.mean().item() * scale
     # torch sums the squares of a whole tensor one after the other, and loses digits on the way.
-    whole = values.numel() // ROW * ROW
-    rows = torch.linalg.vector_norm(values[:whole].view(-1, ROW), dim=1)
-    rest = torch.linalg.vector_norm(values[whole:])
-    norm = math.hypot(torch.linalg.vector_norm(rows).item(), rest.item())
-    return norm * scale, values.mean().item() * scale
+    norm = 0.0
+    if whole := values.numel() // ROW * ROW:
+        rows = torch.linalg.vector_norm(values[:whole].view(-1, ROW), dim=1)
+        norm, values = torch.linalg.vector_norm(rows).item(), values[whole:]
+    return math.hypot(norm, torch.linalg.vector_norm(values).item()) * scale, mean
 
 
 # What is kept of one gradient: None where there is none, or it was not asked for.
