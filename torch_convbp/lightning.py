@@ -238,6 +238,7 @@ class ErrorSignalMonitor(Callback):
         import numpy as np
         from matplotlib.colors import ListedColormap, Normalize
         from matplotlib.patches import Patch
+        from matplotlib.ticker import MaxNLocator
 
         what = self.what[0] if what is None else what
         history, names = self.histories[what], self.names()
@@ -279,10 +280,14 @@ class ErrorSignalMonitor(Callback):
         axes.set_ylim(len(names) - 0.5, -0.5)
         axes.set_xlabel("step")
         axes.set_title(f"rms of the {TITLES[what]}", loc="left", fontsize=10)
-        bar = axes.figure.colorbar(colours, ax=axes, pad=0.01, format=_power_of_ten)
+        bar = axes.figure.colorbar(
+            colours, ax=axes, pad=0.01, format=_power_of_ten, ticks=MaxNLocator(integer=True)
+        )
         bar.ax.tick_params(labelsize=7)
 
     def _draw_curves(self, axes: Axes, what: str) -> None:
+        from matplotlib.ticker import MaxNLocator
+
         history, names = self.histories[what], self.names()
         chosen = {"first": names[0], "middle": names[len(names) // 2], "last": names[-1]}
         for (place, name), colour in zip(
@@ -296,6 +301,7 @@ class ErrorSignalMonitor(Callback):
             axes.plot(
                 history.edges()[:-1], values, color=colour, lw=1.2, label=label, marker=marker
             )
+        axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.yaxis.set_major_formatter(_power_of_ten)
         axes.tick_params(labelsize=7)
         axes.set_xlabel("step")
