@@ -1,5 +1,5 @@
-"""``convert(model)`` turns a model's nn.Conv2d layers into ConvBP2d, ``revert(model)`` back; pools
-and dense layers on request.
+"""``convert(model)`` turns a model's nn.Conv2d layers into ConvBP2d, ``revert(model)`` back; pools,
+dense layers and activations on request.
 
 A ConvBP2d holds exactly what an nn.Conv2d holds and differs in what it computes with, so a layer
 is converted by giving the object its other class. It stays the same object with the same
@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from torch import nn
 from torch.nn.utils import parametrize
 
-from torch_convbp import shapes
+from torch_convbp import fusion, shapes
 from torch_convbp.modules import AvgPoolBP2d, ConvBP2d, LinearBP, MaxPoolBP2d
 
 __all__ = ["convert", "revert"]
@@ -101,7 +101,9 @@ DENSE: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: LinearBP}
 _REVERTED = {ours: theirs for theirs, ours in (POOLING | DENSE).items()}
 
 
-def convert(model: Model, *, pooling: bool = False, dense: bool = False) -> Model:
+def convert(
+    model: Model, *, pooling: bool = False, dense: bool = False, fuse_activations: bool = False
+) -> Model:
     """Turns every nn.Conv2d of ``model`` into a ConvBP2d, in place.
 
     Subclasses of nn.Conv2d that inherit its forward (parametrized layers among them) are
@@ -112,14 +114,26 @@ def convert(model: Model, *, pooling: bool = False, dense: bool = False) -> Mode
         model: any module; one that is an nn.Conv2d itself is converted as well.
         pooling: also turn nn.MaxPool2d and nn.AvgPool2d into MaxPoolBP2d and AvgPoolBP2d.
         dense: also turn nn.Linear into LinearBP. Subclasses of these three are left alone.
+        fuse_activations: also let each ConvBP2d compute the activation that alone follows it, a
+            module or a functional call, where torch.fx and the model's code show that nothing
+            else sees the convolution's output. bp.fusions(model) lists what was fused, and what
+            was left alone and why; the logger "torch_convbp" is told too. It is shown for calls
+            of the modules' forward. What passes between the two is a from then on: to a hook
+            put on the convolution later, to a slice of a Sequential that ends there, to another
+            method. Revert before layers are replaced.
 
     Returns:
         The same model: outputs, gradients and state_dict are what they were.
 
     Raises:
-        TypeError: model is no torch.nn.Module.
+        TypeError: model is no torch.nn.Module, or fuse_activations no bool.
     """
     _check_is_module("convert", model)
+    if not isinstance(fuse_activations, bool):
+        raise TypeError(
+            "convert(): argument 'fuse_activations' must be a bool, "
+            f"not {type(fuse_activations).__name__}"
+        )
     wanted = (POOLING if pooling else {}) | (DENSE if dense else {})
     left_alone = []
     for name, module in model.named_modules():
@@ -147,6 +161,8 @@ def convert(model: Model, *, pooling: bool = False, dense: bool = False) -> Mode
             + "\n".join(left_alone),
             stacklevel=2,
         )
+    if fuse_activations:
+        fusion.fuse(model)
     return model
 
 
@@ -154,13 +170,15 @@ def revert(model: Model) -> Model:
     """Turns every layer of ``model`` that is ours back into torch's own, in place.
 
     Layers that :func:`convert` made get the class they had; layers built as ConvBP2d become
-    nn.Conv2d, and so on. Left alone and listed in one warning are subclasses of ConvBP2d, and
-    layers with an activation: torch's own would compute something else.
+    nn.Conv2d, and so on. Activations it fused are where they were again. Left alone and listed in
+    one warning are subclasses of ConvBP2d, and layers with an activation of their own (or of a
+    module that is not in ``model``): torch's own would compute something else.
 
     Raises:
         TypeError: model is no torch.nn.Module.
     """
     _check_is_module("revert", model)
+    fusion.unfuse(model)
     left_alone = []
     for name, module in model.named_modules():
         if getattr(module, "activation", None) and isinstance(module, (ConvBP2d, LinearBP)):
