@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
 
-.PHONY: experiment test test-all lint wheel clean
+.PHONY: experiment test test-all compatibility lint wheel clean
 
 experiment: $(VENV)/built
 	$(BIN)/python -m experiments.parity $(ARGS)
@@ -17,6 +17,10 @@ test: $(VENV)/built
 
 test-all: $(VENV)/built
 	$(BIN)/python -m pytest $(ARGS)
+
+# The tables of docs/compatibility.md, from test results.
+compatibility: $(VENV)/built
+	$(BIN)/python -m pytest --tables docs/compatibility.md $(ARGS) tests/test_compatibility_*.py
 
 lint: $(VENV)/built
 	$(BIN)/ruff check .
