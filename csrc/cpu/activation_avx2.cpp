@@ -1,6 +1,5 @@
 // The activations for x86-64 processors with AVX2 and FMA.
 #if defined(__x86_64__)
-#define CONVBP_ISA avx2
-#define CONVBP_TARGET __attribute__((target("avx2,fma")))
+#include "isa_avx2.h"
 #include "activation_kernel.h"
 #endif

@@ -1,4 +1,3 @@
-// The activations for any processor the compiler targets.
-#define CONVBP_ISA baseline
-#define CONVBP_TARGET
+// The activations for any processor the compiler targets (SSE2 on x86-64, NEON on arm64).
+#include "isa_baseline.h"
 #include "activation_kernel.h"

@@ -1,15 +1,22 @@
 #include "algorithm.h"
 
+#include <algorithm>
 #include <atomic>
 #include <iterator>
 #include <stdexcept>
 
+#include "winograd.h"
+
 namespace convbp {
 namespace {
 
-constexpr const char* kNames[] = {"auto", "direct", "plain"};
-enum Setting { kAuto, kDirectOnly, kPlainOnly };
+constexpr const char* kNames[] = {"auto", "direct", "winograd", "plain"};
+enum Setting { kAuto, kDirectOnly, kWinogradWherePossible, kPlainOnly };
 std::atomic<int> setting{kAuto};
+
+bool winograd_pays(const ConvProblem& p, Operator) {
+  return p.in_channels >= 16 && p.out_channels >= 16;
+}
 
 }  // namespace
 
@@ -19,7 +26,7 @@ void set_algorithm(const std::string& name) {
       setting = i;
       return;
     }
-  throw std::runtime_error("conv_algorithm: expected \"auto\", \"direct\" or \"plain\", but got \"" +
+  throw std::runtime_error("conv_algorithm: expected \"auto\", \"direct\", \"winograd\" or \"plain\", but got \"" +
                            name + "\"");
 }
 
@@ -31,9 +38,12 @@ bool plain_only() {
   return setting == kPlainOnly;
 }
 
-Algorithm choose_algorithm(const ConvProblem&, Operator) {
-  // The direct algorithm takes every problem and is the faster one on every problem.
-  return plain_only() ? Algorithm::kPlain : Algorithm::kDirect;
+Algorithm choose_algorithm(const ConvProblem& p, Operator op, bool float64) {
+  const int now = setting;
+  if (now == kPlainOnly) return Algorithm::kPlain;
+  if (now == kDirectOnly || float64 || !winograd::takes(p)) return Algorithm::kDirect;
+  return now == kWinogradWherePossible || winograd_pays(p, op) ? Algorithm::kWinograd
+                                                               : Algorithm::kDirect;
 }
 
 }  // namespace convbp

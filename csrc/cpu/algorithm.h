@@ -7,16 +7,18 @@
 
 namespace convbp {
 
-enum class Algorithm { kPlain, kDirect };
+enum class Algorithm { kPlain, kDirect, kWinograd };
 enum class Operator { kForward, kInputGrad, kWeightGrad };
 
-// What torch_convbp.backends.cpu.conv_algorithm says: "auto", "direct" or "plain".
+// What torch_convbp.backends.cpu.conv_algorithm says: "auto", "direct", "winograd" or "plain".
 void set_algorithm(const std::string& name);
 std::string algorithm_setting();
 // Does it ask for the plain loop nests? Pooling knows no other choice.
 bool plain_only();
 
-// The algorithm that computes this operator of this problem under the present setting.
-Algorithm choose_algorithm(const ConvProblem& problem, Operator op);
+// The algorithm that computes this operator of this problem under the present setting; sums are kept
+// in float64 or float32. Neither the batch nor the number of threads has a say: a sample's results
+// must not depend on them.
+Algorithm choose_algorithm(const ConvProblem& problem, Operator op, bool float64);
 
 }  // namespace convbp

@@ -9,20 +9,31 @@ namespace {
 
 Capability processor() {
 #if defined(__x86_64__)
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return Capability::kAvx2;
-#endif
+  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return Capability::kDefault;
+  for (const bool has : {__builtin_cpu_supports("avx512f"), __builtin_cpu_supports("avx512bw"),
+                         __builtin_cpu_supports("avx512dq"), __builtin_cpu_supports("avx512vl")})
+    if (!has) return Capability::kAvx2;
+  return Capability::kAvx512;
+#else
   return Capability::kDefault;
+#endif
 }
 
+// In the order of Capability.
+constexpr const char* kNames[] = {"DEFAULT", "AVX2", "AVX512"};
+
 Capability probe() {
+  const int most = static_cast<int>(processor());
   const char* wanted = std::getenv("TORCH_CONVBP_CPU_CAPABILITY");
   if (!wanted || !*wanted) return processor();
-  const std::string name(wanted);
-  if (name == "DEFAULT") return Capability::kDefault;
-  if (name == "AVX2" && processor() >= Capability::kAvx2) return Capability::kAvx2;
-  throw std::runtime_error("TORCH_CONVBP_CPU_CAPABILITY: expected DEFAULT" +
-                           std::string(processor() >= Capability::kAvx2 ? " or AVX2" : "") +
-                           " on this processor, but got " + name);
+  std::string names;
+  for (int i = 0; i <= most; ++i) {
+    if (std::string(wanted) == kNames[i]) return static_cast<Capability>(i);
+    names += i == 0 ? "" : i == most ? " or " : ", ";
+    names += kNames[i];
+  }
+  throw std::runtime_error("TORCH_CONVBP_CPU_CAPABILITY: expected " + names +
+                           " on this processor, but got " + wanted);
 }
 
 }  // namespace
@@ -33,12 +44,7 @@ Capability capability() {
 }
 
 const char* capability_name() {
-  switch (capability()) {
-    case Capability::kAvx2:
-      return "AVX2";
-    default:
-      return "DEFAULT";
-  }
+  return kNames[static_cast<int>(capability())];
 }
 
 }  // namespace convbp

@@ -15,6 +15,7 @@
 #include "epilogue.h"
 #include "parallel.h"
 #include "plain.h"
+#include "winograd.h"
 
 namespace convbp {
 
@@ -59,13 +60,18 @@ Tensor convolve(const char* op, const Tensor& input, const Tensor& weight,
     if (activation) epilogue.activation = make_activation<Accumulator<T>>(*activation, parameters);
     if (pre_activation)
       epilogue.pre_activation = static_cast<T*>(pre_activation->mutable_data_ptr());
-    switch (choose_algorithm(p, Operator::kForward)) {
+    switch (choose_algorithm(p, Operator::kForward, std::is_same_v<T, double>)) {
       case Algorithm::kPlain:
         return plain::conv2d<T>(p, view<const T>(input), view<const T>(weight), epilogue,
                                 view<T>(output));
       case Algorithm::kDirect:
         return direct::conv2d<T>(p, view<const T>(input), view<const T>(weight), epilogue,
                                  view<T>(output));
+      case Algorithm::kWinograd:
+        if constexpr (!std::is_same_v<T, double>)
+          return winograd::conv2d<T>(p, view<const T>(input), view<const T>(weight), epilogue,
+                                     view<T>(output));
+        break;
     }
   });
   return output;
@@ -107,13 +113,18 @@ Tensor conv2d_input_grad(const Ints& input_size, const Tensor& weight, const Ten
   if (input_grad.numel() == 0) return input_grad;
   dispatch(delta, [&](auto element) {
     using T = decltype(element);
-    switch (choose_algorithm(p, Operator::kInputGrad)) {
+    switch (choose_algorithm(p, Operator::kInputGrad, std::is_same_v<T, double>)) {
       case Algorithm::kPlain:
         return plain::conv2d_input_grad<T>(p, view<const T>(weight), view<const T>(delta),
                                            view<T>(input_grad));
       case Algorithm::kDirect:
         return direct::conv2d_input_grad<T>(p, view<const T>(weight), view<const T>(delta),
                                             view<T>(input_grad));
+      case Algorithm::kWinograd:
+        if constexpr (!std::is_same_v<T, double>)
+          return winograd::conv2d_input_grad<T>(p, view<const T>(weight), view<const T>(delta),
+                                                view<T>(input_grad));
+        break;
     }
   });
   return input_grad;
@@ -135,13 +146,18 @@ Tensor weight_grad(const char* op, const Tensor& input, const Ints& weight_size,
     using T = decltype(element);
     T* const bias_data =
         bias_grad ? static_cast<T*>(bias_grad->mutable_data_ptr()) : nullptr;
-    switch (choose_algorithm(p, Operator::kWeightGrad)) {
+    switch (choose_algorithm(p, Operator::kWeightGrad, std::is_same_v<T, double>)) {
       case Algorithm::kPlain:
         return plain::conv2d_weight_grad<T>(p, view<const T>(input), view<const T>(delta),
                                             view<T>(weight_grad), bias_data);
       case Algorithm::kDirect:
         return direct::conv2d_weight_grad<T>(p, view<const T>(input), view<const T>(delta),
                                              view<T>(weight_grad), bias_data);
+      case Algorithm::kWinograd:
+        if constexpr (!std::is_same_v<T, double>)
+          return winograd::conv2d_weight_grad<T>(p, view<const T>(input), view<const T>(delta),
+                                                 view<T>(weight_grad), bias_data);
+        break;
     }
   });
   return weight_grad;

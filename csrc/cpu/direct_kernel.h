@@ -1,15 +1,8 @@
-// The direct kernels. Included once per instruction set, with three macros set:
-//   CONVBP_ISA           namespace of this copy
-//   CONVBP_TARGET        function attribute that enables the instruction set
-//   CONVBP_VECTOR_BYTES  width of its vectors
-// Only functions marked CONVBP_TARGET hold its instructions, so nothing of them leaks
-// into inline functions that the linker shares with the baseline.
+// The direct kernels. Included once per instruction set, as register_tile.h.
 //
-// What is computed stands in plain.h. How: a task packs the piece of input (or delta) it
-// needs into a *patch*, channels last, converted to the accumulator's type and padded with
-// zeros, so that the inner loop knows no edges, strides, layouts or element types:
+// What is computed stands in plain.h. How: a task packs the patch it needs, then
 //
-//   register tile    kRows rows x 2 vectors of lanes (12 accumulators of 16 registers)
+//   register tile    kRows rows x 2 vectors of lanes (12 accumulators of 16 registers, 24 of 32)
 //   inner loop       one or two vector loads, kRows broadcasts, 2 * kRows fused multiply-adds
 //   tap convolution  rows are pixels, lanes are the computed channels, the sum runs over
 //                    taps and channels: all of it in registers, stored once with bias and activation
@@ -22,134 +15,13 @@
 #include "direct_plan.h"
 #include "direct_table.h"
 #include "element.h"
+#include "patch.h"
+#include "register_tile.h"
 #include "scratch.h"
 
 namespace convbp::direct::CONVBP_ISA {
 
-template <typename Acc>
-struct Simd {
-  static constexpr int kLanes = CONVBP_VECTOR_BYTES / sizeof(Acc);
-  // Aligned as its elements are, so that it may be loaded from anywhere.
-  typedef Acc Vector
-      __attribute__((vector_size(CONVBP_VECTOR_BYTES), aligned(sizeof(Acc)), may_alias));
-};
-
-constexpr int kRows = 6;
-
-#define CONVBP_INLINE __attribute__((always_inline)) CONVBP_TARGET inline
-
-// The loop everything else feeds: acc[i][:] += sum_q row[i][q * row_step] * lane[q][:], or,
-// depthwise, row[i][q * row_step + :] * lane[q][:].
-template <bool kDepthwise, typename Acc, int kVectors>
-CONVBP_INLINE void accumulate(typename Simd<Acc>::Vector (&acc)[kRows][kVectors],
-                              const Acc* const (&row)[kRows], int64_t row_step, const Acc* lane,
-                              int64_t count) {
-  using Vector = typename Simd<Acc>::Vector;
-  for (int64_t q = 0; q < count; ++q) {
-    const Vector* lanes = reinterpret_cast<const Vector*>(lane);
-    Vector x[kVectors];
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) x[v] = lanes[v];
-#pragma GCC unroll 8
-    for (int i = 0; i < kRows; ++i) {
-      const Acc* r = row[i] + q * row_step;
-#pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) {
-        if constexpr (kDepthwise)
-          acc[i][v] += reinterpret_cast<const Vector*>(r)[v] * x[v];
-        else
-          acc[i][v] += *r * x[v];
-      }
-    }
-    lane += kVectors * Simd<Acc>::kLanes;
-  }
-}
-
-// The output positions of one tile.
-struct TileExtent {
-  int64_t b0, images, h0, rows, w0, columns;
-  int64_t pixels() const { return images * rows * columns; }
-};
-
-inline TileExtent tile_extent(const TapConv& c, int64_t batch_tile, int64_t spatial_tile) {
-  const int64_t across = divide_up(c.w.count, c.w.tile);
-  TileExtent e;
-  e.b0 = batch_tile * c.batch_tile;
-  e.h0 = spatial_tile / across * c.h.tile;
-  e.w0 = spatial_tile % across * c.w.tile;
-  e.images = std::min(c.batch_tile, c.batch - e.b0);
-  e.rows = std::min(c.h.tile, c.h.count - e.h0);
-  e.columns = std::min(c.w.tile, c.w.count - e.w0);
-  return e;
-}
-
-inline int64_t patch_size(const TapConv& c, int64_t images, int64_t rows, int64_t columns) {
-  return images * c.h.patch_rows(rows) * c.w.patch_rows(columns) * c.reduce;
-}
-
-// to[x * pitch + c] = from[c * stride_c + x * stride_x]: a row of `width` pixels to channels
-// last. Of the `pitch` channels that a pixel of the patch has, those that do not exist are zero.
-template <typename T, typename Acc>
-CONVBP_TARGET void pack_row(const T* from, int64_t stride_c, int64_t stride_x, int64_t channels,
-                            int64_t width, Acc* to, int64_t pitch) {
-  if (channels < pitch)
-    for (int64_t x = 0; x < width; ++x)
-      for (int64_t c = channels; c < pitch; ++c) to[x * pitch + c] = Acc(0);
-  if (stride_c == 1) {
-    for (int64_t x = 0; x < width; ++x)
-      for (int64_t c = 0; c < channels; ++c) to[x * pitch + c] = load<Acc>(from[x * stride_x + c]);
-    return;
-  }
-  // A block of 16 channels fills whole cache lines of the patch, one after the other:
-  // going along a whole row for each channel would evict lines before they are full.
-  constexpr int64_t kChannels = 16, kPixels = 16;
-  for (int64_t c0 = 0; c0 < channels; c0 += kChannels)
-    for (int64_t x0 = 0; x0 < width; x0 += kPixels)
-      for (int64_t c = c0; c < std::min(c0 + kChannels, channels); ++c)
-        for (int64_t x = x0; x < std::min(x0 + kPixels, width); ++x)
-          to[x * pitch + c] = load<Acc>(from[c * stride_c + x * stride_x]);
-}
-
-template <typename Acc>
-CONVBP_TARGET void fill_zero(Acc* to, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) to[i] = Acc(0);
-}
-
-// Packs what the tile `e` of group `g` reads: [image][patch row][patch column][channel].
-template <typename T, typename Acc>
-CONVBP_TARGET void pack_patch(const TapConv& c, const TileExtent& e, int64_t g, View<const T> source,
-                              Acc* patch) {
-  const int64_t rows = c.h.patch_rows(e.rows), columns = c.w.patch_rows(e.columns);
-  const int64_t channels = c.source_channels(g);
-  for (int64_t b = 0; b < e.images; ++b)
-    for (int64_t row = 0; row < rows; ++row, patch += columns * c.reduce) {
-      const int64_t i = c.h.source_position(row, e.h0);
-      if (i < 0 || i >= c.h.source_size) {
-        fill_zero(patch, columns * c.reduce);
-        continue;
-      }
-      const T* from = &source.at(e.b0 + b, g * c.reduce, i, 0);
-      if (c.w.dense) {
-        const int64_t j0 = c.w.source_position(0, e.w0);
-        const int64_t left = std::min(columns, std::max<int64_t>(0, -j0));
-        const int64_t end = std::max(left, std::min(columns, c.w.source_size - j0));
-        fill_zero(patch, left * c.reduce);
-        if (left < end)
-          pack_row(from + (j0 + left) * source.stride[3], source.stride[1], source.stride[3],
-                   channels, end - left, patch + left * c.reduce, c.reduce);
-        fill_zero(patch + end * c.reduce, (columns - end) * c.reduce);
-      } else {
-        for (int64_t column = 0; column < columns; ++column) {
-          const int64_t j = c.w.source_position(column, e.w0);
-          if (j < 0 || j >= c.w.source_size)
-            fill_zero(patch + column * c.reduce, c.reduce);
-          else
-            pack_row(from + j * source.stride[3], source.stride[1], source.stride[3], channels, 1,
-                     patch + column * c.reduce, c.reduce);
-        }
-      }
-    }
-}
+using namespace convbp::CONVBP_ISA;
 
 // Where in the patch each pixel of the tile starts, and where in the result it is written.
 template <typename T>
@@ -261,14 +133,14 @@ CONVBP_TARGET void tap_conv_tasks(const TapConv& c, View<const T> source, const 
         const Acc* weight_run = weight;
         for (const Run& run : runs) {
           const Acc* row[kRows];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
           for (int i = 0; i < kRows; ++i)
             row[i] = patch + in_patch[p + std::min<int64_t>(i, valid - 1)] + run.start;
           accumulate<kDepthwise>(acc, row, 1, weight_run, run.length);
           weight_run += run.length * kBlock;
         }
         Acc sums[kRows][kBlock];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
         for (int i = 0; i < kRows; ++i)
 #pragma GCC unroll 4
           for (int v = 0; v < kVectors; ++v)
@@ -356,13 +228,13 @@ CONVBP_TARGET void weight_grad_tasks(const WeightGrad& p, View<const T> input, V
               const Acc* const start =
                   patch + (b * image_rows + h * c.h.position_row()) * patch_columns * c.reduce;
               const Acc* row[kRows];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
               for (int i = 0; i < kRows; ++i)
                 row[i] = start + row_offset[row0 + std::min<int64_t>(i, valid - 1)];
               accumulate<kDepthwise>(acc, row, column_step, delta_row, e.columns);
             }
           Acc* const to = group_sums + row0 * p.lanes_padded() + lane0 + lane;
-#pragma GCC unroll 8
+#pragma GCC unroll 16
           for (int i = 0; i < kRows; ++i)
             if (i < valid)
 #pragma GCC unroll 4

@@ -13,6 +13,7 @@ namespace convbp::direct {
 template <typename T, typename Acc>
 struct Table {
   int vector_bytes;
+  int64_t lanes() const { return vector_bytes / static_cast<int64_t>(sizeof(Acc)); }
   void (*pack_weight)(const TapConv&, const T* weight, const WeightStrides&, Acc* packed,
                       int64_t begin, int64_t end);
   // [depthwise?][lane blocks of one vector, or of two]
@@ -22,13 +23,6 @@ struct Table {
                             bool with_bias, Acc* sums, int64_t begin, int64_t end);
 };
 
-// Lanes computed together: two vectors, or one where that holds them all.
-template <typename Acc>
-int64_t lane_block(int64_t lanes, int vector_bytes) {
-  const int64_t vector = vector_bytes / static_cast<int64_t>(sizeof(Acc));
-  return lanes <= vector ? vector : 2 * vector;
-}
-
 #define CONVBP_DECLARE_TABLES(isa)                                \
   namespace isa {                                                 \
   template <typename T, typename Acc>                             \
@@ -37,6 +31,7 @@ int64_t lane_block(int64_t lanes, int vector_bytes) {
 CONVBP_DECLARE_TABLES(baseline)
 #if defined(__x86_64__)
 CONVBP_DECLARE_TABLES(avx2)
+CONVBP_DECLARE_TABLES(avx512)
 #endif
 #undef CONVBP_DECLARE_TABLES
 

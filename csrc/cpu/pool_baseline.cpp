@@ -1,5 +1,3 @@
-// The pooling kernels for any processor the compiler targets.
-#define CONVBP_ISA baseline
-#define CONVBP_TARGET
-#define CONVBP_VECTOR_BYTES 16
+// The pooling kernels for any processor the compiler targets (SSE2 on x86-64, NEON on arm64).
+#include "isa_baseline.h"
 #include "pool_kernel.h"

@@ -14,11 +14,20 @@
 
 namespace convbp {
 
-enum class ScratchName { kWeight, kPartial, kPatch, kDelta, kCount };
+enum class ScratchName {
+  kWeight,
+  kPartial,
+  kPatch,
+  kDelta,
+  kTransformed,
+  kProduct,
+  kPixels,
+  kCount
+};
 
 class Scratch {
  public:
-  static constexpr size_t kKeptBytes = size_t{32} << 20;
+  static constexpr size_t kKeptBytes = size_t{64} << 20;
   static constexpr size_t kAlignment = 64;
 
   // Takes a block of at least `count` elements of T, uninitialised. Throws std::bad_alloc.

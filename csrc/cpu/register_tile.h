@@ -1,0 +1,54 @@
+// The register tile that every convolution kernel feeds. Included once per instruction set, with
+// three macros set:
+//   CONVBP_ISA           namespace of this copy
+//   CONVBP_TARGET        function attribute that enables the instruction set
+//   CONVBP_VECTOR_BYTES  width of its vectors
+// Only functions marked CONVBP_TARGET hold its instructions, so nothing of them leaks
+// into inline functions that the linker shares with the baseline.
+#pragma once
+
+#include <cstdint>
+
+namespace convbp::CONVBP_ISA {
+
+template <typename Acc>
+struct Simd {
+  static constexpr int kLanes = CONVBP_VECTOR_BYTES / sizeof(Acc);
+  // Aligned as its elements are, so that it may be loaded from anywhere.
+  typedef Acc Vector
+      __attribute__((vector_size(CONVBP_VECTOR_BYTES), aligned(sizeof(Acc)), may_alias));
+};
+
+// Rows of the register tile: with 2 vectors each, what 16 registers hold, or the 32 of AVX-512.
+constexpr int kRows = CONVBP_VECTOR_BYTES == 64 ? 12 : 6;
+
+#define CONVBP_INLINE __attribute__((always_inline)) CONVBP_TARGET inline
+
+// The loop everything else feeds: acc[i][:] += sum_q row[i][q * row_step] * lane[q][:], or,
+// depthwise, row[i][q * row_step + :] * lane[q][:].
+template <bool kDepthwise, typename Acc, int kTileRows, int kVectors>
+CONVBP_INLINE void accumulate(typename Simd<Acc>::Vector (&acc)[kTileRows][kVectors],
+                              const Acc* const (&row)[kTileRows], int64_t row_step,
+                              const Acc* lane, int64_t count) {
+  using Vector = typename Simd<Acc>::Vector;
+  for (int64_t q = 0; q < count; ++q) {
+    const Vector* lanes = reinterpret_cast<const Vector*>(lane);
+    Vector x[kVectors];
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) x[v] = lanes[v];
+#pragma GCC unroll 16
+    for (int i = 0; i < kTileRows; ++i) {
+      const Acc* r = row[i] + q * row_step;
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) {
+        if constexpr (kDepthwise)
+          acc[i][v] += reinterpret_cast<const Vector*>(r)[v] * x[v];
+        else
+          acc[i][v] += *r * x[v];
+      }
+    }
+    lane += kVectors * Simd<Acc>::kLanes;
+  }
+}
+
+}  // namespace convbp::CONVBP_ISA

@@ -1,0 +1,136 @@
+// A convolution as the vector kernels see it.
+//
+// Forward (L1) and input gradient (L6) are one computation, a *tap convolution*: output
+// position t on an axis gathers, tap by tap, from source position t * step + offset[tap].
+//   - forward: step is the stride, offset[r] = r * dilation - pad, source the input;
+//   - input gradient: input rows i that leave the same remainder modulo the stride form a
+//     phase and use the same taps; within a phase, step is 1 and source is delta. Stride 1
+//     has one phase: the full convolution with the flipped filter of L6.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "../conv_problem.h"
+
+namespace convbp {
+
+// A run of output positions needs some of the source rows: the packed patch holds those
+// rows and no others. Neighbouring taps mostly share rows (`dense`: the patch is a plain
+// window); with a dilation or stride larger than the filter they do not, and the patch
+// holds for each position the rows of its own taps. Either way a patch never has more
+// rows than positions * taps, however far the taps reach.
+struct Axis {
+  int64_t count = 0;        // output positions
+  int64_t first = 0;        // position t is written at first + t * spacing
+  int64_t spacing = 1;
+  int64_t source_size = 0;
+  int64_t step = 1;
+  std::vector<int64_t> taps;    // the filter's own index of each tap
+  std::vector<int64_t> offset;  // one a tap
+  int64_t tile = 1;             // positions a task takes on this axis
+  bool dense = true;
+
+  int64_t tap_count() const { return static_cast<int64_t>(taps.size()); }
+
+  int64_t min_offset() const {
+    return offset.empty() ? 0 : *std::min_element(offset.begin(), offset.end());
+  }
+
+  int64_t dense_rows(int64_t positions) const {
+    if (offset.empty()) return 0;
+    const int64_t reach = *std::max_element(offset.begin(), offset.end()) - min_offset();
+    return (positions - 1) * step + reach + 1;
+  }
+
+  // Rows of the patch for a run of positions, in the cheaper of the two forms.
+  int64_t cheapest_rows(int64_t positions) const {
+    return std::min(dense_rows(positions), positions * tap_count());
+  }
+
+  void set_tile(int64_t positions) {
+    tile = positions;
+    dense = dense_rows(tile) <= tile * tap_count();
+  }
+
+  int64_t patch_rows(int64_t positions) const {
+    return dense ? dense_rows(positions) : positions * tap_count();
+  }
+  // Patch row of (position t, tap q) is position_row() * t + tap_row(q).
+  int64_t position_row() const { return dense ? step : tap_count(); }
+  int64_t tap_row(int64_t q) const { return dense ? offset[q] - min_offset() : q; }
+  // Source position that patch row `row` holds, for a run that starts at position t0.
+  int64_t source_position(int64_t row, int64_t t0) const {
+    if (dense) return t0 * step + min_offset() + row;
+    return (t0 + row / tap_count()) * step + offset[row % tap_count()];
+  }
+};
+
+inline int64_t divide_up(int64_t a, int64_t b) {
+  return (a + b - 1) / b;
+}
+
+struct TapConv {
+  int64_t batch = 0;
+  int64_t groups = 1;
+  int64_t reduce = 0;  // channels summed over, per group
+  int64_t lanes = 0;   // channels computed, per group: they lie in the vector lanes
+  int64_t block = 1;   // lanes computed together
+  // A convolution with one channel a group has nothing to sum over but taps, and one lane to
+  // compute. It is done a lane block of groups at a time: `groups` counts blocks, `reduce` and
+  // `lanes` are the block's size, lane l of the result is made of channel l of the source
+  // alone, and the last block ends with channel number `channels`.
+  bool depthwise = false;
+  int64_t channels = 0;  // of the result, all groups together
+  Axis h, w;
+  int64_t batch_tile = 1;   // images a task takes
+  int64_t lane_split = 1;   // tasks that share a tile, each with some of the lane blocks
+
+  int64_t blocks() const { return divide_up(lanes, block); }
+  int64_t taps() const { return h.tap_count() * w.tap_count(); }
+  // Products that a tap contributes to a sum.
+  int64_t depth() const { return depthwise ? 1 : reduce; }
+  // Channels of the source and of the result that group g really has.
+  int64_t result_channels(int64_t g) const { return std::min(lanes, channels - g * lanes); }
+  int64_t source_channels(int64_t g) const { return depthwise ? result_channels(g) : reduce; }
+  // Packed weights of a lane block: [tap][depth][lane of the block].
+  int64_t packed_block_size() const { return taps() * depth() * block; }
+  int64_t batch_tiles() const { return divide_up(batch, batch_tile); }
+  int64_t spatial_tiles() const {
+    return divide_up(h.count, h.tile) * divide_up(w.count, w.tile);
+  }
+  int64_t pixel_tasks() const { return batch_tiles() * groups * spatial_tiles(); }
+  int64_t tasks() const { return pixel_tasks() * lane_split; }
+};
+
+// Strides of the weight as the tap convolution sees it, in elements. Depthwise, a lane is a
+// group of the convolution.
+struct WeightStrides {
+  int64_t group, lane, reduce, r, s;
+};
+
+// The axes of the forward convolution and of a phase of the input gradient.
+Axis forward_axis(const ConvProblem& problem, Spatial axis);
+Axis input_grad_axis(const ConvProblem& problem, Spatial axis, int64_t phase);
+
+// Lanes computed together: two vectors, or one where that holds them all.
+inline int64_t lane_block(int64_t lanes, int64_t vector) {
+  return lanes <= vector ? vector : 2 * vector;
+}
+
+// The tap convolution of the problem with these axes and channels a group, on vectors of that many
+// lanes; its tiles are yet to be chosen.
+TapConv make_tap_conv(const ConvProblem& problem, Axis h, Axis w, int64_t reduce, int64_t lanes,
+                      int64_t vector);
+
+WeightStrides weight_strides(const ConvProblem& problem, const TapConv& c, const int64_t* stride,
+                             int lane, int reduce);
+
+// The tile size that makes as many tiles as `tile` does, but nearly equal ones.
+int64_t balanced_tile(int64_t count, int64_t tile);
+
+// Cuts tiles, down to `unit` rows and about `least_pixels`, until there are tasks for every thread.
+void spread_over_threads(TapConv& c, int64_t unit, int64_t least_pixels);
+
+}  // namespace convbp

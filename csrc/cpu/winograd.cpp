@@ -1,0 +1,152 @@
+// Planning of the Winograd algorithm: tiles, tasks, chunks. Kernels are in winograd_kernel.h.
+#include "winograd.h"
+
+#include <algorithm>
+#include <type_traits>
+
+#include "capability.h"
+#include "element.h"
+#include "parallel.h"
+#include "scratch.h"
+#include "winograd_plan.h"
+#include "winograd_table.h"
+
+namespace convbp::winograd {
+namespace {
+
+// A task's transformed tiles and products should stay in the second-level cache beside a block of
+// filters.
+constexpr int64_t kTaskBytes = 640 * 1024;
+constexpr int64_t kMostTiles = 64;
+// As for the direct algorithm: the cut fixes the order of the sums, so it depends on the problem
+// alone.
+constexpr int64_t kWeightGradTasks = 16;
+constexpr int64_t kWeightGradBytes = 32 * 1024 * 1024;
+constexpr int64_t kWeightGradLanes = 64;
+
+template <typename T>
+Table<T> table(int64_t out) {
+#if defined(__x86_64__)
+  if (capability() >= Capability::kAvx512) return avx512::make_table<T>(out);
+  if (capability() >= Capability::kAvx2) return avx2::make_table<T>(out);
+#endif
+  return baseline::make_table<T>(out);
+}
+
+template <typename T>
+Winograd plan(TapConv tap, int64_t out, const Table<T>& kernels, int64_t lanes_beside) {
+  Winograd p;
+  p.out = out;
+  p.lanes = kernels.vector_bytes / static_cast<int64_t>(sizeof(float));
+  p.tap = std::move(tap);
+  TapConv& c = p.tap;
+  c.block = 2 * p.lanes;
+  const int64_t tile_bytes =
+      p.positions() * (p.pitch() + lanes_beside) * static_cast<int64_t>(sizeof(float));
+  const int64_t most = std::clamp<int64_t>(kTaskBytes / tile_bytes, kernels.rows, kMostTiles);
+  const int64_t down = divide_up(c.h.count, out), across = divide_up(c.w.count, out);
+  const int64_t columns = balanced_tile(across, std::min(across, most));
+  const int64_t rows = columns < across ? 1 : balanced_tile(down, std::min(down, most / across));
+  const int64_t images = rows < down ? 1 : balanced_tile(c.batch, most / (down * across));
+  c.w.set_tile(columns * out);
+  c.h.set_tile(rows * out);
+  c.batch_tile = images;
+  p.most_tiles = images * rows * columns;
+  return p;
+}
+
+// Of the tile sizes the larger one, unless its tiles would be mostly outside the result.
+int64_t choose_out(const TapConv& c) {
+  const auto products = [&](int64_t out) {
+    return divide_up(c.h.count, out) * divide_up(c.w.count, out) * (out + 2) * (out + 2);
+  };
+  return products(4) <= products(2) ? 4 : 2;
+}
+
+template <typename T>
+void run_tap_conv(TapConv tap, View<const T> source, const T* weight, const WeightStrides& strides,
+                  const Epilogue<T>& epilogue, View<T> result) {
+  const int64_t out = choose_out(tap);
+  const auto kernels = table<T>(out);
+  Winograd p = plan<T>(std::move(tap), out, kernels, 2 * kernels.vector_bytes / sizeof(float));
+  TapConv& c = p.tap;
+  spread_over_threads(c, out, out * out);
+  const int64_t blocks = c.groups * c.blocks();
+  const Scratch filter_block =
+      Scratch::take<float>(ScratchName::kWeight, blocks * p.filter_block());
+  float* const filters = filter_block.data<float>();
+  parallel_for(blocks, [&](int64_t begin, int64_t end) {
+    kernels.filters(p, weight, strides, filters, begin, end);
+  });
+  parallel_for(c.tasks(), [&](int64_t begin, int64_t end) {
+    kernels.tap_conv(p, source, filters, epilogue, result, begin, end);
+  });
+}
+
+template <typename T>
+TapConv forward(const ConvProblem& p) {
+  return make_tap_conv(p, forward_axis(p, kHeight), forward_axis(p, kWidth), p.in_channels,
+                       p.out_channels, 1);
+}
+
+}  // namespace
+
+bool takes(const ConvProblem& p) {
+  for (const Spatial axis : {kHeight, kWidth})
+    if (p.kernel[axis] != 3 || p.stride[axis] != 1 || p.dilation[axis] != 1) return false;
+  return p.in_channels > 1 || p.out_channels > 1 || p.groups == 1;
+}
+
+template <typename T>
+void conv2d(const ConvProblem& p, View<const T> input, View<const T> weight,
+            const Epilogue<T>& epilogue, View<T> output) {
+  TapConv c = forward<T>(p);
+  const WeightStrides strides = weight_strides(p, c, weight.stride, 0, 1);
+  run_tap_conv<T>(std::move(c), input, weight.data, strides, epilogue, output);
+}
+
+template <typename T>
+void conv2d_input_grad(const ConvProblem& p, View<const T> weight, View<const T> delta,
+                       View<T> input_grad) {
+  TapConv c = make_tap_conv(p, input_grad_axis(p, kHeight, 0), input_grad_axis(p, kWidth, 0),
+                            p.out_channels, p.in_channels, 1);
+  const WeightStrides strides = weight_strides(p, c, weight.stride, 1, 0);
+  run_tap_conv<T>(std::move(c), delta, weight.data, strides, {}, input_grad);
+}
+
+template <typename T>
+void conv2d_weight_grad(const ConvProblem& problem, View<const T> input, View<const T> delta,
+                        View<T> weight_grad, T* bias_grad) {
+  TapConv tap = forward<T>(problem);
+  const int64_t out = choose_out(tap);
+  const auto kernels = table<T>(out);
+  Winograd p = plan<T>(std::move(tap), out, kernels, kWeightGradLanes);
+  const TapConv& c = p.tap;
+  p.lanes_a_task = std::min(kWeightGradLanes, Winograd::round_up(c.lanes, c.block));
+  const int64_t one_chunk = c.groups * p.lane_tasks();
+  const int64_t bytes = one_chunk * p.sums_a_task() * static_cast<int64_t>(sizeof(float));
+  p.chunks = std::max<int64_t>(
+      1, std::min({p.extents(), kWeightGradTasks / one_chunk, kWeightGradBytes / bytes}));
+
+  const Scratch sums_block =
+      Scratch::take<float>(ScratchName::kPartial, p.tasks() * p.sums_a_task());
+  float* const sums = sums_block.data<float>();
+  parallel_for(p.tasks(), [&](int64_t begin, int64_t end) {
+    kernels.weight_grad(p, input, delta, bias_grad != nullptr, sums, begin, end);
+  });
+  parallel_for(one_chunk * c.reduce, [&](int64_t begin, int64_t end) {
+    kernels.weight_grad_total(p, sums, weight_grad, bias_grad, begin, end);
+  });
+}
+
+#define CONVBP_INSTANTIATE(T)                                                                    \
+  template void conv2d(const ConvProblem&, View<const T>, View<const T>, const Epilogue<T>&,     \
+                       View<T>);                                                                 \
+  template void conv2d_input_grad(const ConvProblem&, View<const T>, View<const T>, View<T>);    \
+  template void conv2d_weight_grad(const ConvProblem&, View<const T>, View<const T>, View<T>, T*);
+CONVBP_INSTANTIATE(float)
+CONVBP_INSTANTIATE(BFloat16)
+CONVBP_INSTANTIATE(Half)
+#undef CONVBP_INSTANTIATE
+
+}  // namespace convbp::winograd

@@ -1,0 +1,39 @@
+// What an instruction set offers to the Winograd algorithm: one table of functions an element type
+// and tile size. winograd_<instruction set>.cpp makes them, winograd.cpp chooses.
+#pragma once
+
+#include <cstdint>
+
+#include "../conv_problem.h"
+#include "epilogue.h"
+#include "winograd_plan.h"
+
+namespace convbp::winograd {
+
+template <typename T>
+struct Table {
+  int vector_bytes;
+  int rows;  // of the register tile
+  void (*filters)(const Winograd&, const T* weight, const WeightStrides&, float* transformed,
+                  int64_t begin, int64_t end);
+  void (*tap_conv)(const Winograd&, View<const T> source, const float* filters, const Epilogue<T>&,
+                   View<T> result, int64_t begin, int64_t end);
+  void (*weight_grad)(const Winograd&, View<const T> input, View<const T> delta, bool with_bias,
+                      float* sums, int64_t begin, int64_t end);
+  void (*weight_grad_total)(const Winograd&, const float* sums, View<T> weight_grad, T* bias_grad,
+                            int64_t begin, int64_t end);
+};
+
+#define CONVBP_DECLARE_TABLES(isa)          \
+  namespace isa {                           \
+  template <typename T>                     \
+  Table<T> make_table(int64_t out);         \
+  }
+CONVBP_DECLARE_TABLES(baseline)
+#if defined(__x86_64__)
+CONVBP_DECLARE_TABLES(avx2)
+CONVBP_DECLARE_TABLES(avx512)
+#endif
+#undef CONVBP_DECLARE_TABLES
+
+}  // namespace convbp::winograd
