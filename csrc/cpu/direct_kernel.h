@@ -78,17 +78,17 @@ CONVBP_TARGET void pack_weight(const TapConv& c, const T* weight, const WeightSt
   }
 }
 
-// to[at[i] + lane * lane_stride] = sums[i][lane]
+// to[at[i] + lane * lane_stride] = sums[i][lane]. Where lanes are not neighbours in memory, runs of
+// pixels mostly are.
 template <typename T, typename Acc, int kBlock>
 CONVBP_INLINE void store_tile(T* to, const int64_t* at, int64_t lane_stride,
                               const Acc (&sums)[kRows][kBlock], int64_t rows, int64_t lanes) {
-  if (lane_stride == 1) {
-    for (int64_t i = 0; i < rows; ++i)
-      for (int64_t lane = 0; lane < lanes; ++lane) to[at[i] + lane] = store<T>(sums[i][lane]);
-  } else {
-    for (int64_t lane = 0; lane < lanes; ++lane)
-      for (int64_t i = 0; i < rows; ++i)
-        to[at[i] + lane * lane_stride] = store<T>(sums[i][lane]);
+  for (int64_t i = 0; i < rows;) {
+    int64_t run = 1;
+    if (lane_stride != 1)
+      while (i + run < rows && at[i + run] == at[i] + run) ++run;
+    unpack_row(&sums[i][0], int64_t{kBlock}, lanes, run, to + at[i], lane_stride, int64_t{1});
+    i += run;
   }
 }
 
@@ -112,7 +112,7 @@ CONVBP_TARGET void tap_conv_tasks(const TapConv& c, View<const T> source, const 
     const int64_t g = pixel_task / c.spatial_tiles() % c.groups;
     const TileExtent e = tile_extent(c, pixel_task / c.spatial_tiles() / c.groups, spatial);
     const int64_t pixels = e.pixels();
-    pack_patch(c, e, g, source, patch);
+    pack_patch(c, e, source, g * c.reduce, c.source_channels(g), patch, c.reduce);
     locate_pixels(c, e, result, in_patch.data(), in_result.data());
     find_runs(c, c.w.patch_rows(e.columns), runs);
 
@@ -191,7 +191,7 @@ CONVBP_TARGET void weight_grad_tasks(const WeightGrad& p, View<const T> input, V
       const int64_t pixels = e.pixels();
       const int64_t patch_columns = c.w.patch_rows(e.columns);
       const int64_t image_rows = c.h.patch_rows(e.rows);
-      pack_patch(c, e, g, input, patch);
+      pack_patch(c, e, input, g * c.reduce, c.source_channels(g), patch, c.reduce);
       for (int64_t r = 0, row = 0; r < c.h.tap_count(); ++r)
         for (int64_t s = 0; s < c.w.tap_count(); ++s)
           for (int64_t k = 0; k < c.depth(); ++k, ++row)

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <type_traits>
 
 #include "element.h"
 #include "register_tile.h"
@@ -34,41 +35,81 @@ inline int64_t patch_size(const TapConv& c, int64_t images, int64_t rows, int64_
   return images * c.h.patch_rows(rows) * c.w.patch_rows(columns) * c.reduce;
 }
 
-// to[x * pitch + c] = from[c * stride_c + x * stride_x]: a row of `width` pixels to channels
-// last. Of the `pitch` channels that a pixel of the patch has, those that do not exist are zero.
+// Four by four floats: to[j * to_step + i] = from[i * from_step + j]. Vectors of 16 bytes, which every
+// instruction set has and shuffles fastest.
+CONVBP_INLINE void transpose_4x4(const float* from, int64_t from_step, float* to, int64_t to_step) {
+  typedef float Four __attribute__((vector_size(16), aligned(4), may_alias));
+  const auto row = [&](int64_t i) CONVBP_TARGET {
+    return *reinterpret_cast<const Four*>(from + i * from_step);
+  };
+  const Four r0 = row(0), r1 = row(1), r2 = row(2), r3 = row(3);
+  const Four a = __builtin_shufflevector(r0, r1, 0, 4, 1, 5);
+  const Four b = __builtin_shufflevector(r2, r3, 0, 4, 1, 5);
+  const Four c = __builtin_shufflevector(r0, r1, 2, 6, 3, 7);
+  const Four d = __builtin_shufflevector(r2, r3, 2, 6, 3, 7);
+  const Four columns[4] = {
+      __builtin_shufflevector(a, b, 0, 1, 4, 5), __builtin_shufflevector(a, b, 2, 3, 6, 7),
+      __builtin_shufflevector(c, d, 0, 1, 4, 5), __builtin_shufflevector(c, d, 2, 3, 6, 7)};
+#pragma GCC unroll 4
+  for (int j = 0; j < 4; ++j) *reinterpret_cast<Four*>(to + j * to_step) = columns[j];
+}
+
+// to[x * to_x + c * to_c] = from[x * from_x + c * from_c], converted, for all x < width and
+// c < channels. Blocks fill whole cache lines of the destination, one after the other: to go along a
+// whole row for each channel would evict lines before they are full.
+template <typename From, typename To>
+CONVBP_TARGET void copy_row(const From* from, int64_t from_c, int64_t from_x, int64_t channels,
+                            int64_t width, To* to, int64_t to_c, int64_t to_x) {
+  const auto convert = [](From value) CONVBP_TARGET {
+    if constexpr (std::is_same_v<From, To>)
+      return value;
+    else
+      return static_cast<To>(value);
+  };
+  if (from_c == 1 && to_c == 1) {
+    for (int64_t x = 0; x < width; ++x)
+      for (int64_t c = 0; c < channels; ++c) to[x * to_x + c] = convert(from[x * from_x + c]);
+    return;
+  }
+  constexpr int64_t kSide = 16;
+  for (int64_t c0 = 0; c0 < channels; c0 += kSide)
+    for (int64_t x0 = 0; x0 < width; x0 += kSide) {
+      const int64_t c1 = std::min(c0 + kSide, channels), x1 = std::min(x0 + kSide, width);
+      int64_t c = c0, x = x0;
+      if constexpr (std::is_same_v<From, float> && std::is_same_v<To, float>) {
+        if (from_x == 1 && to_c == 1) {
+          for (x = x0; x + 4 <= x1; x += 4)
+            for (c = c0; c + 4 <= c1; c += 4)
+              transpose_4x4(from + c * from_c + x, from_c, to + x * to_x + c, to_x);
+        } else if (from_c == 1 && to_x == 1) {
+          for (c = c0; c + 4 <= c1; c += 4)
+            for (x = x0; x + 4 <= x1; x += 4)
+              transpose_4x4(from + x * from_x + c, from_x, to + c * to_c + x, to_c);
+        }
+      }
+      // What whole fours leave: columns behind x, and channels behind c before them.
+      for (int64_t cc = c0; cc < c1; ++cc)
+        for (int64_t xx = cc < c ? x : x0; xx < x1; ++xx)
+          to[xx * to_x + cc * to_c] = convert(from[xx * from_x + cc * from_c]);
+    }
+}
+
+// A row of pixels to channels last: to[x * pitch + c] = from[c * stride_c + x * stride_x]. Of the
+// `pitch` channels that a pixel of the patch has, those that do not exist are zero.
 template <typename T, typename Acc>
 CONVBP_TARGET void pack_row(const T* from, int64_t stride_c, int64_t stride_x, int64_t channels,
                             int64_t width, Acc* to, int64_t pitch) {
   if (channels < pitch)
     for (int64_t x = 0; x < width; ++x)
       for (int64_t c = channels; c < pitch; ++c) to[x * pitch + c] = Acc(0);
-  if (stride_c == 1) {
-    for (int64_t x = 0; x < width; ++x)
-      for (int64_t c = 0; c < channels; ++c) to[x * pitch + c] = load<Acc>(from[x * stride_x + c]);
-    return;
-  }
-  // A block of 16 channels fills whole cache lines of the patch, one after the other:
-  // going along a whole row for each channel would evict lines before they are full.
-  constexpr int64_t kChannels = 16, kPixels = 16;
-  for (int64_t c0 = 0; c0 < channels; c0 += kChannels)
-    for (int64_t x0 = 0; x0 < width; x0 += kPixels)
-      for (int64_t c = c0; c < std::min(c0 + kChannels, channels); ++c)
-        for (int64_t x = x0; x < std::min(x0 + kPixels, width); ++x)
-          to[x * pitch + c] = load<Acc>(from[c * stride_c + x * stride_x]);
+  copy_row(from, stride_c, stride_x, channels, width, to, 1, pitch);
 }
 
 // The way back: to[c * stride_c + x * stride_x] = from[x * pitch + c].
 template <typename T, typename Acc>
 CONVBP_TARGET void unpack_row(const Acc* from, int64_t pitch, int64_t channels, int64_t width,
                               T* to, int64_t stride_c, int64_t stride_x) {
-  if (stride_c == 1) {
-    for (int64_t x = 0; x < width; ++x)
-      for (int64_t c = 0; c < channels; ++c) to[x * stride_x + c] = store<T>(from[x * pitch + c]);
-    return;
-  }
-  for (int64_t c = 0; c < channels; ++c)
-    for (int64_t x = 0; x < width; ++x)
-      to[c * stride_c + x * stride_x] = store<T>(from[x * pitch + c]);
+  copy_row(from, 1, pitch, channels, width, to, stride_c, stride_x);
 }
 
 template <typename Acc>
@@ -76,37 +117,37 @@ CONVBP_TARGET void fill_zero(Acc* to, int64_t count) {
   for (int64_t i = 0; i < count; ++i) to[i] = Acc(0);
 }
 
-// Packs what the tile `e` of group `g` reads: [image][patch row][patch column][channel].
+// Packs what the tile `e` reads of some channels: [image][patch row][patch column][channel], where a
+// pixel has room for `pitch` channels.
 template <typename T, typename Acc>
-CONVBP_TARGET void pack_patch(const TapConv& c, const TileExtent& e, int64_t g, View<const T> source,
-                              Acc* patch) {
+CONVBP_TARGET void pack_patch(const TapConv& c, const TileExtent& e, View<const T> source,
+                              int64_t channel0, int64_t channels, Acc* patch, int64_t pitch) {
   const int64_t rows = c.h.patch_rows(e.rows), columns = c.w.patch_rows(e.columns);
-  const int64_t channels = c.source_channels(g);
   for (int64_t b = 0; b < e.images; ++b)
-    for (int64_t row = 0; row < rows; ++row, patch += columns * c.reduce) {
+    for (int64_t row = 0; row < rows; ++row, patch += columns * pitch) {
       const int64_t i = c.h.source_position(row, e.h0);
       if (i < 0 || i >= c.h.source_size) {
-        fill_zero(patch, columns * c.reduce);
+        fill_zero(patch, columns * pitch);
         continue;
       }
-      const T* from = &source.at(e.b0 + b, g * c.reduce, i, 0);
+      const T* from = &source.at(e.b0 + b, channel0, i, 0);
       if (c.w.dense) {
         const int64_t j0 = c.w.source_position(0, e.w0);
         const int64_t left = std::min(columns, std::max<int64_t>(0, -j0));
         const int64_t end = std::max(left, std::min(columns, c.w.source_size - j0));
-        fill_zero(patch, left * c.reduce);
+        fill_zero(patch, left * pitch);
         if (left < end)
           pack_row(from + (j0 + left) * source.stride[3], source.stride[1], source.stride[3],
-                   channels, end - left, patch + left * c.reduce, c.reduce);
-        fill_zero(patch + end * c.reduce, (columns - end) * c.reduce);
+                   channels, end - left, patch + left * pitch, pitch);
+        fill_zero(patch + end * pitch, (columns - end) * pitch);
       } else {
         for (int64_t column = 0; column < columns; ++column) {
           const int64_t j = c.w.source_position(column, e.w0);
           if (j < 0 || j >= c.w.source_size)
-            fill_zero(patch + column * c.reduce, c.reduce);
+            fill_zero(patch + column * pitch, pitch);
           else
             pack_row(from + j * source.stride[3], source.stride[1], source.stride[3], channels, 1,
-                     patch + column * c.reduce, c.reduce);
+                     patch + column * pitch, pitch);
         }
       }
     }

@@ -22,7 +22,7 @@ constexpr int64_t kMostTiles = 64;
 // alone.
 constexpr int64_t kWeightGradTasks = 16;
 constexpr int64_t kWeightGradBytes = 32 * 1024 * 1024;
-constexpr int64_t kWeightGradLanes = 64;
+constexpr int64_t kWeightGradLanes = 64, kWeightGradChannels = 128;
 
 template <typename T>
 Table<T> table(int64_t out) {
@@ -34,15 +34,18 @@ Table<T> table(int64_t out) {
 }
 
 template <typename T>
-Winograd plan(TapConv tap, int64_t out, const Table<T>& kernels, int64_t lanes_beside) {
+Winograd plan(TapConv tap, int64_t out, const Table<T>& kernels, int64_t channels,
+              int64_t lanes) {
   Winograd p;
   p.out = out;
   p.lanes = kernels.vector_bytes / static_cast<int64_t>(sizeof(float));
   p.tap = std::move(tap);
   TapConv& c = p.tap;
   c.block = 2 * p.lanes;
+  p.channels_a_task = balanced_tile(c.reduce, channels);
+  p.lanes_a_task = std::min(lanes, Winograd::round_up(c.lanes, c.block));
   const int64_t tile_bytes =
-      p.positions() * (p.pitch() + lanes_beside) * static_cast<int64_t>(sizeof(float));
+      p.positions() * (p.pitch() + p.lanes_a_task) * static_cast<int64_t>(sizeof(float));
   const int64_t most = std::clamp<int64_t>(kTaskBytes / tile_bytes, kernels.rows, kMostTiles);
   const int64_t down = divide_up(c.h.count, out), across = divide_up(c.w.count, out);
   const int64_t columns = balanced_tile(across, std::min(across, most));
@@ -68,7 +71,9 @@ void run_tap_conv(TapConv tap, View<const T> source, const T* weight, const Weig
                   const Epilogue<T>& epilogue, View<T> result) {
   const int64_t out = choose_out(tap);
   const auto kernels = table<T>(out);
-  Winograd p = plan<T>(std::move(tap), out, kernels, 2 * kernels.vector_bytes / sizeof(float));
+  const int64_t channels = tap.reduce;
+  Winograd p = plan<T>(std::move(tap), out, kernels, channels,
+                       2 * kernels.vector_bytes / sizeof(float));
   TapConv& c = p.tap;
   spread_over_threads(c, out, out * out);
   const int64_t blocks = c.groups * c.blocks();
@@ -120,13 +125,11 @@ void conv2d_weight_grad(const ConvProblem& problem, View<const T> input, View<co
   TapConv tap = forward<T>(problem);
   const int64_t out = choose_out(tap);
   const auto kernels = table<T>(out);
-  Winograd p = plan<T>(std::move(tap), out, kernels, kWeightGradLanes);
-  const TapConv& c = p.tap;
-  p.lanes_a_task = std::min(kWeightGradLanes, Winograd::round_up(c.lanes, c.block));
-  const int64_t one_chunk = c.groups * p.lane_tasks();
-  const int64_t bytes = one_chunk * p.sums_a_task() * static_cast<int64_t>(sizeof(float));
+  Winograd p =
+      plan<T>(std::move(tap), out, kernels, kWeightGradChannels, kWeightGradLanes);
+  const int64_t bytes = p.tasks_a_chunk() * p.sums_a_task() * static_cast<int64_t>(sizeof(float));
   p.chunks = std::max<int64_t>(
-      1, std::min({p.extents(), kWeightGradTasks / one_chunk, kWeightGradBytes / bytes}));
+      1, std::min({p.extents(), kWeightGradTasks / p.tasks_a_chunk(), kWeightGradBytes / bytes}));
 
   const Scratch sums_block =
       Scratch::take<float>(ScratchName::kPartial, p.tasks() * p.sums_a_task());
@@ -134,7 +137,7 @@ void conv2d_weight_grad(const ConvProblem& problem, View<const T> input, View<co
   parallel_for(p.tasks(), [&](int64_t begin, int64_t end) {
     kernels.weight_grad(p, input, delta, bias_grad != nullptr, sums, begin, end);
   });
-  parallel_for(one_chunk * c.reduce, [&](int64_t begin, int64_t end) {
+  parallel_for(p.tasks_a_chunk() * p.channels_a_task, [&](int64_t begin, int64_t end) {
     kernels.weight_grad_total(p, sums, weight_grad, bias_grad, begin, end);
   });
 }

@@ -54,7 +54,7 @@ CONVBP_INLINE void for_tiles(const Winograd& p, const TileExtent& e, const Body&
 template <typename F>
 CONVBP_TARGET void transform_input(const Winograd& p, const TileExtent& e, const float* patch,
                                    float* transformed) {
-  const int64_t pixel = p.tap.reduce, row = (e.columns + 2) * pixel, image = (e.rows + 2) * row;
+  const int64_t pixel = p.channels_a_task, row = (e.columns + 2) * pixel, image = (e.rows + 2) * row;
   const int64_t stream = p.source_stream(), pitch = p.pitch();
   for_tiles(p, e, [&](int64_t tile, int64_t b, int64_t i, int64_t j) CONVBP_TARGET {
     const float* from = patch + b * image + i * F::kOut * row + j * F::kOut * pixel;
@@ -174,7 +174,7 @@ CONVBP_TARGET void tap_conv_tasks(const Winograd& p, View<const T> source, const
     const TileExtent whole = whole_tiles(p, e);
     const int64_t across = whole.columns / F::kOut;
     const int64_t tiles = whole.pixels() / (F::kOut * F::kOut);
-    pack_patch(c, whole, g, source, patch);
+    pack_patch(c, whole, source, g * c.reduce, c.reduce, patch, p.channels_a_task);
     transform_input<F>(p, whole, patch, transformed);
 
     const int64_t last_block = std::min(c.blocks(), (split + 1) * blocks_a_task);
@@ -240,7 +240,7 @@ CONVBP_TARGET void pack_delta(const TileExtent& e, const TileExtent& whole, View
       }
 }
 
-// Task: a chunk of extents, for some lanes of a group.
+// Task: a chunk of extents, for some channels and lanes of a group.
 template <typename T, typename F>
 CONVBP_TARGET void weight_grad_tasks(const Winograd& p, View<const T> input, View<const T> delta,
                                      bool with_bias, float* sums, int64_t begin, int64_t end) {
@@ -265,12 +265,15 @@ CONVBP_TARGET void weight_grad_tasks(const Winograd& p, View<const T> input, Vie
 
   for (int64_t task = begin; task < end; ++task) {
     const int64_t lane_task = task % p.lane_tasks();
-    const int64_t g = task / p.lane_tasks() % c.groups;
-    const int64_t chunk = task / p.lane_tasks() / c.groups;
+    const int64_t channel_task = task / p.lane_tasks() % p.channel_tasks();
+    const int64_t g = task / p.lane_tasks() / p.channel_tasks() % c.groups;
+    const int64_t chunk = task / p.tasks_a_chunk();
+    const int64_t k0 = channel_task * p.channels_a_task;
+    const int64_t channels = std::min(p.channels_a_task, c.reduce - k0);
     const int64_t lane0 = lane_task * p.lanes_a_task;
     const int64_t lanes = std::min(p.lanes_a_task, c.lanes - lane0);
     float* const task_sums = sums + task * p.sums_a_task();
-    float* const bias_sums = task_sums + kPositions * c.reduce * p.lanes_a_task;
+    float* const bias_sums = task_sums + kPositions * p.channels_a_task * p.lanes_a_task;
     fill_zero(task_sums, p.sums_a_task());
 
     const int64_t last = (chunk + 1) * p.extents() / p.chunks;
@@ -279,7 +282,7 @@ CONVBP_TARGET void weight_grad_tasks(const Winograd& p, View<const T> input, Vie
           tile_extent(c, extent / c.spatial_tiles(), extent % c.spatial_tiles());
       const TileExtent whole = whole_tiles(p, e);
       const int64_t tiles = whole.pixels() / (F::kOut * F::kOut);
-      pack_patch(c, whole, g, input, patch);
+      pack_patch(c, whole, input, g * c.reduce + k0, channels, patch, p.channels_a_task);
       transform_input<F>(p, whole, patch, transformed);
       pack_delta(e, whole, delta, g * c.lanes + lane0, lanes, packed_delta);
 
@@ -312,30 +315,32 @@ CONVBP_TARGET void weight_grad_tasks(const Winograd& p, View<const T> input, Vie
       }
       for (int position = 0; position < kPositions; ++position)
         for (int64_t block = 0; block * kBlock < lanes; ++block)
-          multiply<true>(c.reduce, transformed + position * p.source_stream(), 1, p.pitch(),
+          multiply<true>(channels, transformed + position * p.source_stream(), 1, p.pitch(),
                          transformed_delta + (block * kPositions + position) * delta_stream, tiles,
-                         task_sums + position * c.reduce * p.lanes_a_task + block * kBlock,
+                         task_sums + position * p.channels_a_task * p.lanes_a_task + block * kBlock,
                          p.lanes_a_task);
     }
   }
 }
 
-// The chunks' sums, added in their order and transformed to filters. Task: an input channel, for
-// some lanes of a group.
+// The chunks' sums, added in their order and transformed to filters. Task: one of a task's channels,
+// for some lanes of a group.
 template <typename T, typename F>
 CONVBP_TARGET void weight_grad_total(const Winograd& p, const float* sums, View<T> weight_grad,
                                      T* bias_grad, int64_t begin, int64_t end) {
   const TapConv& c = p.tap;
-  const int64_t chunk_apart = c.groups * p.lane_tasks() * p.sums_a_task();
+  const int64_t chunk_apart = p.tasks_a_chunk() * p.sums_a_task();
   const auto total = [&](const float* from) CONVBP_TARGET {
     Vector sum = vector_at(from);
     for (int64_t chunk = 1; chunk < p.chunks; ++chunk) sum += vector_at(from + chunk * chunk_apart);
     return sum;
   };
   for (int64_t task = begin; task < end; ++task) {
-    const int64_t k = task % c.reduce, lane_task = task / c.reduce % p.lane_tasks();
-    const int64_t g = task / c.reduce / p.lane_tasks();
-    const float* const task_sums = sums + (g * p.lane_tasks() + lane_task) * p.sums_a_task();
+    const int64_t k = task % p.channels_a_task, lane_task = task / p.channels_a_task % p.lane_tasks();
+    const int64_t part = task / p.channels_a_task / p.lane_tasks();
+    const int64_t k0 = part % p.channel_tasks() * p.channels_a_task, g = part / p.channel_tasks();
+    if (k0 + k >= c.reduce) continue;
+    const float* const task_sums = sums + (part * p.lane_tasks() + lane_task) * p.sums_a_task();
     const int64_t lane0 = lane_task * p.lanes_a_task;
     for (int64_t v = 0; v < std::min(p.lanes_a_task, c.lanes - lane0); v += kLanes) {
       const int64_t lanes = std::min<int64_t>(kLanes, c.lanes - lane0 - v);
@@ -343,16 +348,16 @@ CONVBP_TARGET void weight_grad_total(const Winograd& p, const float* sums, View<
       float filters[3][3][kLanes];
       both_axes<transform::filter_grad<F>, Vector>(
           [&](int y, int x) CONVBP_TARGET {
-            return total(task_sums + ((y * F::kTile + x) * c.reduce + k) * p.lanes_a_task + v);
+            return total(task_sums + ((y * F::kTile + x) * p.channels_a_task + k) * p.lanes_a_task + v);
           },
           [&](int r, int s, Vector grad) CONVBP_TARGET { vector_at(filters[r][s]) = grad; });
       for (int64_t lane = 0; lane < lanes; ++lane)
         for (int r = 0; r < 3; ++r)
           for (int s = 0; s < 3; ++s)
-            weight_grad.at(channel + lane, k, r, s) = store<T>(filters[r][s][lane]);
-      if (bias_grad && k == 0) {
+            weight_grad.at(channel + lane, k0 + k, r, s) = store<T>(filters[r][s][lane]);
+      if (bias_grad && k0 + k == 0) {
         float bias[kLanes];
-        vector_at(bias) = total(task_sums + F::kTile * F::kTile * c.reduce * p.lanes_a_task + v);
+        vector_at(bias) = total(task_sums + F::kTile * F::kTile * p.channels_a_task * p.lanes_a_task + v);
         for (int64_t lane = 0; lane < lanes; ++lane)
           bias_grad[channel + lane] = store<T>(bias[lane]);
       }

@@ -16,14 +16,16 @@ struct Winograd {
   int64_t out = 4;   // results a tile and axis
   int64_t lanes = 1; // of a vector
   int64_t most_tiles = 1;  // of a task
-  // The weight gradient alone: as direct::WeightGrad.
-  int64_t chunks = 1;
+  // Source channels a task takes: all of a group, but for the weight gradient, whose sums of a task
+  // should stay in the cache. Its chunks and lanes are as in direct::WeightGrad.
+  int64_t channels_a_task = 1;
   int64_t lanes_a_task = 1;
+  int64_t chunks = 1;
 
   int64_t positions() const { return (out + 2) * (out + 2); }
   static int64_t round_up(int64_t a, int64_t b) { return divide_up(a, b) * b; }
   // Channels of a transformed source pixel, whole vectors.
-  int64_t pitch() const { return round_up(tap.reduce, lanes); }
+  int64_t pitch() const { return round_up(channels_a_task, lanes); }
   int64_t source_stream() const { return most_tiles * pitch() + kApart; }
   int64_t product_stream() const { return most_tiles * tap.block + kApart; }
   // Transformed filters of a lane block: [position][channel][lane of the block].
@@ -34,11 +36,13 @@ struct Winograd {
 
   // Of the weight gradient: transformed delta of a lane block, [position][tile][lane].
   int64_t lane_tasks() const { return divide_up(tap.lanes, lanes_a_task); }
+  int64_t channel_tasks() const { return divide_up(tap.reduce, channels_a_task); }
   int64_t extents() const { return tap.batch_tiles() * tap.spatial_tiles(); }
-  int64_t tasks() const { return chunks * tap.groups * lane_tasks(); }
+  int64_t tasks_a_chunk() const { return tap.groups * channel_tasks() * lane_tasks(); }
+  int64_t tasks() const { return chunks * tasks_a_chunk(); }
   // Sums of a task: [position][channel][lane], then the bias gradient's lanes.
   int64_t sums_a_task() const {
-    return (positions() * tap.reduce + 1) * lanes_a_task;
+    return (positions() * channels_a_task + 1) * lanes_a_task;
   }
 };
 
