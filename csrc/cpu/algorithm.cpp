@@ -5,6 +5,7 @@
 #include <iterator>
 #include <stdexcept>
 
+#include "depthwise.h"
 #include "winograd.h"
 
 namespace convbp {
@@ -38,10 +39,15 @@ bool plain_only() {
   return setting == kPlainOnly;
 }
 
-Algorithm choose_algorithm(const ConvProblem& p, Operator op, bool float64) {
+Algorithm choose_algorithm(const ConvProblem& p, Operator op, Element element,
+                           const int64_t* source_stride, const int64_t* result_stride) {
   const int now = setting;
   if (now == kPlainOnly) return Algorithm::kPlain;
-  if (now == kDirectOnly || float64 || !winograd::takes(p)) return Algorithm::kDirect;
+  if (op != Operator::kWeightGrad && element != Element::kHalf &&
+      depthwise::takes(p, source_stride, result_stride))
+    return Algorithm::kDepthwise;
+  if (now == kDirectOnly || element == Element::kFloat64 || !winograd::takes(p))
+    return Algorithm::kDirect;
   return now == kWinogradWherePossible || winograd_pays(p, op) ? Algorithm::kWinograd
                                                                : Algorithm::kDirect;
 }

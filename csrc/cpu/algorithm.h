@@ -7,7 +7,9 @@
 
 namespace convbp {
 
-enum class Algorithm { kPlain, kDirect, kWinograd };
+enum class Algorithm { kPlain, kDirect, kDepthwise, kWinograd };
+// The type of the elements, where an algorithm's choice looks at it.
+enum class Element { kFloat32, kFloat64, kHalf };
 enum class Operator { kForward, kInputGrad, kWeightGrad };
 
 // What torch_convbp.backends.cpu.conv_algorithm says: "auto", "direct", "winograd" or "plain".
@@ -16,9 +18,10 @@ std::string algorithm_setting();
 // Does it ask for the plain loop nests? Pooling knows no other choice.
 bool plain_only();
 
-// The algorithm that computes this operator of this problem under the present setting; sums are kept
-// in float64 or float32. Neither the batch nor the number of threads has a say: a sample's results
+// The algorithm that computes this operator of this problem under the present setting, between
+// tensors with these strides (of the source and the result; null for the weight gradient). Neither the batch nor the number of threads has a say: a sample's results
 // must not depend on them.
-Algorithm choose_algorithm(const ConvProblem& problem, Operator op, bool float64);
+Algorithm choose_algorithm(const ConvProblem& problem, Operator op, Element element,
+                           const int64_t* source_stride, const int64_t* result_stride);
 
 }  // namespace convbp

@@ -11,6 +11,7 @@
 #include "algorithm.h"
 #include "boundary.h"
 #include "capability.h"
+#include "depthwise.h"
 #include "direct.h"
 #include "epilogue.h"
 #include "parallel.h"
@@ -29,6 +30,12 @@ int64_t thread_count() {
 }
 
 namespace {
+
+template <typename T>
+constexpr Element element_of() {
+  if (std::is_same_v<T, float>) return Element::kFloat32;
+  return std::is_same_v<T, double> ? Element::kFloat64 : Element::kHalf;
+}
 
 // p = conv2d(input, weight) + bias, then a = g(p) where an activation is named; p itself goes to
 // `pre_activation` where that is given.
@@ -60,13 +67,19 @@ Tensor convolve(const char* op, const Tensor& input, const Tensor& weight,
     if (activation) epilogue.activation = make_activation<Accumulator<T>>(*activation, parameters);
     if (pre_activation)
       epilogue.pre_activation = static_cast<T*>(pre_activation->mutable_data_ptr());
-    switch (choose_algorithm(p, Operator::kForward, std::is_same_v<T, double>)) {
+    switch (choose_algorithm(p, Operator::kForward, element_of<T>(), view<const T>(input).stride,
+                             view<T>(output).stride)) {
       case Algorithm::kPlain:
         return plain::conv2d<T>(p, view<const T>(input), view<const T>(weight), epilogue,
                                 view<T>(output));
       case Algorithm::kDirect:
         return direct::conv2d<T>(p, view<const T>(input), view<const T>(weight), epilogue,
                                  view<T>(output));
+      case Algorithm::kDepthwise:
+        if constexpr (sizeof(T) >= sizeof(float))
+          return depthwise::conv2d<T>(p, view<const T>(input), view<const T>(weight), epilogue,
+                                     view<T>(output));
+        break;
       case Algorithm::kWinograd:
         if constexpr (!std::is_same_v<T, double>)
           return winograd::conv2d<T>(p, view<const T>(input), view<const T>(weight), epilogue,
@@ -113,13 +126,19 @@ Tensor conv2d_input_grad(const Ints& input_size, const Tensor& weight, const Ten
   if (input_grad.numel() == 0) return input_grad;
   dispatch(delta, [&](auto element) {
     using T = decltype(element);
-    switch (choose_algorithm(p, Operator::kInputGrad, std::is_same_v<T, double>)) {
+    switch (choose_algorithm(p, Operator::kInputGrad, element_of<T>(), view<const T>(delta).stride,
+                             view<T>(input_grad).stride)) {
       case Algorithm::kPlain:
         return plain::conv2d_input_grad<T>(p, view<const T>(weight), view<const T>(delta),
                                            view<T>(input_grad));
       case Algorithm::kDirect:
         return direct::conv2d_input_grad<T>(p, view<const T>(weight), view<const T>(delta),
                                             view<T>(input_grad));
+      case Algorithm::kDepthwise:
+        if constexpr (sizeof(T) >= sizeof(float))
+          return depthwise::conv2d_input_grad<T>(p, view<const T>(weight), view<const T>(delta),
+                                                view<T>(input_grad));
+        break;
       case Algorithm::kWinograd:
         if constexpr (!std::is_same_v<T, double>)
           return winograd::conv2d_input_grad<T>(p, view<const T>(weight), view<const T>(delta),
@@ -146,13 +165,15 @@ Tensor weight_grad(const char* op, const Tensor& input, const Ints& weight_size,
     using T = decltype(element);
     T* const bias_data =
         bias_grad ? static_cast<T*>(bias_grad->mutable_data_ptr()) : nullptr;
-    switch (choose_algorithm(p, Operator::kWeightGrad, std::is_same_v<T, double>)) {
+    switch (choose_algorithm(p, Operator::kWeightGrad, element_of<T>(), nullptr, nullptr)) {
       case Algorithm::kPlain:
         return plain::conv2d_weight_grad<T>(p, view<const T>(input), view<const T>(delta),
                                             view<T>(weight_grad), bias_data);
       case Algorithm::kDirect:
         return direct::conv2d_weight_grad<T>(p, view<const T>(input), view<const T>(delta),
                                              view<T>(weight_grad), bias_data);
+      case Algorithm::kDepthwise:
+        break;  // has none
       case Algorithm::kWinograd:
         if constexpr (!std::is_same_v<T, double>)
           return winograd::conv2d_weight_grad<T>(p, view<const T>(input), view<const T>(delta),
