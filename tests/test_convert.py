@@ -146,7 +146,7 @@ def test_what_cannot_be_converted_is_left_alone_and_listed() -> None:
     left = {
         "own": OwnForward(3, 3, 1),
         "lazy": nn.LazyConv2d(3, 1),
-        "complex": nn.Conv2d(3, 3, 1, dtype=torch.complex64),
+        "8 bits": nn.Conv2d(3, 3, 1).to(torch.float8_e4m3fn),
         "replaced": replaced,
         "scripted": torch.jit.script(nn.Conv2d(3, 3, 1)),
     }
@@ -160,7 +160,7 @@ def test_what_cannot_be_converted_is_left_alone_and_listed() -> None:
         assert type(model[name]) is kinds[name]
         assert f"  {name}: " in message
     assert "OwnForward has a forward of its own" in message
-    assert "torch.complex64" in message
+    assert "torch.float8_e4m3fn" in message
     assert caught[0].filename == __file__, "the warning should point at the caller"
 
 

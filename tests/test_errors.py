@@ -46,8 +46,6 @@ FUNCTIONAL: dict[str, tuple[tuple[Any, ...], dict[str, Any], type[Exception], st
         r'"conv2d" not implemented for \'Long\': expected input of dtype torch.float32'),
     "booleans": ((x(dtype=torch.bool), w(dtype=torch.bool)), {}, RuntimeError,
         r'"conv2d" not implemented for \'Bool\''),
-    "complex": ((x(dtype=torch.complex64), w(dtype=torch.complex64)), {}, RuntimeError,
-        r'"conv2d" not implemented for \'ComplexFloat\''),
     "kernel_larger_than_input": ((x(2, 3, 2, 2), w()), {}, RuntimeError,
         r"input size per channel: \(2 x 2\). Kernel size: \(3 x 3\). Kernel size can't be greater"),
     "dilated_kernel_larger_than_input": ((x(), w()), {"dilation": (1, 4)}, RuntimeError,
@@ -106,7 +104,7 @@ FUNCTIONAL: dict[str, tuple[tuple[Any, ...], dict[str, Any], type[Exception], st
 }  # fmt: skip
 
 # nn.Conv2d says nothing here, or not this.
-TORCH_ACCEPTS = {"integers", "complex", "mkldnn_input"}
+TORCH_ACCEPTS = {"integers", "mkldnn_input"}
 
 
 @pytest.mark.parametrize("name", FUNCTIONAL)

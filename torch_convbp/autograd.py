@@ -214,7 +214,11 @@ class ActivationOf(torch.autograd.Function):
 
 
 class Linear(torch.autograd.Function):
-    """p_i = sum_j W_ij a_j + bias_i (L7). Shapes: a [..., J], W [I, J], bias [I], p [..., I]."""
+    """p_i = sum_j W_ij a_j + bias_i (L7). Shapes: a [..., J], W [I, J], bias [I], p [..., I].
+
+    Of complex numbers too: the gradient is then by the conjugate, as torch's is. Real tensors are
+    their own conjugates.
+    """
 
     @staticmethod
     def forward(input, weight, bias):  # type: ignore[override]
@@ -238,9 +242,9 @@ class Linear(torch.autograd.Function):
         rows = delta.reshape(-1, delta.shape[-1])
         input_grad = weight_grad = bias_grad = None
         if needs_input_grad:  # dL/da_j = sum_i delta_i W_ij
-            input_grad = torch.matmul(delta, weight)
+            input_grad = torch.matmul(delta, weight.conj())
         if needs_weight_grad:  # dL/dW_ij = delta_i a_j
-            weight_grad = torch.matmul(rows.t(), input.reshape(-1, input.shape[-1]))
+            weight_grad = torch.matmul(rows.t(), input.reshape(-1, input.shape[-1]).conj())
         if needs_bias_grad:
             bias_grad = rows.sum(0)
         if ctx.layer is not None:

@@ -88,7 +88,7 @@ def _why_left_alone(module: nn.Conv2d) -> str | None:
         return "its forward was replaced on the object"
     # A parameter, not module.weight: to look at a parametrized weight is to compute it.
     for parameter in module.parameters(recurse=True):
-        if parameter.dtype not in shapes.DTYPES:
+        if parameter.dtype not in shapes.DTYPES and not parameter.is_complex():
             return f"its dtype is {parameter.dtype}"
     return None
 

@@ -44,6 +44,43 @@ def _geometry(
     return stride, padding, dilation, shapes.whole_number(function, "groups", groups)
 
 
+def _activated(output: Tensor, g: activations.Activation | None) -> Tensor:
+    if g is None:
+        return output
+    if output.is_complex():  # torch's own, which says so where it has none
+        return activations.TABLE[g.name].g(output, *g.parameters)
+    return ops.activation(output, *g)
+
+
+def _complex_conv2d(
+    input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Sequence[Any]
+) -> Tensor:
+    """conv2d of complex numbers, as one of real numbers; torch's autograd knows the rest.
+
+    (a + bi)(c + di) = (ac - bd) + (ad + bc)i: each channel becomes two neighbours, its real and its
+    imaginary part, and each filter two, one for either part of the output.
+    """
+    shapes.check_alike(input=input, weight=weight, bias=bias)
+    shapes.conv2d_output_size(
+        input.shape,
+        weight.shape,
+        *geometry,
+        input.element_size(),  # type: ignore[call-arg]
+    )
+    if bias is not None:
+        shapes.check_bias(bias.shape, weight.shape)
+        bias = torch.view_as_real(bias.resolve_conj()).flatten()
+    channels = torch.view_as_real(input.resolve_conj()).movedim(-1, 2).flatten(1, 2)
+    c, d = weight.real, weight.imag
+    filters = torch.stack([torch.stack([c, -d], 2), torch.stack([d, c], 2)], 1)
+    filters = filters.flatten(2, 3).flatten(0, 1)
+    filters = filters.contiguous(memory_format=shapes.result_format(weight, weight))
+    # Autocast leaves complex numbers alone; it would not know these for complex.
+    with torch.autocast("cuda" if input.is_cuda else "cpu", enabled=False):
+        output = ops.conv2d(channels, filters, bias, *geometry)
+    return torch.complex(output[:, 0::2], output[:, 1::2])
+
+
 def conv2d(
     input: Tensor,
     weight: Tensor,
@@ -67,7 +104,7 @@ def conv2d(
 
     Args:
         input: [N, K, H, W], or [K, H, W] without a batch; float32, float64, bfloat16 or float16
-            (the last two are summed in float32); any strides.
+            (the last two are summed in float32), or complex; any strides.
         weight: [O, K / groups, R, S], of input's dtype: the lecture's filter, flipped.
         bias: [O], of input's dtype, or None: the lecture's -sum_k b_ok.
         stride: int or (height, width), at least 1.
@@ -78,7 +115,8 @@ def conv2d(
         activation: a name as in torch.nn.functional ("relu", "leaky_relu(0.2)", "relu6",
             "sigmoid", "tanh", "silu", "gelu", "gelu_tanh", "hardswish", "softplus(1, 20)"), the
             torch.nn module, or None. For backward is kept what nn.Conv2d and the activation would
-            keep, or less: the output where it determines g', else the pre-activation.
+            keep, or less: the output where it determines g', else the pre-activation. Of complex
+            numbers what torch has: sigmoid, tanh, and silu without a derivative.
 
     Returns:
         [N, O, M, N'] or [O, M, N'], channels_last if input or weight is.
@@ -97,7 +135,9 @@ def conv2d(
     geometry = _geometry("conv2d", weight.shape, stride, padding, dilation, groups)
     g = activations.parse("conv2d", activation)
     batched = input if input.dim() == 4 else input.unsqueeze(0)
-    if g is None:
+    if input.is_complex():
+        output = _activated(_complex_conv2d(batched, weight, bias, geometry), g)
+    elif g is None:
         output = ops.conv2d(batched, weight, bias, *geometry)
     else:
         output = ops.conv2d_activation(batched, weight, bias, *geometry, *g)
@@ -131,8 +171,7 @@ def linear(
     if bias is not None:
         shapes.check_is_tensor("linear", bias=bias)
     g = activations.parse("linear", activation)
-    output = ops.linear(input, weight, bias)
-    return output if g is None else ops.activation(output, *g)
+    return _activated(ops.linear(input, weight, bias), g)
 
 
 def conv2d_input_grad(

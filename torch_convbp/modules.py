@@ -75,7 +75,7 @@ class ConvBP2d(_WithActivation, nn.Conv2d):
 
     Shapes: input [N, in_channels, H, W] or [in_channels, H, W]; weight [out_channels,
     in_channels / groups, R, S]; bias [out_channels] or None. dtypes: float32, float64, bfloat16,
-    float16.
+    float16, complex.
 
     Raises:
         TypeError, ValueError: an argument of the constructor is out of range. nn.Conv2d's own

@@ -194,6 +194,12 @@ class ErrorSignals(Mapping[str, Sequence[Record]]):
                 "record_error_signals(): argument 'model' has no layer of torch_convbp; "
                 "torch_convbp.convert(model) makes some"
             )
+        for layer, name in self._layers.items():
+            if any(parameter.is_complex() for parameter in layer.parameters()):
+                raise ValueError(
+                    f"record_error_signals(): layer {shown(name)} has complex parameters, "
+                    "and error signals of real numbers alone can be recorded"
+                )
         self._records = {name: deque[Record](maxlen=limit) for name in self._layers.values()}
         self._counts = dict.fromkeys(self._records, 0)
         self._ran: dict[str, None] = {}

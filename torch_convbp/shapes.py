@@ -306,6 +306,14 @@ def check_tensors(op: str, **tensors: Tensor | None) -> None:
         first.dtype in DTYPES,
         f"\"{op}\" not implemented for '{type_name}': expected {name} of dtype {supported}",
     )
+    check_alike(**tensors)
+
+
+def check_alike(**tensors: Tensor | None) -> None:
+    """All have the first one's dtype and its device."""
+    name, first = next(iter(tensors.items()))
+    assert first is not None
+    type_name = _SCALAR_TYPE_NAMES.get(first.dtype, str(first.dtype))
     for other_name, other in tensors.items():
         if other is None:
             continue
