@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import copy
-import io
-import pickle
 
 import numpy as np
 import pytest
 import torch
 from cases import integers, normal
 from torch import Tensor, nn
-from torch.nn.utils import parametrize, prune
 from torch.utils.flop_counter import FlopCounterMode
 
 import torch_convbp as bp
@@ -119,20 +116,6 @@ def test_constructor_takes_what_stands_for_ints() -> None:
     assert layer(torch.ones(1, 3, 8, 8)).shape == (1, 4, 4, 5)
 
 
-def test_one_sgd_step_equals_torchs() -> None:
-    theirs, ours = twins("plain")
-    whole_parameters(theirs, ours)
-    input = integers((2, 3, 6, 6), torch.float32, seed=1)
-    for module in (theirs, ours):
-        optimizer = torch.optim.SGD(module.parameters(), lr=0.5, momentum=0.9, weight_decay=0.25)
-        for _ in range(2):
-            optimizer.zero_grad()
-            module(input).sum().backward()
-            optimizer.step()
-    for a, b in zip(theirs.parameters(), ours.parameters(), strict=True):
-        assert torch.equal(a, b)
-
-
 def test_state_dict_goes_both_ways() -> None:
     theirs, ours = twins("everything")
     torch.nn.init.normal_(theirs.weight)
@@ -141,52 +124,6 @@ def test_state_dict_goes_both_ways() -> None:
     torch.nn.init.normal_(ours.weight)
     theirs.load_state_dict(ours.state_dict())
     assert torch.equal(ours.weight, theirs.weight)
-
-
-def pickled(module: nn.Module) -> nn.Module:
-    return pickle.loads(pickle.dumps(module))
-
-
-def saved(module: nn.Module) -> nn.Module:
-    file = io.BytesIO()
-    torch.save(module, file)
-    return torch.load(io.BytesIO(file.getvalue()), weights_only=False)
-
-
-def state_dict_saved(module: nn.Module) -> nn.Module:
-    file = io.BytesIO()
-    torch.save(module.state_dict(), file)
-    fresh = twins("plain")[1]
-    fresh.load_state_dict(torch.load(io.BytesIO(file.getvalue()), weights_only=True))
-    return fresh
-
-
-@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickled, saved, state_dict_saved])
-def test_copies(copied) -> None:
-    module = twins("plain")[1]
-    torch.nn.init.normal_(module.weight)
-    other = copied(module)
-    assert type(other) is bp.ConvBP2d
-    input = normal((2, 3, 5, 5), torch.float32, seed=1)
-    assert torch.equal(other(input), module(input))
-
-
-def test_hooks_and_pruning_and_parametrizations() -> None:
-    theirs, ours = twins("plain")
-    outputs = []
-    for module in (theirs, ours):
-        seen: list[str] = []
-        module.register_forward_hook(lambda *_, seen=seen: seen.append("forward"))
-        module.register_full_backward_hook(lambda *_, seen=seen: seen.append("backward"))
-        prune.l1_unstructured(module, "weight", amount=0.5)
-        parametrize.register_parametrization(module, "bias", nn.Softplus())
-        input = normal((2, 3, 6, 6), torch.float32, seed=1).requires_grad_()
-        output = module(input)
-        output.sum().backward()
-        assert seen == ["forward", "backward"]
-        outputs.append((output, input.grad, module.weight_orig.grad))
-    for a, b in zip(*outputs, strict=True):
-        torch.testing.assert_close(a, b)
 
 
 def test_same_values_in_other_memory_formats() -> None:
@@ -206,11 +143,6 @@ def test_zero_channels_have_the_right_shape() -> None:
     output: Tensor = module(torch.empty(2, 0, 5, 5))
     assert output.shape == (2, 8, 3, 3)
     assert torch.equal(output, module.bias[None, :, None, None].expand_as(output))
-
-
-def test_meta_and_fake() -> None:
-    module = bp.ConvBP2d(3, 4, 3, device="meta")
-    assert module(torch.empty(2, 3, 8, 8, device="meta")).shape == (2, 4, 6, 6)
 
 
 def test_export_keeps_the_operator() -> None:

@@ -478,37 +478,6 @@ def test_gradcheck(case: Case, operator: str) -> None:
     assert gradgradcheck(function, (tensor,), check_fwd_over_rev=True, fast_mode=True)
 
 
-@pytest.mark.parametrize("kind", ["max", "avg"])
-@pytest.mark.parametrize(
-    "name", ["grad", "vjp", "jvp", "jacrev", "jacfwd", "hessian", "per_sample"]
-)
-def test_torch_func(name: str, kind: str) -> None:
-    """Derivatives at every level of torch.func: none may come out zero."""
-    from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
-
-    a = distinct((2, 2, 5, 4)) / 40
-
-    def transformed(module: Any) -> Tensor:
-        pool = getattr(module, f"{kind}_pool2d")
-
-        def loss(a: Tensor) -> Tensor:
-            return (pool(a, 3, (1, 2), 1) ** 3).sum()
-
-        return {
-            "grad": lambda: grad(loss)(a),
-            "vjp": lambda: vjp(loss, a)[1](torch.ones((), dtype=a.dtype))[0],
-            "jvp": lambda: jvp(grad(loss), (a,), (a + 1,))[1],
-            "jacrev": lambda: jacrev(lambda a: pool(a, 2, 1))(a),
-            "jacfwd": lambda: jacfwd(lambda a: pool(a, 2, 1))(a),
-            "hessian": lambda: hessian(loss)(a),
-            "per_sample": lambda: vmap(grad(loss))(a),
-        }[name]()
-
-    expected = transformed(F)
-    torch.testing.assert_close(transformed(f), expected)
-    assert expected.any()
-
-
 @pytest.mark.filterwarnings("error:There is a performance drop")
 @pytest.mark.parametrize("in_dims", [(0, None), (2, 1), (None, 0)], ids=str)
 def test_vmap(in_dims: tuple[int | None, int | None]) -> None:
