@@ -412,8 +412,8 @@ def record_error_signals(
             torch.func, which no record can be made of; or where nothing was recorded at all.
 
     Raises:
-        TypeError, ValueError: model is no module or has no layer of torch_convbp; another argument
-            is out of range.
+        TypeError, ValueError: model is no module, has no layer of torch_convbp, or has one of
+            complex numbers; another argument is out of range.
     """
     signals = ErrorSignals(model, keep, limit, what)
     with _on(signals):
