@@ -151,6 +151,11 @@ PoolProblem check_pool2d(const Ints& input_size, const Ints& kernel_size, const 
   return p;
 }
 
+void check_on_cpu(const char* name, const Tensor& tensor) {
+  check(tensor.is_cpu(), "Expected all tensors to be on the same device, but got ", name,
+        " on another device than cpu");
+}
+
 void check_tensors(const char* op, const std::vector<Argument>& arguments) {
   const Tensor& first = arguments.front().tensor;
   const ScalarType type = first.scalar_type();
@@ -160,8 +165,7 @@ void check_tensors(const char* op, const std::vector<Argument>& arguments) {
         "': expected ", arguments.front().name,
         " of dtype torch.float32, torch.float64, torch.bfloat16 or torch.float16");
   for (const Argument& a : arguments) {
-    check(a.tensor.is_cpu(), "Expected all tensors to be on the same device, but got ", a.name,
-          " on another device than cpu");
+    check_on_cpu(a.name, a.tensor);
     check(a.tensor.scalar_type() == type, "Expected ", arguments.front().name, " type (",
           torch::headeronly::toString(type), ") and ", a.name, " type (",
           torch::headeronly::toString(a.tensor.scalar_type()), ") to be the same");

@@ -61,6 +61,9 @@ ConvProblem check_conv2d(const Ints& input_size, const Ints& weight_size, const 
 PoolProblem check_pool2d(const Ints& input_size, const Ints& kernel_size, const Ints& stride,
                          const Ints& padding, const Ints& dilation, bool ceil_mode);
 
+// As a rule the dispatcher sees to it: a tensor of another device takes the call there.
+void check_on_cpu(const char* name, const Tensor& tensor);
+
 // All tensors have the first one's dtype, one of the four supported, and live on the CPU.
 struct Argument {
   const char* name;

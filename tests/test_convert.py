@@ -152,7 +152,7 @@ def test_what_cannot_be_converted_is_left_alone_and_listed() -> None:
     }
     model = nn.ModuleDict({**left, "plain": nn.Conv2d(3, 3, 1)})
     kinds = {name: type(m) for name, m in left.items()}
-    with pytest.warns(UserWarning, match="left 5 convolution") as caught:
+    with pytest.warns(UserWarning, match="left 5 layer") as caught:
         bp.convert(model)
     message = str(caught[0].message)
     assert type(model["plain"]) is bp.ConvBP2d
@@ -162,6 +162,42 @@ def test_what_cannot_be_converted_is_left_alone_and_listed() -> None:
     assert "OwnForward has a forward of its own" in message
     assert "torch.float8_e4m3fn" in message
     assert caught[0].filename == __file__, "the warning should point at the caller"
+
+
+class OwnLinear(nn.Linear):
+    pass
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_pools_and_dense_layers_left_alone_are_listed() -> None:
+    replaced = nn.MaxPool2d(2)
+    replaced.forward = lambda input: input
+    left = {
+        "replaced": (replaced, "its forward was replaced on the object"),
+        "subclass": (OwnLinear(3, 3), "OwnLinear is a subclass of nn.Linear"),
+        "lazy": (nn.LazyLinear(3), "lazy and not initialised yet"),
+        "scripted": (torch.jit.script(nn.AvgPool2d(2)), "it is compiled by TorchScript"),
+    }
+    model = nn.ModuleDict({name: module for name, (module, _) in left.items()})
+    kinds = {name: type(module) for name, module in model.items()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        bp.convert(model)  # nobody asked for them
+    with pytest.warns(UserWarning, match="left 4 layer") as caught:
+        bp.convert(model, pooling=True, dense=True)
+    message = str(caught[0].message)
+    for name, (module, reason) in left.items():
+        assert type(module) is kinds[name]
+        assert f"  {name}: {reason}" in message
+    assert caught[0].filename == __file__, "the warning should point at the caller"
+
+
+@pytest.mark.parametrize("argument", ["pooling", "dense", "fuse_activations"])
+def test_flags_are_bools(argument: str) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 3, 1))
+    with pytest.raises(TypeError, match=f"argument '{argument}' must be a bool, not str"):
+        bp.convert(model, **{argument: "no"})
+    assert type(model[0]) is nn.Conv2d
 
 
 def test_subclasses_that_inherit_the_forward() -> None:
@@ -230,6 +266,20 @@ def test_parametrized_layers() -> None:
     torch.testing.assert_close(model(input), expected)
 
 
+def test_parametrized_dense_layers() -> None:
+    model = nn.Sequential(parametrizations.weight_norm(nn.Linear(4, 3)))
+    kind, keys = type(model[0]).__name__, list(model.state_dict())
+    input = normal((2, 4), torch.float32, seed=1)
+    expected = model(input)
+    bp.convert(model, dense=True)
+    assert isinstance(model[0], bp.LinearBP) and list(model.state_dict()) == keys
+    assert torch.equal(model(input), expected)
+    assert torch.equal(copy.deepcopy(model)(input), expected)
+    bp.revert(model)
+    assert not isinstance(model[0], bp.LinearBP) and type(model[0]).__name__ == kind
+    assert torch.equal(model(input), expected)
+
+
 def test_converting_computes_nothing() -> None:
     """spectral_norm moves its state whenever its weight is looked at in training."""
     model = nn.Sequential(parametrizations.spectral_norm(nn.Conv2d(3, 4, 3)))
@@ -240,14 +290,17 @@ def test_converting_computes_nothing() -> None:
     assert type(model[0]).__name__ == "ParametrizedConv2d"
 
 
-def test_revert_leaves_subclasses_of_convbp2d_alone() -> None:
+def test_revert_leaves_subclasses_of_ours_alone() -> None:
     class Mine(bp.ConvBP2d):
         pass
 
-    model = nn.Sequential(Mine(3, 3, 1), bp.ConvBP2d(3, 3, 1))
-    with pytest.warns(UserWarning, match="left 1 layer"):
+    class MyPool(bp.MaxPoolBP2d):
+        pass
+
+    model = nn.Sequential(Mine(3, 3, 1), bp.ConvBP2d(3, 3, 1), MyPool(2))
+    with pytest.warns(UserWarning, match="left 2 layer"):
         bp.revert(model)
-    assert type(model[0]) is Mine and type(model[1]) is nn.Conv2d
+    assert [type(m) for m in model] == [Mine, nn.Conv2d, MyPool]
 
 
 @pytest.mark.parametrize("function", [bp.convert, bp.revert])

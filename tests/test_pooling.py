@@ -678,6 +678,20 @@ def test_mixed_devices() -> None:
     offset = y(dtype=torch.uint8, device="meta")
     with pytest.raises(RuntimeError, match=r"Expected all tensors to be on the same device.*meta"):
         ops.max_pool2d_gather(x(), offset, *GEOMETRY)
+    # That was the fake kernel: the CPU's own sees such a tensor only where it is asked itself.
+    cpu = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
+    with pytest.raises(RuntimeError, match="same device, but got offset on another device than"):
+        ops.max_pool2d_gather.default.redispatch(cpu, x(), offset, *GEOMETRY)
+
+
+@pytest.mark.parametrize("layer", [bp.MaxPoolBP2d(2), bp.AvgPoolBP2d(2)], ids=repr)
+def test_integers_are_refused(layer: nn.Module) -> None:
+    """Where torch's pools take them: a converted model says so."""
+    model = bp.revert(nn.Sequential(copy.deepcopy(layer)))
+    assert model(x(dtype=torch.int64)).dtype == torch.int64
+    bp.convert(model, pooling=True)
+    with pytest.raises(RuntimeError, match="pool2d\" not implemented for 'Long': expected"):
+        model(x(dtype=torch.int64))
 
 
 CONSTRUCTOR: dict[str, tuple[dict[str, Any], type[Exception], str]] = {

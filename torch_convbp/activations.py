@@ -19,7 +19,7 @@ __all__ = ["TABLE", "Activation", "ActivationLike", "Row", "check", "of_module",
 
 
 class Activation(NamedTuple):
-    """A row's name and its parameters, as in ``leaky_relu(0.2)``."""
+    """A row's name and all its parameters, as in ``leaky_relu(0.2)``."""
 
     name: str
     parameters: tuple[float, ...] = ()
@@ -133,13 +133,15 @@ def parse(function: str, activation: ActivationLike) -> Activation | None:
     """``"relu"``, ``"leaky_relu(0.2)"`` or a torch.nn module as an Activation; None stays None.
 
     Raises:
-        ValueError: no activation of that name, or another number of parameters.
+        ValueError: no activation of that name, another number of parameters, or one is NaN.
         TypeError: neither a name nor a module of one of the known types.
     """
-    if activation is None or isinstance(activation, Activation):
-        return activation
+    if activation is None:
+        return None
+    if isinstance(activation, Activation):
+        return _checked(function, activation, activation)
     if isinstance(activation, nn.Module):
-        return _of_module(function, activation)
+        return _checked(function, _of_module(function, activation), activation)
     if isinstance(activation, str):
         return _of_name(function, activation)
     raise TypeError(
@@ -150,21 +152,29 @@ def parse(function: str, activation: ActivationLike) -> Activation | None:
 
 def _of_name(function: str, text: str) -> Activation:
     name, bracket, rest = (part.strip() for part in text.partition("("))
-    if name not in TABLE or (bracket and not rest.endswith(")")):
+    defaults = tuple(TABLE[name].parameters.values()) if name in TABLE else ()
+    inside = rest.removesuffix(")").strip()
+    try:
+        if bracket and not rest.endswith(")"):
+            raise ValueError
+        values = tuple(float(p) for p in inside.split(",")) if inside else ()
+    except ValueError:
+        values = (math.nan,)
+    return _checked(function, Activation(name, values + defaults[len(values) :]), text)
+
+
+def _checked(function: str, g: Activation, given: Any) -> Activation:
+    """g, if the table has it with that many numbers."""
+    if g.name not in TABLE:
         raise ValueError(
             f"{function}(): argument 'activation' must be one of {', '.join(TABLE)}, "
-            f"but got {text!r}"
+            f"but got {given!r}"
         )
-    defaults = tuple(TABLE[name].parameters.values())
-    given = [p for p in rest.removesuffix(")").split(",") if p.strip()]
-    try:
-        values = tuple(float(p) for p in given)
-    except ValueError:
-        values = (math.nan,) * (len(defaults) + 1)
-    if len(values) > len(defaults):
-        takes = " and ".join(TABLE[name].parameters) or "no parameters"
-        raise ValueError(f"{function}(): activation {name} takes {takes}, but got {text!r}")
-    return Activation(name, values + defaults[len(values) :])
+    row = TABLE[g.name]
+    if len(g.parameters) != len(row.parameters) or any(p != p for p in g.parameters):
+        takes = " and ".join(row.parameters) or "no parameters"
+        raise ValueError(f"{function}(): activation {g.name} takes {takes}, but got {given!r}")
+    return g
 
 
 def _of_module(function: str, module: nn.Module) -> Activation:

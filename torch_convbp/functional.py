@@ -1,7 +1,9 @@
 """The functions users call: conv2d and its two gradients, the dense layer, pooling.
 
-Arguments are those of torch.nn.functional.conv2d, torch.nn.grad.conv2d_input and
-torch.nn.grad.conv2d_weight. All three are differentiable to any order.
+Arguments are those of conv2d, linear, max_pool2d and avg_pool2d in torch.nn.functional, and of
+conv2d_input and conv2d_weight in torch.nn.grad. All are differentiable to any order.
+
+In shapes N is the batch; an output map is M x N' (height, width).
 """
 
 from __future__ import annotations
@@ -156,22 +158,31 @@ def linear(
     Same result as :func:`torch.nn.functional.linear` followed by the activation.
 
     Args:
-        input: [..., J]: a.
-        weight: [I, J]: W, of input's dtype.
-        bias: [I] or None.
+        input: [..., J]: a; of any dtype torch's linear takes, with an activation float32,
+            float64, bfloat16 or float16.
+        weight: [I, J]: W, of input's dtype; or [J], for an output without the last dimension.
+        bias: [I] (for a weight [J] a single number, []), of input's dtype, or None.
         activation: as :func:`conv2d`'s.
 
     Returns:
-        [..., I].
+        [..., I], or [...] for a weight [J].
 
     Raises:
-        TypeError, ValueError, RuntimeError: as :func:`conv2d`; the sizes are checked by torch.
+        TypeError: an argument is of another type.
+        ValueError: no activation of that name.
+        RuntimeError: sizes, dtypes or devices do not fit together, in torch's own words; with an
+            activation, another dtype.
+        NotImplementedError: an activation on CUDA where the CUDA kernels are not built.
     """
     shapes.check_is_tensor("linear", input=input, weight=weight)
     if bias is not None:
         shapes.check_is_tensor("linear", bias=bias)
     g = activations.parse("linear", activation)
-    return _activated(ops.linear(input, weight, bias), g)
+    if weight.dim() == 1:
+        output = ops.linear(input, weight.unsqueeze(0), bias).squeeze(-1)
+    else:
+        output = ops.linear(input, weight, bias)
+    return _activated(output, g)
 
 
 def conv2d_input_grad(
@@ -259,11 +270,11 @@ def conv2d_weight_grad(
 
 def _windows(function: str, kernel_size: IntOrPair, stride: Any, padding: IntOrPair) -> list[Any]:
     """kernel_size, stride and padding as pairs; a pool's stride is its kernel_size by default."""
-    kernel = shapes.window_pair(function, "kernel_size", kernel_size)
+    kernel = shapes.pair(function, "kernel_size", kernel_size, shapes.POOLING_PAIR)
     # torch takes an empty list for "not given" too.
     given = stride is not None and not (isinstance(stride, Sequence) and len(stride) == 0)
-    step = shapes.window_pair(function, "stride", stride) if given else kernel
-    return [kernel, step, shapes.window_pair(function, "padding", padding)]
+    step = shapes.pair(function, "stride", stride, shapes.POOLING_PAIR) if given else kernel
+    return [kernel, step, shapes.pair(function, "padding", padding, shapes.POOLING_PAIR)]
 
 
 def max_pool2d(
@@ -301,7 +312,7 @@ def max_pool2d(
     shapes.check_is_tensor("max_pool2d", input=input)
     shapes.check_dim("max_pool2d", "input", input.shape)
     windows = _windows("max_pool2d", kernel_size, stride, padding)
-    dilation = shapes.window_pair("max_pool2d", "dilation", dilation)
+    dilation = shapes.pair("max_pool2d", "dilation", dilation, shapes.POOLING_PAIR)
     ceil_mode = shapes.flag("max_pool2d", "ceil_mode", ceil_mode)
     return_indices = shapes.flag("max_pool2d", "return_indices", return_indices)
     batched = input if input.dim() == 4 else input.unsqueeze(0)

@@ -82,7 +82,8 @@ class ConvBP2d(_WithActivation, nn.Conv2d):
             checks, and those it leaves to the first call: kernel_size, stride and dilation at
             least 1, padding at least 0, one or two ints each, out_channels and groups at
             least 1, in_channels at least 0.
-        RuntimeError: a dtype that cannot have gradients.
+        RuntimeError: a dtype that cannot have gradients. The errors of a call are
+            bp.functional.conv2d's.
     """
 
     def __init__(
@@ -143,8 +144,12 @@ class ConvBP2d(_WithActivation, nn.Conv2d):
 class LinearBP(_WithActivation, nn.Linear):
     """A :class:`torch.nn.Linear` whose forward and backward pass are L7, with an activation.
 
+    ``activation`` (keyword only) is what bp.functional.linear takes: the layer then computes
+    g(linear(input)), in a second pass over the output. The other arguments are nn.Linear's.
+
     Shapes: input [..., in_features]; weight [out_features, in_features]; bias [out_features] or
-    None; output [..., out_features].
+    None; output [..., out_features]. dtypes: nn.Linear's, with an activation float32, float64,
+    bfloat16, float16.
 
     Raises:
         TypeError, ValueError: a number of features is no int >= 0, or activation is unknown.
@@ -180,11 +185,13 @@ class LinearBP(_WithActivation, nn.Linear):
 class MaxPoolBP2d(recording.Layer, nn.MaxPool2d):
     """A :class:`torch.nn.MaxPool2d` whose forward and backward pass are L8, on kernels of our own.
 
-    Shapes: input [N, C, H, W] or [C, H, W]; output the same with pooled H and W. dtypes: float32,
-    float64, bfloat16, float16. Takes every argument of nn.MaxPool2d.
+    Shapes: input [N, C, H, W] or [C, H, W]; output the same with pooled H and W, and with
+    return_indices also where each comes from, int64 of the same size. dtypes: float32, float64,
+    bfloat16, float16; not the integers nn.MaxPool2d takes. Takes every argument of nn.MaxPool2d.
 
     Raises:
-        TypeError, ValueError: an argument of the constructor is out of range.
+        TypeError, ValueError: an argument of the constructor is out of range. The errors of a call
+            are bp.functional.max_pool2d's.
     """
 
     def __init__(
@@ -218,10 +225,12 @@ class AvgPoolBP2d(recording.Layer, nn.AvgPool2d):
     """A :class:`torch.nn.AvgPool2d` whose forward and backward pass are L8, on kernels of our own.
 
     Shapes: input [N, C, H, W] or [C, H, W]; output the same with pooled H and W. dtypes: float32,
-    float64, bfloat16, float16. Takes every argument of nn.AvgPool2d.
+    float64, bfloat16, float16; not the int64 nn.AvgPool2d takes. Takes every argument of
+    nn.AvgPool2d.
 
     Raises:
-        TypeError, ValueError: an argument of the constructor is out of range.
+        TypeError, ValueError: an argument of the constructor is out of range. The errors of a call
+            are bp.functional.avg_pool2d's.
     """
 
     def __init__(

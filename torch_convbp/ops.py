@@ -104,7 +104,7 @@ def _(
     output_size = shapes.conv2d_output_size(
         input_size, weight.shape, stride, padding, dilation, groups, delta.element_size()
     )
-    shapes.check_delta(delta.shape, output_size)
+    shapes.check_size("delta", delta.shape, "conv2d's output", output_size)
     return delta.new_empty(input_size).to(
         memory_format=shapes.result_format(weight, delta, memory_format)
     )
@@ -125,7 +125,7 @@ def _fake_weight_grad(
         *geometry,
         delta.element_size(),  # type: ignore[call-arg]
     )
-    shapes.check_delta(delta.shape, output_size)
+    shapes.check_size("delta", delta.shape, "conv2d's output", output_size)
     return delta.new_empty(weight_size).to(
         memory_format=shapes.result_format(input, delta, memory_format)
     )
@@ -170,7 +170,7 @@ def _fake_error_signal(
 ) -> Tensor:
     activations.check(name, parameters)
     shapes.check_tensors(op, grad=grad, kept=kept)
-    shapes.check_grad(grad.shape, kept.shape)
+    shapes.check_size("grad", grad.shape, "kept", kept.shape)
     last = kept.dim() == 4 and shapes.is_channels_last(kept)
     format = torch.channels_last if last else torch.contiguous_format
     return torch.empty_like(kept, memory_format=format)
@@ -334,10 +334,12 @@ def _(info: Any, in_dims: Any, input: Tensor, weight: Tensor, bias: Tensor | Non
         input.movedim(input_dim, 0) if input_dim is not None else input.expand(size, *input.shape)
     )
     filters = weight if weight_dim is None else weight.movedim(weight_dim, 0)
-    output = torch.matmul(rows.reshape(size, -1, rows.shape[-1]), filters.mT)
-    if bias is not None:
-        output = output + (bias if bias_dim is None else bias.movedim(bias_dim, 0).unsqueeze(1))
-    return output.reshape(*rows.shape[:-1], output.shape[-1]), 0
+    output = torch.matmul(rows.unsqueeze(1).flatten(1, -2), filters.mT)
+    output = output.reshape(*rows.shape[:-1], output.shape[-1])
+    if bias is not None and bias_dim is not None:  # its own dimensions are the output's last
+        bias = bias.movedim(bias_dim, 0)
+        bias = bias.reshape(size, *(1,) * (output.dim() - bias.dim()), *bias.shape[1:])
+    return output if bias is None else output + bias, 0
 
 
 # --- autocast -------------------------------------------------------------------------------

@@ -47,7 +47,7 @@ def _(
 ) -> Tensor:
     shapes.check_tensors("max_pool2d_input_grad", delta=delta)
     size = shapes.pool2d_output_size(input_size, kernel_size, *geometry)
-    shapes.check_output_size("delta", delta.shape, size)
+    shapes.check_size("delta", delta.shape, "the output", size)
     shapes.check_offset(offset, "delta", kernel_size, size, delta.device)
     return _like(delta, input_size, memory_format)
 
@@ -88,7 +88,7 @@ def _(
 ) -> Tensor:
     shapes.check_tensors("avg_pool2d_input_grad", delta=delta)
     size = _avg_output_size(input_size, *geometry)
-    shapes.check_output_size("delta", delta.shape, size)
+    shapes.check_size("delta", delta.shape, "the output", size)
     return _like(delta, input_size, memory_format)
 
 

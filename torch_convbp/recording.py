@@ -155,10 +155,25 @@ class Record(NamedTuple):
     bias_grad: Kept
 
 
+def quantities(function: str, what: Sequence[str]) -> tuple[str, ...]:
+    """The argument ``what`` of a function: which gradients are recorded."""
+    if isinstance(what, str) or not what or any(quantity not in WHAT for quantity in what):
+        raise ValueError(
+            f"{function}(): argument 'what' must be one or more of {', '.join(WHAT)}, "
+            f"but got {what!r}"
+        )
+    return tuple(what)
+
+
 class ErrorSignals(Mapping[str, Sequence[Record]]):
     """The records of each layer, by its name in the model; the last is the newest.
 
-    Layers come in the order in which they were first run, then those that were not.
+    Layers come in the order in which they were first run, then those that were not. A name that is
+    no layer's gives KeyError.
+
+    Raises:
+        TypeError: model is no module.
+        ValueError: it has no layer of torch_convbp, or another argument is out of range.
     """
 
     def __init__(
@@ -179,13 +194,8 @@ class ErrorSignals(Mapping[str, Sequence[Record]]):
             raise ValueError(
                 f"record_error_signals(): argument 'limit' must be an int >= 1, but got {limit!r}"
             )
-        if isinstance(what, str) or not set(what) <= set(WHAT):
-            raise ValueError(
-                "record_error_signals(): argument 'what' must be several of "
-                f"{', '.join(WHAT)}, but got {what!r}"
-            )
         self._keep: Callable[[Tensor], Kept] = Statistics.of if keep == "statistics" else _copy
-        self._what = frozenset(what)
+        self._what = quantities("record_error_signals", what)
         self._layers: dict[nn.Module, str] = {
             m: name for name, m in model.named_modules() if isinstance(m, Layer)
         }
@@ -208,7 +218,8 @@ class ErrorSignals(Mapping[str, Sequence[Record]]):
 
     def names(self) -> list[str]:
         """The layers' names, in the order of the forward pass."""
-        return [*self._ran, *(name for name in self._records if name not in self._ran)]
+        ran = self._ran.copy()  # other threads add to it
+        return [*ran, *(name for name in self._records if name not in ran)]
 
     def traced(self) -> list[str]:
         """Layers that ran inside torch.compile or a torch.func transform, and were not recorded."""
@@ -330,7 +341,11 @@ def record(
 
 @torch._dynamo.assume_constant_result
 def _note_traced(layer_id: int) -> None:
-    """Runs when the compiler comes by, and leaves nothing in what it compiles."""
+    """Notes a layer that is not recorded.
+
+    torch.compile calls this while tracing and bakes the result in, so nothing of it is left in what
+    it compiles. It takes an id because the arguments must be constants.
+    """
     for recording in _recordings:
         for layer, name in recording._layers.items():
             if id(layer) == layer_id:
@@ -364,7 +379,7 @@ def _on(signals: ErrorSignals) -> Iterator[None]:
     global _recordings
     with contextlib.ExitStack() as stack:
         for layer in signals._layers:
-            # Close around the forward pass: after the user's hooks, and before them.
+            # Close around the forward pass: last of the pre-hooks, first of the forward hooks.
             enter = functools.partial(_enter, id(layer))
             stack.callback(layer.register_forward_pre_hook(enter).remove)
             leave = layer.register_forward_hook(_leave, prepend=True, always_call=True)
@@ -401,7 +416,7 @@ def record_error_signals(
             copies.
         limit: how many records are kept a layer, the newest; None for 1000 of statistics and 8 of
             tensors.
-        what: which of "delta", "input_grad", "weight_grad" and "bias_grad" are kept.
+        what: one or more of "delta", "input_grad", "weight_grad" and "bias_grad": what is kept.
 
     Returns:
         A context manager that gives :class:`ErrorSignals`, a mapping of the layers' names to their

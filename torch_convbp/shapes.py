@@ -2,6 +2,8 @@
 
 The fake kernels call these; csrc/checks.cpp says the same of real tensors, and the tests hold
 the two together. The words are torch's own where torch has them.
+
+In shapes N is the batch; an output map is M x N' (height, width).
 """
 
 from __future__ import annotations
@@ -90,31 +92,27 @@ def _ints(function: str, name: str, value: Any) -> list[int]:
     return [whole_number(function, name, v) for v in value]
 
 
-def pair(function: str, name: str, value: Any) -> tuple[int, int]:
+# torch's words for what is no pair, of a convolution and of a pooling.
+CONVOLUTION_PAIR = (
+    "expected {name} to be a single integer value or a list of 2 values to match the "
+    "convolution dimensions"
+)
+POOLING_PAIR = "{function}: {name} must either be a single int, or a tuple of two ints"
+
+
+def pair(function: str, name: str, value: Any, words: str = CONVOLUTION_PAIR) -> tuple[int, int]:
     """An int or a sequence of one or two ints as (height, width)."""
     if type(value) is int:
         return value, value
     ints = _ints(function, name, value)
     if len(ints) not in (1, 2):
-        raise RuntimeError(
-            f"expected {name} to be a single integer value or a list of 2 values to match the "
-            f"convolution dimensions, but got {name}={ints}"
-        )
-    return ints[0], ints[-1]
-
-
-def window_pair(function: str, name: str, value: Any) -> tuple[int, int]:
-    """The same for a pooling."""
-    ints = _ints(function, name, value)
-    if len(ints) not in (1, 2):
-        raise RuntimeError(
-            f"{function}: {name} must either be a single int, or a tuple of two ints, "
-            f"but got {name}={ints}"
-        )
+        expected = words.format(function=function, name=name)
+        raise RuntimeError(f"{expected}, but got {name}={ints}")
     return ints[0], ints[-1]
 
 
 def flag(function: str, name: str, value: Any) -> bool:
+    """value, which must be a bool."""
     if not isinstance(value, bool):
         raise TypeError(f"{function}(): argument '{name}' must be bool, not {type(value).__name__}")
     return value
@@ -149,6 +147,7 @@ def four_paddings(
 
 
 def check_dim(function: str, name: str, size: Sequence[int]) -> None:
+    """Raises RuntimeError for a size that is no map's: [K, H, W], or [N, K, H, W] with a batch."""
     if len(size) not in (3, 4):
         raise RuntimeError(
             f"Expected 3D (unbatched) or 4D (batched) {name} to {function}, "
@@ -159,6 +158,7 @@ def check_dim(function: str, name: str, size: Sequence[int]) -> None:
 def check_same_dim(
     function: str, name: str, size: Sequence[int], other_name: str, other_size: Sequence[int]
 ) -> None:
+    """Raises RuntimeError where one of the two has a batch and the other has none."""
     if len(size) != len(other_size):
         raise RuntimeError(
             f"Expected {name} and {other_name} of {function} to be both batched (4D) or both "
@@ -168,6 +168,7 @@ def check_same_dim(
 
 
 def check_weight_dim(weight_size: Sequence[int]) -> None:
+    """Raises RuntimeError for a size that is no filter bank's."""
     if len(weight_size) != 4:
         raise RuntimeError(
             "Expected 4D weight [out_channels, in_channels/groups, kernel_height, kernel_width] "
@@ -297,7 +298,7 @@ def conv2d_output_size(
 
 
 def check_tensors(op: str, **tensors: Tensor | None) -> None:
-    """All have the first one's dtype, one of DTYPES, and its device."""
+    """Raises RuntimeError unless all have the first one's dtype, one of DTYPES, and its device."""
     name, first = next(iter(tensors.items()))
     assert first is not None
     type_name = _SCALAR_TYPE_NAMES.get(first.dtype, str(first.dtype))
@@ -330,6 +331,7 @@ def check_alike(**tensors: Tensor | None) -> None:
 
 
 def check_bias(bias_size: Sequence[int], weight_size: Sequence[int]) -> None:
+    """Raises RuntimeError for a bias that has not one element for each filter."""
     _check(
         list(bias_size) == [weight_size[0]],
         f"Given weight of size {list(weight_size)}, expected bias to be 1-dimensional with "
@@ -337,23 +339,17 @@ def check_bias(bias_size: Sequence[int], weight_size: Sequence[int]) -> None:
     )
 
 
-def check_delta(delta_size: Sequence[int], output_size: Sequence[int]) -> None:
+def check_size(name: str, size: Sequence[int], like: str, expected: Sequence[int]) -> None:
+    """Raises RuntimeError where the tensor ``name`` has not the size of what ``like`` says."""
     _check(
-        list(delta_size) == list(output_size),
-        f"Expected delta to have the size of conv2d's output, {list(output_size)}, "
-        f"but got delta of size {list(delta_size)}",
-    )
-
-
-def check_grad(grad_size: Sequence[int], kept_size: Sequence[int]) -> None:
-    _check(
-        list(grad_size) == list(kept_size),
-        f"Expected grad to have the size of kept, {list(kept_size)}, "
-        f"but got grad of size {list(grad_size)}",
+        list(size) == list(expected),
+        f"Expected {name} to have the size of {like}, {list(expected)}, "
+        f"but got {name} of size {list(size)}",
     )
 
 
 def check_has_channels(kept_size: Sequence[int]) -> None:
+    """Raises RuntimeError where there is no dimension 1 to have a bias gradient for."""
     _check(
         len(kept_size) >= 2,
         f"Expected kept to have channels in dimension 1, but got kept of size {list(kept_size)}",
@@ -445,13 +441,14 @@ def offset_dtype(kernel_size: Sequence[int]) -> torch.dtype:
 
 
 def check_divisor(divisor_override: int | None) -> None:
+    """Raises RuntimeError for a divisor of 0."""
     _check(divisor_override != 0, "divisor must be not zero, but got divisor_override=0")
 
 
 def check_offset(
     offset: Tensor, like: str, kernel_size: Sequence[int], output_size: Sequence[int], device: Any
 ) -> None:
-    """Offsets of that pooling, where the tensor called ``like`` is."""
+    """Raises RuntimeError for what are no offsets of that pooling, or not where ``like`` is."""
     dtype = offset_dtype(kernel_size)
     _check(
         offset.device == device,
@@ -464,15 +461,7 @@ def check_offset(
         f"kernel_size={list(kernel_size)}, "
         f"but got {_SCALAR_TYPE_NAMES.get(offset.dtype, str(offset.dtype))}",
     )
-    check_output_size("offset", offset.shape, output_size)
-
-
-def check_output_size(name: str, size: Sequence[int], output_size: Sequence[int]) -> None:
-    _check(
-        list(size) == list(output_size),
-        f"Expected {name} to have the size of the output, {list(output_size)}, "
-        f"but got {name} of size {list(size)}",
-    )
+    check_size("offset", offset.shape, "the output", output_size)
 
 
 def is_channels_last(tensor: Tensor) -> bool:
