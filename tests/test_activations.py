@@ -403,6 +403,8 @@ BAD: dict[str, tuple[object, type[Exception], str]] = {
     "too_many": ("relu(1)", ValueError, "activation relu takes no parameters"),
     "no_number": ("leaky_relu(x)", ValueError, "activation leaky_relu takes negative_slope"),
     "nothing": ("leaky_relu(,0.2)", ValueError, "activation leaky_relu takes negative_slope"),
+    "nothing_between": ("softplus(1,,2)", ValueError,
+        "activation softplus takes beta and threshold"),
     "nan": ("leaky_relu(nan)", ValueError, "activation leaky_relu takes negative_slope"),
     "open": ("leaky_relu(0.1", ValueError, "activation leaky_relu takes negative_slope, but got "),
     "function": (F.relu, TypeError,
@@ -413,11 +415,38 @@ BAD: dict[str, tuple[object, type[Exception], str]] = {
         "argument 'activation' must be one of nn.ReLU.*, but got PReLU"),
     "module_nan": (nn.LeakyReLU(math.nan), ValueError,
         "activation leaky_relu takes negative_slope"),
+    "module_text": (nn.LeakyReLU("x"), ValueError,
+        r"activation leaky_relu takes negative_slope, but got LeakyReLU\(negative_slope=x\)"),
+    "module_kind": (nn.GELU("foo"), ValueError,
+        r"activation gelu takes no parameters, but got GELU\(approximate='foo'\)"),
+    "hand_made_text": (Activation("leaky_relu", ("x",)), ValueError,
+        "activation leaky_relu takes negative_slope"),
     "hand_made": (Activation("nope"), ValueError,
         r"argument 'activation' must be one of relu.*, but got Activation\(name='nope'"),
     "hand_made_parameters": (Activation("relu", (1.0,)), ValueError,
         "activation relu takes no parameters"),
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("make", [lambda: bp.ConvBP2d(2, 3, 1), lambda: bp.LinearBP(4, 3)])
+def test_assigned_to_a_layer(name: str, make: Callable[[], nn.Module]) -> None:
+    """A name, a module, a row or None, later than in the constructor; and then it is no child."""
+    layer = make()
+    input = normal((1, 2, 4, 4), torch.float32, 1)
+    p = layer(input)
+    for activation in (name, MODULES[name]):
+        layer.activation = activation
+        assert str(layer.activation) == name and not list(layer.children())
+        torch.testing.assert_close(layer(input), MODULES[name](p.clone()))
+        row, layer.activation = layer.activation, None
+        assert torch.equal(layer(input), p)
+    layer.activation = row
+    torch.testing.assert_close(layer(input), MODULES[name](p.clone()))
+
+
+def test_a_row_prints_even_if_the_table_lacks_it() -> None:
+    assert str(Activation("nope", (1.0, 2.0))) == "nope(1, 2)"
 
 
 @pytest.mark.parametrize("name", BAD)
@@ -426,6 +455,7 @@ def test_bad_activations(name: str) -> None:
     for call in (
         lambda: bp.ConvBP2d(3, 4, 3, activation=activation),  # type: ignore[arg-type]
         lambda: bp.LinearBP(3, 4, activation=activation),  # type: ignore[arg-type]
+        lambda: setattr(bp.ConvBP2d(3, 4, 3), "activation", activation),
         lambda: bp.functional.conv2d(torch.ones(1, 1, 2, 2), torch.ones(1, 1, 1, 1),
                                      activation=activation),  # type: ignore[arg-type]
     ):  # fmt: skip

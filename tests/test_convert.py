@@ -236,9 +236,105 @@ class WithLock(nn.Conv2d):
 
 def test_a_class_that_refuses_is_left_alone() -> None:
     model = nn.Sequential(nn.Conv2d(3, 3, 1), Final(3, 3, 1), nn.Conv2d(3, 3, 1))
-    with pytest.warns(UserWarning, match="1: Final does not let itself be derived from: this"):
+    with pytest.warns(UserWarning, match="1: Final does not let its class be changed: this"):
         bp.convert(model)
     assert [type(m) for m in model] == [bp.ConvBP2d, Final, bp.ConvBP2d]
+
+
+class Freezable(nn.Conv2d):
+    def __setattr__(self, name, value):
+        if "frozen" in vars(self):
+            raise AttributeError(f"{name} of a frozen layer")
+        super().__setattr__(name, value)
+
+    def freeze(self):
+        vars(self)["frozen"] = True
+
+
+def test_a_frozen_layer_is_left_alone() -> None:
+    """In both directions: what refuses to be set is its class."""
+    model = nn.Sequential(Freezable(3, 3, 1), nn.Conv2d(3, 3, 1))
+    model[0].freeze()
+    with pytest.warns(UserWarning, match="0: Freezable .* changed: __class__ of a frozen layer"):
+        bp.convert(model)
+    assert [type(m) for m in model] == [Freezable, bp.ConvBP2d]
+
+    model = bp.convert(nn.Sequential(Freezable(3, 3, 1), nn.Conv2d(3, 3, 1)))
+    model[0].freeze()
+    converted = type(model[0])
+    with pytest.warns(
+        UserWarning, match="0: ConvBP2d_Freezable .* changed: __class__ of a frozen layer"
+    ):
+        bp.revert(model)
+    assert [type(m) for m in model] == [converted, nn.Conv2d]
+
+
+class ActivationBeside(nn.Conv2d):
+    """Has it for others to call."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.activation = nn.Sigmoid()
+
+
+class ActivationAsMethod(nn.Conv2d):
+    def activation(self, p):
+        return p.sigmoid()
+
+
+class ActivationAsProperty(nn.Conv2d):
+    @property
+    def activation(self):
+        raise RuntimeError("it was looked at")
+
+
+def with_attribute(layer: nn.Module, value: object) -> nn.Module:
+    layer.activation = value
+    return layer
+
+
+# What of a user's own is called as ours: none of it may change what the layer computes.
+OWN_ACTIVATIONS = {
+    "name": lambda: with_attribute(nn.Conv2d(3, 4, 3), "sigmoid"),
+    "function": lambda: with_attribute(nn.Conv2d(3, 4, 3), torch.relu),
+    "none": lambda: with_attribute(nn.Conv2d(3, 4, 3), None),
+    "module": lambda: ActivationBeside(3, 4, 3),
+    "method": lambda: ActivationAsMethod(3, 4, 3),
+    "property": lambda: ActivationAsProperty(3, 4, 3),
+    "dense": lambda: with_attribute(nn.Linear(8, 4), "relu"),
+}
+
+
+@pytest.mark.parametrize("name", OWN_ACTIVATIONS)
+def test_a_layer_with_an_activation_attribute_is_left_alone(name: str) -> None:
+    model = nn.Sequential(OWN_ACTIVATIONS[name](), nn.Sigmoid())
+    cls, attributes = type(model[0]), vars(model[0]).copy()
+    input = torch.randn(2, 3, 8, 8)
+    before = model(input)
+    with pytest.warns(UserWarning, match="0: it has an attribute activation of its own"):
+        bp.convert(model, dense=True)
+    assert type(model[0]) is cls and vars(model[0]) == attributes
+    assert torch.equal(model(input), before)
+
+
+def test_a_pool_with_an_activation_attribute_is_converted() -> None:
+    """Ours has none that it could be taken for."""
+    model = nn.Sequential(with_attribute(nn.MaxPool2d(2), "relu"))
+    input = torch.randn(2, 3, 8, 8)
+    before = model(input)
+    assert torch.equal(bp.convert(model, pooling=True)(input), before)
+    assert type(model[0]) is bp.MaxPoolBP2d and model[0].activation == "relu"
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64])
+def test_a_converted_max_pool_still_takes_integers(dtype: torch.dtype) -> None:
+    input = torch.arange(-40, 56).reshape(1, 2, 6, 8).to(dtype)
+    model = nn.Sequential(nn.MaxPool2d(3, 2, 1, ceil_mode=True, return_indices=True))
+    before = model(input)
+    after = bp.convert(model, pooling=True)(input)
+    assert type(model[0]) is bp.MaxPoolBP2d
+    for a, b in zip(after, before, strict=True):
+        assert a.dtype == b.dtype and torch.equal(a, b)
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])

@@ -258,10 +258,14 @@ def test_arguments() -> None:
         ({"every_n_steps": 0}, "every_n_steps"),
         ({"what": "delta"}, r"ErrorSignalMonitor\(\): argument 'what' must be one or more"),
         ({"what": ()}, "'what' must be one or more"),
+        ({"what": 5}, "'what' must be one or more"),
+        ({"what": [["delta"]]}, "'what' must be one or more"),
         ({"statistic": "median"}, "statistic must be one of rms, norm"),
     ):
         with pytest.raises(ValueError, match=message):
             bp.lightning.ErrorSignalMonitor(**options)
+    with pytest.raises(TypeError, match=r"'folder' must be a str or an os\.PathLike, not int"):
+        bp.lightning.ErrorSignalMonitor(folder=5)
 
 
 def test_arguments_of_draw(tmp_path: Path) -> None:
@@ -273,6 +277,7 @@ def test_arguments_of_draw(tmp_path: Path) -> None:
     fit(monitor, tmp_path)
     for options, message in (
         ({"what": "input_grad"}, "'what' must be one of those .*, delta, but got 'input_grad'"),
+        ({"what": ["delta"]}, "'what' must be one of those"),
         ({"limits": (0, 1)}, r"'limits' must be two numbers above 0.* but got \(0, 1\)"),
         ({"limits": (2, 1)}, "'limits' must be"),
         ({"limits": (1, math.inf)}, "'limits' must be"),

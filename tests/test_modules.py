@@ -77,6 +77,24 @@ def test_computes_what_nn_conv2d_computes(name: str) -> None:
         assert a.stride() == b.stride()
 
 
+@pytest.mark.parametrize("strict", [True, False])
+def test_export_with_sizes_as_arguments(strict: bool) -> None:
+    """What is checked of them must not bind them."""
+
+    class InputGrad(nn.Module):
+        def forward(self, input: Tensor, delta: Tensor) -> Tensor:
+            weight = delta.new_ones(4, 3, 3, 3)
+            return bp.functional.conv2d_input_grad(input.shape, weight, delta, padding=1)
+
+    sizes = {0: torch.export.Dim("n"), 2: torch.export.Dim("h")}
+    example = torch.randn(2, 3, 8, 8), torch.randn(2, 4, 8, 8)
+    exported = torch.export.export(
+        InputGrad(), example, dynamic_shapes=(sizes, sizes), strict=strict
+    ).module()
+    given = torch.randn(5, 3, 9, 8), torch.randn(5, 4, 9, 8)
+    assert torch.equal(exported(*given), InputGrad()(*given))
+
+
 @pytest.mark.parametrize("dynamic", [{0: "n"}, {2: "h", 3: "w"}, {0: "n", 2: "h", 3: "w"}], ids=str)
 def test_export_with_unbounded_sizes(dynamic: dict[int, str]) -> None:
     dims = {d: torch.export.Dim(name, min=3 if d else 0) for d, name in dynamic.items()}

@@ -6,6 +6,7 @@ import copy
 import os
 import pickle
 import random
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -564,6 +565,10 @@ BOTH: dict[str, tuple[tuple[Any, ...], dict[str, Any], type[Exception], str]] = 
     "kernel_float": ((x(), 2.5), {}, TypeError, r"argument 'kernel_size' .* got 2.5"),
     "kernel_text": ((x(), "2"), {}, TypeError, r"argument 'kernel_size' .* got '2'"),
     "kernel_absurd": ((x(), 2**40, 1), {}, RuntimeError, r"kernel_size is too large"),
+    "kernel_beyond_64_bits": ((x(), 2**63), {}, (ValueError, RuntimeError),
+        r"Overflow when unpacking argument 'kernel_size': .* 64-bit ints, but got 92233720368547"),
+    "stride_beyond_64_bits": ((x(), 2, -(2**63) - 1), {}, (ValueError, RuntimeError),
+        r"Overflow when unpacking argument 'stride'"),
     "kernel_beyond_input": ((x(), 9), {}, RuntimeError,
         r"input size: \(3x8x8\). Calculated output size: \(3x0x0\). Output size is too small"),
     "stride_0": ((x(), 2, 0), {}, RuntimeError, r"stride should not be zero, .*stride=\[0, 0\]"),
@@ -583,8 +588,8 @@ BOTH: dict[str, tuple[tuple[Any, ...], dict[str, Any], type[Exception], str]] = 
     "no_rows": ((x(2, 3, 0, 8), 2), {}, RuntimeError, r"but got:\[2, 3, 0, 8\]"),
     "input_2d": ((x(8, 8), 2), {}, (RuntimeError, IndexError), r"input of size: \[8, 8\]"),
     "input_5d": ((x(1, 2, 3, 8, 8), 2), {}, RuntimeError, r"input of size: \[1, 2, 3, 8, 8\]"),
-    "integers": ((x(dtype=torch.bool), 2), {}, RuntimeError, r"not implemented for 'Bool'"),
-    "complex": ((x(dtype=torch.complex64), 2), {}, RuntimeError, r"for 'ComplexFloat'"),
+    "booleans": ((x(dtype=torch.bool), 2), {}, NotImplementedError, r"not implemented for 'Bool'"),
+    "complex": ((x(dtype=torch.complex64), 2), {}, NotImplementedError, r"for 'ComplexFloat'"),
     "numpy": ((np.ones((2, 3, 8, 8)), 2), {}, TypeError, r"argument 'input' must be Tensor"),
     "sparse": ((x().to_sparse(), 2), {}, RuntimeError, r"argument 'input' to be a dense tensor"),
 }  # fmt: skip
@@ -598,6 +603,8 @@ MAX: dict[str, Any] = {
         r"pad should be smaller than or equal to half of kernel size"),
 }  # fmt: skip
 AVERAGE: dict[str, Any] = {
+    "divisor_beyond_64_bits": ((x(), 2), {"divisor_override": 2**63}, (ValueError, RuntimeError),
+        r"Overflow when unpacking argument 'divisor_override'"),
     "divisor_0": ((x(), 2), {"divisor_override": 0}, RuntimeError, r"divisor must be not zero"),
     "divisor_float": ((x(), 2), {"divisor_override": 1.5}, TypeError,
         r"argument 'divisor_override' .* got 1.5"),
@@ -623,6 +630,36 @@ def test_errors(name: str) -> None:
         with pytest.raises(exception) as fake:
             getattr(f, function)(input.to("meta"), *arguments[1:], **keywords)
         assert str(fake.value) == str(real.value)
+
+
+OTHER_DTYPES = [
+    torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.bool,
+    torch.complex64, torch.float8_e5m2,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", OTHER_DTYPES, ids=str)
+@pytest.mark.parametrize("options", [{}, {"stride": 1, "padding": 1, "ceil_mode": True}], ids=str)
+def test_other_dtypes_are_torchs(dtype: torch.dtype, options: Any) -> None:
+    """Its numbers or its exception: where there is no gradient there is nothing to be L8."""
+    input = torch.arange(2 * 3 * 7 * 5).reshape(2, 3, 7, 5).to(dtype)
+    more: dict[str, list[dict[str, Any]]] = {
+        "max_pool2d": [{}, {"dilation": 2}, {"return_indices": True}],
+        "avg_pool2d": [{}, {"count_include_pad": False}, {"divisor_override": 3}],
+    }
+    for function, others in more.items():
+        for arguments in ({**options, **other} for other in others):
+            try:
+                expected = getattr(F, function)(input, 3, **arguments)
+            except NotImplementedError as error:
+                with pytest.raises(NotImplementedError, match=re.escape(str(error))):
+                    getattr(f, function)(input, 3, **arguments)
+                continue
+            ours = getattr(f, function)(input, 3, **arguments)
+            if isinstance(expected, Tensor):
+                ours, expected = (ours,), (expected,)
+            for a, b in zip(ours, expected, strict=True):
+                assert a.dtype == b.dtype and torch.equal(a, b)
 
 
 GEOMETRY = ((2, 2), (2, 2), (0, 0), (1, 1), False)
@@ -682,16 +719,6 @@ def test_mixed_devices() -> None:
     cpu = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
     with pytest.raises(RuntimeError, match="same device, but got offset on another device than"):
         ops.max_pool2d_gather.default.redispatch(cpu, x(), offset, *GEOMETRY)
-
-
-@pytest.mark.parametrize("layer", [bp.MaxPoolBP2d(2), bp.AvgPoolBP2d(2)], ids=repr)
-def test_integers_are_refused(layer: nn.Module) -> None:
-    """Where torch's pools take them: a converted model says so."""
-    model = bp.revert(nn.Sequential(copy.deepcopy(layer)))
-    assert model(x(dtype=torch.int64)).dtype == torch.int64
-    bp.convert(model, pooling=True)
-    with pytest.raises(RuntimeError, match="pool2d\" not implemented for 'Long': expected"):
-        model(x(dtype=torch.int64))
 
 
 CONSTRUCTOR: dict[str, tuple[dict[str, Any], type[Exception], str]] = {

@@ -87,6 +87,11 @@ def _convert_layer(module: nn.Module, theirs: type[nn.Module]) -> str | None:
         return f"{cls.__name__} has a forward of its own; derive it from {ours} instead"
     if any(m in vars(module) for m in methods):
         return "its forward was replaced on the object"
+    # The class first: to look at a property on the object is to compute it.
+    if hasattr(_OURS[theirs], "activation") and (
+        hasattr(cls, "activation") or hasattr(module, "activation")
+    ):
+        return f"it has an attribute activation of its own, which would be taken for {ours}'s"
     if theirs is nn.Conv2d:
         # A parameter, not module.weight: to look at a parametrized weight is to compute it.
         for parameter in module.parameters(recurse=True):
@@ -94,8 +99,8 @@ def _convert_layer(module: nn.Module, theirs: type[nn.Module]) -> str | None:
                 return f"its dtype is {parameter.dtype}"
     try:
         changed = _set_class(module, _converted_class)
-    except Exception as error:  # what a class does when it is derived from is its own
-        return f"{cls.__name__} does not let itself be derived from: {error}"
+    except Exception as error:  # what a class does about it is its own
+        return f"{cls.__name__} does not let its class be changed: {error}"
     return None if changed else f"{cls.__name__} is a subclass of nn.{theirs.__name__}"
 
 
@@ -107,12 +112,11 @@ def convert(
     Subclasses of nn.Conv2d that inherit its forward are converted too, and so are parametrized
     layers. What cannot be is left alone and listed in one warning: subclasses with a forward of
     their own, layers whose forward was replaced, uninitialised lazy layers, convolutions of dtypes
-    without kernels, scripted layers.
+    without kernels, scripted layers, layers that have an attribute ``activation`` already.
 
     Args:
         model: any module; one that is an nn.Conv2d itself is converted as well.
-        pooling: also turn nn.MaxPool2d and nn.AvgPool2d into MaxPoolBP2d and AvgPoolBP2d. These
-            refuse integers, which torch's pool: a pool does not know what it will be given.
+        pooling: also turn nn.MaxPool2d and nn.AvgPool2d into MaxPoolBP2d and AvgPoolBP2d.
         dense: also turn nn.Linear into LinearBP. Subclasses of these three are left alone, and
             listed.
         fuse_activations: also let each ConvBP2d compute the activation that alone follows it, a
@@ -156,8 +160,8 @@ def revert(model: Model) -> Model:
 
     Layers that :func:`convert` made get the class they had; layers built as ConvBP2d become
     nn.Conv2d, and so on. Activations it fused are where they were again. Left alone and listed in
-    one warning are subclasses of our layers, and layers with an activation of their own (or of a
-    module that is not in ``model``): torch's own would compute something else.
+    one warning are subclasses of our layers, layers that refuse, and layers with an activation of
+    their own (or of a module that is not in ``model``): torch's own would compute something else.
 
     Returns:
         The same model.
@@ -173,8 +177,13 @@ def revert(model: Model) -> Model:
             continue
         if activation := getattr(module, "activation", None):
             left_alone[name] = f"its activation {activation} is part of the layer"
-        elif not _set_class(module, _reverted_class):
-            left_alone[name] = f"a {type(module).__name__}"
+            continue
+        kind = type(module).__name__
+        try:
+            if not _set_class(module, _reverted_class):
+                left_alone[name] = f"a {kind}"
+        except Exception as error:
+            left_alone[name] = f"{kind} does not let its class be changed: {error}"
     _warn("revert", left_alone)
     return model
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 import torch_convbp.autograd
@@ -125,7 +126,7 @@ def conv2d(
 
     Raises:
         TypeError: an argument is of another type (a numpy array, a float stride).
-        ValueError: no activation of that name.
+        ValueError: no activation of that name, or a number of more than 64 bits.
         RuntimeError: sizes, dtypes or devices do not fit together, or a value is out of range.
         NotImplementedError: a CUDA tensor where the CUDA kernels are not built.
     """
@@ -293,6 +294,7 @@ def max_pool2d(
 
     Args:
         input: [N, C, H, W] or [C, H, W]; float32, float64, bfloat16 or float16; any strides.
+            Other dtypes have no gradient here: torch's function takes them, or refuses.
         kernel_size: int or (height, width), at least 1.
         stride: int or (height, width), at least 1; kernel_size by default.
         padding: int or (height, width), at most half the kernel_size; never the largest.
@@ -306,8 +308,10 @@ def max_pool2d(
 
     Raises:
         TypeError: an argument is of another type.
+        ValueError: a number of more than 64 bits.
         RuntimeError: a value is out of range; the message names it.
-        NotImplementedError: a CUDA tensor where the CUDA kernels are not built.
+        NotImplementedError: a CUDA tensor where the CUDA kernels are not built; a dtype that torch
+            does not pool either.
     """
     shapes.check_is_tensor("max_pool2d", input=input)
     shapes.check_dim("max_pool2d", "input", input.shape)
@@ -315,6 +319,9 @@ def max_pool2d(
     dilation = shapes.pair("max_pool2d", "dilation", dilation, shapes.POOLING_PAIR)
     ceil_mode = shapes.flag("max_pool2d", "ceil_mode", ceil_mode)
     return_indices = shapes.flag("max_pool2d", "return_indices", return_indices)
+    if input.dtype not in shapes.DTYPES:
+        torchs: Any = F.max_pool2d
+        return torchs(input, *windows, dilation, ceil_mode, return_indices)
     batched = input if input.dim() == 4 else input.unsqueeze(0)
     output, offset = pool_ops.max_pool2d(batched, *windows, dilation, ceil_mode)
     results = [output]
@@ -353,7 +360,7 @@ def avg_pool2d(
     Same result as :func:`torch.nn.functional.avg_pool2d`. For backward nothing is kept.
 
     Args:
-        input: [N, C, H, W] or [C, H, W]; float32, float64, bfloat16 or float16; any strides.
+        input: as :func:`max_pool2d`'s.
         kernel_size: int or (height, width), at least 1.
         stride: int or (height, width), at least 1; kernel_size by default.
         padding: int or (height, width), at most half the kernel_size; zeros.
@@ -365,7 +372,7 @@ def avg_pool2d(
         [N, C, M, N'] or [C, M, N'], in input's memory format.
 
     Raises:
-        TypeError, RuntimeError, NotImplementedError: as :func:`max_pool2d`.
+        TypeError, ValueError, RuntimeError, NotImplementedError: as :func:`max_pool2d`.
     """
     shapes.check_is_tensor("avg_pool2d", input=input)
     shapes.check_dim("avg_pool2d", "input", input.shape)
@@ -374,6 +381,9 @@ def avg_pool2d(
     count_include_pad = shapes.flag("avg_pool2d", "count_include_pad", count_include_pad)
     if divisor_override is not None:
         divisor_override = shapes.whole_number("avg_pool2d", "divisor_override", divisor_override)
+    if input.dtype not in shapes.DTYPES:
+        torchs: Any = F.avg_pool2d
+        return torchs(input, *windows, ceil_mode, count_include_pad, divisor_override)
     batched = input if input.dim() == 4 else input.unsqueeze(0)
     output = pool_ops.avg_pool2d(batched, *windows, ceil_mode, count_include_pad, divisor_override)
     return output if input.dim() == 4 else output.squeeze(0)

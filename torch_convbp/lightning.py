@@ -70,6 +70,7 @@ class ErrorSignalMonitor(Callback):
         folder: where the picture goes; None for the logger's folder, or the trainer's.
 
     Raises:
+        TypeError: folder is no path.
         ValueError: an argument is none of these; when training starts, if the model has no layer
             of torch_convbp.
     """
@@ -94,6 +95,11 @@ class ErrorSignalMonitor(Callback):
             raise ValueError(
                 f"ErrorSignalMonitor: statistic must be one of {', '.join(STATISTICS)}, "
                 f"but got {statistic!r}"
+            )
+        if folder is not None and not isinstance(folder, (str, os.PathLike)):
+            raise TypeError(
+                "ErrorSignalMonitor(): argument 'folder' must be a str or an os.PathLike, "
+                f"not {type(folder).__name__}"
             )
         self.every_n_steps = every_n_steps
         self.what = recording.quantities("ErrorSignalMonitor", what)
@@ -242,7 +248,7 @@ class ErrorSignalMonitor(Callback):
         from matplotlib.ticker import MaxNLocator
 
         what = self.what[0] if what is None else what
-        if what not in self.histories:
+        if what not in self.what:
             raise ValueError(
                 "draw(): argument 'what' must be one of those the monitor records, "
                 f"{', '.join(self.what)}, but got {what!r}"

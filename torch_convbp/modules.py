@@ -53,10 +53,18 @@ def _node(layer: nn.Module, input: torch.fx.Proxy) -> Any:
 
 
 class _WithActivation(recording.Layer):
-    """A layer that ends with an activation g, or with none."""
+    """A layer that ends with an activation g, or with none.
+
+    ``layer.activation`` takes what the constructor does, and gives an Activation or None.
+    """
 
     # On the class, so that layers made of torch's own by changing their class have it too.
     activation: Activation | None = None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "activation":  # else nn.Module would keep a module as one of its children
+            value = activations.parse(type(self).__name__, value)
+        super().__setattr__(name, value)
 
     def extra_repr(self) -> str:
         text = super().extra_repr()
@@ -187,7 +195,7 @@ class MaxPoolBP2d(recording.Layer, nn.MaxPool2d):
 
     Shapes: input [N, C, H, W] or [C, H, W]; output the same with pooled H and W, and with
     return_indices also where each comes from, int64 of the same size. dtypes: float32, float64,
-    bfloat16, float16; not the integers nn.MaxPool2d takes. Takes every argument of nn.MaxPool2d.
+    bfloat16, float16; integers are torch's to pool. Takes every argument of nn.MaxPool2d.
 
     Raises:
         TypeError, ValueError: an argument of the constructor is out of range. The errors of a call
@@ -225,8 +233,7 @@ class AvgPoolBP2d(recording.Layer, nn.AvgPool2d):
     """A :class:`torch.nn.AvgPool2d` whose forward and backward pass are L8, on kernels of our own.
 
     Shapes: input [N, C, H, W] or [C, H, W]; output the same with pooled H and W. dtypes: float32,
-    float64, bfloat16, float16; not the int64 nn.AvgPool2d takes. Takes every argument of
-    nn.AvgPool2d.
+    float64, bfloat16, float16; int64 is torch's to pool. Takes every argument of nn.AvgPool2d.
 
     Raises:
         TypeError, ValueError: an argument of the constructor is out of range. The errors of a call

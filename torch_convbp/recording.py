@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
+import sys
 import threading
 import warnings
 from collections import deque
@@ -35,6 +36,15 @@ ROW = 512
 
 class Layer(nn.Module):
     """A layer whose error signals can be recorded: the base of all in modules.py."""
+
+    def __getstate__(self) -> Any:
+        """What copies and pickles are made of: no recording is of a copy, so none is hooked to it.
+
+        Python 3.10 has no object.__getstate__.
+        """
+        parent: Any = super()
+        state = parent.__getstate__() if hasattr(parent, "__getstate__") else vars(self)
+        return _without_our_hooks(state) if isinstance(state, dict) else state
 
 
 class _Here(threading.local):
@@ -155,21 +165,23 @@ class Record(NamedTuple):
     bias_grad: Kept
 
 
-def quantities(function: str, what: Sequence[str]) -> tuple[str, ...]:
+def quantities(function: str, what: Iterable[str]) -> tuple[str, ...]:
     """The argument ``what`` of a function: which gradients are recorded."""
-    if isinstance(what, str) or not what or any(quantity not in WHAT for quantity in what):
+    several = isinstance(what, Iterable) and not isinstance(what, str)
+    names = tuple(what) if several else ()
+    if not names or any(name not in WHAT for name in names):
         raise ValueError(
             f"{function}(): argument 'what' must be one or more of {', '.join(WHAT)}, "
             f"but got {what!r}"
         )
-    return tuple(what)
+    return names
 
 
 class ErrorSignals(Mapping[str, Sequence[Record]]):
     """The records of each layer, by its name in the model; the last is the newest.
 
     Layers come in the order in which they were first run, then those that were not. A name that is
-    no layer's gives KeyError.
+    no layer's gives KeyError. A copy has the records, not the model: it is not recorded in.
 
     Raises:
         TypeError: model is no module.
@@ -184,7 +196,7 @@ class ErrorSignals(Mapping[str, Sequence[Record]]):
                 "record_error_signals(): argument 'model' must be a torch.nn.Module, "
                 f"not {type(model).__name__}"
             )
-        if keep not in LIMITS:
+        if not isinstance(keep, str) or keep not in LIMITS:
             raise ValueError(
                 "record_error_signals(): argument 'keep' must be 'statistics' or 'tensors', "
                 f"but got {keep!r}"
@@ -210,11 +222,22 @@ class ErrorSignals(Mapping[str, Sequence[Record]]):
                     f"record_error_signals(): layer {shown(name)} has complex parameters, "
                     "and error signals of real numbers alone can be recorded"
                 )
+        limit = min(limit, sys.maxsize)  # of a deque
         self._records = {name: deque[Record](maxlen=limit) for name in self._layers.values()}
         self._counts = dict.fromkeys(self._records, 0)
         self._ran: dict[str, None] = {}
         self._traced: dict[str, None] = {}
         self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        with self._lock:
+            records = {name: kept.copy() for name, kept in self._records.items()}
+            state = vars(self) | {"_records": records, "_counts": self._counts.copy()}
+        del state["_lock"]
+        return state | {"_layers": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _lock=threading.Lock())
 
     def names(self) -> list[str]:
         """The layers' names, in the order of the forward pass."""
@@ -371,6 +394,23 @@ def _enter(layer_id: int, layer: nn.Module, args: Any) -> None:
 def _leave(layer: nn.Module, args: Any, output: Any) -> None:
     if not torch.compiler.is_compiling():
         here.layer = here.outer.pop() if here.outer else None
+
+
+def _without_our_hooks(state: dict[str, Any]) -> dict[str, Any]:
+    """A module's state, as it is while no recording is on."""
+    kinds = ("_forward_pre_hooks", "_forward_hooks", "_forward_hooks_always_called")
+    hooks = {name: state[name] for name in kinds if name in state}
+    ours = {
+        key
+        for of_kind in hooks.values()
+        for key, hook in of_kind.items()
+        if getattr(hook, "func", hook) in (_enter, _leave)
+    }
+    kept = {
+        name: type(of_kind)((key, hook) for key, hook in of_kind.items() if key not in ours)
+        for name, of_kind in hooks.items()
+    }
+    return {**state, **kept} if ours else state
 
 
 @contextlib.contextmanager

@@ -63,16 +63,23 @@ def check_is_tensor(function: str, **arguments: Any) -> None:
 
 
 def whole_number(function: str, name: str, value: Any) -> int:
-    """value as an int; SymInts pass, they stand for ints while a graph is traced."""
-    if type(value) is int or isinstance(value, torch.SymInt):
+    """value as an int of 64 bits; SymInts pass, they stand for ints while a graph is traced."""
+    if isinstance(value, torch.SymInt):
         return value  # type: ignore[return-value]
     try:
-        return operator.index(value)
+        number = value if type(value) is int else operator.index(value)
     except TypeError:
         raise TypeError(
             f"{function}(): argument '{name}' must be made of ints, "
             f"but got {value!r} ({type(value).__name__})"
         ) from None
+    # In torch.compile it may stand for any number, and would be bound by what is asked of it.
+    if not torch.compiler.is_compiling() and not -(2**63) <= number < 2**63:
+        raise ValueError(
+            f"{function}(): Overflow when unpacking argument '{name}': expected 64-bit ints, "
+            f"but got {number}"
+        )
+    return number
 
 
 def size_list(function: str, name: str, value: Any) -> list[int]:
@@ -102,8 +109,6 @@ POOLING_PAIR = "{function}: {name} must either be a single int, or a tuple of tw
 
 def pair(function: str, name: str, value: Any, words: str = CONVOLUTION_PAIR) -> tuple[int, int]:
     """An int or a sequence of one or two ints as (height, width)."""
-    if type(value) is int:
-        return value, value
     ints = _ints(function, name, value)
     if len(ints) not in (1, 2):
         expected = words.format(function=function, name=name)
