@@ -120,7 +120,8 @@ def test_no_channels_at_all() -> None:
 def test_out_of_memory_is_an_error_and_nothing_worse() -> None:
     """Wherever memory runs out, a parallel region included: out_of_memory.py says what is held."""
     # Memory goes back at once, so that what is in use is known.
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
+    environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
+    environment |= {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
     done = subprocess.run(
         [sys.executable, str(ROOT / "tests" / "out_of_memory.py")],
         cwd=ROOT, env=environment, capture_output=True, text=True,

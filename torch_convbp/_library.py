@@ -22,7 +22,7 @@ def _begin() -> None:
             "with torch stays there. Its modules were removed from sys.modules, or a first import "
             "failed half-way."
         )
-    setattr(operators, "__import_begun", True)  # noqa: B010  (torch.ops takes it for no operator)
+    setattr(operators, "__import_begun", True)
 
 
 def _find(name: str) -> Path | None:
