@@ -137,7 +137,8 @@ def outcomes() -> dict[str, tuple[int, str]]:
     ):
         done = subprocess.run(
             [sys.executable, "-c", FORKS, first], input=json.dumps(some), cwd=ROOT,
-            env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE", **environment}, capture_output=True, text=True,
+            env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE", **environment},
+            capture_output=True, text=True,
         )  # fmt: skip
         for name, status in map(json.loads, done.stdout.splitlines()):
             found[name] = (status, done.stderr)
