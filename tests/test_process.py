@@ -42,20 +42,16 @@ SCRIPTS = {
         atexit.register(lambda: pending.backward())
         torch.pending = layer(x).sum()  # outlives the package's modules
         """,
-    "set to one thread": """
-        layer(x).sum().backward()
-        before = x.grad.clone()
-        x.grad = None
-        torch.set_num_threads(1)
-        layer(x).sum().backward()
-        assert torch.equal(x.grad, before)
-        """,
     "one thread of OpenMP": """
         assert torch.get_num_threads() == 1
         layer(x).sum().backward()
         before = x.grad.clone()
         x.grad = None
         torch.set_num_threads(2)
+        layer(x).sum().backward()
+        assert torch.equal(x.grad, before)
+        torch.set_num_threads(1)
+        x.grad = None
         layer(x).sum().backward()
         assert torch.equal(x.grad, before)
         """,
@@ -108,44 +104,36 @@ layer = bp.ConvBP2d(3, 4, 3, activation="silu")
 x = torch.ones(2, 3, 9, 9, requires_grad=True)
 """
 
-# Imports torch once and forks, which is sound as long as torch has started no threads. A child
-# ends as every program does.
+# Imports torch once and forks, which is sound as long as torch has started no threads; the package
+# is imported when the scripts before its import have run. A child ends as every program does.
 FORKS = """
 import json, os, sys, torch, pytest
-exec(sys.argv[1])
-for name, script in json.load(sys.stdin).items():
-    if os.fork() == 0:
+before, after = json.load(sys.stdin)
+for name, script in [*before.items(), ("", ""), *after.items()]:
+    if not name:
+        import torch_convbp
+    elif os.fork() == 0:
         print("---", name, file=sys.stderr, flush=True)
         exec(compile(script, name, "exec"), {"__name__": "__main__"})
         sys.exit()
-    print(json.dumps([name, os.waitstatus_to_exitcode(os.wait()[1])]), flush=True)
+    else:
+        print(json.dumps([name, os.waitstatus_to_exitcode(os.wait()[1])]), flush=True)
 """
 
 
 @pytest.fixture(scope="module")
-def outcomes() -> dict[str, tuple[int, str]]:
-    """name: (exit status, all that was written to stderr)."""
-    scripts = {name: START + IMPORT + textwrap.dedent(body) for name, body in SCRIPTS.items()}
-    scripts |= {name: START + textwrap.dedent(body) for name, body in BEFORE_IMPORT.items()}
-    alone = {name: scripts.pop(name) for name in ("one thread of OpenMP",)}
-    found = {}
-    early = {name: scripts.pop(name) for name in BEFORE_IMPORT}
-    for some, environment, first in (
-        (scripts, {}, "import torch_convbp"),
-        (early, {}, ""),
-        (alone, {"OMP_NUM_THREADS": "1"}, ""),
-    ):
-        done = subprocess.run(
-            [sys.executable, "-c", FORKS, first], input=json.dumps(some), cwd=ROOT,
-            env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE", **environment},
-            capture_output=True, text=True,
-        )  # fmt: skip
-        for name, status in map(json.loads, done.stdout.splitlines()):
-            found[name] = (status, done.stderr)
-    return found
+def outcomes() -> tuple[dict[str, int], str]:
+    """The exit status of each script, and all that was written to stderr."""
+    before = {name: START + textwrap.dedent(body) for name, body in BEFORE_IMPORT.items()}
+    after = {name: START + IMPORT + textwrap.dedent(body) for name, body in SCRIPTS.items()}
+    done = subprocess.run(
+        [sys.executable, "-c", FORKS], input=json.dumps([before, after]), cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+    )  # fmt: skip
+    return dict(map(json.loads, done.stdout.splitlines())), done.stderr
 
 
 @pytest.mark.parametrize("name", [*SCRIPTS, *BEFORE_IMPORT])
-def test_process(name: str, outcomes: dict[str, tuple[int, str]]) -> None:
-    status, stderr = outcomes[name]
-    assert status == 0, stderr
+def test_process(name: str, outcomes: tuple[dict[str, int], str]) -> None:
+    status, stderr = outcomes
+    assert status.get(name) == 0, stderr
