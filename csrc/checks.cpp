@@ -88,11 +88,9 @@ ConvProblem check_conv2d(const Ints& input_size, const Ints& weight_size, const 
         "Calculated padded input size per channel: (", padded[0], " x ", padded[1],
         "). Kernel size: (", extent[0], " x ", extent[1],
         "). Kernel size can't be greater than actual input size");
-  // In floating point: the product itself may overflow 64 bits.
-  const double bytes = static_cast<double>(p.batch) * weight_size[0] * p.out_size[0] *
-                       p.out_size[1] * element_bytes;
-  check(bytes <= static_cast<double>(kLargestBytes), "the output of size ",
-        text({p.batch, weight_size[0], p.out_size[0], p.out_size[1]}),
+  const Ints output_size{p.batch, weight_size[0], p.out_size[0], p.out_size[1]};
+  check(bytes_of(output_size, element_bytes) <= static_cast<double>(kLargestBytes),
+        "the output of size ", text(output_size),
         " would not fit into the address space; it comes of input", text(input_size),
         " with padding=", text(padding), " (top, bottom, left, right)");
   return p;
@@ -170,6 +168,17 @@ void check_tensors(const char* op, const std::vector<Argument>& arguments) {
           torch::headeronly::toString(type), ") and ", a.name, " type (",
           torch::headeronly::toString(a.tensor.scalar_type()), ") to be the same");
   }
+}
+
+double bytes_of(const Ints& size, int64_t element_bytes) {
+  double bytes = static_cast<double>(element_bytes);  // an integer could overflow
+  for (const int64_t length : size) bytes *= static_cast<double>(length);
+  return bytes;
+}
+
+void check_fits(const Ints& size, int64_t element_bytes) {
+  check(bytes_of(size, element_bytes) <= static_cast<double>(kLargestBytes),
+        "the result of size ", text(size), " would not fit into the address space");
 }
 
 void check_bias(const Tensor& bias, const Ints& weight_size) {

@@ -71,6 +71,11 @@ struct Argument {
 };
 void check_tensors(const char* op, const std::vector<Argument>& arguments);
 
+// How much memory a tensor of this size takes; not exact where it is more than there can be.
+double bytes_of(const Ints& size, int64_t element_bytes);
+// A result of this size fits into the address space.
+void check_fits(const Ints& size, int64_t element_bytes);
+
 void check_bias(const Tensor& bias, const Ints& weight_size);
 void check_delta(const Ints& delta_size, const ConvProblem& problem);
 

@@ -54,6 +54,12 @@ def register(operator: torch._ops.OpOverload, key: str, kernel: Callable[..., An
 # --- fake kernels ---------------------------------------------------------------------------
 
 
+def new_tensor(like: Tensor, size: Ints, memory_format: torch.memory_format) -> Tensor:
+    """An empty tensor of that size and format, where there can be one."""
+    shapes.check_fits(size, like.element_size())
+    return like.new_empty(size).to(memory_format=memory_format)
+
+
 def _fake_conv2d(
     op: str, input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Sequence[Any]
 ) -> Tensor:
@@ -66,7 +72,7 @@ def _fake_conv2d(
     )
     if bias is not None:
         shapes.check_bias(bias.shape, weight.shape)
-    return input.new_empty(size).to(memory_format=shapes.result_format(input, weight))
+    return new_tensor(input, size, shapes.result_format(input, weight))
 
 
 @torch.library.register_fake("torch_convbp::conv2d")
@@ -105,9 +111,7 @@ def _(
         input_size, weight.shape, stride, padding, dilation, groups, delta.element_size()
     )
     shapes.check_size("delta", delta.shape, "conv2d's output", output_size)
-    return delta.new_empty(input_size).to(
-        memory_format=shapes.result_format(weight, delta, memory_format)
-    )
+    return new_tensor(delta, input_size, shapes.result_format(weight, delta, memory_format))
 
 
 def _fake_weight_grad(
@@ -126,9 +130,7 @@ def _fake_weight_grad(
         delta.element_size(),  # type: ignore[call-arg]
     )
     shapes.check_size("delta", delta.shape, "conv2d's output", output_size)
-    return delta.new_empty(weight_size).to(
-        memory_format=shapes.result_format(input, delta, memory_format)
-    )
+    return new_tensor(delta, weight_size, shapes.result_format(input, delta, memory_format))
 
 
 @torch.library.register_fake("torch_convbp::conv2d_weight_grad")
@@ -162,6 +164,7 @@ def _(
 def _(input: Tensor, name: str, parameters: Sequence[float]) -> Tensor:
     shapes.check_tensors("activation", input=input)
     activations.check(name, parameters)
+    shapes.check_fits(input.shape, input.element_size())
     return torch.empty_like(input)
 
 
@@ -171,6 +174,7 @@ def _fake_error_signal(
     activations.check(name, parameters)
     shapes.check_tensors(op, grad=grad, kept=kept)
     shapes.check_size("grad", grad.shape, "kept", kept.shape)
+    shapes.check_fits(kept.shape, kept.element_size())
     last = kept.dim() == 4 and shapes.is_channels_last(kept)
     format = torch.channels_last if last else torch.contiguous_format
     return torch.empty_like(kept, memory_format=format)

@@ -23,9 +23,7 @@ POOLS = (max_pool2d, max_pool2d_input_grad, max_pool2d_gather, avg_pool2d, avg_p
 
 def _like(tensor: Tensor, size: Ints, memory_format: torch.memory_format | None = None) -> Tensor:
     """An empty tensor of that size in the format of the given one, or in the one asked for."""
-    return tensor.new_empty(size).to(
-        memory_format=shapes.result_format(tensor, tensor, memory_format)
-    )
+    return ops.new_tensor(tensor, size, shapes.result_format(tensor, tensor, memory_format))
 
 
 @torch.library.register_fake("torch_convbp::max_pool2d")

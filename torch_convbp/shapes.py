@@ -8,6 +8,7 @@ In shapes N is the batch; an output map is M x N' (height, width).
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Sequence
 from typing import Any
@@ -63,16 +64,25 @@ def check_is_tensor(function: str, **arguments: Any) -> None:
 
 
 def whole_number(function: str, name: str, value: Any) -> int:
+<<<<<<< HEAD
     """value as an int of 64 bits; SymInts pass, they stand for ints while a graph is traced."""
     if isinstance(value, torch.SymInt):
         return value  # type: ignore[return-value]
     try:
         number = value if type(value) is int else operator.index(value)
+=======
+    """value as an int; SymInts pass, they stand for ints while a graph is traced."""
+    if isinstance(value, torch.SymInt):
+        return value  # type: ignore[return-value]
+    try:
+        whole = value if type(value) is int else operator.index(value)
+>>>>>>> wt-d
     except TypeError:
         raise TypeError(
             f"{function}(): argument '{name}' must be made of ints, "
             f"but got {value!r} ({type(value).__name__})"
         ) from None
+<<<<<<< HEAD
     # In torch.compile it may stand for any number, and would be bound by what is asked of it.
     if not torch.compiler.is_compiling() and not -(2**63) <= number < 2**63:
         raise ValueError(
@@ -80,6 +90,15 @@ def whole_number(function: str, name: str, value: Any) -> int:
             f"but got {number}"
         )
     return number
+=======
+    # What is symbolic is not compared: a graph would keep that as a bound.
+    if not torch.compiler.is_compiling() and not -(2**63) <= whole < 2**63:
+        raise ValueError(
+            f"{function}(): argument '{name}': Overflow when unpacking long long: "
+            f"expected a number of 64 bits, but got {whole}"
+        )
+    return whole
+>>>>>>> wt-d
 
 
 def size_list(function: str, name: str, value: Any) -> list[int]:
@@ -292,14 +311,25 @@ def conv2d_output_size(
     )
     output_size = [input_size[0], weight_size[0]]
     output_size += [(padded[i] - extent[i]) // stride[i] + 1 for i in range(2)]
-    if all(isinstance(size, int) for size in output_size):
-        numel = output_size[0] * output_size[1] * output_size[2] * output_size[3]
-        _check(
-            numel * element_bytes <= LARGEST_BYTES,
-            f"the output of size {output_size} would not fit into the address space; it comes of "
-            f"input{input_size} with padding={padding} (top, bottom, left, right)",
-        )
+    _check(
+        _fits(output_size, element_bytes),
+        f"the output of size {output_size} would not fit into the address space; it comes of "
+        f"input{input_size} with padding={padding} (top, bottom, left, right)",
+    )
     return output_size
+
+
+def _fits(size: Sequence[int], element_bytes: int) -> bool:
+    """Symbolic sizes are not asked."""
+    known = all(isinstance(length, int) for length in size)
+    return not known or math.prod(size) * element_bytes <= LARGEST_BYTES
+
+
+def check_fits(size: Sequence[int], element_bytes: int) -> None:
+    _check(
+        _fits(size, element_bytes),
+        f"the result of size {list(size)} would not fit into the address space",
+    )
 
 
 def check_tensors(op: str, **tensors: Tensor | None) -> None:
