@@ -171,9 +171,7 @@ def _fake_error_signal(
     activations.check(name, parameters)
     shapes.check_tensors(op, grad=grad, kept=kept)
     shapes.check_grad(grad.shape, kept.shape)
-    last = kept.dim() == 4 and shapes.is_channels_last(kept)
-    format = torch.channels_last if last else torch.contiguous_format
-    return torch.empty_like(kept, memory_format=format)
+    return torch.empty_like(kept, memory_format=shapes.format_of(kept))
 
 
 @torch.library.register_fake("torch_convbp::error_signal")

@@ -483,6 +483,13 @@ def is_channels_last(tensor: Tensor) -> bool:
     return True
 
 
+def format_of(tensor: Tensor) -> torch.memory_format:
+    """channels_last or contiguous, whichever the tensor is nearer to."""
+    if tensor.dim() == 4 and is_channels_last(tensor):
+        return torch.channels_last
+    return torch.contiguous_format
+
+
 def result_format(
     a: Tensor, b: Tensor, asked: torch.memory_format | None = None
 ) -> torch.memory_format:
