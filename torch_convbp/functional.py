@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
+import torch
 from torch import Tensor
 
 import torch_convbp.autograd
@@ -26,6 +27,11 @@ __all__ = [
 ]
 
 IntOrPair: TypeAlias = int | Sequence[int]
+
+
+# Each is one node of a torch.fx graph: a Proxy has no sizes to check.
+for _name in __all__:
+    torch.fx.wrap(_name)
 
 
 def _geometry(
