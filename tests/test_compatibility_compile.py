@@ -240,7 +240,10 @@ def per_sample(module: nn.Module, input: Tensor) -> Any:
 FUNC: dict[str, Callable[[nn.Module, Tensor], Any]] = {
     "grad": lambda module, input: torch.func.grad(cubes(module))(input),
     "vjp": lambda module, input: torch.func.vjp(module, input)[1](module(input)),
-    "jvp": lambda module, input: torch.func.jvp(module, (input,), (input.cos(),)),
+    "jvp": lambda module, input: [
+        torch.func.jvp(module, (input,), (input.cos(),)),
+        torch.func.jvp(lambda t: module(t.sin()).exp(), (input,), (input.cos(),)),
+    ],
     "vmap": lambda module, input: torch.vmap(lambda t: module(t))(
         torch.stack([input, input.cos()])
     ),
