@@ -244,6 +244,9 @@ FUNC: dict[str, Callable[[nn.Module, Tensor], Any]] = {
         torch.func.jvp(module, (input,), (input.cos(),)),
         torch.func.jvp(lambda t: module(t.sin()).exp(), (input,), (input.cos(),)),
     ],
+    "jvp(jvp)": lambda module, input: torch.func.jvp(
+        lambda t: torch.func.jvp(module, (t,), (t.cos(),))[1], (input,), (input.sin(),)
+    ),
     "vmap": lambda module, input: torch.vmap(lambda t: module(t))(
         torch.stack([input, input.cos()])
     ),
@@ -268,9 +271,10 @@ FUNC: dict[str, Callable[[nn.Module, Tensor], Any]] = {
 def test_torch_func(layer: str, transform: str) -> None:
     ours, theirs = LAYERS[layer].make(), LAYERS[layer].torchs()
     expected = FUNC[transform](theirs, grown(layer))
-    actual = compiled(lambda input: FUNC[transform](ours, input))(grown(layer))
     # Relative to the whole: products of Jacobians cancel, and the order of sums differs.
-    assert_close(actual, expected, rtol=1e-7, atol=1e-9)
+    for run in (lambda f: f, compiled):
+        actual = run(lambda input: FUNC[transform](ours, input))(grown(layer))
+        assert_close(actual, expected, rtol=1e-7, atol=1e-9)
 
 
 @row("torch.compile: double backward", refused=True)
