@@ -248,66 +248,6 @@ def test_vmap(in_dims: tuple[int | None, ...]) -> None:
     check(lambda a, d: ops.conv2d_weight_bias_grad(a, list(w), d, *geometry), [a, d])
 
 
-@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
-def test_torch_compile(dynamic: bool) -> None:
-    """One graph, backward included."""
-    module = bp.ConvBP2d(4, 6, 3, stride=(1, 2), padding=1, groups=2)
-
-    def loss(a: Tensor) -> Tensor:
-        return module(a).tanh().sum()
-
-    compiled = torch.compile(loss, fullgraph=True, dynamic=dynamic, backend="aot_eager")
-    for batch in (2, 3):
-        a = normal((batch, 4, 9, 8), torch.float32, batch).requires_grad_()
-        tensors = (a, module.weight, module.bias)
-        actual = torch.autograd.grad(compiled(a), tensors)
-        for ours, eager in zip(actual, torch.autograd.grad(loss(a), tensors), strict=True):
-            torch.testing.assert_close(ours, eager)
-
-
-@pytest.mark.slow
-def test_torch_compile_with_its_default_backend() -> None:
-    """Through code generation, sizes of the pictures changing too."""
-    module = bp.ConvBP2d(3, 4, 3, padding=1)
-    compiled = torch.compile(
-        lambda a: module(a).relu().square().sum(), fullgraph=True, dynamic=True
-    )
-    for height in (8, 11):
-        a = normal((2, 3, height, height + 1), torch.float32, height)
-        eager = torch.autograd.grad(module(a).relu().square().sum(), module.weight)
-        actual = torch.autograd.grad(compiled(a), module.weight)
-        torch.testing.assert_close(actual, eager)
-
-
-FORWARD_MODE: dict[str, Callable[[Callable[..., Tensor], Tensor], Tensor]] = {
-    "jvp": lambda f, a: torch.func.jvp(lambda q: q + f(q), (a,), (a,))[1],
-    "jvp_alone": lambda f, a: torch.func.jvp(f, (a,), (a,))[1],
-    "jacfwd": lambda f, a: torch.func.jacfwd(lambda q: f(q).pow(3).sum())(a),
-    "hessian": lambda f, a: torch.func.hessian(lambda q: f(q).pow(3).sum())(a),
-}
-
-
-@pytest.mark.parametrize("name", FORWARD_MODE)
-def test_compiled_forward_mode(name: str) -> None:
-    weight, input = normal((3, 3, 3, 3), torch.float64, 1), normal((1, 3, 4, 4), torch.float64, 2)
-
-    def transformed(a: Tensor) -> Tensor:
-        return FORWARD_MODE[name](lambda q: bp.functional.conv2d(q, weight, padding=1), a)
-
-    compiled = torch.compile(transformed, backend="eager", fullgraph=True)
-    torch.testing.assert_close(compiled(input), transformed(input))
-
-
-def test_compiled_autograd() -> None:
-    from torch._dynamo import compiled_autograd
-
-    layer, input = bp.ConvBP2d(3, 4, 3), normal((1, 3, 8, 8), torch.float32, 1)
-    (expected,) = torch.autograd.grad(layer(input).sum(), layer.weight)
-    with compiled_autograd._enable(torch.compile(backend="eager", fullgraph=True)):
-        layer(input).sum().backward()
-    torch.testing.assert_close(layer.weight.grad, expected)
-
-
 def test_a_backward_pass_within_autocast_keeps_its_dtype() -> None:
     input, weight = normal((2, 3, 8, 8), torch.float32, 1), normal((4, 3, 3, 3), torch.float32, 2)
     loss = bp.functional.conv2d(input, weight.requires_grad_()).square().sum()

@@ -95,15 +95,6 @@ def test_export_with_sizes_as_arguments(strict: bool) -> None:
     assert torch.equal(exported(*given), InputGrad()(*given))
 
 
-@pytest.mark.parametrize("dynamic", [{0: "n"}, {2: "h", 3: "w"}, {0: "n", 2: "h", 3: "w"}], ids=str)
-def test_export_with_unbounded_sizes(dynamic: dict[int, str]) -> None:
-    dims = {d: torch.export.Dim(name, min=3 if d else 0) for d, name in dynamic.items()}
-    layers = nn.Sequential(bp.ConvBP2d(3, 4, 3, padding=1))
-    exported = torch.export.export(layers, (torch.randn(2, 3, 8, 8),), dynamic_shapes=(dims,))
-    input = torch.randn(5 if 0 in dims else 2, 3, *((11, 9) if 2 in dims else (8, 8)))
-    assert torch.equal(exported.module()(input), layers(input))
-
-
 def test_torch_fx_keeps_layers_whole() -> None:
     class Subclass(nn.Conv2d):
         pass
@@ -161,15 +152,6 @@ def test_zero_channels_have_the_right_shape() -> None:
     output: Tensor = module(torch.empty(2, 0, 5, 5))
     assert output.shape == (2, 8, 3, 3)
     assert torch.equal(output, module.bias[None, :, None, None].expand_as(output))
-
-
-def test_export_keeps_the_operator() -> None:
-    module = nn.Sequential(bp.ConvBP2d(3, 4, 3), nn.ReLU())
-    input = normal((2, 3, 8, 8), torch.float32, seed=1)
-    program = torch.export.export(module, (input,))
-    targets = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
-    assert targets == ["torch_convbp.conv2d.default", "aten.relu.default"]
-    assert torch.equal(program.module()(input), module(input))
 
 
 @pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")

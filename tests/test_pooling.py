@@ -510,19 +510,19 @@ def test_vmap(in_dims: tuple[int | None, int | None]) -> None:
     check(lambda d: ops.avg_pool2d_input_grad(case.size, d, *average), shares)
 
 
-@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
-def test_torch_compile(dynamic: bool) -> None:
-    """One graph, backward included."""
-    model = nn.Sequential(bp.MaxPoolBP2d(3, 2, 1, ceil_mode=True), bp.AvgPoolBP2d(2, 1))
+def test_compiled_with_ceil_mode() -> None:
+    """Whether a last window starts outside depends on the size, dynamic though it is."""
+    model = nn.Sequential(bp.MaxPoolBP2d(3, 2, 1, ceil_mode=True), bp.AvgPoolBP2d(2, 3, 1, True))
 
     def loss(a: Tensor) -> Tensor:
         return model(a).tanh().sum()
 
-    compiled = torch.compile(loss, fullgraph=True, dynamic=dynamic, backend="aot_eager")
-    for batch in (2, 3):
-        a = normal((batch, 4, 9, 8), torch.float32, batch).requires_grad_()
+    compiled = torch.compile(loss, fullgraph=True, dynamic=True, backend="aot_eager")
+    for height, width in ((9, 8), (12, 15), (17, 14), (10, 11)):
+        a = normal((2, 4, height, width), torch.float32, height).requires_grad_()
         (actual,) = torch.autograd.grad(compiled(a), a)
         torch.testing.assert_close(actual, torch.autograd.grad(loss(a), a)[0])
+    torch.compiler.reset()
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
@@ -776,16 +776,6 @@ def test_modules(name: str) -> None:
         torch.testing.assert_close(module(input), expected)
     traced = torch.fx.symbolic_trace(nn.Sequential(layer))
     torch.testing.assert_close(traced(input), expected)
-
-
-def test_export_keeps_the_operators() -> None:
-    model = nn.Sequential(bp.MaxPoolBP2d(2), bp.AvgPoolBP2d(2))
-    input = normal((2, 3, 8, 8), torch.float32, seed=1)
-    program = torch.export.export(model, (input,))
-    targets = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
-    assert "torch_convbp.max_pool2d.default" in targets
-    assert "torch_convbp.avg_pool2d.default" in targets
-    assert torch.equal(program.module()(input), model(input))
 
 
 def test_autocast_leaves_the_dtype_alone() -> None:

@@ -55,12 +55,15 @@ def autograd_kernel(
 
     The function's arguments are the operator's, the keyword-only ones last.
     """
-    methods = ("forward", "setup_context", "backward", "jvp")
+    methods = ("forward", "setup_context", "backward")
     twin: Any = type(
         function.__name__,
         (_SingleLevelFunction,),
         {name: staticmethod(getattr(function, name)) for name in methods}
-        | {"_compiled_autograd_key": staticmethod(_compiled_autograd_key)},
+        | {
+            "jvp": staticmethod(_tangent_at_outer_levels(function)),
+            "_compiled_autograd_key": staticmethod(_compiled_autograd_key),
+        },
     )
     keywords = [a.name for a in operator._schema.arguments if a.kwarg_only]
 
@@ -76,6 +79,23 @@ def autograd_kernel(
             set_single_level_autograd_function_allowed(before)
 
     return kernel
+
+
+def _tangent_at_outer_levels(function: Any) -> Callable[..., Any]:
+    """The function's jvp, so that its result has derivatives of outer levels.
+
+    torch turns forward mode off for it, as nothing in it belongs to this level any more. Within
+    torch.func that would hold for the outer levels too, and the tangent of a tangent (of
+    jvp(jvp)) would be lost where tangents are added.
+    """
+
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        if not transforms_active():
+            return function.jvp(ctx, *tangents)
+        with _AutoDispatchBelowAutograd(), torch.enable_grad(), _set_fwd_grad_enabled(True):
+            return function.jvp(ctx, *tangents)
+
+    return jvp
 
 
 def derivative_wanted(*args: Any) -> bool:

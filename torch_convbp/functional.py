@@ -32,6 +32,11 @@ __all__ = [
 IntOrPair: TypeAlias = int | Sequence[int]
 
 
+# Each is one node of a torch.fx graph: a Proxy has no sizes to check.
+for _name in __all__:
+    torch.fx.wrap(_name)
+
+
 def _geometry(
     function: str,
     weight_size: Sequence[int],
@@ -327,23 +332,10 @@ def max_pool2d(
     results = [output]
     if return_indices:
         kernel, step, pad = windows
-        results.append(_indices(offset, batched.shape[3], kernel, step, pad, dilation))
+        results.append(pool_ops.indices(offset, batched.shape, kernel, step, pad, dilation))
     if input.dim() == 3:
         results = [result.squeeze(0) for result in results]
     return (results[0], results[1]) if return_indices else results[0]
-
-
-def _indices(
-    offset: Tensor, width: int, kernel: Any, stride: Any, padding: Any, dilation: Any
-) -> Tensor:
-    """i * W + j of the offsets' positions; -1 for a window with no position inside."""
-    nowhere = torch.iinfo(offset.dtype).max if offset.dtype == torch.uint8 else -1
-    r, s = offset.long() // kernel[1], offset.long() % kernel[1]
-    m = torch.arange(offset.shape[2], device=offset.device)[:, None]
-    n = torch.arange(offset.shape[3], device=offset.device)
-    i = m * stride[0] - padding[0] + r * dilation[0]
-    j = n * stride[1] - padding[1] + s * dilation[1]
-    return torch.where(offset == nowhere, -1, i * width + j)
 
 
 def avg_pool2d(

@@ -46,13 +46,29 @@ def _pair(name: str, value: Any, least: int) -> tuple[int, int]:
     return (height, width[0]) if width else (height, height)
 
 
-def _node(layer: nn.Module, input: torch.fx.Proxy) -> Any:
-    """The layer as one node of a torch.fx graph, as torch.nn's own are; fx would look into it."""
+def _is_node(layer: nn.Module, input: Any) -> bool:
+    """Is torch.fx tracing a model that the layer is a part of? Then it is one node of the graph, as
+    torch.nn's own layers are; fx would look into it."""
+    return isinstance(input, torch.fx.Proxy) and getattr(input.tracer, "root", None) is not layer
+
+
+def _node(layer: nn.Module, input: Any) -> Any:
     tracer: Any = input.tracer
     return tracer.create_proxy("call_module", tracer.path_of_module(layer), (input,), {})
 
 
-class _WithActivation(recording.Layer):
+class _Layer(recording.Layer):
+    """What all layers have in common."""
+
+    def __prepare_scriptable__(self) -> Any:
+        # torch.jit.script asks before it compiles, and would stumble over something far from here.
+        raise NotImplementedError(
+            f"torch.jit.script does not support {type(self).__name__}: use torch.jit.trace or "
+            "torch.export, or torch.nn's layers (torch_convbp.revert(model))"
+        )
+
+
+class _WithActivation(_Layer):
     """A layer that ends with an activation g, or with none.
 
     ``layer.activation`` takes what the constructor does, and gives an Activation or None.
@@ -128,7 +144,7 @@ class ConvBP2d(_WithActivation, nn.Conv2d):
             self.activation = g
 
     def forward(self, input: Tensor) -> Tensor:
-        if isinstance(input, torch.fx.Proxy):
+        if _is_node(self, input):
             return _node(self, input)
         return super().forward(input)
 
@@ -185,12 +201,12 @@ class LinearBP(_WithActivation, nn.Linear):
             self.activation = g
 
     def forward(self, input: Tensor) -> Tensor:
-        if isinstance(input, torch.fx.Proxy):
+        if _is_node(self, input):
             return _node(self, input)
         return functional.linear(input, self.weight, self.bias, activation=self.activation)
 
 
-class MaxPoolBP2d(recording.Layer, nn.MaxPool2d):
+class MaxPoolBP2d(_Layer, nn.MaxPool2d):
     """A :class:`torch.nn.MaxPool2d` whose forward and backward pass are L8, on kernels of our own.
 
     Shapes: input [N, C, H, W] or [C, H, W]; output the same with pooled H and W, and with
@@ -216,7 +232,7 @@ class MaxPoolBP2d(recording.Layer, nn.MaxPool2d):
         super().__init__(kernel_size, stride, padding, dilation, return_indices, ceil_mode)
 
     def forward(self, input: Tensor) -> Any:
-        if isinstance(input, torch.fx.Proxy):
+        if _is_node(self, input):
             return _node(self, input)
         return functional.max_pool2d(
             input,
@@ -229,7 +245,7 @@ class MaxPoolBP2d(recording.Layer, nn.MaxPool2d):
         )
 
 
-class AvgPoolBP2d(recording.Layer, nn.AvgPool2d):
+class AvgPoolBP2d(_Layer, nn.AvgPool2d):
     """A :class:`torch.nn.AvgPool2d` whose forward and backward pass are L8, on kernels of our own.
 
     Shapes: input [N, C, H, W] or [C, H, W]; output the same with pooled H and W. dtypes: float32,
@@ -260,7 +276,7 @@ class AvgPoolBP2d(recording.Layer, nn.AvgPool2d):
         )
 
     def forward(self, input: Tensor) -> Tensor:
-        if isinstance(input, torch.fx.Proxy):
+        if _is_node(self, input):
             return _node(self, input)
         return functional.avg_pool2d(
             input,

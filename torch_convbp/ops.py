@@ -175,9 +175,7 @@ def _fake_error_signal(
     shapes.check_tensors(op, grad=grad, kept=kept)
     shapes.check_size("grad", grad.shape, "kept", kept.shape)
     shapes.check_fits(kept.shape, kept.element_size())
-    last = kept.dim() == 4 and shapes.is_channels_last(kept)
-    format = torch.channels_last if last else torch.contiguous_format
-    return torch.empty_like(kept, memory_format=format)
+    return torch.empty_like(kept, memory_format=shapes.format_of(kept))
 
 
 @torch.library.register_fake("torch_convbp::error_signal")

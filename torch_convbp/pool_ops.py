@@ -90,6 +90,26 @@ def _(
     return _like(delta, input_size, memory_format)
 
 
+def indices(
+    offset: Tensor,
+    input_size: Ints,
+    kernel_size: Ints,
+    stride: Ints,
+    padding: Ints,
+    dilation: Ints,
+) -> Tensor:
+    """i * W + j of the offsets' positions; -1 for those outside the input."""
+    height, width = input_size[2:]
+    tap = offset.long()
+    m = torch.arange(offset.shape[2], device=offset.device)[:, None]
+    n = torch.arange(offset.shape[3], device=offset.device)
+    i = m * stride[0] - padding[0] + tap // kernel_size[1] * dilation[0]
+    j = n * stride[1] - padding[1] + tap % kernel_size[1] * dilation[1]
+    inside = (tap >= 0) & (tap < kernel_size[0] * kernel_size[1])
+    inside = inside & (i >= 0) & (i < height) & (j >= 0) & (j < width)
+    return torch.where(inside, i * width + j, -1)
+
+
 # Every map is pooled by itself: a dimension that torch.vmap adds is more batch.
 
 

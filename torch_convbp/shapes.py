@@ -64,25 +64,16 @@ def check_is_tensor(function: str, **arguments: Any) -> None:
 
 
 def whole_number(function: str, name: str, value: Any) -> int:
-<<<<<<< HEAD
     """value as an int of 64 bits; SymInts pass, they stand for ints while a graph is traced."""
     if isinstance(value, torch.SymInt):
         return value  # type: ignore[return-value]
     try:
         number = value if type(value) is int else operator.index(value)
-=======
-    """value as an int; SymInts pass, they stand for ints while a graph is traced."""
-    if isinstance(value, torch.SymInt):
-        return value  # type: ignore[return-value]
-    try:
-        whole = value if type(value) is int else operator.index(value)
->>>>>>> wt-d
     except TypeError:
         raise TypeError(
             f"{function}(): argument '{name}' must be made of ints, "
             f"but got {value!r} ({type(value).__name__})"
         ) from None
-<<<<<<< HEAD
     # In torch.compile it may stand for any number, and would be bound by what is asked of it.
     if not torch.compiler.is_compiling() and not -(2**63) <= number < 2**63:
         raise ValueError(
@@ -90,15 +81,6 @@ def whole_number(function: str, name: str, value: Any) -> int:
             f"but got {number}"
         )
     return number
-=======
-    # What is symbolic is not compared: a graph would keep that as a bound.
-    if not torch.compiler.is_compiling() and not -(2**63) <= whole < 2**63:
-        raise ValueError(
-            f"{function}(): argument '{name}': Overflow when unpacking long long: "
-            f"expected a number of 64 bits, but got {whole}"
-        )
-    return whole
->>>>>>> wt-d
 
 
 def size_list(function: str, name: str, value: Any) -> list[int]:
@@ -513,6 +495,13 @@ def is_channels_last(tensor: Tensor) -> bool:
             return False
         least = stride[d] * size[d] if size[d] > 1 else stride[d]
     return True
+
+
+def format_of(tensor: Tensor) -> torch.memory_format:
+    """channels_last or contiguous, whichever the tensor is nearer to."""
+    if tensor.dim() == 4 and is_channels_last(tensor):
+        return torch.channels_last
+    return torch.contiguous_format
 
 
 def result_format(
