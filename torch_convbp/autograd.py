@@ -22,6 +22,7 @@ Every Function saves only what the gradients asked for will need, and computes o
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -214,7 +215,11 @@ class ActivationOf(torch.autograd.Function):
 
 
 class Linear(torch.autograd.Function):
-    """p_i = sum_j W_ij a_j + bias_i (L7). Shapes: a [..., J], W [I, J], bias [I], p [..., I]."""
+    """p_i = sum_j W_ij a_j + bias_i (L7). Shapes: a [..., J], W [I, J], bias [I], p [..., I].
+
+    As torch's own: W may be one row [J] and then p is [...], bias whatever broadcasts to p, and
+    numbers complex, where gradients are conjugate.
+    """
 
     @staticmethod
     def forward(input, weight, bias):  # type: ignore[override]
@@ -222,27 +227,34 @@ class Linear(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        input, weight, _ = inputs
+        input, weight, bias = inputs
         needs_input_grad, needs_weight_grad = ctx.needs_input_grad[:2]
         ctx.save_for_backward(
             input if needs_weight_grad else None, weight if needs_input_grad else None
         )
         ctx.save_for_forward(input, weight)
-        ctx.output_size = output.shape
+        ctx.input_size, ctx.weight_size, ctx.output_size = input.shape, weight.shape, output.shape
+        ctx.bias_size = None if bias is None else bias.shape
         ctx.layer = recording.here.layer
 
     @staticmethod
     def backward(ctx: Any, delta: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         input, weight = ctx.saved_tensors
         needs_input_grad, needs_weight_grad, needs_bias_grad = ctx.needs_input_grad
-        rows = delta.reshape(-1, delta.shape[-1])
+        *outputs, features = ctx.weight_size
+        count = math.prod(ctx.input_size[:-1])
+        rows = delta.reshape(count, math.prod(outputs))
         input_grad = weight_grad = bias_grad = None
         if needs_input_grad:  # dL/da_j = sum_i delta_i W_ij
-            input_grad = torch.matmul(delta, weight)
+            input_grad = (rows @ weight.reshape(rows.shape[1], features).conj()).reshape(
+                ctx.input_size
+            )
         if needs_weight_grad:  # dL/dW_ij = delta_i a_j
-            weight_grad = torch.matmul(rows.t(), input.reshape(-1, input.shape[-1]))
+            weight_grad = (rows.t() @ input.reshape(count, features).conj()).reshape(
+                ctx.weight_size
+            )
         if needs_bias_grad:
-            bias_grad = rows.sum(0)
+            bias_grad = delta.sum_to_size(ctx.bias_size)
         if ctx.layer is not None:
             recording.record(ctx.layer, delta, input_grad, weight_grad, bias_grad)
         return input_grad, weight_grad, bias_grad
@@ -392,6 +404,7 @@ _conv2d_activation = autograd_kernel(ops.conv2d_activation, Conv2dActivation)
 def _conv2d_activation_kernel(input, weight, bias, *geometry_and_g):
     # Where g' needs p and a derivative may be asked for, p is computed as an output too.
     *_, name, parameters = geometry_and_g
+    activations.check(name, parameters)
     if Activation(name, tuple(parameters)).keeps_output or not derivative_wanted(
         input, weight, bias
     ):
@@ -403,6 +416,8 @@ def _error_signal_kernel(grad, kept, name, parameters):
     # To be differentiated, L3 is written in torch's operators: delta is not linear in what is kept.
     if not derivative_wanted(grad, kept):
         return below_autograd(ops.error_signal, grad, kept, name, parameters)
+    activations.check(name, parameters)
+    shapes.check_grad(grad.shape, kept.shape)
     return activations.TABLE[name].error_signal(grad, kept, *parameters)
 
 
