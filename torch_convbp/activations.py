@@ -135,8 +135,12 @@ def parse(function: str, activation: ActivationLike) -> Activation | None:
     Raises:
         ValueError: no activation of that name, or another number of parameters.
         TypeError: neither a name nor a module of one of the known types.
+        RuntimeError: an Activation of another name or number of parameters.
     """
-    if activation is None or isinstance(activation, Activation):
+    if activation is None:
+        return None
+    if isinstance(activation, Activation):
+        check(*activation)
         return activation
     if isinstance(activation, nn.Module):
         return _of_module(function, activation)
@@ -156,9 +160,9 @@ def _of_name(function: str, text: str) -> Activation:
             f"but got {text!r}"
         )
     defaults = tuple(TABLE[name].parameters.values())
-    given = [p for p in rest.removesuffix(")").split(",") if p.strip()]
+    inside = rest.removesuffix(")").strip()
     try:
-        values = tuple(float(p) for p in given)
+        values = tuple(float(p) for p in inside.split(",")) if inside else ()
     except ValueError:
         values = (math.nan,) * (len(defaults) + 1)
     if len(values) > len(defaults):

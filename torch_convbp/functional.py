@@ -130,6 +130,7 @@ def linear(
     shapes.check_is_tensor("linear", input=input, weight=weight)
     if bias is not None:
         shapes.check_is_tensor("linear", bias=bias)
+    shapes.check_linear_dim(input.shape, weight.shape)
     g = activations.parse("linear", activation)
     output = ops.linear(input, weight, bias)
     return output if g is None else ops.activation(output, *g)
@@ -222,7 +223,7 @@ def _windows(function: str, kernel_size: IntOrPair, stride: Any, padding: IntOrP
     """kernel_size, stride and padding as pairs; a pool's stride is its kernel_size by default."""
     kernel = shapes.window_pair(function, "kernel_size", kernel_size)
     # torch takes an empty list for "not given" too.
-    given = stride is not None and not (isinstance(stride, Sequence) and len(stride) == 0)
+    given = stride is not None and not (shapes.is_sequence(stride) and len(stride) == 0)
     step = shapes.window_pair(function, "stride", stride) if given else kernel
     return [kernel, step, shapes.window_pair(function, "padding", padding)]
 
@@ -260,7 +261,7 @@ def max_pool2d(
         NotImplementedError: a CUDA tensor where the CUDA kernels are not built.
     """
     shapes.check_is_tensor("max_pool2d", input=input)
-    shapes.check_dim("max_pool2d", "input", input.shape)
+    shapes.check_pool_dim("max_pool2d", input.shape)
     windows = _windows("max_pool2d", kernel_size, stride, padding)
     dilation = shapes.window_pair("max_pool2d", "dilation", dilation)
     ceil_mode = shapes.flag("max_pool2d", "ceil_mode", ceil_mode)
@@ -318,7 +319,7 @@ def avg_pool2d(
         TypeError, RuntimeError, NotImplementedError: as :func:`max_pool2d`.
     """
     shapes.check_is_tensor("avg_pool2d", input=input)
-    shapes.check_dim("avg_pool2d", "input", input.shape)
+    shapes.check_pool_dim("avg_pool2d", input.shape)
     windows = _windows("avg_pool2d", kernel_size, stride, padding)
     ceil_mode = shapes.flag("avg_pool2d", "ceil_mode", ceil_mode)
     count_include_pad = shapes.flag("avg_pool2d", "count_include_pad", count_include_pad)
