@@ -421,6 +421,38 @@ def test_constructor(name: str) -> None:
         bp.ConvBP2d(**{"in_channels": 3, "out_channels": 4, "kernel_size": 3, **changes})
 
 
+REST: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
+    **{
+        f"{function.__name__}_of_none": (lambda f=function: f(None), TypeError,
+            rf"{function.__name__}\(\): argument 'model' must be a torch.nn.Module, not NoneType")
+        for function in (bp.convert, bp.revert, bp.fusions)
+    },
+    "record_of_none": (lambda: bp.record_error_signals(None).__enter__(), TypeError,
+        r"record_error_signals\(\): argument 'model' must be a torch.nn.Module"),
+    **{
+        f"convert_{option}": (lambda o=option: bp.convert(nn.Conv2d(3, 4, 3), **{o: "no"}),
+            TypeError, rf"convert\(\): argument '{option}' must be bool, not str")
+        for option in ("pooling", "dense", "fuse_activations")
+    },
+    "algorithm": (lambda: setattr(bp.backends.cpu, "conv_algorithm", b"plain"), TypeError,
+        r"conv_algorithm must be a str, not bytes"),
+    "flip": (lambda: bp.lecture.flip(None), TypeError, r"flip\(\): argument 'w' must be Tensor"),
+    "to_torch": (lambda: bp.lecture.to_torch(x(), None), TypeError, r"argument 'b' must be Tensor"),
+    "from_torch": (lambda: bp.lecture.from_torch([1.0]), TypeError, r"'weight' must be Tensor"),
+    "from_torch_1d": (lambda: bp.lecture.from_torch(x(2)), RuntimeError,
+        r"Expected 4D weight of a convolution or 2D weight .* size: \[2\]"),
+    "gradients_from_torch": (lambda: bp.lecture.gradients_from_torch(None), TypeError,
+        r"'weight_grad' must be Tensor"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REST)
+def test_the_rest(name: str) -> None:
+    call, exception, text = REST[name]
+    with pytest.raises(exception, match=text):
+        call()
+
+
 @pytest.mark.parametrize("mode", ["reflect", "circular"])
 def test_padding_modes_refuse_what_torchs_refuse(mode: str) -> None:
     arguments = dict(kernel_size=3, padding=9, padding_mode=mode)

@@ -126,14 +126,12 @@ def convert(
         The same model: outputs, gradients and state_dict are what they were.
 
     Raises:
-        TypeError: model is no torch.nn.Module, or fuse_activations no bool.
+        TypeError: model is no torch.nn.Module, or another argument no bool.
     """
-    _check_is_module("convert", model)
-    if not isinstance(fuse_activations, bool):
-        raise TypeError(
-            "convert(): argument 'fuse_activations' must be a bool, "
-            f"not {type(fuse_activations).__name__}"
-        )
+    shapes.check_is_module("convert", model)
+    options = {"pooling": pooling, "dense": dense, "fuse_activations": fuse_activations}
+    for name, option in options.items():
+        shapes.flag("convert", name, option)
     wanted = (POOLING if pooling else {}) | (DENSE if dense else {})
     left_alone = []
     for name, module in model.named_modules():
@@ -177,7 +175,7 @@ def revert(model: Model) -> Model:
     Raises:
         TypeError: model is no torch.nn.Module.
     """
-    _check_is_module("revert", model)
+    shapes.check_is_module("revert", model)
     fusion.unfuse(model)
     left_alone = []
     for name, module in model.named_modules():
@@ -197,10 +195,3 @@ def revert(model: Model) -> Model:
             stacklevel=2,
         )
     return model
-
-
-def _check_is_module(function: str, model: Any) -> None:
-    if not isinstance(model, nn.Module):
-        raise TypeError(
-            f"{function}(): argument 'model' must be a torch.nn.Module, not {type(model).__name__}"
-        )

@@ -62,6 +62,13 @@ def check_is_tensor(function: str, **arguments: Any) -> None:
             )
 
 
+def check_is_module(function: str, model: Any) -> None:
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(
+            f"{function}(): argument 'model' must be a torch.nn.Module, not {type(model).__name__}"
+        )
+
+
 def whole_number(function: str, name: str, value: Any) -> int:
     """value as an int; SymInts pass, they stand for ints while a graph is traced."""
     if isinstance(value, torch.SymInt):
