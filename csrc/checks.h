@@ -64,7 +64,13 @@ PoolProblem check_pool2d(const Ints& input_size, const Ints& kernel_size, const 
 // As a rule the dispatcher sees to it: a tensor of another device takes the call there.
 void check_on_cpu(const char* name, const Tensor& tensor);
 
-// All tensors have the first one's dtype, one of the four supported, and live on the CPU.
+// Python's None comes as an undefined tensor.
+void check_is_there(const char* op, const char* name, const Tensor& tensor);
+
+// The tensor's storage reaches to its last element: Storage.resize_ may have taken it away.
+void check_has_memory(const char* name, const Tensor& tensor);
+
+// All tensors have the first one's dtype, one of the four supported, and memory on the CPU.
 struct Argument {
   const char* name;
   const Tensor& tensor;

@@ -470,7 +470,7 @@ WRONG: dict[str, tuple[Callable[[Tensor], object], str]] = {
         "Expected 0 parameters of activation relu",
     ),
     "size": (lambda t: ops.error_signal(t[:, :1], t, "relu", []), "Expected grad to have the size"),
-    "dtype": (lambda t: ops.error_signal(t.double(), t, "relu", []), "to be the same"),
+    "dtype": (lambda t: ops.error_signal(t.double(), t, "relu", []), "should be the same"),
     "dimensions": (
         lambda t: ops.error_signal_bias_grad(t[0, 0, 0], t[0, 0, 0], "relu", []),
         "kept to have channels in dimension 1",
@@ -569,6 +569,45 @@ def test_linear_gradcheck(name: str | None) -> None:
 
     assert gradcheck(layer, leaves, check_forward_ad=True, check_batched_grad=True)
     assert gradgradcheck(layer, leaves, check_fwd_over_rev=True)
+
+
+# Sizes of input, weight and bias that torch takes beside the usual ones.
+LINEAR_SIZES = {
+    "one_row": ((3, 4), (4,), None),
+    "one_row_of_one_sample": ((4,), (4,), None),
+    "no_inputs": ((3, 0), (5, 0), (5,)),
+    "no_outputs": ((3, 4), (0, 4), (0,)),
+    "no_samples": ((2, 0, 4), (5, 4), (5,)),
+    "bias_for_all": ((3, 4), (5, 4), ()),
+    "bias_of_one": ((3, 4), (5, 4), (1,)),
+    "bias_for_each_sample": ((3, 4), (5, 4), (3, 5)),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+@pytest.mark.parametrize("name", LINEAR_SIZES)
+def test_linear_of_all_sizes(name: str, dtype: torch.dtype) -> None:
+    """Output, gradients, tangents, and torch.vmap over each argument."""
+    sizes = [size for size in LINEAR_SIZES[name] if size is not None]
+    random = torch.Generator().manual_seed(0)
+    values = [torch.randn(size, dtype=dtype, generator=random) for size in sizes]
+    tangents = tuple(torch.randn(size, dtype=dtype, generator=random) for size in sizes)
+    results = []
+    for linear in (bp.functional.linear, F.linear):
+        leaves = [value.clone().requires_grad_() for value in values]
+        output = linear(*leaves)
+        grads = torch.autograd.grad(output.abs().square().sum(), leaves)
+        tangent = torch.func.jvp(linear, tuple(values), tangents)[1]
+        results.append([output, *grads, tangent])
+    for place in range(len(values)):
+        batch = torch.stack([values[place], 2 * values[place]])
+        arguments = [*values[:place], batch, *values[place + 1 :]]
+        dims = tuple(0 if i == place else None for i in range(len(values)))
+        results[0].append(torch.vmap(bp.functional.linear, dims)(*arguments))
+        one_by_one = [F.linear(*values[:place], b, *values[place + 1 :]) for b in batch]
+        results[1].append(torch.stack(one_by_one))
+    for ours, torchs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, torchs)
 
 
 def test_linear_under_vmap_compile_and_autocast() -> None:

@@ -104,8 +104,12 @@ def derivative_wanted(*args: Any) -> bool:
         return True
     # The tangents themselves are asked: forward_ad knows nothing of a level that a compiled
     # graph has entered. There is one level, number 0.
+    # Sparse ones have none that could be asked; the operators refuse them.
     return any(
-        isinstance(a, torch.Tensor) and _unpack_dual(a, level=0)[1] is not None for a in args
+        isinstance(a, torch.Tensor)
+        and a.layout is torch.strided
+        and _unpack_dual(a, level=0)[1] is not None
+        for a in args
     )
 
 

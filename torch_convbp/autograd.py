@@ -394,6 +394,7 @@ _conv2d_activation = autograd_kernel(ops.conv2d_activation, Conv2dActivation)
 def _conv2d_activation_kernel(input, weight, bias, *geometry_and_g):
     # Where g' needs p and a derivative may be asked for, p is computed as an output too.
     *_, name, parameters = geometry_and_g
+    activations.check(name, parameters)
     if Activation(name, tuple(parameters)).keeps_output or not derivative_wanted(
         input, weight, bias
     ):
@@ -405,6 +406,8 @@ def _error_signal_kernel(grad, kept, name, parameters):
     # To be differentiated, L3 is written in torch's operators: delta is not linear in what is kept.
     if not derivative_wanted(grad, kept):
         return below_autograd(ops.error_signal, grad, kept, name, parameters)
+    activations.check(name, parameters)
+    shapes.check_grad(grad.shape, kept.shape)
     return activations.TABLE[name].error_signal(grad, kept, *parameters)
 
 

@@ -131,15 +131,12 @@ def convert(
         The same model: outputs, gradients and state_dict are what they were.
 
     Raises:
-        TypeError: model is no torch.nn.Module, or one of the others no bool.
+        TypeError: model is no torch.nn.Module, or another argument no bool.
     """
-    _check_is_module("convert", model)
+    shapes.check_is_module("convert", model)
     flags = {"pooling": pooling, "dense": dense, "fuse_activations": fuse_activations}
     for argument, value in flags.items():
-        if not isinstance(value, bool):
-            raise TypeError(
-                f"convert(): argument '{argument}' must be a bool, not {type(value).__name__}"
-            )
+        shapes.flag("convert", argument, value)
     wanted = CONVOLUTION | (POOLING if pooling else {}) | (DENSE if dense else {})
     left_alone = {}
     for name, module in model.named_modules():
@@ -169,7 +166,7 @@ def revert(model: Model) -> Model:
     Raises:
         TypeError: model is no torch.nn.Module.
     """
-    _check_is_module("revert", model)
+    shapes.check_is_module("revert", model)
     fusion.unfuse(model)
     left_alone, ours = {}, tuple(_OURS.values())
     for name, module in model.named_modules():
@@ -195,11 +192,4 @@ def _warn(function: str, left_alone: dict[str, str]) -> None:
         warnings.warn(
             f"torch_convbp.{function} left {len(left_alone)} layer(s) alone:\n" + "\n".join(lines),
             stacklevel=3,
-        )
-
-
-def _check_is_module(function: str, model: Any) -> None:
-    if not isinstance(model, nn.Module):
-        raise TypeError(
-            f"{function}(): argument 'model' must be a torch.nn.Module, not {type(model).__name__}"
         )

@@ -68,7 +68,7 @@ def _complex_conv2d(
     (a + bi)(c + di) = (ac - bd) + (ad + bc)i: each channel becomes two neighbours, its real and its
     imaginary part, and each filter two, one for either part of the output.
     """
-    shapes.check_alike(input=input, weight=weight, bias=bias)
+    shapes.check_alike("conv2d", input=input, weight=weight, bias=bias)
     shapes.conv2d_output_size(
         input.shape,
         weight.shape,
@@ -183,6 +183,7 @@ def linear(
     shapes.check_is_tensor("linear", input=input, weight=weight)
     if bias is not None:
         shapes.check_is_tensor("linear", bias=bias)
+    shapes.check_linear_dim(input.shape, weight.shape)
     g = activations.parse("linear", activation)
     if weight.dim() == 1:
         output = ops.linear(input, weight.unsqueeze(0), bias).squeeze(-1)
@@ -278,7 +279,7 @@ def _windows(function: str, kernel_size: IntOrPair, stride: Any, padding: IntOrP
     """kernel_size, stride and padding as pairs; a pool's stride is its kernel_size by default."""
     kernel = shapes.pair(function, "kernel_size", kernel_size, shapes.POOLING_PAIR)
     # torch takes an empty list for "not given" too.
-    given = stride is not None and not (isinstance(stride, Sequence) and len(stride) == 0)
+    given = stride is not None and not (shapes.is_sequence(stride) and len(stride) == 0)
     step = shapes.pair(function, "stride", stride, shapes.POOLING_PAIR) if given else kernel
     return [kernel, step, shapes.pair(function, "padding", padding, shapes.POOLING_PAIR)]
 
@@ -319,7 +320,7 @@ def max_pool2d(
             does not pool either.
     """
     shapes.check_is_tensor("max_pool2d", input=input)
-    shapes.check_dim("max_pool2d", "input", input.shape)
+    shapes.check_pool_dim("max_pool2d", input.shape)
     windows = _windows("max_pool2d", kernel_size, stride, padding)
     dilation = shapes.pair("max_pool2d", "dilation", dilation, shapes.POOLING_PAIR)
     ceil_mode = shapes.flag("max_pool2d", "ceil_mode", ceil_mode)
@@ -367,7 +368,7 @@ def avg_pool2d(
         TypeError, ValueError, RuntimeError, NotImplementedError: as :func:`max_pool2d`.
     """
     shapes.check_is_tensor("avg_pool2d", input=input)
-    shapes.check_dim("avg_pool2d", "input", input.shape)
+    shapes.check_pool_dim("avg_pool2d", input.shape)
     windows = _windows("avg_pool2d", kernel_size, stride, padding)
     ceil_mode = shapes.flag("avg_pool2d", "ceil_mode", ceil_mode)
     count_include_pad = shapes.flag("avg_pool2d", "count_include_pad", count_include_pad)

@@ -12,24 +12,31 @@ from torch import Tensor, nn
 
 from torch_convbp import activations, functional, recording
 from torch_convbp.activations import Activation, ActivationLike
+from torch_convbp.shapes import LARGEST_PARAMETER
 
 __all__ = ["AvgPoolBP2d", "ConvBP2d", "LinearBP", "MaxPoolBP2d"]
 
 
-def _int(name: str, value: Any, least: int) -> int:
-    """value as an int of at least ``least``; nn.Conv2d finds out at the first call, if at all."""
-    message = f"{name} must be an int >= {least}, but got {value!r}"
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
+def _int(name: str, value: Any, least: int | None) -> int:
+    """value as an int, of at least ``least``; nn.Conv2d finds out at the first call, if at all."""
+    expected = "an int" if least is None else f"an int >= {least}"
+    message = f"{name} must be {expected}, but got {value!r}"
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(message) from None
+    if isinstance(value, bool):
         raise TypeError(message)
-    if operator.index(value) < least:
+    if least is not None and number < least:
         raise ValueError(message)
-    return operator.index(value)
+    return number
 
 
 def _is_several(value: Any) -> bool:
-    """An iterable, but no string and no 0-dimensional array or tensor: those count as one."""
+    """An iterable, but no text and no 0-dimensional array or tensor: those count as one."""
     zero_dimensional = getattr(value, "ndim", None) == 0
-    return isinstance(value, Iterable) and not isinstance(value, str) and not zero_dimensional
+    text = isinstance(value, (str, bytes, bytearray))
+    return isinstance(value, Iterable) and not text and not zero_dimensional
 
 
 def _pair(name: str, value: Any, least: int) -> tuple[int, int]:
@@ -43,6 +50,8 @@ def _pair(name: str, value: Any, least: int) -> tuple[int, int]:
         kind = TypeError if isinstance(error, TypeError) else ValueError
         expected = f"an int >= {least} or two of them"
         raise kind(f"{name} must be {expected}, but got {value!r}") from None
+    if max([height, *width]) > LARGEST_PARAMETER:
+        raise ValueError(f"{name} must be at most {LARGEST_PARAMETER}, but got {value!r}")
     return (height, width[0]) if width else (height, height)
 
 
@@ -227,9 +236,8 @@ class MaxPoolBP2d(_Layer, nn.MaxPool2d):
         return_indices: bool = False,
         ceil_mode: bool = False,
     ) -> None:
-        _check_windows(kernel_size, stride, padding)
-        _pair("dilation", dilation, 1)
-        super().__init__(kernel_size, stride, padding, dilation, return_indices, ceil_mode)
+        windows = _windows(kernel_size, stride, padding)
+        super().__init__(*windows, _window("dilation", dilation, 1), return_indices, ceil_mode)
 
     def forward(self, input: Tensor) -> Any:
         if _is_node(self, input):
@@ -265,15 +273,10 @@ class AvgPoolBP2d(_Layer, nn.AvgPool2d):
         count_include_pad: bool = True,
         divisor_override: int | None = None,
     ) -> None:
-        _check_windows(kernel_size, stride, padding)
-        if divisor_override is not None:
-            if isinstance(divisor_override, bool) or not hasattr(divisor_override, "__index__"):
-                raise TypeError(f"divisor_override must be an int, but got {divisor_override!r}")
-            if operator.index(divisor_override) == 0:
-                raise ValueError("divisor_override must be not zero, but got 0")
-        super().__init__(
-            kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override
-        )
+        windows = _windows(kernel_size, stride, padding)
+        if divisor_override is not None and _int("divisor_override", divisor_override, None) == 0:
+            raise ValueError("divisor_override must be not zero, but got 0")
+        super().__init__(*windows, ceil_mode, count_include_pad, divisor_override)
 
     def forward(self, input: Tensor) -> Tensor:
         if _is_node(self, input):
@@ -289,12 +292,21 @@ class AvgPoolBP2d(_Layer, nn.AvgPool2d):
         )
 
 
-def _check_windows(kernel_size: Any, stride: Any, padding: Any) -> None:
-    kernel = _pair("kernel_size", kernel_size, 1)
-    if stride is not None:
-        _pair("stride", stride, 1)
-    if any(p > k // 2 for p, k in zip(_pair("padding", padding, 0), kernel, strict=True)):
+def _window(name: str, value: Any, least: int) -> int | tuple[int, int]:
+    """value as it was given, if that is an int, as torch's pools keep it; else as a pair."""
+    pair = _pair(name, value, least)
+    return value if isinstance(value, int) else pair
+
+
+def _windows(
+    kernel_size: Any, stride: Any, padding: Any
+) -> tuple[int | tuple[int, int], int | tuple[int, int] | None, int | tuple[int, int]]:
+    """kernel_size, stride and padding of a pool, checked."""
+    kernel, pad = _pair("kernel_size", kernel_size, 1), _pair("padding", padding, 0)
+    if any(p > k // 2 for p, k in zip(pad, kernel, strict=True)):
         raise ValueError(
             "padding must be at most half of kernel_size, "
             f"but got padding={padding!r} and kernel_size={kernel_size!r}"
         )
+    step = None if stride is None else _window("stride", stride, 1)
+    return _window("kernel_size", kernel_size, 1), step, _window("padding", padding, 0)

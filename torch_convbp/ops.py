@@ -331,17 +331,23 @@ def _(info: Any, in_dims: Any, input: Tensor, weight: Tensor, bias: Tensor | Non
     input_dim, weight_dim, bias_dim = in_dims[:3]
     if weight_dim is None and bias_dim is None:
         return linear(input.movedim(input_dim, 0), weight, bias), 0
+
+    def batched(tensor: Tensor, dim: int | None) -> Tensor:
+        return tensor.movedim(dim, 0) if dim is not None else tensor.expand(size, *tensor.shape)
+
     size = info.batch_size
-    rows = (
-        input.movedim(input_dim, 0) if input_dim is not None else input.expand(size, *input.shape)
+    rows, filters = batched(input, input_dim), batched(weight, weight_dim)
+    *outputs, features = filters.shape[1:]
+    products = torch.matmul(
+        rows.reshape(size, math.prod(rows.shape[1:-1]), rows.shape[-1]),
+        filters.reshape(size, math.prod(outputs), features).mT,
     )
-    filters = weight if weight_dim is None else weight.movedim(weight_dim, 0)
-    output = torch.matmul(rows.unsqueeze(1).flatten(1, -2), filters.mT)
-    output = output.reshape(*rows.shape[:-1], output.shape[-1])
-    if bias is not None and bias_dim is not None:  # its own dimensions are the output's last
-        bias = bias.movedim(bias_dim, 0)
-        bias = bias.reshape(size, *(1,) * (output.dim() - bias.dim()), *bias.shape[1:])
-    return output if bias is None else output + bias, 0
+    output = products.reshape(*rows.shape[:-1], *outputs)
+    if bias is not None:
+        shifts = batched(bias, bias_dim)
+        ones = (1,) * (output.dim() - shifts.dim())  # as one bias would, it fits from behind
+        output = output + shifts.reshape(size, *ones, *shifts.shape[1:])
+    return output, 0
 
 
 # --- autocast -------------------------------------------------------------------------------
@@ -370,8 +376,17 @@ for _operator in (conv2d, conv2d_activation, conv2d_activation_pair, linear):
 
 # --- the dense layer ------------------------------------------------------------------------
 
-# L7's matrix product is torch's own, on every device.
-register(linear, "CompositeExplicitAutograd", F.linear)
+
+def _linear(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """L7's matrix product is torch's own, on every device."""
+    shapes.check_is_tensor("linear", input=input, weight=weight)
+    shapes.check_same_device("weight", weight, "input", input)
+    if bias is not None:
+        shapes.check_same_device("bias", bias, "input", input)
+    return F.linear(input, weight, bias)
+
+
+register(linear, "CompositeExplicitAutograd", _linear)
 
 
 # --- floating point operations (torch.utils.flop_counter) ------------------------------------
@@ -410,6 +425,31 @@ def _(input: Ints, weight_size: Ints, delta: Ints, *_: Any, **__: Any) -> int:
 @register_flop_formula([torch.ops.torch_convbp.linear])
 def _(input: Ints, weight: Ints, *_: Any, out_shape: Ints, **__: Any) -> int:
     return 2 * math.prod(out_shape) * weight[1]
+
+
+# --- tensors that are not dense ---------------------------------------------------------------
+
+# Where the dispatcher takes them; its own words name no argument.
+NOT_DENSE = ("SparseCPU", "SparseCsrCPU", "MkldnnCPU", "QuantizedCPU", "AutogradNestedTensor")
+
+
+def _only_dense(operator: torch._ops.OpOverload) -> Callable[..., Any]:
+    names = [argument.name for argument in operator._schema.arguments]
+
+    def kernel(*args: Any, **kwargs: Any) -> Any:
+        tensors = {n: a for n, a in zip(names, args, strict=False) if isinstance(a, Tensor)}
+        shapes.check_is_tensor(operator._schema.name.split("::")[1], **tensors)
+
+    return kernel
+
+
+def refuse_what_is_not_dense(operators: Sequence[torch._ops.OpOverload]) -> None:
+    for operator in operators:
+        for key in NOT_DENSE:
+            register(operator, key, _only_dense(operator))
+
+
+refuse_what_is_not_dense((*CONVOLUTIONS, *ELEMENTWISE, linear))
 
 
 # --- devices without kernels ----------------------------------------------------------------

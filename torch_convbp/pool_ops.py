@@ -141,4 +141,5 @@ for _operator, _tensors in (
 ):
     torch.library.register_vmap(_operator._schema.name, _batch_rule(_operator, _tensors))
 
+ops.refuse_what_is_not_dense(POOLS)
 ops.refuse_cuda(POOLS)

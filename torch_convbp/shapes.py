@@ -52,15 +52,24 @@ def check_is_tensor(function: str, **arguments: Any) -> None:
     """Raises TypeError for what is no tensor, RuntimeError for one that is not dense."""
     for name, value in arguments.items():
         if isinstance(value, Tensor):
-            if value.layout != torch.strided:
+            if value.layout != torch.strided or value.is_nested or value.is_quantized:
+                kind = "a quantized tensor of " if value.is_quantized else ""
+                kind = "a nested tensor of " if value.is_nested else kind
                 raise RuntimeError(
                     f"{function}(): expected argument '{name}' to be a dense tensor "
-                    f"(layout torch.strided), but got layout {value.layout}"
+                    f"(layout torch.strided), but got {kind}layout {value.layout}"
                 )
-        elif not is_tensor_like(value):
+        elif not is_tensor_like(value) or isinstance(value, type):
             raise TypeError(
                 f"{function}(): argument '{name}' must be Tensor, not {type(value).__name__}"
             )
+
+
+def check_is_module(function: str, model: Any) -> None:
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(
+            f"{function}(): argument 'model' must be a torch.nn.Module, not {type(model).__name__}"
+        )
 
 
 def whole_number(function: str, name: str, value: Any) -> int:
@@ -83,9 +92,14 @@ def whole_number(function: str, name: str, value: Any) -> int:
     return number
 
 
+def is_sequence(value: Any) -> bool:
+    """A sequence, but not of characters or bytes."""
+    return isinstance(value, Sequence) and not isinstance(value, (str, bytes, bytearray))
+
+
 def size_list(function: str, name: str, value: Any) -> list[int]:
     """A sequence of ints (a torch.Size, say) as a list."""
-    if not isinstance(value, Sequence) or isinstance(value, str):
+    if not is_sequence(value):
         raise TypeError(
             f"{function}(): argument '{name}' must be a sequence of ints, "
             f"but got {value!r} ({type(value).__name__})"
@@ -95,7 +109,7 @@ def size_list(function: str, name: str, value: Any) -> list[int]:
 
 def _ints(function: str, name: str, value: Any) -> list[int]:
     """An int or a sequence of ints as a list."""
-    if not isinstance(value, Sequence) or isinstance(value, str):
+    if not is_sequence(value):
         value = (value,)
     return [whole_number(function, name, v) for v in value]
 
@@ -158,6 +172,22 @@ def check_dim(function: str, name: str, size: Sequence[int]) -> None:
         raise RuntimeError(
             f"Expected 3D (unbatched) or 4D (batched) {name} to {function}, "
             f"but got {name} of size: {list(size)}"
+        )
+
+
+def check_pool_dim(function: str, size: Sequence[int]) -> None:
+    if len(size) not in (3, 4):
+        raise RuntimeError(
+            f"{function}(): non-empty 3D or 4D (batch mode) tensor expected for input, "
+            f"but got input of size: {list(size)}"
+        )
+
+
+def check_linear_dim(input_size: Sequence[int], weight_size: Sequence[int]) -> None:
+    if len(input_size) < 1 or len(weight_size) not in (1, 2):
+        raise RuntimeError(
+            "both arguments to linear need to be at least 1D, and weight at most 2D, but got "
+            f"input of size {list(input_size)} and weight of size {list(weight_size)}"
         )
 
 
@@ -314,36 +344,44 @@ def check_fits(size: Sequence[int], element_bytes: int) -> None:
     )
 
 
+def _type_name(dtype: torch.dtype) -> str:
+    """As C++ calls it."""
+    return _SCALAR_TYPE_NAMES.get(dtype, str(dtype))
+
+
+def check_same_device(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
+    _check(
+        tensor.device == other.device,
+        f"Expected all tensors to be on the same device, but got {name} on {tensor.device} and "
+        f"{other_name} on {other.device}",
+    )
+
+
 def check_tensors(op: str, **tensors: Tensor | None) -> None:
-    """Raises RuntimeError unless all have the first one's dtype, one of DTYPES, and its device."""
+    """Raises RuntimeError unless all have the first one's device and dtype, one of DTYPES."""
+    check_alike(op, **tensors)
     name, first = next(iter(tensors.items()))
     assert first is not None
-    type_name = _SCALAR_TYPE_NAMES.get(first.dtype, str(first.dtype))
-    supported = "torch.float32, torch.float64, torch.bfloat16 or torch.float16"
     _check(
         first.dtype in DTYPES,
-        f"\"{op}\" not implemented for '{type_name}': expected {name} of dtype {supported}",
+        f"\"{op}\" not implemented for '{_type_name(first.dtype)}': expected {name} of dtype "
+        "torch.float32, torch.float64, torch.bfloat16 or torch.float16",
     )
-    check_alike(**tensors)
 
 
-def check_alike(**tensors: Tensor | None) -> None:
-    """All have the first one's dtype and its device."""
+def check_alike(op: str, **tensors: Tensor | None) -> None:
+    """Raises RuntimeError unless all have the first one's device and dtype."""
     name, first = next(iter(tensors.items()))
     assert first is not None
-    type_name = _SCALAR_TYPE_NAMES.get(first.dtype, str(first.dtype))
+    type_name = _type_name(first.dtype)
     for other_name, other in tensors.items():
         if other is None:
             continue
-        _check(
-            other.device == first.device,
-            f"Expected all tensors to be on the same device, but got {other_name} on "
-            f"{other.device} and {name} on {first.device}",
-        )
+        check_same_device(other_name, other, name, first)
         _check(
             other.dtype == first.dtype,
-            f"Expected {name} type ({type_name}) and {other_name} type "
-            f"({_SCALAR_TYPE_NAMES.get(other.dtype, str(other.dtype))}) to be the same",
+            f"{op}(): {name} type ({type_name}) and {other_name} type ({_type_name(other.dtype)}) "
+            "should be the same",
         )
 
 
@@ -388,15 +426,6 @@ def pool2d_output_size(
     Raises:
         RuntimeError: the arguments describe no pooling; the message names the argument.
     """
-    size = list(input_size)
-    _check(
-        len(size) == 4
-        and size[0] >= 0
-        and all(v > 0 for v in size[1:])
-        and not any(isinstance(v, int) and v > LARGEST_BYTES for v in size),
-        "Expected 3D or 4D (batch mode) tensor with optional 0 dim batch size for input, "
-        f"but got:{size}",
-    )
     for name, values in (
         ("kernel_size", kernel_size),
         ("stride", stride),
@@ -421,7 +450,6 @@ def pool2d_output_size(
         all(v > 0 for v in spread),
         f"dilation should be greater than zero, but got dilation={spread}",
     )
-    result = size[:2]
     for axis in range(2):
         extent = spread[axis] * (kernel[axis] - 1) + 1
         _check(
@@ -434,6 +462,18 @@ def pool2d_output_size(
             "pad should be smaller than or equal to half of kernel size, but got "
             f"padding={pad} and kernel_size={kernel}",
         )
+    size = list(input_size)
+    _check(
+        len(size) == 4
+        and size[0] >= 0
+        and all(v > 0 for v in size[1:])
+        and not any(isinstance(v, int) and v > LARGEST_BYTES for v in size),
+        "Expected 3D or 4D (batch mode) tensor with optional 0 dim batch size for input, "
+        f"but got:{size}",
+    )
+    result = size[:2]
+    for axis in range(2):
+        extent = spread[axis] * (kernel[axis] - 1) + 1
         room = size[2 + axis] + 2 * pad[axis] - extent
         if ceil_mode:
             room += step[axis] - 1
@@ -474,9 +514,9 @@ def check_offset(
     )
     _check(
         offset.dtype == dtype,
-        f"Expected offset of type {_SCALAR_TYPE_NAMES[dtype]} for "
+        f"Expected offset of type {_type_name(dtype)} for "
         f"kernel_size={list(kernel_size)}, "
-        f"but got {_SCALAR_TYPE_NAMES.get(offset.dtype, str(offset.dtype))}",
+        f"but got {_type_name(offset.dtype)}",
     )
     check_size("offset", offset.shape, "the output", output_size)
 
