@@ -50,7 +50,7 @@ def both(name: str, *arguments: Any, **keywords: Any) -> dict[str, Callable[[], 
 
 
 WHY_NO_INTEGERS = "integers overflow without a word, and have no gradients"
-WHY_NO_COMPLEX = "the lecture's convolution is real; write it as convolutions of both parts"
+WHY_NO_COMPLEX = "L6 is the gradient of a real convolution; conv2d composes complex ones of it"
 
 DEVIATIONS = {
     "conv2d of integers": Deviation(
@@ -59,25 +59,12 @@ DEVIATIONS = {
         we_say=r"RuntimeError: \"conv2d\" not implemented for 'Long'",
         why=WHY_NO_INTEGERS,
     ),
-    "conv2d of complex numbers": Deviation(
-        **both(
-            "conv2d", ones(1, 1, 3, 3, dtype=torch.cfloat), ones(1, 1, 2, 2, dtype=torch.cfloat)
-        ),
-        torch_says=r"torch.complex64 of size \[1, 1, 2, 2\]",
-        we_say=r"RuntimeError: \"conv2d\" not implemented for 'ComplexFloat'",
+    "conv_transpose2d of complex numbers": Deviation(
+        torchs=lambda: F.conv_transpose2d(*2 * [ones(1, 1, 2, 2, dtype=torch.cfloat)]),
+        torch_says=r"torch.complex64 of size \[1, 1, 3, 3\]",
+        ours=lambda: f.conv2d_input_grad((1, 1, 3, 3), *2 * [ones(1, 1, 2, 2, dtype=torch.cfloat)]),
+        we_say=r"RuntimeError: \"conv2d_input_grad\" not implemented for 'ComplexFloat'",
         why=WHY_NO_COMPLEX,
-    ),
-    "max_pool2d of integers": Deviation(
-        **both("max_pool2d", ones(1, 1, 4, 4, dtype=torch.uint8), 2),
-        torch_says=r"torch.uint8 of size \[1, 1, 2, 2\]",
-        we_say=r"RuntimeError: \"max_pool2d\" not implemented for 'Byte'",
-        why="layers of a network with gradients have none",
-    ),
-    "avg_pool2d of integers": Deviation(
-        **both("avg_pool2d", ones(1, 1, 4, 4, dtype=torch.int64), 2),
-        torch_says=r"torch.int64 of size \[1, 1, 2, 2\]",
-        we_say=r"RuntimeError: \"avg_pool2d\" not implemented for 'Long'",
-        why=WHY_NO_INTEGERS,
     ),
     "conv2d with a weight of 3 dimensions": Deviation(
         **both("conv2d", ones(1, 1, 4, 3), ones(1, 2, 2), padding="same"),

@@ -96,11 +96,13 @@ class Subject:
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 COMPLEX = (torch.complex64, torch.complex128)
 SUBJECTS = {
-    "conv2d": Subject(f.conv2d, F.conv2d, terms_of_convolution, (bp.ConvBP2d, nn.Conv2d)),
+    "conv2d": Subject(f.conv2d, F.conv2d, terms_of_convolution, (bp.ConvBP2d, nn.Conv2d), COMPLEX),
     "conv_transpose2d": Subject(conv_transpose2d, F.conv_transpose2d, terms_of_transposed),
-    "max_pool2d": Subject(f.max_pool2d, F.max_pool2d, None, (bp.MaxPoolBP2d, nn.MaxPool2d)),
+    "max_pool2d": Subject(
+        f.max_pool2d, F.max_pool2d, None, (bp.MaxPoolBP2d, nn.MaxPool2d), INTEGERS
+    ),
     "avg_pool2d": Subject(
-        f.avg_pool2d, F.avg_pool2d, terms_of_average, (bp.AvgPoolBP2d, nn.AvgPool2d)
+        f.avg_pool2d, F.avg_pool2d, terms_of_average, (bp.AvgPoolBP2d, nn.AvgPool2d), INTEGERS
     ),
     "linear": Subject(
         f.linear, F.linear, terms_of_linear, (bp.LinearBP, nn.Linear), INTEGERS + COMPLEX

@@ -407,7 +407,7 @@ def _error_signal_kernel(grad, kept, name, parameters):
     if not derivative_wanted(grad, kept):
         return below_autograd(ops.error_signal, grad, kept, name, parameters)
     activations.check(name, parameters)
-    shapes.check_grad(grad.shape, kept.shape)
+    shapes.check_size("grad", grad.shape, "kept", kept.shape)
     return activations.TABLE[name].error_signal(grad, kept, *parameters)
 
 
