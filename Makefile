@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
 
-.PHONY: experiment test test-all compatibility lint wheel clean
+.PHONY: experiment test test-all compatibility sanitize lint wheel clean
 
 experiment: $(VENV)/built
 	$(BIN)/python -m experiments.parity $(ARGS)
@@ -21,6 +21,13 @@ test-all: $(VENV)/built
 # The tables of docs/compatibility.md, from test results.
 compatibility: $(VENV)/built
 	$(BIN)/python -m pytest --tables docs/compatibility.md $(ARGS) tests/test_compatibility_*.py
+
+# The CPU kernels under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer; ARGS as
+# in "PROBLEMS=500 SEED=1".
+TORCH_INCLUDE = $(shell $(BIN)/python -c 'import os, torch; print(os.path.join(os.path.dirname(torch.__file__), "include"))')
+sanitize: $(VENV)/installed
+	$(MAKE) -C tests/sanitize TORCH_INCLUDE=$(TORCH_INCLUDE) KIND=address $(ARGS)
+	$(MAKE) -C tests/sanitize TORCH_INCLUDE=$(TORCH_INCLUDE) KIND=thread $(ARGS)
 
 lint: $(VENV)/built
 	$(BIN)/ruff check .

@@ -121,6 +121,7 @@ struct Softplus {  // q: beta, threshold
   static constexpr int kParameters = 2;
   CONVBP_G(p, q) {
     const A scaled = p * q[0];
+    // There is no elementary::log1p: the loop calls the library anyway, so it may for exp too.
     return scaled > q[1] ? p : std::log1p(std::exp(scaled)) / q[0];
   }
   CONVBP_ERROR_SIGNAL(grad, p, q) {

@@ -88,11 +88,9 @@ ConvProblem check_conv2d(const Ints& input_size, const Ints& weight_size, const 
         "Calculated padded input size per channel: (", padded[0], " x ", padded[1],
         "). Kernel size: (", extent[0], " x ", extent[1],
         "). Kernel size can't be greater than actual input size");
-  // In floating point: the product itself may overflow 64 bits.
-  const double bytes = static_cast<double>(p.batch) * weight_size[0] * p.out_size[0] *
-                       p.out_size[1] * element_bytes;
-  check(bytes <= static_cast<double>(kLargestBytes), "the output of size ",
-        text({p.batch, weight_size[0], p.out_size[0], p.out_size[1]}),
+  const Ints output_size{p.batch, weight_size[0], p.out_size[0], p.out_size[1]};
+  check(bytes_of(output_size, element_bytes) <= static_cast<double>(kLargestBytes),
+        "the output of size ", text(output_size),
         " would not fit into the address space; it comes of input", text(input_size),
         " with padding=", text(padding), " (top, bottom, left, right)");
   return p;
@@ -100,11 +98,6 @@ ConvProblem check_conv2d(const Ints& input_size, const Ints& weight_size, const 
 
 PoolProblem check_pool2d(const Ints& input_size, const Ints& kernel_size, const Ints& stride,
                          const Ints& padding, const Ints& dilation, bool ceil_mode) {
-  check(input_size.size() == 4 && input_size[0] >= 0 &&
-            !any_below({input_size.begin() + 1, input_size.end()}, 1) &&
-            !any_above(input_size, kLargestBytes),
-        "Expected 3D or 4D (batch mode) tensor with optional 0 dim batch size for input, but got:",
-        text(input_size));
   check_parameter("kernel_size", kernel_size, 2, "(height, width)");
   check_parameter("stride", stride, 2, "(height, width)");
   check_parameter("padding", padding, 2, "(height, width)");
@@ -121,6 +114,19 @@ PoolProblem check_pool2d(const Ints& input_size, const Ints& kernel_size, const 
   check(!any_below(padding, 0), "pad must be non-negative, but got padding=", text(padding));
   check(!any_below(dilation, 1), "dilation should be greater than zero, but got dilation=",
         text(dilation));
+  for (const int axis : {kHeight, kWidth}) {
+    check(padding[axis] <= (dilation[axis] * (kernel_size[axis] - 1) + 1) / 2,
+          "pad should be at most half of effective kernel size, but got padding=", text(padding),
+          ", kernel_size=", text(kernel_size), " and dilation=", text(dilation));
+    check(padding[axis] <= kernel_size[axis] / 2,
+          "pad should be smaller than or equal to half of kernel size, but got padding=",
+          text(padding), " and kernel_size=", text(kernel_size));
+  }
+  check(input_size.size() == 4 && input_size[0] >= 0 &&
+            !any_below({input_size.begin() + 1, input_size.end()}, 1) &&
+            !any_above(input_size, kLargestBytes),
+        "Expected 3D or 4D (batch mode) tensor with optional 0 dim batch size for input, but got:",
+        text(input_size));
 
   PoolProblem p;
   p.batch = input_size[0];
@@ -128,11 +134,6 @@ PoolProblem check_pool2d(const Ints& input_size, const Ints& kernel_size, const 
   for (const int axis : {kHeight, kWidth}) {
     const int64_t size = input_size[2 + axis], pad = padding[axis], step = stride[axis];
     const int64_t extent = dilation[axis] * (kernel_size[axis] - 1) + 1;
-    check(pad <= extent / 2,
-          "pad should be at most half of effective kernel size, but got padding=", text(padding), ", kernel_size=", text(kernel_size), " and dilation=", text(dilation));
-    check(pad <= kernel_size[axis] / 2,
-          "pad should be smaller than or equal to half of kernel size, but got padding=",
-          text(padding), " and kernel_size=", text(kernel_size));
     const int64_t room = size + 2 * pad - extent + (ceil_mode ? step - 1 : 0);
     int64_t out = room < 0 ? 0 : room / step + 1;
     // With ceil_mode the last window still has to start inside the input or in front of it.
@@ -151,21 +152,61 @@ PoolProblem check_pool2d(const Ints& input_size, const Ints& kernel_size, const 
   return p;
 }
 
+void check_on_cpu(const char* name, const Tensor& tensor) {
+  check(tensor.is_cpu(), "Expected all tensors to be on the same device, but got ", name,
+        " on another device than cpu");
+}
+
+void check_is_there(const char* op, const char* name, const Tensor& t) {
+  check(t.defined(), op, "(): argument '", name, "' must be Tensor, not None");
+}
+
+void check_has_memory(const char* name, const Tensor& t) {
+  const auto element_bytes = static_cast<int64_t>(t.element_size());
+  int64_t last = t.storage_offset(), bytes = 0;
+  for (int64_t d = 0; d < t.dim(); ++d) {
+    if (t.size(d) == 0) return;
+    last += (t.size(d) - 1) * t.stride(d);
+  }
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(t.get(), &bytes));
+  check((last + 1) * element_bytes <= bytes, "Expected ", name, " of size ", text(sizes_of(t)),
+        " to have memory for all its elements, but its storage has ", bytes,
+        " bytes: it was resized, or never allocated");
+}
+
 void check_tensors(const char* op, const std::vector<Argument>& arguments) {
-  const Tensor& first = arguments.front().tensor;
-  const ScalarType type = first.scalar_type();
+  const auto& [name, first] = arguments.front();
+  const auto type_of = [op](const Argument& a) {
+    try {
+      return a.tensor.scalar_type();
+    } catch (const std::exception&) {  // of the types that the stable ABI cannot name
+      fail('"', op, "\" not implemented for the dtype of ", a.name);
+    }
+  };
+  for (const Argument& a : arguments) check_is_there(op, a.name, a.tensor);
+  const ScalarType type = type_of(arguments.front());
+  for (const Argument& a : arguments) {
+    check_on_cpu(a.name, a.tensor);
+    check(type_of(a) == type, op, "(): ", name, " type (", torch::headeronly::toString(type),
+          ") and ", a.name, " type (", torch::headeronly::toString(type_of(a)),
+          ") should be the same");
+    check_has_memory(a.name, a.tensor);
+  }
   check(type == ScalarType::Float || type == ScalarType::Double || type == ScalarType::BFloat16 ||
             type == ScalarType::Half,
-        '"', op, "\" not implemented for '", torch::headeronly::toString(type),
-        "': expected ", arguments.front().name,
-        " of dtype torch.float32, torch.float64, torch.bfloat16 or torch.float16");
-  for (const Argument& a : arguments) {
-    check(a.tensor.is_cpu(), "Expected all tensors to be on the same device, but got ", a.name,
-          " on another device than cpu");
-    check(a.tensor.scalar_type() == type, "Expected ", arguments.front().name, " type (",
-          torch::headeronly::toString(type), ") and ", a.name, " type (",
-          torch::headeronly::toString(a.tensor.scalar_type()), ") to be the same");
-  }
+        '"', op, "\" not implemented for '", torch::headeronly::toString(type), "': expected ",
+        name, " of dtype torch.float32, torch.float64, torch.bfloat16 or torch.float16");
+}
+
+double bytes_of(const Ints& size, int64_t element_bytes) {
+  double bytes = static_cast<double>(element_bytes);  // an integer could overflow
+  for (const int64_t length : size) bytes *= static_cast<double>(length);
+  return bytes;
+}
+
+void check_fits(const Ints& size, int64_t element_bytes) {
+  check(bytes_of(size, element_bytes) <= static_cast<double>(kLargestBytes),
+        "the result of size ", text(size), " would not fit into the address space");
 }
 
 void check_bias(const Tensor& bias, const Ints& weight_size) {

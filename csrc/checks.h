@@ -61,12 +61,26 @@ ConvProblem check_conv2d(const Ints& input_size, const Ints& weight_size, const 
 PoolProblem check_pool2d(const Ints& input_size, const Ints& kernel_size, const Ints& stride,
                          const Ints& padding, const Ints& dilation, bool ceil_mode);
 
-// All tensors have the first one's dtype, one of the four supported, and live on the CPU.
+// As a rule the dispatcher sees to it: a tensor of another device takes the call there.
+void check_on_cpu(const char* name, const Tensor& tensor);
+
+// Python's None comes as an undefined tensor.
+void check_is_there(const char* op, const char* name, const Tensor& tensor);
+
+// The tensor's storage reaches to its last element: Storage.resize_ may have taken it away.
+void check_has_memory(const char* name, const Tensor& tensor);
+
+// All tensors have the first one's dtype, one of the four supported, and memory on the CPU.
 struct Argument {
   const char* name;
   const Tensor& tensor;
 };
 void check_tensors(const char* op, const std::vector<Argument>& arguments);
+
+// How much memory a tensor of this size takes; not exact where it is more than there can be.
+double bytes_of(const Ints& size, int64_t element_bytes);
+// A result of this size fits into the address space.
+void check_fits(const Ints& size, int64_t element_bytes);
 
 void check_bias(const Tensor& bias, const Ints& weight_size);
 void check_delta(const Ints& delta_size, const ConvProblem& problem);

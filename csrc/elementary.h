@@ -75,7 +75,9 @@ inline float erf(float x) {
                                     0.00518832756f, -0.00080101925f, 7.85385769e-05f);
   const bool is_near = a < 1.f;
   a = a > 4.f ? 4.f : a;  // from here on it is 1
-  const float far = std::copysign(1.f - exp(-polynomial(a, 0.000353708928f, 1.12704008f, 0.638225602f, 0.103037436f, -0.0218053512f, 0.00293961574f, -0.000185574893f)), x);
+  const float exponent = polynomial(a, 0.000353708928f, 1.12704008f, 0.638225602f, 0.103037436f,
+                                    -0.0218053512f, 0.00293961574f, -0.000185574893f);
+  const float far = std::copysign(1.f - exp(-exponent), x);
   return is_near ? near : far;
 }
 

@@ -1,10 +1,13 @@
 // The operator schemas, once. Each backend's boundary file ends with its own
 // registration. torch_convbp/ops.py adds fake kernels and batching rules, autograd.py derivatives.
 //
-// There are three operators; conv2d_weight_bias_grad is L4 and L5 in one pass over delta, and
-// conv2d_activation is L1 and L2 in one pass, conv2d_activation_pair with the pre-activation
-// beside its output. error_signal is L3; `kept` is the output or the pre-activation, whichever
-// torch_convbp/activations.py says for that activation. linear is L7.
+// Three operators are the convolution: conv2d (L1), conv2d_input_grad (L6) and conv2d_weight_grad
+// (L4). Others do two things in one pass: conv2d_weight_bias_grad L4 and L5, conv2d_activation L1
+// and L2, conv2d_activation_pair the same with the pre-activation beside its output,
+// error_signal_bias_grad L3 and L5.
+//
+// activation is L2's g alone. error_signal is L3; `kept` is the output or the pre-activation,
+// whichever torch_convbp/activations.py says for that activation. linear is L7.
 //
 // The pools are L8. max_pool2d gives its output and, for each element of it, the offset in its
 // window of the input element that won; max_pool2d_input_grad and max_pool2d_gather, the linear map
@@ -13,7 +16,8 @@
 //
 // `padding` is (top, bottom, left, right), so that padding="same" needs no copy of the
 // input. `memory_format` of the gradients is that of the forward result (contiguous or
-// channels_last); left out, it follows the two tensors given.
+// channels_last); left out, it follows the two tensors given. Names with an underscore are for
+// torch_convbp/backends.py and the tests.
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(torch_convbp, m) {

@@ -8,10 +8,11 @@ The fixture ``cell`` writes down what a test measured instead.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 RANK = {"✓": 0, "refused": 1, "skipped": 2, "✗": 3}
 
@@ -49,6 +50,15 @@ def cell(pytestconfig: pytest.Config) -> Callable[[str, str, str, str], None]:
         write(pytestconfig, table, row, column, value)
 
     return write_value
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """For many tiny tensors, where threads would only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -146,13 +146,13 @@ def test_what_cannot_be_converted_is_left_alone_and_listed() -> None:
     left = {
         "own": OwnForward(3, 3, 1),
         "lazy": nn.LazyConv2d(3, 1),
-        "complex": nn.Conv2d(3, 3, 1, dtype=torch.complex64),
+        "8 bits": nn.Conv2d(3, 3, 1).to(torch.float8_e4m3fn),
         "replaced": replaced,
         "scripted": torch.jit.script(nn.Conv2d(3, 3, 1)),
     }
     model = nn.ModuleDict({**left, "plain": nn.Conv2d(3, 3, 1)})
     kinds = {name: type(m) for name, m in left.items()}
-    with pytest.warns(UserWarning, match="left 5 convolution") as caught:
+    with pytest.warns(UserWarning, match="left 5 layer") as caught:
         bp.convert(model)
     message = str(caught[0].message)
     assert type(model["plain"]) is bp.ConvBP2d
@@ -160,8 +160,44 @@ def test_what_cannot_be_converted_is_left_alone_and_listed() -> None:
         assert type(model[name]) is kinds[name]
         assert f"  {name}: " in message
     assert "OwnForward has a forward of its own" in message
-    assert "torch.complex64" in message
+    assert "torch.float8_e4m3fn" in message
     assert caught[0].filename == __file__, "the warning should point at the caller"
+
+
+class OwnLinear(nn.Linear):
+    pass
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_pools_and_dense_layers_left_alone_are_listed() -> None:
+    replaced = nn.MaxPool2d(2)
+    replaced.forward = lambda input: input
+    left = {
+        "replaced": (replaced, "its forward was replaced on the object"),
+        "subclass": (OwnLinear(3, 3), "OwnLinear is a subclass of nn.Linear"),
+        "lazy": (nn.LazyLinear(3), "lazy and not initialised yet"),
+        "scripted": (torch.jit.script(nn.AvgPool2d(2)), "it is compiled by TorchScript"),
+    }
+    model = nn.ModuleDict({name: module for name, (module, _) in left.items()})
+    kinds = {name: type(module) for name, module in model.items()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        bp.convert(model)  # nobody asked for them
+    with pytest.warns(UserWarning, match="left 4 layer") as caught:
+        bp.convert(model, pooling=True, dense=True)
+    message = str(caught[0].message)
+    for name, (module, reason) in left.items():
+        assert type(module) is kinds[name]
+        assert f"  {name}: {reason}" in message
+    assert caught[0].filename == __file__, "the warning should point at the caller"
+
+
+@pytest.mark.parametrize("argument", ["pooling", "dense", "fuse_activations"])
+def test_flags_are_bools(argument: str) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 3, 1))
+    with pytest.raises(TypeError, match=f"argument '{argument}' must be a bool, not str"):
+        bp.convert(model, **{argument: "no"})
+    assert type(model[0]) is nn.Conv2d
 
 
 def test_subclasses_that_inherit_the_forward() -> None:
@@ -200,9 +236,105 @@ class WithLock(nn.Conv2d):
 
 def test_a_class_that_refuses_is_left_alone() -> None:
     model = nn.Sequential(nn.Conv2d(3, 3, 1), Final(3, 3, 1), nn.Conv2d(3, 3, 1))
-    with pytest.warns(UserWarning, match="1: Final does not let itself be derived from: this"):
+    with pytest.warns(UserWarning, match="1: Final does not let its class be changed: this"):
         bp.convert(model)
     assert [type(m) for m in model] == [bp.ConvBP2d, Final, bp.ConvBP2d]
+
+
+class Freezable(nn.Conv2d):
+    def __setattr__(self, name, value):
+        if "frozen" in vars(self):
+            raise AttributeError(f"{name} of a frozen layer")
+        super().__setattr__(name, value)
+
+    def freeze(self):
+        vars(self)["frozen"] = True
+
+
+def test_a_frozen_layer_is_left_alone() -> None:
+    """In both directions: what refuses to be set is its class."""
+    model = nn.Sequential(Freezable(3, 3, 1), nn.Conv2d(3, 3, 1))
+    model[0].freeze()
+    with pytest.warns(UserWarning, match="0: Freezable .* changed: __class__ of a frozen layer"):
+        bp.convert(model)
+    assert [type(m) for m in model] == [Freezable, bp.ConvBP2d]
+
+    model = bp.convert(nn.Sequential(Freezable(3, 3, 1), nn.Conv2d(3, 3, 1)))
+    model[0].freeze()
+    converted = type(model[0])
+    with pytest.warns(
+        UserWarning, match="0: ConvBP2d_Freezable .* changed: __class__ of a frozen layer"
+    ):
+        bp.revert(model)
+    assert [type(m) for m in model] == [converted, nn.Conv2d]
+
+
+class ActivationBeside(nn.Conv2d):
+    """Has it for others to call."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.activation = nn.Sigmoid()
+
+
+class ActivationAsMethod(nn.Conv2d):
+    def activation(self, p):
+        return p.sigmoid()
+
+
+class ActivationAsProperty(nn.Conv2d):
+    @property
+    def activation(self):
+        raise RuntimeError("it was looked at")
+
+
+def with_attribute(layer: nn.Module, value: object) -> nn.Module:
+    layer.activation = value
+    return layer
+
+
+# What of a user's own is called as ours: none of it may change what the layer computes.
+OWN_ACTIVATIONS = {
+    "name": lambda: with_attribute(nn.Conv2d(3, 4, 3), "sigmoid"),
+    "function": lambda: with_attribute(nn.Conv2d(3, 4, 3), torch.relu),
+    "none": lambda: with_attribute(nn.Conv2d(3, 4, 3), None),
+    "module": lambda: ActivationBeside(3, 4, 3),
+    "method": lambda: ActivationAsMethod(3, 4, 3),
+    "property": lambda: ActivationAsProperty(3, 4, 3),
+    "dense": lambda: with_attribute(nn.Linear(8, 4), "relu"),
+}
+
+
+@pytest.mark.parametrize("name", OWN_ACTIVATIONS)
+def test_a_layer_with_an_activation_attribute_is_left_alone(name: str) -> None:
+    model = nn.Sequential(OWN_ACTIVATIONS[name](), nn.Sigmoid())
+    cls, attributes = type(model[0]), vars(model[0]).copy()
+    input = torch.randn(2, 3, 8, 8)
+    before = model(input)
+    with pytest.warns(UserWarning, match="0: it has an attribute activation of its own"):
+        bp.convert(model, dense=True)
+    assert type(model[0]) is cls and vars(model[0]) == attributes
+    assert torch.equal(model(input), before)
+
+
+def test_a_pool_with_an_activation_attribute_is_converted() -> None:
+    """Ours has none that it could be taken for."""
+    model = nn.Sequential(with_attribute(nn.MaxPool2d(2), "relu"))
+    input = torch.randn(2, 3, 8, 8)
+    before = model(input)
+    assert torch.equal(bp.convert(model, pooling=True)(input), before)
+    assert type(model[0]) is bp.MaxPoolBP2d and model[0].activation == "relu"
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64])
+def test_a_converted_max_pool_still_takes_integers(dtype: torch.dtype) -> None:
+    input = torch.arange(-40, 56).reshape(1, 2, 6, 8).to(dtype)
+    model = nn.Sequential(nn.MaxPool2d(3, 2, 1, ceil_mode=True, return_indices=True))
+    before = model(input)
+    after = bp.convert(model, pooling=True)(input)
+    assert type(model[0]) is bp.MaxPoolBP2d
+    for a, b in zip(after, before, strict=True):
+        assert a.dtype == b.dtype and torch.equal(a, b)
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
@@ -230,6 +362,20 @@ def test_parametrized_layers() -> None:
     torch.testing.assert_close(model(input), expected)
 
 
+def test_parametrized_dense_layers() -> None:
+    model = nn.Sequential(parametrizations.weight_norm(nn.Linear(4, 3)))
+    kind, keys = type(model[0]).__name__, list(model.state_dict())
+    input = normal((2, 4), torch.float32, seed=1)
+    expected = model(input)
+    bp.convert(model, dense=True)
+    assert isinstance(model[0], bp.LinearBP) and list(model.state_dict()) == keys
+    assert torch.equal(model(input), expected)
+    assert torch.equal(copy.deepcopy(model)(input), expected)
+    bp.revert(model)
+    assert not isinstance(model[0], bp.LinearBP) and type(model[0]).__name__ == kind
+    assert torch.equal(model(input), expected)
+
+
 def test_converting_computes_nothing() -> None:
     """spectral_norm moves its state whenever its weight is looked at in training."""
     model = nn.Sequential(parametrizations.spectral_norm(nn.Conv2d(3, 4, 3)))
@@ -240,14 +386,17 @@ def test_converting_computes_nothing() -> None:
     assert type(model[0]).__name__ == "ParametrizedConv2d"
 
 
-def test_revert_leaves_subclasses_of_convbp2d_alone() -> None:
+def test_revert_leaves_subclasses_of_ours_alone() -> None:
     class Mine(bp.ConvBP2d):
         pass
 
-    model = nn.Sequential(Mine(3, 3, 1), bp.ConvBP2d(3, 3, 1))
-    with pytest.warns(UserWarning, match="left 1 layer"):
+    class MyPool(bp.MaxPoolBP2d):
+        pass
+
+    model = nn.Sequential(Mine(3, 3, 1), bp.ConvBP2d(3, 3, 1), MyPool(2))
+    with pytest.warns(UserWarning, match="left 2 layer"):
         bp.revert(model)
-    assert type(model[0]) is Mine and type(model[1]) is nn.Conv2d
+    assert [type(m) for m in model] == [Mine, nn.Conv2d, MyPool]
 
 
 @pytest.mark.parametrize("function", [bp.convert, bp.revert])

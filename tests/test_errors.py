@@ -6,6 +6,7 @@ FUNCTIONAL that reaches them runs on both and must read the same.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -28,6 +29,24 @@ def w(*size: int, **kwargs: Any) -> Tensor:
     return torch.ones(size or (4, 3, 3, 3), **kwargs)
 
 
+def without_memory(tensor: Tensor) -> Tensor:
+    """What is left of a tensor whose storage was taken away, as FSDP does."""
+    tensor.untyped_storage().resize_(0)
+    return tensor
+
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # torch's, about each of these
+    STRANGE = {
+        "sparse": x().to_sparse(),
+        "sparse_csr": torch.ones(3, 3).to_sparse_csr(),
+        "mkldnn": x().to_mkldnn(),
+        "quantized": torch.quantize_per_tensor(x(), 1.0, 0, torch.quint8),
+        "nested": torch.nested.nested_tensor([torch.ones(3, 8, 8)]),
+        "jagged": torch.nested.nested_tensor([torch.ones(3, 8)], layout=torch.jagged),
+    }
+
+
 # name: (arguments of conv2d, keyword arguments, exception type, text of the message).
 # The type is torch's own where torch raises; NotImplementedError is a RuntimeError.
 FUNCTIONAL: dict[str, tuple[tuple[Any, ...], dict[str, Any], type[Exception], str]] = {
@@ -39,15 +58,19 @@ FUNCTIONAL: dict[str, tuple[tuple[Any, ...], dict[str, Any], type[Exception], st
     "input_5d": ((x(1, 2, 3, 8, 8), w()), {}, RuntimeError, r"input of size: \[1, 2, 3, 8, 8\]"),
     "weight_3d": ((x(), w(3, 3, 3)), {}, RuntimeError, r"4D weight .* weight of size: \[3, 3, 3\]"),
     "weight_dtype": ((x(dtype=torch.float64), w()), {}, RuntimeError,
-        r"Expected input type \(Double\) and weight type \(Float\) to be the same"),
+        r"conv2d\(\): input type \(Double\) and weight type \(Float\) should be the same"),
     "bias_dtype": ((x(), w(), torch.ones(4, dtype=torch.float64)), {}, RuntimeError,
-        r"Expected input type \(Float\) and bias type \(Double\) to be the same"),
+        r"input type \(Float\) and bias type \(Double\) should be the same"),
     "integers": ((x(dtype=torch.int64), w(dtype=torch.int64)), {}, RuntimeError,
         r'"conv2d" not implemented for \'Long\': expected input of dtype torch.float32'),
     "booleans": ((x(dtype=torch.bool), w(dtype=torch.bool)), {}, RuntimeError,
         r'"conv2d" not implemented for \'Bool\''),
-    "complex": ((x(dtype=torch.complex64), w(dtype=torch.complex64)), {}, RuntimeError,
-        r'"conv2d" not implemented for \'ComplexFloat\''),
+    "stride_beyond_64_bits": ((x(), w()), {"stride": 2**63}, (ValueError, RuntimeError),
+        r"Overflow when unpacking argument 'stride': expected 64-bit ints, but got 92233720368547"),
+    "padding_beyond_64_bits": ((x(), w()), {"padding": -(2**63) - 1}, (ValueError, RuntimeError),
+        r"Overflow when unpacking argument 'padding'"),
+    "groups_beyond_64_bits": ((x(), w()), {"groups": 2**63}, (ValueError, RuntimeError),
+        r"Overflow when unpacking argument 'groups'"),
     "kernel_larger_than_input": ((x(2, 3, 2, 2), w()), {}, RuntimeError,
         r"input size per channel: \(2 x 2\). Kernel size: \(3 x 3\). Kernel size can't be greater"),
     "dilated_kernel_larger_than_input": ((x(), w()), {"dilation": (1, 4)}, RuntimeError,
@@ -102,11 +125,24 @@ FUNCTIONAL: dict[str, tuple[tuple[Any, ...], dict[str, Any], type[Exception], st
     "sparse_input": ((x().to_sparse(), w()), {}, RuntimeError,
         r"argument 'input' to be a dense tensor .* layout torch.sparse_coo"),
     "sparse_weight": ((x(), w().to_sparse()), {}, RuntimeError, r"argument 'weight' to be a dense"),
+    "nested_input": ((STRANGE["nested"], w()), {}, RuntimeError,
+        r"argument 'input' to be a dense tensor .* got a nested tensor"),
+    "quantized_input": ((STRANGE["quantized"], w()), {},
+        RuntimeError, r"argument 'input' to be a dense tensor .* got a quantized tensor"),
+    "input_without_memory": ((without_memory(x()), w()), {}, RuntimeError,
+        r"Expected input of size \[2, 3, 8, 8\] to have memory .* storage has 0 bytes"),
+    "weight_without_memory": ((x(), without_memory(w())), {}, RuntimeError,
+        r"Expected weight of size \[4, 3, 3, 3\] to have memory"),
+    "tensor_class": ((torch.Tensor, w()), {}, TypeError, r"argument 'input' must be Tensor, not"),
+    "stride_bytes": ((x(), w()), {"stride": b"11"}, TypeError, r"argument 'stride' .* got b'11'"),
+    "stride_nested": ((x(), w()), {"stride": ((1, 1), (1, 1))}, TypeError,
+        r"argument 'stride' must be made of ints, but got \(1, 1\)"),
+    "stride_nan": ((x(), w()), {"stride": float("nan")}, TypeError, r"'stride' .* got nan"),
     "mkldnn_input": ((x().to_mkldnn(), w()), {}, RuntimeError, r"layout torch._mkldnn"),
 }  # fmt: skip
 
 # nn.Conv2d says nothing here, or not this.
-TORCH_ACCEPTS = {"integers", "complex", "mkldnn_input"}
+TORCH_ACCEPTS = {"integers", "mkldnn_input"}
 
 
 @pytest.mark.parametrize("name", FUNCTIONAL)
@@ -120,7 +156,8 @@ def test_functional(name: str) -> None:
 
 
 def is_plain(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.layout == torch.strided
+    dense = isinstance(value, Tensor) and value.layout == torch.strided
+    return dense and not value.is_nested and not value.is_quantized
 
 
 # The functions' own checks come first for these.
@@ -134,6 +171,7 @@ REACH_THE_OPERATORS = [
     if exception is RuntimeError
     and all(is_plain(a) for a in arguments)
     and name not in STOPPED_BEFORE
+    and "without_memory" not in name
 ]
 
 
@@ -170,7 +208,7 @@ OPERATORS: dict[str, tuple[Callable[[Any, str], Any], str]] = {
         x(1, 4, 6, 6, device=d), *GEOMETRY), r"but got delta of size \[1, 4, 6, 6\]"),
     "delta_dtype": (lambda o, d: o.conv2d_weight_grad(x(device=d), [4, 3, 3, 3],
         x(2, 4, 6, 6, device=d, dtype=torch.float64), *GEOMETRY),
-        r"Expected input type \(Float\) and delta type \(Double\) to be the same"),
+        r"input type \(Float\) and delta type \(Double\) should be the same"),
     "weight_size_negative": (lambda o, d: o.conv2d_weight_bias_grad(x(device=d), [4, 3, -3, 3],
         x(2, 4, 6, 6, device=d), *GEOMETRY), r"non-negative weight sizes"),
     "weight_size_3": (lambda o, d: o.conv2d_weight_bias_grad(x(device=d), [4, 3, 3],
@@ -184,6 +222,12 @@ OPERATORS: dict[str, tuple[Callable[[Any, str], Any], str]] = {
     "memory_format": (lambda o, d: o.conv2d_input_grad([2, 3, 8, 8], w(device=d),
         x(2, 4, 6, 6, device=d), *GEOMETRY, memory_format=torch.preserve_format),
         r"memory_format to be torch.contiguous_format or torch.channels_last"),
+    "no_weight": (lambda o, d: o.conv2d(x(), None, None, *GEOMETRY),
+        r"argument 'weight' must be Tensor, not None"),
+    "no_delta": (lambda o, d: o.conv2d_input_grad((2, 3, 8, 8), w(), None, *GEOMETRY),
+        r"argument 'delta' must be Tensor, not None"),
+    "no_offset": (lambda o, d: o.max_pool2d_gather(x(), None, 2, 2, 0, 1, False),
+        r"argument 'offset' must be Tensor, not None"),
     "integers": (lambda o, d: o.conv2d_weight_grad(x(device=d, dtype=torch.int32), [4, 3, 3, 3],
         x(2, 4, 6, 6, device=d, dtype=torch.int32), *GEOMETRY),
         r'"conv2d_weight_grad" not implemented for \'Int\''),
@@ -201,6 +245,76 @@ def test_operators(name: str) -> None:
     assert messages[0] == messages[1]
 
 
+@pytest.mark.parametrize("kind", STRANGE)
+def test_operators_refuse_what_is_not_dense(kind: str) -> None:
+    """Each operator, called directly with such a tensor in each place, names the place."""
+    o = torch.ops.torch_convbp
+    pool = ((2, 2), (2, 2), (0, 0), (1, 1), False)
+    average = (*pool[:3], False, True, None)
+    delta, small = x(2, 4, 6, 6), x(2, 3, 4, 4)
+    relu, offset = ("relu", []), torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
+    arguments: dict[str, tuple[Any, ...]] = {
+        "conv2d": (x(), w(), x(4), *GEOMETRY),
+        "conv2d_activation": (x(), w(), x(4), *GEOMETRY, *relu),
+        "conv2d_activation_pair": (x(), w(), x(4), *GEOMETRY, *relu),
+        "conv2d_input_grad": ((2, 3, 8, 8), w(), delta, *GEOMETRY),
+        "conv2d_weight_grad": (x(), (4, 3, 3, 3), delta, *GEOMETRY),
+        "conv2d_weight_bias_grad": (x(), (4, 3, 3, 3), delta, *GEOMETRY),
+        "activation": (x(), *relu),
+        "error_signal": (x(), x(), *relu),
+        "error_signal_bias_grad": (x(), x(), *relu),
+        "linear": (x(), x(4, 8), x(4)),
+        "max_pool2d": (x(), *pool),
+        "max_pool2d_input_grad": ((2, 3, 8, 8), small, offset, *pool),
+        "max_pool2d_gather": (x(), offset, *pool),
+        "avg_pool2d": (x(), *average),
+        "avg_pool2d_input_grad": ((2, 3, 8, 8), small, *average),
+    }
+    for name, plain in arguments.items():
+        operator = getattr(o, name).default
+        operator(*plain)
+        for place, value in enumerate(plain):
+            argument = operator._schema.arguments[place]
+            if isinstance(value, Tensor):
+                text = rf"{name}\(\): expected argument '{argument.name}' to be a dense tensor"
+                with pytest.raises(RuntimeError, match=text):
+                    operator(*plain[:place], STRANGE[kind], *plain[place + 1 :])
+
+
+ACTIVATIONS: dict[str, tuple[Any, type[Exception], str]] = {
+    "unknown": (bp.activations.Activation("nope"), RuntimeError, r"Expected activation to be one"),
+    "parameters": (bp.activations.Activation("relu", (1.0,)), RuntimeError,
+        r"Expected 0 parameters of activation relu, but got 1"),
+    "no_number": ("softplus(,20)", ValueError, r"softplus takes beta and threshold, but got"),
+    "class": (nn.ReLU, TypeError, r"'activation' must be None, a name or a torch.nn module"),
+    "function": (torch.relu, TypeError, r"'activation' must be None, a name or a torch.nn module"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activations(name: str) -> None:
+    activation, exception, text = ACTIVATIONS[name]
+    with pytest.raises(exception, match=text):
+        f.conv2d(x(), w(), activation=activation)
+
+
+@pytest.mark.parametrize("name", ["conv2d_activation", "activation", "error_signal"])
+def test_operators_check_activations(name: str) -> None:
+    for activation, text in (
+        (("nope", []), r"Expected activation to be one of .* got \"nope\""),
+        (("leaky_relu", []), r"Expected 1 parameters of activation leaky_relu, but got 0"),
+    ):
+        for needs in (False, True):
+            input = x(requires_grad=needs)
+            arguments = {
+                "conv2d_activation": (input, w(), None, *GEOMETRY),
+                "activation": (input,),
+                "error_signal": (input, x()),
+            }[name]
+            with pytest.raises(RuntimeError, match=text):
+                getattr(torch.ops.torch_convbp, name)(*arguments, *activation)
+
+
 MIXED_DEVICES = {
     "input": (x(device="meta"), w(), torch.ones(4)),
     "weight": (x(), w(device="meta"), torch.ones(4)),
@@ -213,6 +327,29 @@ def test_mixed_devices(name: str) -> None:
     """Where nn.Conv2d returns a tensor of no use."""
     with pytest.raises(RuntimeError, match=r"Expected all tensors to be on the same device.*meta"):
         f.conv2d(*MIXED_DEVICES[name])
+
+
+LINEAR: dict[str, tuple[tuple[Any, ...], str]] = {
+    "input_on_meta": ((x(2, 3, device="meta"), x(4, 3)), r"same device, but got weight on cpu"),
+    "weight_on_meta": ((x(2, 3), x(4, 3, device="meta")), r"same device, but got weight on meta"),
+    "bias_on_meta": ((x(2, 3), x(4, 3), x(4, device="meta")), r"same device, but got bias on meta"),
+    "input_0d": ((torch.tensor(1.0), x(4, 3)), r"both arguments to linear need to be at least 1D"),
+    "weight_3d": ((x(2, 3), x(1, 4, 3)), r"weight at most 2D, .* weight of size \[1, 4, 3\]"),
+    "features": ((x(2, 5), x(4, 3)), r"shapes cannot be multiplied \(2x5 and 3x4\)"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LINEAR)
+def test_linear(name: str) -> None:
+    arguments, text = LINEAR[name]
+    with pytest.raises(RuntimeError, match=text):
+        f.linear(*arguments)
+
+
+def test_linear_under_vmap_sees_the_sizes_of_one_sample() -> None:
+    """Three numbers, one a sample, are no row of three features."""
+    with pytest.raises(RuntimeError, match="need to be at least 1D"):
+        torch.vmap(f.linear, (0, None))(x(3), x(4, 3))
 
 
 GRADIENT_FUNCTIONS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
@@ -251,6 +388,12 @@ CONSTRUCTOR: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "kernel_text": ({"kernel_size": "3"}, TypeError, r"kernel_size .*got '3'"),
     "kernel_bool": ({"kernel_size": True}, TypeError, r"kernel_size .*got True"),
     "kernel_empty": ({"kernel_size": ()}, ValueError, r"kernel_size .*got \(\)"),
+    "kernel_bytes": ({"kernel_size": b"33"}, TypeError, r"kernel_size .*got b'33'"),
+    "kernel_float_tensor": ({"kernel_size": torch.tensor(3.0)}, TypeError, r"kernel_size .*got t"),
+    "stride_beyond_64_bits": ({"stride": 2**63}, ValueError, r"stride must be at most 2147483647"),
+    "padding_absurd": ({"padding": 2**40}, ValueError, r"padding must be at most 2147483647"),
+    "in_channels_tensor": ({"in_channels": torch.tensor([3, 3])}, TypeError,
+        r"in_channels must be .*got tensor"),
     "kernel_none": ({"kernel_size": None}, TypeError, r"kernel_size .*got None"),
     "stride_0": ({"stride": 0}, ValueError, r"stride must be .*got 0"),
     "stride_negative": ({"stride": -1}, ValueError, r"stride must be .*got -1"),
@@ -276,6 +419,38 @@ def test_constructor(name: str) -> None:
     changes, exception, text = CONSTRUCTOR[name]
     with pytest.raises(exception, match=text):
         bp.ConvBP2d(**{"in_channels": 3, "out_channels": 4, "kernel_size": 3, **changes})
+
+
+REST: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
+    **{
+        f"{function.__name__}_of_none": (lambda f=function: f(None), TypeError,
+            rf"{function.__name__}\(\): argument 'model' must be a torch.nn.Module, not NoneType")
+        for function in (bp.convert, bp.revert, bp.fusions)
+    },
+    "record_of_none": (lambda: bp.record_error_signals(None).__enter__(), TypeError,
+        r"record_error_signals\(\): argument 'model' must be a torch.nn.Module"),
+    **{
+        f"convert_{option}": (lambda o=option: bp.convert(nn.Conv2d(3, 4, 3), **{o: "no"}),
+            TypeError, rf"convert\(\): argument '{option}' must be bool, not str")
+        for option in ("pooling", "dense", "fuse_activations")
+    },
+    "algorithm": (lambda: setattr(bp.backends.cpu, "conv_algorithm", b"plain"), TypeError,
+        r"conv_algorithm must be a str, not bytes"),
+    "flip": (lambda: bp.lecture.flip(None), TypeError, r"flip\(\): argument 'w' must be Tensor"),
+    "to_torch": (lambda: bp.lecture.to_torch(x(), None), TypeError, r"argument 'b' must be Tensor"),
+    "from_torch": (lambda: bp.lecture.from_torch([1.0]), TypeError, r"'weight' must be Tensor"),
+    "from_torch_1d": (lambda: bp.lecture.from_torch(x(2)), RuntimeError,
+        r"Expected 4D weight of a convolution or 2D weight .* size: \[2\]"),
+    "gradients_from_torch": (lambda: bp.lecture.gradients_from_torch(None), TypeError,
+        r"'weight_grad' must be Tensor"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REST)
+def test_the_rest(name: str) -> None:
+    call, exception, text = REST[name]
+    with pytest.raises(exception, match=text):
+        call()
 
 
 @pytest.mark.parametrize("mode", ["reflect", "circular"])

@@ -388,30 +388,52 @@ def test_a_process_that_fails_sends_its_traceback(tmp_path: Path) -> None:
 # --- breaking off ------------------------------------------------------------------------------
 
 
-def test_an_interrupt_leaves_a_folder_marked_unfinished(tmp_path: Path) -> None:
+def begun(tmp_path: Path) -> subprocess.Popen[str]:
+    """An experiment that would go on for hours, after its first epoch."""
     process = start_parity(*SMALL, "--epochs", "5000", "--runs", str(tmp_path), "--name", "run")
     assert process.stdout is not None
-    try:
-        while not process.stdout.readline().startswith("epoch 1/"):
-            assert process.poll() is None, process.stderr
-        os.killpg(process.pid, signal.SIGINT)
-        _, err = process.communicate(timeout=60)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
+    while not process.stdout.readline().startswith("epoch 1/"):
+        assert process.poll() is None, process.stderr
+    return process
+
+
+def all_end(process: subprocess.Popen[str]) -> bool:
+    """Do the processes of the experiment end? What does not is killed."""
+    for _ in range(100):
+        try:
+            os.killpg(process.pid, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGKILL)
+    return False
+
+
+def test_an_interrupt_leaves_a_folder_marked_unfinished(tmp_path: Path) -> None:
+    process = begun(tmp_path)
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in err and "Interrupted" in err
     assert (tmp_path / "run" / "UNFINISHED").read_text() == "Interrupted.\n"
     assert not (tmp_path / "run" / "summary.json").exists()
     assert not (tmp_path / "run" / "scratch").exists()
-    for _ in range(50):
-        try:
-            os.killpg(process.pid, 0)
-        except ProcessLookupError:
-            break
-        time.sleep(0.1)
-    else:
-        pytest.fail("a process of the experiment is still there")
+    assert all_end(process), "a process of the experiment is still there"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_the_trainings_end_with_an_experiment_that_is_ended(
+    how: signal.Signals, tmp_path: Path
+) -> None:
+    """They are told nothing, they notice; and the folder has been marked from the beginning."""
+    process = begun(tmp_path)
+    process.send_signal(how)
+    process.communicate(timeout=60)
+    assert process.returncode == -how
+    assert "has not finished" in (tmp_path / "run" / "UNFINISHED").read_text()
+    assert not (tmp_path / "run" / "summary.json").exists()
+    assert all_end(process), "a process of the experiment is still there"
 
 
 def test_a_run_folder_is_fresh_and_unfinished_until_the_summary_is_there(tmp_path: Path) -> None:

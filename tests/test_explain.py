@@ -16,7 +16,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from torch_convbp import functional, lecture
+from torch_convbp import functional, lecture, ops
 from torch_convbp.explain import __main__ as program
 from torch_convbp.explain import drawing, layer, page, picture, steps
 from torch_convbp.explain.activation import ACTIVATIONS
@@ -31,12 +31,16 @@ def boat(activation: str = "relu", *filters: str, seed: int = program.SEED) -> l
     return layer.build(picture.built_in(), names, ACTIVATIONS[activation], seed)
 
 
+def compared(built: layer.Layer) -> list[steps.Step]:
+    return steps.compare(built, steps.by_loops(built))
+
+
 # --- the steps ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_three_computations_agree(activation: str) -> None:
-    found = steps.compare(boat(activation, "diagonal", "random", "blur"))
+    found = compared(boat(activation, "diagonal", "random", "blur"))
     assert {"L1", "L2", "L3", "L4", "L5", "L6"} <= {step.equation for step in found}
     assert all(step.agrees for step in found), found
     assert all(0 < step.allowed < 1e-10 for step in found)
@@ -54,18 +58,28 @@ def test_pre_activations_are_exact() -> None:
     built = boat("tanh", "blur", "random")
     values = steps.by_loops(built)
     for conv2d in (functional.conv2d, F.conv2d):
-        other = steps.by_autograd(built, conv2d)
+        other = steps.by_autograd(built, conv2d, built.activation.g)
         assert torch.equal(values.p_pairs, other.p_pairs) and torch.equal(values.p, other.p)
 
 
 def test_a_wrong_step_is_found() -> None:
-    step = steps.compare(boat())[0]
+    step = compared(boat())[0]
     wrong = step.ours.clone()
     wrong[1, 0, 3, 4] += 1e-9
     assert not dataclasses.replace(step, ours=wrong).agrees
     wrong[1, 0, 3, 4] = float("nan")
     assert not dataclasses.replace(step, ours=wrong).agrees
     assert not dataclasses.replace(step, ours=step.ours[..., 1:]).agrees
+
+
+@pytest.mark.parametrize("activation", [g for g in ACTIVATIONS if g != "identity"])
+def test_the_error_signal_is_the_package_s_own(
+    activation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error_signal = ops.error_signal
+    monkeypatch.setattr(ops, "error_signal", lambda *args: error_signal(*args) * 1.0001)
+    wrong = {step.equation for step in compared(boat(activation)) if not step.agrees}
+    assert wrong == {"L3", "L4", "L5", "L6"}
 
 
 def test_shares_add_up_to_the_input_gradient() -> None:
@@ -131,7 +145,7 @@ def built() -> layer.Layer:
 
 @pytest.fixture(scope="module")
 def text(built: layer.Layer) -> str:
-    return page.build(built, steps.compare(built), "the command")
+    return page.build(built, steps.by_loops(built), compared(built), "the command")
 
 
 @pytest.fixture(scope="module")

@@ -604,7 +604,7 @@ def test_it_says_what_it_did(caplog: pytest.LogCaptureFixture) -> None:
 @pytest.mark.parametrize("value", [1, None, "relu"])
 def test_no_bool(value: Any) -> None:
     model = nn.Sequential(nn.Conv2d(3, 3, 1))
-    with pytest.raises(TypeError, match="argument 'fuse_activations' must be a bool, not"):
+    with pytest.raises(TypeError, match="argument 'fuse_activations' must be bool, not"):
         bp.convert(model, fuse_activations=value)
     assert type(model[0]) is nn.Conv2d
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cases import SMALL, Case, integers, normal, parameters, small
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
 import torch_convbp as bp
@@ -113,21 +113,6 @@ def test_gradcheck_of_functional_and_module(mode: str) -> None:
     assert gradgradcheck(functional, tensors, fast_mode=True)
 
 
-def test_third_derivative() -> None:
-    """Closed under differentiation: nothing ends at the second order."""
-
-    def third(conv2d: Callable[..., Tensor]) -> tuple[Tensor, ...]:
-        a, w = leaf((1, 2, 5, 5), 1), leaf((3, 2, 3, 3), 2)
-        value = (conv2d(a, w) ** 4).sum()
-        for _ in range(2):
-            grads = torch.autograd.grad(value, (a, w), create_graph=True)
-            value = sum((g**2).sum() for g in grads)
-        return torch.autograd.grad(value, (a, w))
-
-    for ours, torchs in zip(third(bp.functional.conv2d), third(F.conv2d), strict=True):
-        torch.testing.assert_close(ours, torchs)
-
-
 class Calls(torch.utils._python_dispatch.TorchDispatchMode):
     """Names of our operators as they run."""
 
@@ -212,34 +197,6 @@ def test_the_functions_are_what_runs() -> None:
     assert not bp.functional.conv2d(output.detach(), leaf((2, 2, 1, 1), 3).detach()).requires_grad
 
 
-@pytest.mark.parametrize(
-    "name", ["grad", "vjp", "jvp", "jacrev", "jacfwd", "hessian", "per_sample"]
-)
-def test_torch_func(name: str) -> None:
-    """Derivatives at every level of torch.func: none may come out zero."""
-    from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
-
-    a, w = normal((2, 2, 4, 4), torch.float64, 1), normal((3, 2, 2, 2), torch.float64, 2)
-
-    def transformed(conv2d: Callable[..., Tensor]) -> Tensor:
-        def loss(w: Tensor, a: Tensor) -> Tensor:
-            return (conv2d(a, w, stride=(1, 2)) ** 3).sum()
-
-        return {
-            "grad": lambda: grad(loss)(w, a),
-            "vjp": lambda: vjp(lambda w: loss(w, a), w)[1](torch.ones((), dtype=a.dtype))[0],
-            "jvp": lambda: jvp(lambda w: grad(loss)(w, a), (w,), (w,))[1],
-            "jacrev": lambda: jacrev(lambda w: conv2d(a, w))(w),
-            "jacfwd": lambda: jacfwd(lambda w: conv2d(a, w))(w),
-            "hessian": lambda: hessian(loss)(w, a),
-            "per_sample": lambda: vmap(grad(loss), (None, 0))(w, a),
-        }[name]()
-
-    expected = transformed(F.conv2d)
-    torch.testing.assert_close(transformed(bp.functional.conv2d), expected)
-    assert expected.any()
-
-
 IN_DIMS = [
     (0, None, None), (None, 0, None), (None, None, 0), (1, 2, 0), (2, None, 0), (None, 1, 0),
 ]  # fmt: skip
@@ -291,66 +248,6 @@ def test_vmap(in_dims: tuple[int | None, ...]) -> None:
     check(lambda a, d: ops.conv2d_weight_bias_grad(a, list(w), d, *geometry), [a, d])
 
 
-@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
-def test_torch_compile(dynamic: bool) -> None:
-    """One graph, backward included."""
-    module = bp.ConvBP2d(4, 6, 3, stride=(1, 2), padding=1, groups=2)
-
-    def loss(a: Tensor) -> Tensor:
-        return module(a).tanh().sum()
-
-    compiled = torch.compile(loss, fullgraph=True, dynamic=dynamic, backend="aot_eager")
-    for batch in (2, 3):
-        a = normal((batch, 4, 9, 8), torch.float32, batch).requires_grad_()
-        tensors = (a, module.weight, module.bias)
-        actual = torch.autograd.grad(compiled(a), tensors)
-        for ours, eager in zip(actual, torch.autograd.grad(loss(a), tensors), strict=True):
-            torch.testing.assert_close(ours, eager)
-
-
-@pytest.mark.slow
-def test_torch_compile_with_its_default_backend() -> None:
-    """Through code generation, sizes of the pictures changing too."""
-    module = bp.ConvBP2d(3, 4, 3, padding=1)
-    compiled = torch.compile(
-        lambda a: module(a).relu().square().sum(), fullgraph=True, dynamic=True
-    )
-    for height in (8, 11):
-        a = normal((2, 3, height, height + 1), torch.float32, height)
-        eager = torch.autograd.grad(module(a).relu().square().sum(), module.weight)
-        actual = torch.autograd.grad(compiled(a), module.weight)
-        torch.testing.assert_close(actual, eager)
-
-
-FORWARD_MODE: dict[str, Callable[[Callable[..., Tensor], Tensor], Tensor]] = {
-    "jvp": lambda f, a: torch.func.jvp(lambda q: q + f(q), (a,), (a,))[1],
-    "jvp_alone": lambda f, a: torch.func.jvp(f, (a,), (a,))[1],
-    "jacfwd": lambda f, a: torch.func.jacfwd(lambda q: f(q).pow(3).sum())(a),
-    "hessian": lambda f, a: torch.func.hessian(lambda q: f(q).pow(3).sum())(a),
-}
-
-
-@pytest.mark.parametrize("name", FORWARD_MODE)
-def test_compiled_forward_mode(name: str) -> None:
-    weight, input = normal((3, 3, 3, 3), torch.float64, 1), normal((1, 3, 4, 4), torch.float64, 2)
-
-    def transformed(a: Tensor) -> Tensor:
-        return FORWARD_MODE[name](lambda q: bp.functional.conv2d(q, weight, padding=1), a)
-
-    compiled = torch.compile(transformed, backend="eager", fullgraph=True)
-    torch.testing.assert_close(compiled(input), transformed(input))
-
-
-def test_compiled_autograd() -> None:
-    from torch._dynamo import compiled_autograd
-
-    layer, input = bp.ConvBP2d(3, 4, 3), normal((1, 3, 8, 8), torch.float32, 1)
-    (expected,) = torch.autograd.grad(layer(input).sum(), layer.weight)
-    with compiled_autograd._enable(torch.compile(backend="eager", fullgraph=True)):
-        layer(input).sum().backward()
-    torch.testing.assert_close(layer.weight.grad, expected)
-
-
 def test_a_backward_pass_within_autocast_keeps_its_dtype() -> None:
     input, weight = normal((2, 3, 8, 8), torch.float32, 1), normal((4, 3, 3, 3), torch.float32, 2)
     loss = bp.functional.conv2d(input, weight.requires_grad_()).square().sum()
@@ -358,21 +255,6 @@ def test_a_backward_pass_within_autocast_keeps_its_dtype() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         (grad,) = torch.autograd.grad(loss, weight)
     assert torch.equal(grad, expected)
-
-
-def test_autocast() -> None:
-    """As nn.Conv2d: computes in the autocast dtype, gradients in the parameters' dtype."""
-    module = bp.ConvBP2d(3, 4, 3)
-    input = normal((2, 3, 6, 6), torch.float32, 1).requires_grad_()
-    for dtype in (torch.bfloat16, torch.float16):
-        with torch.autocast("cpu", dtype=dtype):
-            output = module(input)
-            assert output.dtype == nn.Conv2d(3, 4, 3)(input).dtype == dtype
-        output.sum().backward()
-        assert module.weight.grad.dtype == module.bias.grad.dtype == input.grad.dtype
-        assert module.weight.grad.dtype == torch.float32
-    with torch.autocast("cpu"):
-        assert module.double()(input.double()).dtype == torch.float64
 
 
 OPCHECK_CASES = ["slides", "groups_and_everything", "padding_behind", "batch_0", "zero_channels"]

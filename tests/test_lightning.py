@@ -256,12 +256,45 @@ def test_without_matplotlib_it_says_so_and_logs(
 def test_arguments() -> None:
     for options, message in (
         ({"every_n_steps": 0}, "every_n_steps"),
-        ({"what": "delta"}, "what must be"),
-        ({"what": ()}, "what must be"),
+        ({"what": "delta"}, r"ErrorSignalMonitor\(\): argument 'what' must be one or more"),
+        ({"what": ()}, "'what' must be one or more"),
+        ({"what": 5}, "'what' must be one or more"),
+        ({"what": [["delta"]]}, "'what' must be one or more"),
         ({"statistic": "median"}, "statistic must be one of rms, norm"),
     ):
         with pytest.raises(ValueError, match=message):
             bp.lightning.ErrorSignalMonitor(**options)
+    with pytest.raises(TypeError, match=r"'folder' must be a str or an os\.PathLike, not int"):
+        bp.lightning.ErrorSignalMonitor(folder=5)
+
+
+def test_arguments_of_draw(tmp_path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    monitor = bp.lightning.ErrorSignalMonitor()
+    with pytest.raises(ValueError, match="no delta was recorded"):
+        monitor.save(tmp_path / "nothing.png")
+    fit(monitor, tmp_path)
+    for options, message in (
+        ({"what": "input_grad"}, "'what' must be one of those .*, delta, but got 'input_grad'"),
+        ({"what": ["delta"]}, "'what' must be one of those"),
+        ({"limits": (0, 1)}, r"'limits' must be two numbers above 0.* but got \(0, 1\)"),
+        ({"limits": (2, 1)}, "'limits' must be"),
+        ({"limits": (1, math.inf)}, "'limits' must be"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            monitor.draw(Figure().subplots(), **options)
+    assert [path.name for path in tmp_path.iterdir()] == ["error-signals.png"]
+
+
+def test_what_no_layer_has_is_left_out_of_the_picture(tmp_path: Path) -> None:
+    model, monitor = Net(), bp.lightning.ErrorSignalMonitor(what=("bias_grad", "delta"))
+    for layer in model.modules():
+        if isinstance(layer, recording.Layer):
+            layer.bias = None
+    fit(monitor, tmp_path, model)
+    assert not monitor.histories["bias_grad"].columns
+    assert (tmp_path / "error-signals.png").read_bytes().startswith(PNG)
 
 
 def test_a_model_without_our_layers(tmp_path: Path) -> None:

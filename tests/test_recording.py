@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import math
+import pickle
 import threading
 import warnings
 import weakref
@@ -345,15 +346,17 @@ def test_a_function_between_layers_is_nobodys() -> None:
 
 
 def test_loss_with_a_gradient_in_it() -> None:
-    """The backward pass of the backward pass is not the layer's own: one record a pass."""
+    """The backward pass of the backward pass is not the layer's own: one record a pass through it.
+
+    The loss is no linear function, so its gradient depends on the output: two passes each.
+    """
     model, input = network(g="tanh"), batch().requires_grad_()
     with bp.record_error_signals(model, keep="tensors") as signals:
         (grad,) = torch.autograd.grad(loss(model(input)), input, create_graph=True)
         assert all(len(records) == 1 for records in signals.values())
         assert not signals["0"][0].delta.requires_grad
         grad.square().sum().backward()
-    assert all(len(records) <= 2 for records in signals.values())
-    assert len(signals["0"]) == 2 and len(signals["6"]) <= 2
+    assert {name: len(records) for name, records in signals.items()} == dict.fromkeys(LAYERS, 2)
 
 
 def test_threads() -> None:
@@ -489,15 +492,22 @@ def test_export_in_the_block() -> None:
 
 def test_what_and_arguments() -> None:
     model = network()
-    with bp.record_error_signals(model, what=("delta",)) as signals:
-        loss(model(batch())).backward()
-    assert signals["1"][0][2:] == (None, None, None)
+    for what in (("delta",), iter(["delta"])):
+        with bp.record_error_signals(model, what=what, limit=10**30) as signals:
+            loss(model(batch())).backward()
+        assert isinstance(signals["1"][0].delta, Statistics)
+        assert signals["1"][0][2:] == (None, None, None)
     for options, message in (
         ({"keep": "all"}, "'keep' must be 'statistics' or 'tensors'"),
         ({"limit": 0}, "'limit' must be an int >= 1"),
         ({"limit": True}, "'limit' must be"),
-        ({"what": "delta"}, "'what' must be several"),
-        ({"what": ("gradient",)}, "'what' must be several"),
+        ({"what": "delta"}, "'what' must be one or more"),
+        ({"what": ("gradient",)}, "'what' must be one or more"),
+        ({"what": ()}, "'what' must be one or more"),
+        ({"what": [["delta"]]}, "'what' must be one or more"),
+        ({"what": None}, "'what' must be one or more"),
+        ({"what": 5}, "'what' must be one or more"),
+        ({"keep": ["tensors"]}, "'keep' must be 'statistics' or 'tensors'"),
     ):
         with pytest.raises(ValueError, match=message), bp.record_error_signals(model, **options):
             pass
@@ -508,6 +518,55 @@ def test_what_and_arguments() -> None:
         pass
     with pytest.raises(KeyError):
         signals["7"]
+
+
+COPIES = {
+    "copy": copy.copy,
+    "deepcopy": copy.deepcopy,
+    "pickle": lambda thing: pickle.loads(pickle.dumps(thing)),
+}
+
+
+@pytest.mark.parametrize("how", COPIES)
+def test_a_copy_made_in_the_block_is_not_hooked(how: str) -> None:
+    """But it keeps what the user hooked to the layer; and the layer itself is recorded on."""
+    layer = network()[1]
+    layer.register_forward_pre_hook(nothing)
+    layer.register_forward_hook(nothing, always_call=True)
+    input = normal((4, 4, 8, 8), torch.float64, 1)
+    with bp.record_error_signals(layer) as signals:
+        copied = COPIES[how](layer)
+        assert hooks(copied) == 2 and len(copied._forward_hooks_always_called) == 1
+        assert hooks(layer) == 4 and len(layer._forward_hooks_always_called) == 2
+        loss(copied(input)).backward()
+        assert not signals[""]
+        loss(layer(input)).backward()
+        assert len(signals[""]) == 1
+    assert hooks(layer) == hooks(copied) == 2
+
+
+def nothing(*_: Any) -> None:
+    """A user's hook."""
+
+
+@pytest.mark.parametrize("how", ["deepcopy", "pickle"])
+@pytest.mark.parametrize("keep", ["statistics", "tensors"])
+def test_signals_can_be_copied(how: str, keep: str) -> None:
+    """The records, not the model; nothing more is recorded in the copy."""
+    model = network()
+    with bp.record_error_signals(model, keep=keep) as signals:
+        loss(model(batch())).backward()
+        copied = COPIES[how](signals)
+        loss(model(batch())).backward()
+    assert list(copied) == list(signals) == LAYERS
+    for name, records in signals.items():
+        assert len(records) == 2 and len(copied[name]) == 1
+        for ours, theirs in zip(copied[name][0], records[0], strict=True):
+            assert type(ours) is type(theirs)
+            assert torch.equal(ours, theirs) if isinstance(ours, Tensor) else ours == theirs
+    assert len(repr(copied).splitlines()) == 1 + len(LAYERS)
+    copied.clear()
+    assert not copied["1"] and signals["1"] and copied.complaint() is None
 
 
 def test_converted_models() -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch_convbp import backends, functional, lecture
 from torch_convbp.convert import convert, revert
+from torch_convbp.decompositions import decompositions
 from torch_convbp.fusion import fusions
 from torch_convbp.modules import AvgPoolBP2d, ConvBP2d, LinearBP, MaxPoolBP2d
 from torch_convbp.recording import record_error_signals
@@ -39,6 +40,7 @@ __all__ = [
     "__version__",
     "backends",
     "convert",
+    "decompositions",
     "functional",
     "fusions",
     "lecture",

@@ -13,6 +13,18 @@ import torch
 FOLDER = Path(__file__).resolve().parent
 
 
+def _begin() -> None:
+    """Derivatives, fake kernels and the like are registered with torch once and for all."""
+    operators = torch.ops.torch_convbp
+    if hasattr(operators, "__import_begun"):
+        raise ImportError(
+            "torch_convbp: cannot be loaded more than once in a process: what it has registered "
+            "with torch stays there. Its modules were removed from sys.modules, or a first import "
+            "failed half-way."
+        )
+    setattr(operators, "__import_begun", True)
+
+
 def _find(name: str) -> Path | None:
     candidates = (FOLDER / f"{name}{suffix}" for suffix in (".abi3.so", ".so"))
     return next((path for path in candidates if path.is_file()), None)
@@ -50,4 +62,5 @@ def _load_cuda() -> str | None:
 
 
 _load_cpu()
+_begin()
 cuda_missing: str | None = _load_cuda()

@@ -55,12 +55,15 @@ def autograd_kernel(
 
     The function's arguments are the operator's, the keyword-only ones last.
     """
-    methods = ("forward", "setup_context", "backward", "jvp")
+    methods = ("forward", "setup_context", "backward")
     twin: Any = type(
         function.__name__,
         (_SingleLevelFunction,),
         {name: staticmethod(getattr(function, name)) for name in methods}
-        | {"_compiled_autograd_key": staticmethod(_compiled_autograd_key)},
+        | {
+            "jvp": staticmethod(_tangent_at_outer_levels(function)),
+            "_compiled_autograd_key": staticmethod(_compiled_autograd_key),
+        },
     )
     keywords = [a.name for a in operator._schema.arguments if a.kwarg_only]
 
@@ -78,14 +81,35 @@ def autograd_kernel(
     return kernel
 
 
+def _tangent_at_outer_levels(function: Any) -> Callable[..., Any]:
+    """The function's jvp, so that its result has derivatives of outer levels.
+
+    torch turns forward mode off for it, as nothing in it belongs to this level any more. Within
+    torch.func that would hold for the outer levels too, and the tangent of a tangent (of
+    jvp(jvp)) would be lost where tangents are added.
+    """
+
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        if not transforms_active():
+            return function.jvp(ctx, *tangents)
+        with _AutoDispatchBelowAutograd(), torch.enable_grad(), _set_fwd_grad_enabled(True):
+            return function.jvp(ctx, *tangents)
+
+    return jvp
+
+
 def derivative_wanted(*args: Any) -> bool:
     """May a derivative, backward or forward, be asked for at this level?"""
     if torch.is_grad_enabled() and _any_requires_grad(*args):
         return True
     # The tangents themselves are asked: forward_ad knows nothing of a level that a compiled
     # graph has entered. There is one level, number 0.
+    # Sparse ones have none that could be asked; the operators refuse them.
     return any(
-        isinstance(a, torch.Tensor) and _unpack_dual(a, level=0)[1] is not None for a in args
+        isinstance(a, torch.Tensor)
+        and a.layout is torch.strided
+        and _unpack_dual(a, level=0)[1] is not None
+        for a in args
     )
 
 

@@ -19,13 +19,14 @@ __all__ = ["TABLE", "Activation", "ActivationLike", "Row", "check", "of_module",
 
 
 class Activation(NamedTuple):
-    """A row's name and its parameters, as in ``leaky_relu(0.2)``."""
+    """A row's name and all its parameters, as in ``leaky_relu(0.2)``."""
 
     name: str
     parameters: tuple[float, ...] = ()
 
     def __str__(self) -> str:
-        if self.parameters == tuple(TABLE[self.name].parameters.values()):
+        row = TABLE.get(self.name)
+        if row is not None and self.parameters == tuple(row.parameters.values()):
             return self.name
         return f"{self.name}({', '.join(f'{p:g}' for p in self.parameters)})"
 
@@ -133,13 +134,16 @@ def parse(function: str, activation: ActivationLike) -> Activation | None:
     """``"relu"``, ``"leaky_relu(0.2)"`` or a torch.nn module as an Activation; None stays None.
 
     Raises:
-        ValueError: no activation of that name, or another number of parameters.
+        ValueError: no activation of that name, another number of parameters, or one is no number.
         TypeError: neither a name nor a module of one of the known types.
+        RuntimeError: an Activation of another name or number of parameters.
     """
-    if activation is None or isinstance(activation, Activation):
-        return activation
+    if activation is None:
+        return None
+    if isinstance(activation, Activation):
+        return _checked(function, activation, activation)
     if isinstance(activation, nn.Module):
-        return _of_module(function, activation)
+        return _checked(function, _of_module(function, activation), activation)
     if isinstance(activation, str):
         return _of_name(function, activation)
     raise TypeError(
@@ -150,25 +154,38 @@ def parse(function: str, activation: ActivationLike) -> Activation | None:
 
 def _of_name(function: str, text: str) -> Activation:
     name, bracket, rest = (part.strip() for part in text.partition("("))
-    if name not in TABLE or (bracket and not rest.endswith(")")):
+    defaults = tuple(TABLE[name].parameters.values()) if name in TABLE else ()
+    inside = rest.removesuffix(")").strip()
+    try:
+        if bracket and not rest.endswith(")"):
+            raise ValueError
+        values = tuple(float(p) for p in inside.split(",")) if inside else ()
+    except ValueError:
+        values = (math.nan,)
+    return _checked(function, Activation(name, values + defaults[len(values) :]), text)
+
+
+def _checked(function: str, g: Activation, given: Any) -> Activation:
+    """g, if the table has it with those parameters."""
+    if g.name not in TABLE:
         raise ValueError(
             f"{function}(): argument 'activation' must be one of {', '.join(TABLE)}, "
-            f"but got {text!r}"
+            f"but got {given!r}"
         )
-    defaults = tuple(TABLE[name].parameters.values())
-    given = [p for p in rest.removesuffix(")").split(",") if p.strip()]
-    try:
-        values = tuple(float(p) for p in given)
-    except ValueError:
-        values = (math.nan,) * (len(defaults) + 1)
-    if len(values) > len(defaults):
-        takes = " and ".join(TABLE[name].parameters) or "no parameters"
-        raise ValueError(f"{function}(): activation {name} takes {takes}, but got {text!r}")
-    return Activation(name, values + defaults[len(values) :])
+    if not _has_its_parameters(g):
+        takes = " and ".join(TABLE[g.name].parameters) or "no parameters"
+        raise ValueError(f"{function}(): activation {g.name} takes {takes}, but got {given!r}")
+    return g
+
+
+def _has_its_parameters(g: Activation) -> bool:
+    return len(g.parameters) == len(TABLE[g.name].parameters) and all(
+        isinstance(p, (int, float)) and p == p for p in g.parameters
+    )
 
 
 def _of_module(function: str, module: nn.Module) -> Activation:
-    activation = of_module(module)
+    activation = _as_written(module)
     if activation is None:
         known = ", ".join(dict.fromkeys(f"nn.{row.module.__name__}" for row in TABLE.values()))
         raise TypeError(
@@ -179,12 +196,21 @@ def _of_module(function: str, module: nn.Module) -> Activation:
 
 def of_module(module: Any) -> Activation | None:
     """The row of a torch.nn activation module (not of a subclass); None where there is none."""
+    g = _as_written(module)
+    return g if g is not None and _has_its_parameters(g) else None
+
+
+def _as_written(module: Any) -> Activation | None:
+    """The same with parameters unchecked: torch.nn takes what there is, and fails when called."""
     name = next((name for name, row in TABLE.items() if row.module is type(module)), None)
     if name is None:
         return None
+    values = [getattr(module, p) for p in TABLE[name].parameters]
     if name == "gelu" and module.approximate == "tanh":
         name = "gelu_tanh"
-    return Activation(name, tuple(float(getattr(module, p)) for p in TABLE[name].parameters))
+    elif name == "gelu" and module.approximate != "none":
+        values = [module.approximate]
+    return Activation(name, tuple(float(v) if hasattr(v, "__float__") else v for v in values))
 
 
 def check(name: str, parameters: Sequence[float]) -> None:

@@ -10,10 +10,11 @@ with the other two, and gradients of every order need no further kernel.
 Conv2dWeightBiasGrad is no fourth one, but L4 and L5 from the same pass over delta.
 
 An activation g turns the gradient of what a layer puts out into its error signal (L3); L4 to L6
-take it from there.
+take it from there, or L7 in a dense layer, whose matrix products are torch's.
 
 Shapes: a, input and input_grad [N, K, H, W]; w, weight and weight_grad [O, K / groups, R, S];
-delta and output [N, O, M, N']; bias and bias_grad [O].
+delta and output [N, O, M, N']; bias and bias_grad [O]. N is the batch; an output map is M x N'
+(height, width). a' is what a layer makes of a, its g(p).
 
 Every Function saves only what the gradients asked for will need, and computes only those.
 ``geometry`` is (stride, padding, dilation, groups); delta is the error signal dL/dp of L3;
@@ -22,6 +23,7 @@ Every Function saves only what the gradients asked for will need, and computes o
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -108,7 +110,7 @@ class Conv2d(torch.autograd.Function):
 
 
 class Conv2dActivation(torch.autograd.Function):
-    """a = g(p), p = conv2d(a, w) + bias (L1, L2), where a is enough to know g'(p)."""
+    """a' = g(p), p = conv2d(a, w) + bias (L1, L2), where a' is enough to know g'(p)."""
 
     @staticmethod
     def forward(input, weight, bias, *geometry_and_g):  # type: ignore[override]
@@ -116,15 +118,14 @@ class Conv2dActivation(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        input, weight, bias, *ctx.geometry, name, parameters = inputs
+        input, weight, _, *ctx.geometry, name, parameters = inputs
         ctx.g = Activation(name, tuple(parameters))
+        kept = output if isinstance(output, Tensor) else output[1]  # a', or p of the pair
         needs_input_grad, needs_weight_grad = ctx.needs_input_grad[:2]
         ctx.save_for_backward(
-            input if needs_weight_grad else None,
-            weight if needs_input_grad else None,
-            output if isinstance(output, Tensor) else output[1],  # a, or of a and p the latter
+            input if needs_weight_grad else None, weight if needs_input_grad else None, kept
         )
-        ctx.save_for_forward(input, weight, bias)
+        ctx.save_for_forward(input, weight, kept)
         ctx.input_size, ctx.weight_size = input.shape, weight.shape
         ctx.memory_format = shapes.result_format(input, weight)
         ctx.layer = recording.here.layer
@@ -134,7 +135,8 @@ class Conv2dActivation(torch.autograd.Function):
     def backward(  # type: ignore[override]
         ctx: Any, grad: Tensor | None, p_grad: Tensor | None = None
     ) -> tuple[Tensor | None, ...]:
-        input, weight, kept = ctx.saved_tensors  # once: checkpointing allows no second look
+        # Non-reentrant checkpointing lets saved_tensors be unpacked once, so unpack all here.
+        input, weight, kept = ctx.saved_tensors
         delta = bias_grad = None
         if grad is not None and p_grad is None and ctx.needs_input_grad[2]:  # L3 and L5 in one pass
             delta, bias_grad = ops.error_signal_bias_grad(grad, kept, *ctx.g)
@@ -148,15 +150,12 @@ class Conv2dActivation(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, input_t, weight_t, bias_t, *_) -> Any:  # type: ignore[override]
-        p_t = Conv2dActivation.pre_activation_t(ctx, input_t, weight_t, bias_t)
-        input, weight, bias = ctx.saved_tensors
-        p = ops.conv2d(input, weight, bias, *ctx.geometry)
-        return ops.error_signal(p_t, _kept(ctx.g, p), *ctx.g)
+        return Conv2dActivation.tangents(ctx, input_t, weight_t, bias_t)[0]
 
     @staticmethod
-    def pre_activation_t(ctx: Any, input_t, weight_t, bias_t) -> Tensor:
-        """The tangent of p: conv2d is linear in its input and in its weight."""
-        input, weight, _ = ctx.saved_tensors
+    def tangents(ctx: Any, input_t, weight_t, bias_t) -> tuple[Tensor, Tensor]:
+        """Those of a' and of p: conv2d is linear in its input and in its weight."""
+        input, weight, kept = ctx.saved_tensors
         along_input = along_weight = None
         if input_t is not None:
             along_input = ops.conv2d(input_t, weight, None, *ctx.geometry)
@@ -165,11 +164,11 @@ class Conv2dActivation(torch.autograd.Function):
             along_weight = ops.conv2d(input, weight_t, bias_t, *ctx.geometry)
         p_t = _sum(along_input, along_weight)
         assert p_t is not None
-        return p_t
+        return ops.error_signal(p_t, kept, *ctx.g), p_t
 
 
 class Conv2dActivationPair(Conv2dActivation):
-    """(a, p): the same where p is needed to know g'(p). Then p is an output that can be kept."""
+    """(a', p): the same where p is needed to know g'(p). Then p is an output that can be kept."""
 
     @staticmethod
     def forward(input, weight, bias, *geometry_and_g):  # type: ignore[override]
@@ -177,19 +176,11 @@ class Conv2dActivationPair(Conv2dActivation):
 
     @staticmethod
     def jvp(ctx: Any, input_t, weight_t, bias_t, *_) -> Any:  # type: ignore[override]
-        p_t = Conv2dActivation.pre_activation_t(ctx, input_t, weight_t, bias_t)
-        input, weight, bias = ctx.saved_tensors
-        p = ops.conv2d(input, weight, bias, *ctx.geometry)
-        return ops.error_signal(p_t, _kept(ctx.g, p), *ctx.g), p_t
-
-
-def _kept(g: Activation, p: Tensor) -> Tensor:
-    """What the error signal of g is made of: g(p), or p."""
-    return ops.activation(p, *g) if g.keeps_output else p
+        return Conv2dActivation.tangents(ctx, input_t, weight_t, bias_t)
 
 
 class ActivationOf(torch.autograd.Function):
-    """a = g(p) (L2), for layers whose kernel does not include g; backward is L3."""
+    """a' = g(p) (L2), for layers whose kernel does not include g; backward is L3."""
 
     @staticmethod
     def forward(p, name, parameters):  # type: ignore[override]
@@ -199,8 +190,9 @@ class ActivationOf(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         p, name, parameters = inputs
         ctx.g = Activation(name, tuple(parameters))
-        ctx.save_for_backward(output if ctx.g.keeps_output else p)
-        ctx.save_for_forward(p)
+        kept = output if ctx.g.keeps_output else p
+        ctx.save_for_backward(kept)
+        ctx.save_for_forward(kept)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
@@ -209,12 +201,23 @@ class ActivationOf(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, p_t, *_) -> Tensor:  # type: ignore[override]
-        (p,) = ctx.saved_tensors
-        return ops.error_signal(p_t, _kept(ctx.g, p), *ctx.g)
+        (kept,) = ctx.saved_tensors
+        return ops.error_signal(p_t, kept, *ctx.g)
+
+
+def _rows(tensor: Tensor) -> Tensor:
+    """[..., J] as [rows, J]."""
+    # -1 for the number of rows would be ambiguous where J is 0.
+    return tensor.reshape(math.prod(tensor.shape[:-1]), tensor.shape[-1])
 
 
 class Linear(torch.autograd.Function):
-    """p_i = sum_j W_ij a_j + bias_i (L7). Shapes: a [..., J], W [I, J], bias [I], p [..., I]."""
+    """p_i = sum_j W_ij a_j + bias_i (L7). Shapes: a [..., J], W [I, J], bias [I], p [..., I].
+
+    Of complex numbers too: the gradient is then by the conjugate, as torch's is. Real tensors are
+    their own conjugates.
+    torch lets the bias be anything that is broadcast to p.
+    """
 
     @staticmethod
     def forward(input, weight, bias):  # type: ignore[override]
@@ -222,27 +225,26 @@ class Linear(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        input, weight, _ = inputs
+        input, weight, bias = inputs
         needs_input_grad, needs_weight_grad = ctx.needs_input_grad[:2]
         ctx.save_for_backward(
             input if needs_weight_grad else None, weight if needs_input_grad else None
         )
         ctx.save_for_forward(input, weight)
-        ctx.output_size = output.shape
+        ctx.output_size, ctx.bias_size = output.shape, None if bias is None else bias.shape
         ctx.layer = recording.here.layer
 
     @staticmethod
     def backward(ctx: Any, delta: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         input, weight = ctx.saved_tensors
         needs_input_grad, needs_weight_grad, needs_bias_grad = ctx.needs_input_grad
-        rows = delta.reshape(-1, delta.shape[-1])
         input_grad = weight_grad = bias_grad = None
         if needs_input_grad:  # dL/da_j = sum_i delta_i W_ij
-            input_grad = torch.matmul(delta, weight)
+            input_grad = torch.matmul(delta, weight.conj())
         if needs_weight_grad:  # dL/dW_ij = delta_i a_j
-            weight_grad = torch.matmul(rows.t(), input.reshape(-1, input.shape[-1]))
-        if needs_bias_grad:
-            bias_grad = rows.sum(0)
+            weight_grad = torch.matmul(_rows(delta).t(), _rows(input).conj())
+        if needs_bias_grad:  # dL/dbias_i = delta_i, over all rows
+            bias_grad = delta.sum_to_size(ctx.bias_size)
         if ctx.layer is not None:
             recording.record(ctx.layer, delta, input_grad, weight_grad, bias_grad)
         return input_grad, weight_grad, bias_grad
@@ -392,6 +394,7 @@ _conv2d_activation = autograd_kernel(ops.conv2d_activation, Conv2dActivation)
 def _conv2d_activation_kernel(input, weight, bias, *geometry_and_g):
     # Where g' needs p and a derivative may be asked for, p is computed as an output too.
     *_, name, parameters = geometry_and_g
+    activations.check(name, parameters)
     if Activation(name, tuple(parameters)).keeps_output or not derivative_wanted(
         input, weight, bias
     ):
@@ -403,6 +406,8 @@ def _error_signal_kernel(grad, kept, name, parameters):
     # To be differentiated, L3 is written in torch's operators: delta is not linear in what is kept.
     if not derivative_wanted(grad, kept):
         return below_autograd(ops.error_signal, grad, kept, name, parameters)
+    activations.check(name, parameters)
+    shapes.check_size("grad", grad.shape, "kept", kept.shape)
     return activations.TABLE[name].error_signal(grad, kept, *parameters)
 
 

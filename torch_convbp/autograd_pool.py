@@ -5,8 +5,9 @@ With its winners fixed, max pooling is a linear map, max_pool2d_gather, whose tr
 max_pool2d_input_grad; average pooling is linear as it is. So each is the other's derivative, and
 gradients of every order need no further kernel.
 
-Shapes: a and input_grad [N, C, H, W]; output, delta and offset [N, C, M, N']. ``offset`` says which
-position of the window won, in a byte for windows of up to 255: all that max pooling keeps.
+Shapes: a and input_grad [N, C, H, W]; output a', delta and offset [N, C, M, N'], where N is the
+batch and M x N' an output map. ``offset`` says which position of the window won, in a byte for
+windows of up to 255: all that max pooling keeps.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ from torch import Tensor
 from torch_convbp import ops, pool_ops, recording, shapes
 from torch_convbp._single_level import autograd_kernel, below_autograd
 
-# Arguments that describe the pooling: kernel_size, stride, padding, dilation, ceil_mode ...
-NO_GRADIENTS = (None,) * 5
+
+def _no_gradients(ctx: Any) -> tuple[None, ...]:
+    """Of the arguments that describe the pooling: kernel_size, stride, padding ..."""
+    return (None,) * len(ctx.geometry)
 
 
 class MaxPool2d(torch.autograd.Function):
@@ -44,14 +47,14 @@ class MaxPool2d(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, delta: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         if delta is None:
-            return None, *NO_GRADIENTS
+            return None, *_no_gradients(ctx)
         (offset,) = ctx.saved_tensors
         input_grad = pool_ops.max_pool2d_input_grad(
             ctx.input_size, delta, offset, *ctx.geometry, memory_format=ctx.memory_format
         )
         if ctx.layer is not None:
             recording.record(ctx.layer, delta, input_grad, None, None)
-        return input_grad, *NO_GRADIENTS
+        return input_grad, *_no_gradients(ctx)
 
     @staticmethod
     def jvp(ctx: Any, input_t: Tensor, *_: Any) -> Any:  # type: ignore[override]
@@ -84,7 +87,7 @@ class MaxPool2dInputGrad(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         (offset,) = ctx.saved_tensors
         delta_grad = pool_ops.max_pool2d_gather(grad, offset, *ctx.geometry)
-        return None, delta_grad, None, *NO_GRADIENTS, None
+        return None, delta_grad, None, *_no_gradients(ctx), None
 
     @staticmethod
     def jvp(ctx: Any, _: Any, delta_t: Tensor, *__: Any) -> Tensor:  # type: ignore[override]
@@ -110,7 +113,7 @@ class MaxPool2dGather(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         (offset,) = ctx.saved_tensors
         input_grad = pool_ops.max_pool2d_input_grad(ctx.input_size, grad, offset, *ctx.geometry)
-        return input_grad, None, *NO_GRADIENTS
+        return input_grad, None, *_no_gradients(ctx)
 
     @staticmethod
     def jvp(ctx: Any, input_t: Tensor, *_: Any) -> Tensor:  # type: ignore[override]
@@ -138,7 +141,7 @@ class AvgPool2d(torch.autograd.Function):
         )
         if ctx.layer is not None:
             recording.record(ctx.layer, delta, input_grad, None, None)
-        return input_grad, *NO_GRADIENTS, None
+        return input_grad, *_no_gradients(ctx)
 
     @staticmethod
     def jvp(ctx: Any, input_t: Tensor, *_: Any) -> Tensor:  # type: ignore[override]
@@ -165,7 +168,7 @@ class AvgPool2dInputGrad(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        return None, pool_ops.avg_pool2d(grad, *ctx.geometry), *NO_GRADIENTS, None, None
+        return None, pool_ops.avg_pool2d(grad, *ctx.geometry), *_no_gradients(ctx), None
 
     @staticmethod
     def jvp(ctx: Any, _: Any, delta_t: Tensor, *__: Any) -> Tensor:  # type: ignore[override]

@@ -28,12 +28,14 @@ class _CPU:
         - "plain": the loop nests of csrc/cpu/plain.h and pool_plain.h, for reading along; slow.
 
         Raises:
-            RuntimeError: when set to anything else.
+            RuntimeError: when set to anything else; TypeError: to what is no str.
         """
         return _operators._cpu_conv_algorithm()
 
     @conv_algorithm.setter
     def conv_algorithm(self, name: str) -> None:
+        if not isinstance(name, str):
+            raise TypeError(f"conv_algorithm must be a str, not {type(name).__name__}")
         _operators._set_cpu_conv_algorithm(name)
 
     @contextmanager

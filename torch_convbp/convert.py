@@ -18,6 +18,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from torch_convbp import fusion, shapes
+from torch_convbp._made_classes import reduce_as
 from torch_convbp.modules import AvgPoolBP2d, ConvBP2d, LinearBP, MaxPoolBP2d
 
 __all__ = ["convert", "revert"]
@@ -25,42 +26,40 @@ __all__ = ["convert", "revert"]
 Model = TypeVar("Model", bound=nn.Module)
 
 
-def _rebuild(cls: type[nn.Conv2d]) -> nn.Module:
-    converted = _converted_class(cls)  # type: ignore[arg-type]
-    return converted.__new__(converted)
-
-
-def _rebuild_by(make: Callable[..., Any], *args: Any) -> Any:
-    module = make(*args)
-    _set_class(module, _converted_class)
-    return module
+CONVOLUTION: dict[type[nn.Module], type[nn.Module]] = {nn.Conv2d: ConvBP2d}
+POOLING: dict[type[nn.Module], type[nn.Module]] = {
+    nn.MaxPool2d: MaxPoolBP2d,
+    nn.AvgPool2d: AvgPoolBP2d,
+}
+DENSE: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: LinearBP}
+_OURS = CONVOLUTION | POOLING | DENSE
+_REVERTED = {ours: theirs for theirs, ours in _OURS.items()}
 
 
 @functools.cache
-def _converted_class(cls: type[nn.Conv2d]) -> type[ConvBP2d]:
-    """The class an instance of ``cls`` gets: ConvBP2d, or ConvBP2d before a subclass's own ways."""
-    if cls is nn.Conv2d:
-        return ConvBP2d
+def _converted_class(cls: Any) -> Any:
+    """The class an instance of ``cls`` gets: ours, or ConvBP2d before a subclass's own ways.
 
-    def __reduce_ex__(self: nn.Module, protocol: Any) -> tuple[Any, ...]:
-        # Pickle and deepcopy look classes up by name; this one is made here.
-        if (cls.__reduce__, cls.__reduce_ex__) != (object.__reduce__, object.__reduce_ex__):
-            rule: Any = cls.__reduce_ex__(self, protocol)
-            make, args, *rest = rule
-            return _rebuild_by, (make, *args), *rest
-        getstate = getattr(self, "__getstate__", vars(self).copy)
-        return _rebuild, (cls,), getstate()
-
-    namespace = {"__reduce_ex__": __reduce_ex__, "_converted_from": cls, "__module__": __name__}
+    None for subclasses of the other layers.
+    """
+    if cls in _OURS:
+        return _OURS[cls]
+    if not issubclass(cls, nn.Conv2d):
+        return None
+    namespace = {
+        "__reduce_ex__": reduce_as(_converted_class, cls),
+        "_converted_from": cls,
+        "__module__": __name__,
+    }
     return type(f"ConvBP2d_{cls.__name__}", (ConvBP2d, cls), namespace)
 
 
-def _reverted_class(cls: type[nn.Conv2d]) -> type[nn.Conv2d] | None:
-    """What _converted_class made ``cls`` of; None for a subclass of ConvBP2d."""
-    return nn.Conv2d if cls is ConvBP2d else vars(cls).get("_converted_from")
+def _reverted_class(cls: Any) -> Any:
+    """What _converted_class made ``cls`` of; None for a subclass of ours."""
+    return _REVERTED.get(cls) or vars(cls).get("_converted_from")
 
 
-def _set_class(module: nn.Conv2d, change: Callable[[Any], type[nn.Conv2d] | None]) -> bool:
+def _set_class(module: nn.Module, change: Callable[[Any], Any]) -> bool:
     """Gives the module the class that ``change`` makes of its own; False where that is None."""
     cls = type(module)
     if not parametrize.is_parametrized(module):
@@ -77,28 +76,32 @@ def _set_class(module: nn.Conv2d, change: Callable[[Any], type[nn.Conv2d] | None
     return changed is not None
 
 
-def _why_left_alone(module: nn.Conv2d) -> str | None:
-    """Why this convolution cannot be converted; None where it can."""
-    cls = type(module)
+def _convert_layer(module: nn.Module, theirs: type[nn.Module]) -> str | None:
+    """Converts a layer of the kind ``theirs``; says why where it cannot be, else None."""
+    cls: Any = type(module)
+    ours = _OURS[theirs].__name__
+    methods = ("forward", "_conv_forward")
     if isinstance(module, nn.modules.lazy.LazyModuleMixin):
         return "lazy and not initialised yet; run a batch through the model first"
-    if cls.forward is not nn.Conv2d.forward or cls._conv_forward is not nn.Conv2d._conv_forward:
-        return f"{cls.__name__} has a forward of its own; derive it from ConvBP2d instead"
-    if "forward" in vars(module) or "_conv_forward" in vars(module):
+    if any(getattr(cls, m, None) is not getattr(theirs, m, None) for m in methods):
+        return f"{cls.__name__} has a forward of its own; derive it from {ours} instead"
+    if any(m in vars(module) for m in methods):
         return "its forward was replaced on the object"
-    # A parameter, not module.weight: to look at a parametrized weight is to compute it.
-    for parameter in module.parameters(recurse=True):
-        if parameter.dtype not in shapes.DTYPES:
-            return f"its dtype is {parameter.dtype}"
-    return None
-
-
-POOLING: dict[type[nn.Module], type[nn.Module]] = {
-    nn.MaxPool2d: MaxPoolBP2d,
-    nn.AvgPool2d: AvgPoolBP2d,
-}
-DENSE: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: LinearBP}
-_REVERTED = {ours: theirs for theirs, ours in (POOLING | DENSE).items()}
+    # The class first: to look at a property on the object is to compute it.
+    if hasattr(_OURS[theirs], "activation") and (
+        hasattr(cls, "activation") or hasattr(module, "activation")
+    ):
+        return f"it has an attribute activation of its own, which would be taken for {ours}'s"
+    if theirs is nn.Conv2d:
+        # A parameter, not module.weight: to look at a parametrized weight is to compute it.
+        for parameter in module.parameters(recurse=True):
+            if parameter.dtype not in shapes.DTYPES and not parameter.is_complex():
+                return f"its dtype is {parameter.dtype}"
+    try:
+        changed = _set_class(module, _converted_class)
+    except Exception as error:  # what a class does about it is its own
+        return f"{cls.__name__} does not let its class be changed: {error}"
+    return None if changed else f"{cls.__name__} is a subclass of nn.{theirs.__name__}"
 
 
 def convert(
@@ -106,14 +109,16 @@ def convert(
 ) -> Model:
     """Turns every nn.Conv2d of ``model`` into a ConvBP2d, in place.
 
-    Subclasses of nn.Conv2d that inherit its forward (parametrized layers among them) are
-    converted too. What cannot be is left alone and listed in one warning: subclasses with a
-    forward of their own, uninitialised lazy layers, dtypes without kernels, scripted layers.
+    Subclasses of nn.Conv2d that inherit its forward are converted too, and so are parametrized
+    layers. What cannot be is left alone and listed in one warning: subclasses with a forward of
+    their own, layers whose forward was replaced, uninitialised lazy layers, convolutions of dtypes
+    without kernels, scripted layers, layers that have an attribute ``activation`` already.
 
     Args:
         model: any module; one that is an nn.Conv2d itself is converted as well.
         pooling: also turn nn.MaxPool2d and nn.AvgPool2d into MaxPoolBP2d and AvgPoolBP2d.
-        dense: also turn nn.Linear into LinearBP. Subclasses of these three are left alone.
+        dense: also turn nn.Linear into LinearBP. Subclasses of these three are left alone, and
+            listed.
         fuse_activations: also let each ConvBP2d compute the activation that alone follows it, a
             module or a functional call, where torch.fx and the model's code show that nothing
             else sees the convolution's output. bp.fusions(model) lists what was fused, and what
@@ -126,41 +131,22 @@ def convert(
         The same model: outputs, gradients and state_dict are what they were.
 
     Raises:
-        TypeError: model is no torch.nn.Module, or fuse_activations no bool.
+        TypeError: model is no torch.nn.Module, or another argument no bool.
     """
-    _check_is_module("convert", model)
-    if not isinstance(fuse_activations, bool):
-        raise TypeError(
-            "convert(): argument 'fuse_activations' must be a bool, "
-            f"not {type(fuse_activations).__name__}"
-        )
-    wanted = (POOLING if pooling else {}) | (DENSE if dense else {})
-    left_alone = []
+    shapes.check_is_module("convert", model)
+    flags = {"pooling": pooling, "dense": dense, "fuse_activations": fuse_activations}
+    for argument, value in flags.items():
+        shapes.flag("convert", argument, value)
+    wanted = CONVOLUTION | (POOLING if pooling else {}) | (DENSE if dense else {})
+    left_alone = {}
     for name, module in model.named_modules():
-        if type(module) in wanted and "forward" not in vars(module):
-            module.__class__ = wanted[type(module)]  # type: ignore[assignment]
-            continue
-        if isinstance(module, ConvBP2d):
-            continue
-        if isinstance(module, nn.Conv2d):
-            reason = _why_left_alone(module)
-            if reason is None:
-                try:
-                    _set_class(module, _converted_class)
-                    continue
-                except Exception as error:  # what a class does when it is derived from is its own
-                    reason = f"{type(module).__name__} does not let itself be derived from: {error}"
-        elif getattr(module, "original_name", None) == "Conv2d":
-            reason = "it is compiled by TorchScript"
-        else:
-            continue
-        left_alone.append(f"  {name or '(the model itself)'}: {reason}")
-    if left_alone:
-        warnings.warn(
-            f"torch_convbp.convert left {len(left_alone)} convolution(s) alone:\n"
-            + "\n".join(left_alone),
-            stacklevel=2,
-        )
+        theirs = next((kind for kind in wanted if isinstance(module, kind)), None)
+        if theirs is not None and not isinstance(module, wanted[theirs]):
+            if reason := _convert_layer(module, theirs):
+                left_alone[name] = reason
+        elif getattr(module, "original_name", None) in {kind.__name__ for kind in wanted}:
+            left_alone[name] = "it is compiled by TorchScript"
+    _warn("convert", left_alone)
     if fuse_activations:
         fusion.fuse(model)
     return model
@@ -171,36 +157,39 @@ def revert(model: Model) -> Model:
 
     Layers that :func:`convert` made get the class they had; layers built as ConvBP2d become
     nn.Conv2d, and so on. Activations it fused are where they were again. Left alone and listed in
-    one warning are subclasses of ConvBP2d, and layers with an activation of their own (or of a
-    module that is not in ``model``): torch's own would compute something else.
+    one warning are subclasses of our layers, layers that refuse, and layers with an activation of
+    their own (or of a module that is not in ``model``): torch's own would compute something else.
+
+    Returns:
+        The same model.
 
     Raises:
         TypeError: model is no torch.nn.Module.
     """
-    _check_is_module("revert", model)
+    shapes.check_is_module("revert", model)
     fusion.unfuse(model)
-    left_alone = []
+    left_alone, ours = {}, tuple(_OURS.values())
     for name, module in model.named_modules():
-        if getattr(module, "activation", None) and isinstance(module, (ConvBP2d, LinearBP)):
-            reason = f"its activation {module.activation} is part of the layer"
-        elif type(module) in _REVERTED:
-            module.__class__ = _REVERTED[type(module)]  # type: ignore[assignment]
+        if not isinstance(module, ours):
             continue
-        elif not isinstance(module, ConvBP2d) or _set_class(module, _reverted_class):
+        if activation := getattr(module, "activation", None):
+            left_alone[name] = f"its activation {activation} is part of the layer"
             continue
-        else:
-            reason = f"a {type(module).__name__}"
-        left_alone.append(f"  {name or '(the model itself)'}: {reason}")
-    if left_alone:
-        warnings.warn(
-            f"torch_convbp.revert left {len(left_alone)} layer(s) alone:\n" + "\n".join(left_alone),
-            stacklevel=2,
-        )
+        kind = type(module).__name__
+        try:
+            if not _set_class(module, _reverted_class):
+                left_alone[name] = f"a {kind}"
+        except Exception as error:
+            left_alone[name] = f"{kind} does not let its class be changed: {error}"
+    _warn("revert", left_alone)
     return model
 
 
-def _check_is_module(function: str, model: Any) -> None:
-    if not isinstance(model, nn.Module):
-        raise TypeError(
-            f"{function}(): argument 'model' must be a torch.nn.Module, not {type(model).__name__}"
+def _warn(function: str, left_alone: dict[str, str]) -> None:
+    """Lists the layers that a function called by the user left alone, and why."""
+    if left_alone:
+        lines = (f"  {name or '(the model itself)'}: {why}" for name, why in left_alone.items())
+        warnings.warn(
+            f"torch_convbp.{function} left {len(left_alone)} layer(s) alone:\n" + "\n".join(lines),
+            stacklevel=3,
         )

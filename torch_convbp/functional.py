@@ -1,7 +1,9 @@
 """The functions users call: conv2d and its two gradients, the dense layer, pooling.
 
-Arguments are those of torch.nn.functional.conv2d, torch.nn.grad.conv2d_input and
-torch.nn.grad.conv2d_weight. All three are differentiable to any order.
+Arguments are those of conv2d, linear, max_pool2d and avg_pool2d in torch.nn.functional, and of
+conv2d_input and conv2d_weight in torch.nn.grad. All are differentiable to any order.
+
+In shapes N is the batch; an output map is M x N' (height, width).
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 import torch_convbp.autograd
@@ -29,6 +32,11 @@ __all__ = [
 IntOrPair: TypeAlias = int | Sequence[int]
 
 
+# Each is one node of a torch.fx graph: a Proxy has no sizes to check.
+for _name in __all__:
+    torch.fx.wrap(_name)
+
+
 def _geometry(
     function: str,
     weight_size: Sequence[int],
@@ -42,6 +50,43 @@ def _geometry(
     dilation = shapes.pair(function, "dilation", dilation)
     padding = shapes.four_paddings(function, padding, weight_size, stride, dilation)
     return stride, padding, dilation, shapes.whole_number(function, "groups", groups)
+
+
+def _activated(output: Tensor, g: activations.Activation | None) -> Tensor:
+    if g is None:
+        return output
+    if output.is_complex():  # torch's own, which says so where it has none
+        return activations.TABLE[g.name].g(output, *g.parameters)
+    return ops.activation(output, *g)
+
+
+def _complex_conv2d(
+    input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Sequence[Any]
+) -> Tensor:
+    """conv2d of complex numbers, as one of real numbers; torch's autograd knows the rest.
+
+    (a + bi)(c + di) = (ac - bd) + (ad + bc)i: each channel becomes two neighbours, its real and its
+    imaginary part, and each filter two, one for either part of the output.
+    """
+    shapes.check_alike("conv2d", input=input, weight=weight, bias=bias)
+    shapes.conv2d_output_size(
+        input.shape,
+        weight.shape,
+        *geometry,
+        input.element_size(),  # type: ignore[call-arg]
+    )
+    if bias is not None:
+        shapes.check_bias(bias.shape, weight.shape)
+        bias = torch.view_as_real(bias.resolve_conj()).flatten()
+    channels = torch.view_as_real(input.resolve_conj()).movedim(-1, 2).flatten(1, 2)
+    c, d = weight.real, weight.imag
+    filters = torch.stack([torch.stack([c, -d], 2), torch.stack([d, c], 2)], 1)
+    filters = filters.flatten(2, 3).flatten(0, 1)
+    filters = filters.contiguous(memory_format=shapes.result_format(weight, weight))
+    # Autocast leaves complex numbers alone; it would not know these for complex.
+    with torch.autocast("cuda" if input.is_cuda else "cpu", enabled=False):
+        output = ops.conv2d(channels, filters, bias, *geometry)
+    return torch.complex(output[:, 0::2], output[:, 1::2])
 
 
 def conv2d(
@@ -67,7 +112,7 @@ def conv2d(
 
     Args:
         input: [N, K, H, W], or [K, H, W] without a batch; float32, float64, bfloat16 or float16
-            (the last two are summed in float32); any strides.
+            (the last two are summed in float32), or complex; any strides.
         weight: [O, K / groups, R, S], of input's dtype: the lecture's filter, flipped.
         bias: [O], of input's dtype, or None: the lecture's -sum_k b_ok.
         stride: int or (height, width), at least 1.
@@ -78,14 +123,15 @@ def conv2d(
         activation: a name as in torch.nn.functional ("relu", "leaky_relu(0.2)", "relu6",
             "sigmoid", "tanh", "silu", "gelu", "gelu_tanh", "hardswish", "softplus(1, 20)"), the
             torch.nn module, or None. For backward is kept what nn.Conv2d and the activation would
-            keep, or less: the output where it determines g', else the pre-activation.
+            keep, or less: the output where it determines g', else the pre-activation. Of complex
+            numbers what torch has: sigmoid, tanh, and silu without a derivative.
 
     Returns:
         [N, O, M, N'] or [O, M, N'], channels_last if input or weight is.
 
     Raises:
         TypeError: an argument is of another type (a numpy array, a float stride).
-        ValueError: no activation of that name.
+        ValueError: no activation of that name, or a number of more than 64 bits.
         RuntimeError: sizes, dtypes or devices do not fit together, or a value is out of range.
         NotImplementedError: a CUDA tensor where the CUDA kernels are not built.
     """
@@ -97,7 +143,9 @@ def conv2d(
     geometry = _geometry("conv2d", weight.shape, stride, padding, dilation, groups)
     g = activations.parse("conv2d", activation)
     batched = input if input.dim() == 4 else input.unsqueeze(0)
-    if g is None:
+    if input.is_complex():
+        output = _activated(_complex_conv2d(batched, weight, bias, geometry), g)
+    elif g is None:
         output = ops.conv2d(batched, weight, bias, *geometry)
     else:
         output = ops.conv2d_activation(batched, weight, bias, *geometry, *g)
@@ -116,23 +164,32 @@ def linear(
     Same result as :func:`torch.nn.functional.linear` followed by the activation.
 
     Args:
-        input: [..., J]: a.
-        weight: [I, J]: W, of input's dtype.
-        bias: [I] or None.
+        input: [..., J]: a; of any dtype torch's linear takes, with an activation float32,
+            float64, bfloat16 or float16.
+        weight: [I, J]: W, of input's dtype; or [J], for an output without the last dimension.
+        bias: [I] (for a weight [J] a single number, []), of input's dtype, or None.
         activation: as :func:`conv2d`'s.
 
     Returns:
-        [..., I].
+        [..., I], or [...] for a weight [J].
 
     Raises:
-        TypeError, ValueError, RuntimeError: as :func:`conv2d`; the sizes are checked by torch.
+        TypeError: an argument is of another type.
+        ValueError: no activation of that name.
+        RuntimeError: sizes, dtypes or devices do not fit together, in torch's own words; with an
+            activation, another dtype.
+        NotImplementedError: an activation on CUDA where the CUDA kernels are not built.
     """
     shapes.check_is_tensor("linear", input=input, weight=weight)
     if bias is not None:
         shapes.check_is_tensor("linear", bias=bias)
+    shapes.check_linear_dim(input.shape, weight.shape)
     g = activations.parse("linear", activation)
-    output = ops.linear(input, weight, bias)
-    return output if g is None else ops.activation(output, *g)
+    if weight.dim() == 1:
+        output = ops.linear(input, weight.unsqueeze(0), bias).squeeze(-1)
+    else:
+        output = ops.linear(input, weight, bias)
+    return _activated(output, g)
 
 
 def conv2d_input_grad(
@@ -220,11 +277,11 @@ def conv2d_weight_grad(
 
 def _windows(function: str, kernel_size: IntOrPair, stride: Any, padding: IntOrPair) -> list[Any]:
     """kernel_size, stride and padding as pairs; a pool's stride is its kernel_size by default."""
-    kernel = shapes.window_pair(function, "kernel_size", kernel_size)
+    kernel = shapes.pair(function, "kernel_size", kernel_size, shapes.POOLING_PAIR)
     # torch takes an empty list for "not given" too.
-    given = stride is not None and not (isinstance(stride, Sequence) and len(stride) == 0)
-    step = shapes.window_pair(function, "stride", stride) if given else kernel
-    return [kernel, step, shapes.window_pair(function, "padding", padding)]
+    given = stride is not None and not (shapes.is_sequence(stride) and len(stride) == 0)
+    step = shapes.pair(function, "stride", stride, shapes.POOLING_PAIR) if given else kernel
+    return [kernel, step, shapes.pair(function, "padding", padding, shapes.POOLING_PAIR)]
 
 
 def max_pool2d(
@@ -243,6 +300,7 @@ def max_pool2d(
 
     Args:
         input: [N, C, H, W] or [C, H, W]; float32, float64, bfloat16 or float16; any strides.
+            Other dtypes have no gradient here: torch's function takes them, or refuses.
         kernel_size: int or (height, width), at least 1.
         stride: int or (height, width), at least 1; kernel_size by default.
         padding: int or (height, width), at most half the kernel_size; never the largest.
@@ -256,37 +314,29 @@ def max_pool2d(
 
     Raises:
         TypeError: an argument is of another type.
+        ValueError: a number of more than 64 bits.
         RuntimeError: a value is out of range; the message names it.
-        NotImplementedError: a CUDA tensor where the CUDA kernels are not built.
+        NotImplementedError: a CUDA tensor where the CUDA kernels are not built; a dtype that torch
+            does not pool either.
     """
     shapes.check_is_tensor("max_pool2d", input=input)
-    shapes.check_dim("max_pool2d", "input", input.shape)
+    shapes.check_pool_dim("max_pool2d", input.shape)
     windows = _windows("max_pool2d", kernel_size, stride, padding)
-    dilation = shapes.window_pair("max_pool2d", "dilation", dilation)
+    dilation = shapes.pair("max_pool2d", "dilation", dilation, shapes.POOLING_PAIR)
     ceil_mode = shapes.flag("max_pool2d", "ceil_mode", ceil_mode)
     return_indices = shapes.flag("max_pool2d", "return_indices", return_indices)
+    if input.dtype not in shapes.DTYPES:
+        torchs: Any = F.max_pool2d
+        return torchs(input, *windows, dilation, ceil_mode, return_indices)
     batched = input if input.dim() == 4 else input.unsqueeze(0)
     output, offset = pool_ops.max_pool2d(batched, *windows, dilation, ceil_mode)
     results = [output]
     if return_indices:
         kernel, step, pad = windows
-        results.append(_indices(offset, batched.shape[3], kernel, step, pad, dilation))
+        results.append(pool_ops.indices(offset, batched.shape, kernel, step, pad, dilation))
     if input.dim() == 3:
         results = [result.squeeze(0) for result in results]
     return (results[0], results[1]) if return_indices else results[0]
-
-
-def _indices(
-    offset: Tensor, width: int, kernel: Any, stride: Any, padding: Any, dilation: Any
-) -> Tensor:
-    """i * W + j of the offsets' positions; -1 for a window with no position inside."""
-    nowhere = torch.iinfo(offset.dtype).max if offset.dtype == torch.uint8 else -1
-    r, s = offset.long() // kernel[1], offset.long() % kernel[1]
-    m = torch.arange(offset.shape[2], device=offset.device)[:, None]
-    n = torch.arange(offset.shape[3], device=offset.device)
-    i = m * stride[0] - padding[0] + r * dilation[0]
-    j = n * stride[1] - padding[1] + s * dilation[1]
-    return torch.where(offset == nowhere, -1, i * width + j)
 
 
 def avg_pool2d(
@@ -303,7 +353,7 @@ def avg_pool2d(
     Same result as :func:`torch.nn.functional.avg_pool2d`. For backward nothing is kept.
 
     Args:
-        input: [N, C, H, W] or [C, H, W]; float32, float64, bfloat16 or float16; any strides.
+        input: as :func:`max_pool2d`'s.
         kernel_size: int or (height, width), at least 1.
         stride: int or (height, width), at least 1; kernel_size by default.
         padding: int or (height, width), at most half the kernel_size; zeros.
@@ -315,15 +365,18 @@ def avg_pool2d(
         [N, C, M, N'] or [C, M, N'], in input's memory format.
 
     Raises:
-        TypeError, RuntimeError, NotImplementedError: as :func:`max_pool2d`.
+        TypeError, ValueError, RuntimeError, NotImplementedError: as :func:`max_pool2d`.
     """
     shapes.check_is_tensor("avg_pool2d", input=input)
-    shapes.check_dim("avg_pool2d", "input", input.shape)
+    shapes.check_pool_dim("avg_pool2d", input.shape)
     windows = _windows("avg_pool2d", kernel_size, stride, padding)
     ceil_mode = shapes.flag("avg_pool2d", "ceil_mode", ceil_mode)
     count_include_pad = shapes.flag("avg_pool2d", "count_include_pad", count_include_pad)
     if divisor_override is not None:
         divisor_override = shapes.whole_number("avg_pool2d", "divisor_override", divisor_override)
+    if input.dtype not in shapes.DTYPES:
+        torchs: Any = F.avg_pool2d
+        return torchs(input, *windows, ceil_mode, count_include_pad, divisor_override)
     batched = input if input.dim() == 4 else input.unsqueeze(0)
     output = pool_ops.avg_pool2d(batched, *windows, ceil_mode, count_include_pad, divisor_override)
     return output if input.dim() == 4 else output.squeeze(0)

@@ -27,7 +27,7 @@ from torch import nn
 from torch.fx import Node
 from torch.nn.utils import parametrize
 
-from torch_convbp import activations
+from torch_convbp import activations, shapes
 from torch_convbp._tracing import AUGMENTED, Entry, Trace, structural_copy, text_of
 from torch_convbp._without_calls import Call, calls, class_before, class_without, removed_from
 from torch_convbp.activations import TABLE, Activation
@@ -522,6 +522,10 @@ def fusions(model: nn.Module) -> Fusions:
         fused: of each convolution its name, what computed the activation before, and g.
         left_alone: of each activation behind a ConvBP2d that is not fused the two names and the
             reason; of each module that torch.fx cannot trace its name and what torch.fx said.
+
+    Raises:
+        TypeError: model is no torch.nn.Module.
     """
+    shapes.check_is_module("fusions", model)
     sites, left = _find(model)
     return Fusions(_fused(model), [*(site.left_alone() for site in sites), *left])

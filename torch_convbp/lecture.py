@@ -17,10 +17,13 @@ from typing import overload
 
 from torch import Tensor
 
+from torch_convbp import shapes
+
 __all__ = ["from_torch", "gradients_from_torch", "to_torch"]
 
 
-def _check(name: str, w: Tensor) -> None:
+def _check(function: str, name: str, w: Tensor) -> None:
+    shapes.check_is_tensor(function, **{name: w})
     if w.dim() not in (2, 4):
         raise RuntimeError(
             f"Expected 4D {name} of a convolution or 2D {name} of a dense layer, "
@@ -30,6 +33,7 @@ def _check(name: str, w: Tensor) -> None:
 
 def flip(w: Tensor) -> Tensor:
     """w̃: the filters turned by 180 degrees. Turning them twice gives them back."""
+    shapes.check_is_tensor("flip", w=w)
     return w.flip(-2, -1)
 
 
@@ -39,7 +43,8 @@ def to_torch(w: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     Raises:
         RuntimeError: w has neither four dimensions nor two, or b does not fit to it.
     """
-    _check("w", w)
+    _check("to_torch", "w", w)
+    shapes.check_is_tensor("to_torch", b=b)
     expected = w.shape[:2] if w.dim() == 4 else w.shape[:1]
     if b.shape != expected:
         raise RuntimeError(
@@ -62,7 +67,7 @@ def from_torch(weight: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tens
     Raises:
         RuntimeError: weight has neither four dimensions nor two.
     """
-    _check("weight", weight)
+    _check("from_torch", "weight", weight)
     if weight.dim() == 2:
         return weight, None if bias is None else -bias
     maps = weight.shape[1]
@@ -81,7 +86,7 @@ def gradients_from_torch(
     Raises:
         RuntimeError: weight_grad has neither four dimensions nor two.
     """
-    _check("weight_grad", weight_grad)
+    _check("gradients_from_torch", "weight_grad", weight_grad)
     if weight_grad.dim() == 2:
         return weight_grad, None if bias_grad is None else -bias_grad
     w_grad = flip(weight_grad)

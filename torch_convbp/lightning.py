@@ -70,6 +70,7 @@ class ErrorSignalMonitor(Callback):
         folder: where the picture goes; None for the logger's folder, or the trainer's.
 
     Raises:
+        TypeError: folder is no path.
         ValueError: an argument is none of these; when training starts, if the model has no layer
             of torch_convbp.
     """
@@ -90,18 +91,18 @@ class ErrorSignalMonitor(Callback):
             raise ValueError(
                 f"ErrorSignalMonitor: every_n_steps must be an int >= 1, but got {every_n_steps!r}"
             )
-        if isinstance(what, str) or not what or not set(what) <= set(recording.WHAT):
-            raise ValueError(
-                "ErrorSignalMonitor: what must be one or more of "
-                f"{', '.join(recording.WHAT)}, but got {what!r}"
-            )
         if statistic not in STATISTICS:
             raise ValueError(
                 f"ErrorSignalMonitor: statistic must be one of {', '.join(STATISTICS)}, "
                 f"but got {statistic!r}"
             )
+        if folder is not None and not isinstance(folder, (str, os.PathLike)):
+            raise TypeError(
+                "ErrorSignalMonitor(): argument 'folder' must be a str or an os.PathLike, "
+                f"not {type(folder).__name__}"
+            )
         self.every_n_steps = every_n_steps
-        self.what = tuple(what)
+        self.what = recording.quantities("ErrorSignalMonitor", what)
         self.statistic = statistic
         self.folder = folder
         self.histories = {quantity: History() for quantity in self.what}
@@ -193,18 +194,20 @@ class ErrorSignalMonitor(Callback):
 
         Raises:
             ModuleNotFoundError: matplotlib is not installed.
+            ValueError: nothing was recorded.
         """
         from matplotlib.figure import Figure  # not pyplot: no window, no global state
 
-        names = self.names()
-        height = 0.9 + 0.19 * min(max(len(names), 6), NAMES_AT_MOST)
-        heights = [*(height for _ in self.what), 2.2]
+        # What no layer has, as a bias_grad without biases, has no picture.
+        drawn = [q for q in self.what if self.histories[q].columns] or self.what[:1]
+        height = 0.9 + 0.19 * min(max(len(self.names()), 6), NAMES_AT_MOST)
+        heights = [*(height for _ in drawn), 2.2]
         figure = Figure(figsize=(9, sum(heights) + 0.3), dpi=110, layout="constrained")
         *pictures, curves = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
-        for quantity, axes in zip(self.what, pictures, strict=True):
+        for quantity, axes in zip(drawn, pictures, strict=True):
             self.draw(axes, quantity)
             axes.set_xlabel("")
-        self._draw_curves(curves, self.what[0])
+        self._draw_curves(curves, drawn[0])
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, draft = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".png")
@@ -233,7 +236,11 @@ class ErrorSignalMonitor(Callback):
         Args:
             axes: where.
             what: one of those the monitor records; None for the first.
-            limits: the rms at both ends of the colours; None for those that occur.
+            limits: the rms at both ends of the colours, both above 0; None for those that occur.
+
+        Raises:
+            ModuleNotFoundError: matplotlib is not installed.
+            ValueError: what is not recorded by this monitor, or was not yet; limits are no limits.
         """
         import numpy as np
         from matplotlib.colors import ListedColormap, Normalize
@@ -241,6 +248,16 @@ class ErrorSignalMonitor(Callback):
         from matplotlib.ticker import MaxNLocator
 
         what = self.what[0] if what is None else what
+        if what not in self.what:
+            raise ValueError(
+                "draw(): argument 'what' must be one of those the monitor records, "
+                f"{', '.join(self.what)}, but got {what!r}"
+            )
+        if limits is not None and not 0 < limits[0] <= limits[1] < math.inf:
+            raise ValueError(
+                "draw(): argument 'limits' must be two numbers above 0, the lower one first, "
+                f"but got {limits!r}"
+            )
         history, names = self.histories[what], self.names()
         if not history.columns:
             raise ValueError(f"ErrorSignalMonitor: no {what} was recorded")

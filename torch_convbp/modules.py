@@ -12,24 +12,31 @@ from torch import Tensor, nn
 
 from torch_convbp import activations, functional, recording
 from torch_convbp.activations import Activation, ActivationLike
+from torch_convbp.shapes import LARGEST_PARAMETER
 
 __all__ = ["AvgPoolBP2d", "ConvBP2d", "LinearBP", "MaxPoolBP2d"]
 
 
-def _int(name: str, value: Any, least: int) -> int:
-    """value as an int of at least ``least``; nn.Conv2d finds out at the first call, if at all."""
-    message = f"{name} must be an int >= {least}, but got {value!r}"
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
+def _int(name: str, value: Any, least: int | None) -> int:
+    """value as an int, of at least ``least``; nn.Conv2d finds out at the first call, if at all."""
+    expected = "an int" if least is None else f"an int >= {least}"
+    message = f"{name} must be {expected}, but got {value!r}"
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(message) from None
+    if isinstance(value, bool):
         raise TypeError(message)
-    if operator.index(value) < least:
+    if least is not None and number < least:
         raise ValueError(message)
-    return operator.index(value)
+    return number
 
 
 def _is_several(value: Any) -> bool:
-    """An iterable, but no string and no 0-dimensional array or tensor: those count as one."""
+    """An iterable, but no text and no 0-dimensional array or tensor: those count as one."""
     zero_dimensional = getattr(value, "ndim", None) == 0
-    return isinstance(value, Iterable) and not isinstance(value, str) and not zero_dimensional
+    text = isinstance(value, (str, bytes, bytearray))
+    return isinstance(value, Iterable) and not text and not zero_dimensional
 
 
 def _pair(name: str, value: Any, least: int) -> tuple[int, int]:
@@ -43,20 +50,46 @@ def _pair(name: str, value: Any, least: int) -> tuple[int, int]:
         kind = TypeError if isinstance(error, TypeError) else ValueError
         expected = f"an int >= {least} or two of them"
         raise kind(f"{name} must be {expected}, but got {value!r}") from None
+    if max([height, *width]) > LARGEST_PARAMETER:
+        raise ValueError(f"{name} must be at most {LARGEST_PARAMETER}, but got {value!r}")
     return (height, width[0]) if width else (height, height)
 
 
-def _node(layer: nn.Module, input: torch.fx.Proxy) -> Any:
-    """The layer as one node of a torch.fx graph, as torch.nn's own are; fx would look into it."""
+def _is_node(layer: nn.Module, input: Any) -> bool:
+    """Is torch.fx tracing a model that the layer is a part of? Then it is one node of the graph, as
+    torch.nn's own layers are; fx would look into it."""
+    return isinstance(input, torch.fx.Proxy) and getattr(input.tracer, "root", None) is not layer
+
+
+def _node(layer: nn.Module, input: Any) -> Any:
     tracer: Any = input.tracer
     return tracer.create_proxy("call_module", tracer.path_of_module(layer), (input,), {})
 
 
-class _WithActivation(recording.Layer):
-    """A layer that ends with an activation g, or with none."""
+class _Layer(recording.Layer):
+    """What all layers have in common."""
+
+    def __prepare_scriptable__(self) -> Any:
+        # torch.jit.script asks before it compiles, and would stumble over something far from here.
+        raise NotImplementedError(
+            f"torch.jit.script does not support {type(self).__name__}: use torch.jit.trace or "
+            "torch.export, or torch.nn's layers (torch_convbp.revert(model))"
+        )
+
+
+class _WithActivation(_Layer):
+    """A layer that ends with an activation g, or with none.
+
+    ``layer.activation`` takes what the constructor does, and gives an Activation or None.
+    """
 
     # On the class, so that layers made of torch's own by changing their class have it too.
     activation: Activation | None = None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "activation":  # else nn.Module would keep a module as one of its children
+            value = activations.parse(type(self).__name__, value)
+        super().__setattr__(name, value)
 
     def extra_repr(self) -> str:
         text = super().extra_repr()
@@ -75,14 +108,15 @@ class ConvBP2d(_WithActivation, nn.Conv2d):
 
     Shapes: input [N, in_channels, H, W] or [in_channels, H, W]; weight [out_channels,
     in_channels / groups, R, S]; bias [out_channels] or None. dtypes: float32, float64, bfloat16,
-    float16.
+    float16, complex.
 
     Raises:
         TypeError, ValueError: an argument of the constructor is out of range. nn.Conv2d's own
             checks, and those it leaves to the first call: kernel_size, stride and dilation at
             least 1, padding at least 0, one or two ints each, out_channels and groups at
             least 1, in_channels at least 0.
-        RuntimeError: a dtype that cannot have gradients.
+        RuntimeError: a dtype that cannot have gradients. The errors of a call are
+            bp.functional.conv2d's.
     """
 
     def __init__(
@@ -119,7 +153,7 @@ class ConvBP2d(_WithActivation, nn.Conv2d):
             self.activation = g
 
     def forward(self, input: Tensor) -> Tensor:
-        if isinstance(input, torch.fx.Proxy):
+        if _is_node(self, input):
             return _node(self, input)
         return super().forward(input)
 
@@ -143,8 +177,12 @@ class ConvBP2d(_WithActivation, nn.Conv2d):
 class LinearBP(_WithActivation, nn.Linear):
     """A :class:`torch.nn.Linear` whose forward and backward pass are L7, with an activation.
 
+    ``activation`` (keyword only) is what bp.functional.linear takes: the layer then computes
+    g(linear(input)), in a second pass over the output. The other arguments are nn.Linear's.
+
     Shapes: input [..., in_features]; weight [out_features, in_features]; bias [out_features] or
-    None; output [..., out_features].
+    None; output [..., out_features]. dtypes: nn.Linear's, with an activation float32, float64,
+    bfloat16, float16.
 
     Raises:
         TypeError, ValueError: a number of features is no int >= 0, or activation is unknown.
@@ -172,19 +210,21 @@ class LinearBP(_WithActivation, nn.Linear):
             self.activation = g
 
     def forward(self, input: Tensor) -> Tensor:
-        if isinstance(input, torch.fx.Proxy):
+        if _is_node(self, input):
             return _node(self, input)
         return functional.linear(input, self.weight, self.bias, activation=self.activation)
 
 
-class MaxPoolBP2d(recording.Layer, nn.MaxPool2d):
+class MaxPoolBP2d(_Layer, nn.MaxPool2d):
     """A :class:`torch.nn.MaxPool2d` whose forward and backward pass are L8, on kernels of our own.
 
-    Shapes: input [N, C, H, W] or [C, H, W]; output the same with pooled H and W. dtypes: float32,
-    float64, bfloat16, float16. Takes every argument of nn.MaxPool2d.
+    Shapes: input [N, C, H, W] or [C, H, W]; output the same with pooled H and W, and with
+    return_indices also where each comes from, int64 of the same size. dtypes: float32, float64,
+    bfloat16, float16; integers are torch's to pool. Takes every argument of nn.MaxPool2d.
 
     Raises:
-        TypeError, ValueError: an argument of the constructor is out of range.
+        TypeError, ValueError: an argument of the constructor is out of range. The errors of a call
+            are bp.functional.max_pool2d's.
     """
 
     def __init__(
@@ -196,12 +236,11 @@ class MaxPoolBP2d(recording.Layer, nn.MaxPool2d):
         return_indices: bool = False,
         ceil_mode: bool = False,
     ) -> None:
-        _check_windows(kernel_size, stride, padding)
-        _pair("dilation", dilation, 1)
-        super().__init__(kernel_size, stride, padding, dilation, return_indices, ceil_mode)
+        windows = _windows(kernel_size, stride, padding)
+        super().__init__(*windows, _window("dilation", dilation, 1), return_indices, ceil_mode)
 
     def forward(self, input: Tensor) -> Any:
-        if isinstance(input, torch.fx.Proxy):
+        if _is_node(self, input):
             return _node(self, input)
         return functional.max_pool2d(
             input,
@@ -214,14 +253,15 @@ class MaxPoolBP2d(recording.Layer, nn.MaxPool2d):
         )
 
 
-class AvgPoolBP2d(recording.Layer, nn.AvgPool2d):
+class AvgPoolBP2d(_Layer, nn.AvgPool2d):
     """A :class:`torch.nn.AvgPool2d` whose forward and backward pass are L8, on kernels of our own.
 
     Shapes: input [N, C, H, W] or [C, H, W]; output the same with pooled H and W. dtypes: float32,
-    float64, bfloat16, float16. Takes every argument of nn.AvgPool2d.
+    float64, bfloat16, float16; int64 is torch's to pool. Takes every argument of nn.AvgPool2d.
 
     Raises:
-        TypeError, ValueError: an argument of the constructor is out of range.
+        TypeError, ValueError: an argument of the constructor is out of range. The errors of a call
+            are bp.functional.avg_pool2d's.
     """
 
     def __init__(
@@ -233,18 +273,13 @@ class AvgPoolBP2d(recording.Layer, nn.AvgPool2d):
         count_include_pad: bool = True,
         divisor_override: int | None = None,
     ) -> None:
-        _check_windows(kernel_size, stride, padding)
-        if divisor_override is not None:
-            if isinstance(divisor_override, bool) or not hasattr(divisor_override, "__index__"):
-                raise TypeError(f"divisor_override must be an int, but got {divisor_override!r}")
-            if operator.index(divisor_override) == 0:
-                raise ValueError("divisor_override must be not zero, but got 0")
-        super().__init__(
-            kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override
-        )
+        windows = _windows(kernel_size, stride, padding)
+        if divisor_override is not None and _int("divisor_override", divisor_override, None) == 0:
+            raise ValueError("divisor_override must be not zero, but got 0")
+        super().__init__(*windows, ceil_mode, count_include_pad, divisor_override)
 
     def forward(self, input: Tensor) -> Tensor:
-        if isinstance(input, torch.fx.Proxy):
+        if _is_node(self, input):
             return _node(self, input)
         return functional.avg_pool2d(
             input,
@@ -257,12 +292,21 @@ class AvgPoolBP2d(recording.Layer, nn.AvgPool2d):
         )
 
 
-def _check_windows(kernel_size: Any, stride: Any, padding: Any) -> None:
-    kernel = _pair("kernel_size", kernel_size, 1)
-    if stride is not None:
-        _pair("stride", stride, 1)
-    if any(p > k // 2 for p, k in zip(_pair("padding", padding, 0), kernel, strict=True)):
+def _window(name: str, value: Any, least: int) -> int | tuple[int, int]:
+    """value as it was given, if that is an int, as torch's pools keep it; else as a pair."""
+    pair = _pair(name, value, least)
+    return value if isinstance(value, int) else pair
+
+
+def _windows(
+    kernel_size: Any, stride: Any, padding: Any
+) -> tuple[int | tuple[int, int], int | tuple[int, int] | None, int | tuple[int, int]]:
+    """kernel_size, stride and padding of a pool, checked."""
+    kernel, pad = _pair("kernel_size", kernel_size, 1), _pair("padding", padding, 0)
+    if any(p > k // 2 for p, k in zip(pad, kernel, strict=True)):
         raise ValueError(
             "padding must be at most half of kernel_size, "
             f"but got padding={padding!r} and kernel_size={kernel_size!r}"
         )
+    step = None if stride is None else _window("stride", stride, 1)
+    return _window("kernel_size", kernel_size, 1), step, _window("padding", padding, 0)

@@ -54,6 +54,12 @@ def register(operator: torch._ops.OpOverload, key: str, kernel: Callable[..., An
 # --- fake kernels ---------------------------------------------------------------------------
 
 
+def new_tensor(like: Tensor, size: Ints, memory_format: torch.memory_format) -> Tensor:
+    """An empty tensor of that size and format, where there can be one."""
+    shapes.check_fits(size, like.element_size())
+    return like.new_empty(size).to(memory_format=memory_format)
+
+
 def _fake_conv2d(
     op: str, input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Sequence[Any]
 ) -> Tensor:
@@ -66,7 +72,7 @@ def _fake_conv2d(
     )
     if bias is not None:
         shapes.check_bias(bias.shape, weight.shape)
-    return input.new_empty(size).to(memory_format=shapes.result_format(input, weight))
+    return new_tensor(input, size, shapes.result_format(input, weight))
 
 
 @torch.library.register_fake("torch_convbp::conv2d")
@@ -104,10 +110,8 @@ def _(
     output_size = shapes.conv2d_output_size(
         input_size, weight.shape, stride, padding, dilation, groups, delta.element_size()
     )
-    shapes.check_delta(delta.shape, output_size)
-    return delta.new_empty(input_size).to(
-        memory_format=shapes.result_format(weight, delta, memory_format)
-    )
+    shapes.check_size("delta", delta.shape, "conv2d's output", output_size)
+    return new_tensor(delta, input_size, shapes.result_format(weight, delta, memory_format))
 
 
 def _fake_weight_grad(
@@ -125,10 +129,8 @@ def _fake_weight_grad(
         *geometry,
         delta.element_size(),  # type: ignore[call-arg]
     )
-    shapes.check_delta(delta.shape, output_size)
-    return delta.new_empty(weight_size).to(
-        memory_format=shapes.result_format(input, delta, memory_format)
-    )
+    shapes.check_size("delta", delta.shape, "conv2d's output", output_size)
+    return new_tensor(delta, weight_size, shapes.result_format(input, delta, memory_format))
 
 
 @torch.library.register_fake("torch_convbp::conv2d_weight_grad")
@@ -162,6 +164,7 @@ def _(
 def _(input: Tensor, name: str, parameters: Sequence[float]) -> Tensor:
     shapes.check_tensors("activation", input=input)
     activations.check(name, parameters)
+    shapes.check_fits(input.shape, input.element_size())
     return torch.empty_like(input)
 
 
@@ -170,10 +173,9 @@ def _fake_error_signal(
 ) -> Tensor:
     activations.check(name, parameters)
     shapes.check_tensors(op, grad=grad, kept=kept)
-    shapes.check_grad(grad.shape, kept.shape)
-    last = kept.dim() == 4 and shapes.is_channels_last(kept)
-    format = torch.channels_last if last else torch.contiguous_format
-    return torch.empty_like(kept, memory_format=format)
+    shapes.check_size("grad", grad.shape, "kept", kept.shape)
+    shapes.check_fits(kept.shape, kept.element_size())
+    return torch.empty_like(kept, memory_format=shapes.format_of(kept))
 
 
 @torch.library.register_fake("torch_convbp::error_signal")
@@ -329,15 +331,23 @@ def _(info: Any, in_dims: Any, input: Tensor, weight: Tensor, bias: Tensor | Non
     input_dim, weight_dim, bias_dim = in_dims[:3]
     if weight_dim is None and bias_dim is None:
         return linear(input.movedim(input_dim, 0), weight, bias), 0
+
+    def batched(tensor: Tensor, dim: int | None) -> Tensor:
+        return tensor.movedim(dim, 0) if dim is not None else tensor.expand(size, *tensor.shape)
+
     size = info.batch_size
-    rows = (
-        input.movedim(input_dim, 0) if input_dim is not None else input.expand(size, *input.shape)
+    rows, filters = batched(input, input_dim), batched(weight, weight_dim)
+    *outputs, features = filters.shape[1:]
+    products = torch.matmul(
+        rows.reshape(size, math.prod(rows.shape[1:-1]), rows.shape[-1]),
+        filters.reshape(size, math.prod(outputs), features).mT,
     )
-    filters = weight if weight_dim is None else weight.movedim(weight_dim, 0)
-    output = torch.matmul(rows.reshape(size, -1, rows.shape[-1]), filters.mT)
+    output = products.reshape(*rows.shape[:-1], *outputs)
     if bias is not None:
-        output = output + (bias if bias_dim is None else bias.movedim(bias_dim, 0).unsqueeze(1))
-    return output.reshape(*rows.shape[:-1], output.shape[-1]), 0
+        shifts = batched(bias, bias_dim)
+        ones = (1,) * (output.dim() - shifts.dim())  # as one bias would, it fits from behind
+        output = output + shifts.reshape(size, *ones, *shifts.shape[1:])
+    return output, 0
 
 
 # --- autocast -------------------------------------------------------------------------------
@@ -366,8 +376,17 @@ for _operator in (conv2d, conv2d_activation, conv2d_activation_pair, linear):
 
 # --- the dense layer ------------------------------------------------------------------------
 
-# L7's matrix product is torch's own, on every device.
-register(linear, "CompositeExplicitAutograd", F.linear)
+
+def _linear(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """L7's matrix product is torch's own, on every device."""
+    shapes.check_is_tensor("linear", input=input, weight=weight)
+    shapes.check_same_device("weight", weight, "input", input)
+    if bias is not None:
+        shapes.check_same_device("bias", bias, "input", input)
+    return F.linear(input, weight, bias)
+
+
+register(linear, "CompositeExplicitAutograd", _linear)
 
 
 # --- floating point operations (torch.utils.flop_counter) ------------------------------------
@@ -406,6 +425,31 @@ def _(input: Ints, weight_size: Ints, delta: Ints, *_: Any, **__: Any) -> int:
 @register_flop_formula([torch.ops.torch_convbp.linear])
 def _(input: Ints, weight: Ints, *_: Any, out_shape: Ints, **__: Any) -> int:
     return 2 * math.prod(out_shape) * weight[1]
+
+
+# --- tensors that are not dense ---------------------------------------------------------------
+
+# Where the dispatcher takes them; its own words name no argument.
+NOT_DENSE = ("SparseCPU", "SparseCsrCPU", "MkldnnCPU", "QuantizedCPU", "AutogradNestedTensor")
+
+
+def _only_dense(operator: torch._ops.OpOverload) -> Callable[..., Any]:
+    names = [argument.name for argument in operator._schema.arguments]
+
+    def kernel(*args: Any, **kwargs: Any) -> Any:
+        tensors = {n: a for n, a in zip(names, args, strict=False) if isinstance(a, Tensor)}
+        shapes.check_is_tensor(operator._schema.name.split("::")[1], **tensors)
+
+    return kernel
+
+
+def refuse_what_is_not_dense(operators: Sequence[torch._ops.OpOverload]) -> None:
+    for operator in operators:
+        for key in NOT_DENSE:
+            register(operator, key, _only_dense(operator))
+
+
+refuse_what_is_not_dense((*CONVOLUTIONS, *ELEMENTWISE, linear))
 
 
 # --- devices without kernels ----------------------------------------------------------------

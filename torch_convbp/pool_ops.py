@@ -23,9 +23,7 @@ POOLS = (max_pool2d, max_pool2d_input_grad, max_pool2d_gather, avg_pool2d, avg_p
 
 def _like(tensor: Tensor, size: Ints, memory_format: torch.memory_format | None = None) -> Tensor:
     """An empty tensor of that size in the format of the given one, or in the one asked for."""
-    return tensor.new_empty(size).to(
-        memory_format=shapes.result_format(tensor, tensor, memory_format)
-    )
+    return ops.new_tensor(tensor, size, shapes.result_format(tensor, tensor, memory_format))
 
 
 @torch.library.register_fake("torch_convbp::max_pool2d")
@@ -47,7 +45,7 @@ def _(
 ) -> Tensor:
     shapes.check_tensors("max_pool2d_input_grad", delta=delta)
     size = shapes.pool2d_output_size(input_size, kernel_size, *geometry)
-    shapes.check_output_size("delta", delta.shape, size)
+    shapes.check_size("delta", delta.shape, "the output", size)
     shapes.check_offset(offset, "delta", kernel_size, size, delta.device)
     return _like(delta, input_size, memory_format)
 
@@ -88,8 +86,28 @@ def _(
 ) -> Tensor:
     shapes.check_tensors("avg_pool2d_input_grad", delta=delta)
     size = _avg_output_size(input_size, *geometry)
-    shapes.check_output_size("delta", delta.shape, size)
+    shapes.check_size("delta", delta.shape, "the output", size)
     return _like(delta, input_size, memory_format)
+
+
+def indices(
+    offset: Tensor,
+    input_size: Ints,
+    kernel_size: Ints,
+    stride: Ints,
+    padding: Ints,
+    dilation: Ints,
+) -> Tensor:
+    """i * W + j of the offsets' positions; -1 for those outside the input."""
+    height, width = input_size[2:]
+    tap = offset.long()
+    m = torch.arange(offset.shape[2], device=offset.device)[:, None]
+    n = torch.arange(offset.shape[3], device=offset.device)
+    i = m * stride[0] - padding[0] + tap // kernel_size[1] * dilation[0]
+    j = n * stride[1] - padding[1] + tap % kernel_size[1] * dilation[1]
+    inside = (tap >= 0) & (tap < kernel_size[0] * kernel_size[1])
+    inside = inside & (i >= 0) & (i < height) & (j >= 0) & (j < width)
+    return torch.where(inside, i * width + j, -1)
 
 
 # Every map is pooled by itself: a dimension that torch.vmap adds is more batch.
@@ -123,4 +141,5 @@ for _operator, _tensors in (
 ):
     torch.library.register_vmap(_operator._schema.name, _batch_rule(_operator, _tensors))
 
+ops.refuse_what_is_not_dense(POOLS)
 ops.refuse_cuda(POOLS)

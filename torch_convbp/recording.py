@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
+import sys
 import threading
 import warnings
 from collections import deque
@@ -22,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from torch_convbp import shapes
 from torch_convbp._single_level import is_legacy_batchedtensor, transforms_active
 
 __all__ = ["ErrorSignals", "Layer", "Record", "Statistics", "record_error_signals"]
@@ -35,6 +37,15 @@ ROW = 512
 
 class Layer(nn.Module):
     """A layer whose error signals can be recorded: the base of all in modules.py."""
+
+    def __getstate__(self) -> Any:
+        """What copies and pickles are made of: no recording is of a copy, so none is hooked to it.
+
+        Python 3.10 has no object.__getstate__.
+        """
+        parent: Any = super()
+        state = parent.__getstate__() if hasattr(parent, "__getstate__") else vars(self)
+        return _without_our_hooks(state) if isinstance(state, dict) else state
 
 
 class _Here(threading.local):
@@ -155,21 +166,34 @@ class Record(NamedTuple):
     bias_grad: Kept
 
 
+def quantities(function: str, what: Iterable[str]) -> tuple[str, ...]:
+    """The argument ``what`` of a function: which gradients are recorded."""
+    several = isinstance(what, Iterable) and not isinstance(what, str)
+    names = tuple(what) if several else ()
+    if not names or any(name not in WHAT for name in names):
+        raise ValueError(
+            f"{function}(): argument 'what' must be one or more of {', '.join(WHAT)}, "
+            f"but got {what!r}"
+        )
+    return names
+
+
 class ErrorSignals(Mapping[str, Sequence[Record]]):
     """The records of each layer, by its name in the model; the last is the newest.
 
-    Layers come in the order in which they were first run, then those that were not.
+    Layers come in the order in which they were first run, then those that were not. A name that is
+    no layer's gives KeyError. A copy has the records, not the model: it is not recorded in.
+
+    Raises:
+        TypeError: model is no module.
+        ValueError: it has no layer of torch_convbp, or another argument is out of range.
     """
 
     def __init__(
         self, model: nn.Module, keep: str, limit: int | None, what: Sequence[str] = WHAT
     ) -> None:
-        if not isinstance(model, nn.Module):
-            raise TypeError(
-                "record_error_signals(): argument 'model' must be a torch.nn.Module, "
-                f"not {type(model).__name__}"
-            )
-        if keep not in LIMITS:
+        shapes.check_is_module("record_error_signals", model)
+        if not isinstance(keep, str) or keep not in LIMITS:
             raise ValueError(
                 "record_error_signals(): argument 'keep' must be 'statistics' or 'tensors', "
                 f"but got {keep!r}"
@@ -179,13 +203,8 @@ class ErrorSignals(Mapping[str, Sequence[Record]]):
             raise ValueError(
                 f"record_error_signals(): argument 'limit' must be an int >= 1, but got {limit!r}"
             )
-        if isinstance(what, str) or not set(what) <= set(WHAT):
-            raise ValueError(
-                "record_error_signals(): argument 'what' must be several of "
-                f"{', '.join(WHAT)}, but got {what!r}"
-            )
         self._keep: Callable[[Tensor], Kept] = Statistics.of if keep == "statistics" else _copy
-        self._what = frozenset(what)
+        self._what = quantities("record_error_signals", what)
         self._layers: dict[nn.Module, str] = {
             m: name for name, m in model.named_modules() if isinstance(m, Layer)
         }
@@ -194,15 +213,33 @@ class ErrorSignals(Mapping[str, Sequence[Record]]):
                 "record_error_signals(): argument 'model' has no layer of torch_convbp; "
                 "torch_convbp.convert(model) makes some"
             )
+        for layer, name in self._layers.items():
+            if any(parameter.is_complex() for parameter in layer.parameters()):
+                raise ValueError(
+                    f"record_error_signals(): layer {shown(name)} has complex parameters, "
+                    "and error signals of real numbers alone can be recorded"
+                )
+        limit = min(limit, sys.maxsize)  # of a deque
         self._records = {name: deque[Record](maxlen=limit) for name in self._layers.values()}
         self._counts = dict.fromkeys(self._records, 0)
         self._ran: dict[str, None] = {}
         self._traced: dict[str, None] = {}
         self._lock = threading.Lock()
 
+    def __getstate__(self) -> dict[str, Any]:
+        with self._lock:
+            records = {name: kept.copy() for name, kept in self._records.items()}
+            state = vars(self) | {"_records": records, "_counts": self._counts.copy()}
+        del state["_lock"]
+        return state | {"_layers": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _lock=threading.Lock())
+
     def names(self) -> list[str]:
         """The layers' names, in the order of the forward pass."""
-        return [*self._ran, *(name for name in self._records if name not in self._ran)]
+        ran = self._ran.copy()  # other threads add to it
+        return [*ran, *(name for name in self._records if name not in ran)]
 
     def traced(self) -> list[str]:
         """Layers that ran inside torch.compile or a torch.func transform, and were not recorded."""
@@ -324,7 +361,11 @@ def record(
 
 @torch._dynamo.assume_constant_result
 def _note_traced(layer_id: int) -> None:
-    """Runs when the compiler comes by, and leaves nothing in what it compiles."""
+    """Notes a layer that is not recorded.
+
+    torch.compile calls this while tracing and bakes the result in, so nothing of it is left in what
+    it compiles. It takes an id because the arguments must be constants.
+    """
     for recording in _recordings:
         for layer, name in recording._layers.items():
             if id(layer) == layer_id:
@@ -352,13 +393,30 @@ def _leave(layer: nn.Module, args: Any, output: Any) -> None:
         here.layer = here.outer.pop() if here.outer else None
 
 
+def _without_our_hooks(state: dict[str, Any]) -> dict[str, Any]:
+    """A module's state, as it is while no recording is on."""
+    kinds = ("_forward_pre_hooks", "_forward_hooks", "_forward_hooks_always_called")
+    hooks = {name: state[name] for name in kinds if name in state}
+    ours = {
+        key
+        for of_kind in hooks.values()
+        for key, hook in of_kind.items()
+        if getattr(hook, "func", hook) in (_enter, _leave)
+    }
+    kept = {
+        name: type(of_kind)((key, hook) for key, hook in of_kind.items() if key not in ours)
+        for name, of_kind in hooks.items()
+    }
+    return {**state, **kept} if ours else state
+
+
 @contextlib.contextmanager
 def _on(signals: ErrorSignals) -> Iterator[None]:
     """While it lasts, the recording is on."""
     global _recordings
     with contextlib.ExitStack() as stack:
         for layer in signals._layers:
-            # Close around the forward pass: after the user's hooks, and before them.
+            # Close around the forward pass: last of the pre-hooks, first of the forward hooks.
             enter = functools.partial(_enter, id(layer))
             stack.callback(layer.register_forward_pre_hook(enter).remove)
             leave = layer.register_forward_hook(_leave, prepend=True, always_call=True)
@@ -395,7 +453,7 @@ def record_error_signals(
             copies.
         limit: how many records are kept a layer, the newest; None for 1000 of statistics and 8 of
             tensors.
-        what: which of "delta", "input_grad", "weight_grad" and "bias_grad" are kept.
+        what: one or more of "delta", "input_grad", "weight_grad" and "bias_grad": what is kept.
 
     Returns:
         A context manager that gives :class:`ErrorSignals`, a mapping of the layers' names to their
@@ -406,8 +464,8 @@ def record_error_signals(
             torch.func, which no record can be made of; or where nothing was recorded at all.
 
     Raises:
-        TypeError, ValueError: model is no module or has no layer of torch_convbp; another argument
-            is out of range.
+        TypeError, ValueError: model is no module, has no layer of torch_convbp, or has one of
+            complex numbers; another argument is out of range.
     """
     signals = ErrorSignals(model, keep, limit, what)
     with _on(signals):

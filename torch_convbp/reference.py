@@ -2,12 +2,13 @@
 
 The executable specification. It uses the lecture's own parameters, the filters w_ok as they are
 before flipping and one bias b_ok for each pair of maps, subtracted; it writes the sums of the
-convolutions over positions and taps as loops; it works in float64. Nothing of the package imports
-it: tests and docs compare the operators with it.
+convolutions over positions and taps as loops; it works in float64. Of the package only explain
+imports it: tests and docs compare the operators with it.
 
 Notation: a [N, K, H, W] are the maps of the layer below; w [O, K / groups, R, S]; b [O, K /
-groups]; p and delta [N, O, M, N'] belong to this layer. The slides have stride 1, no padding, no
-dilation and one group; the rest follows from one identity: output (m, n) meets input
+groups]; p and delta [N, O, M, N'] belong to this layer. N is the batch; an output map is M x N'
+(height, width). The slides have stride 1, no padding, no dilation and one group; the rest follows
+from one identity: output (m, n) meets input
 
     (m * stride - padding + r * dilation,  n * stride - padding + s * dilation)
 

@@ -2,10 +2,13 @@
 
 The fake kernels call these; csrc/checks.cpp says the same of real tensors, and the tests hold
 the two together. The words are torch's own where torch has them.
+
+In shapes N is the batch; an output map is M x N' (height, width).
 """
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Sequence
 from typing import Any
@@ -49,33 +52,54 @@ def check_is_tensor(function: str, **arguments: Any) -> None:
     """Raises TypeError for what is no tensor, RuntimeError for one that is not dense."""
     for name, value in arguments.items():
         if isinstance(value, Tensor):
-            if value.layout != torch.strided:
+            if value.layout != torch.strided or value.is_nested or value.is_quantized:
+                kind = "a quantized tensor of " if value.is_quantized else ""
+                kind = "a nested tensor of " if value.is_nested else kind
                 raise RuntimeError(
                     f"{function}(): expected argument '{name}' to be a dense tensor "
-                    f"(layout torch.strided), but got layout {value.layout}"
+                    f"(layout torch.strided), but got {kind}layout {value.layout}"
                 )
-        elif not is_tensor_like(value):
+        elif not is_tensor_like(value) or isinstance(value, type):
             raise TypeError(
                 f"{function}(): argument '{name}' must be Tensor, not {type(value).__name__}"
             )
 
 
+def check_is_module(function: str, model: Any) -> None:
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(
+            f"{function}(): argument 'model' must be a torch.nn.Module, not {type(model).__name__}"
+        )
+
+
 def whole_number(function: str, name: str, value: Any) -> int:
-    """value as an int; SymInts pass, they stand for ints while a graph is traced."""
-    if type(value) is int or isinstance(value, torch.SymInt):
+    """value as an int of 64 bits; SymInts pass, they stand for ints while a graph is traced."""
+    if isinstance(value, torch.SymInt):
         return value  # type: ignore[return-value]
     try:
-        return operator.index(value)
+        number = value if type(value) is int else operator.index(value)
     except TypeError:
         raise TypeError(
             f"{function}(): argument '{name}' must be made of ints, "
             f"but got {value!r} ({type(value).__name__})"
         ) from None
+    # In torch.compile it may stand for any number, and would be bound by what is asked of it.
+    if not torch.compiler.is_compiling() and not -(2**63) <= number < 2**63:
+        raise ValueError(
+            f"{function}(): Overflow when unpacking argument '{name}': expected 64-bit ints, "
+            f"but got {number}"
+        )
+    return number
+
+
+def is_sequence(value: Any) -> bool:
+    """A sequence, but not of characters or bytes."""
+    return isinstance(value, Sequence) and not isinstance(value, (str, bytes, bytearray))
 
 
 def size_list(function: str, name: str, value: Any) -> list[int]:
     """A sequence of ints (a torch.Size, say) as a list."""
-    if not isinstance(value, Sequence) or isinstance(value, str):
+    if not is_sequence(value):
         raise TypeError(
             f"{function}(): argument '{name}' must be a sequence of ints, "
             f"but got {value!r} ({type(value).__name__})"
@@ -85,36 +109,30 @@ def size_list(function: str, name: str, value: Any) -> list[int]:
 
 def _ints(function: str, name: str, value: Any) -> list[int]:
     """An int or a sequence of ints as a list."""
-    if not isinstance(value, Sequence) or isinstance(value, str):
+    if not is_sequence(value):
         value = (value,)
     return [whole_number(function, name, v) for v in value]
 
 
-def pair(function: str, name: str, value: Any) -> tuple[int, int]:
+# torch's words for what is no pair, of a convolution and of a pooling.
+CONVOLUTION_PAIR = (
+    "expected {name} to be a single integer value or a list of 2 values to match the "
+    "convolution dimensions"
+)
+POOLING_PAIR = "{function}: {name} must either be a single int, or a tuple of two ints"
+
+
+def pair(function: str, name: str, value: Any, words: str = CONVOLUTION_PAIR) -> tuple[int, int]:
     """An int or a sequence of one or two ints as (height, width)."""
-    if type(value) is int:
-        return value, value
     ints = _ints(function, name, value)
     if len(ints) not in (1, 2):
-        raise RuntimeError(
-            f"expected {name} to be a single integer value or a list of 2 values to match the "
-            f"convolution dimensions, but got {name}={ints}"
-        )
-    return ints[0], ints[-1]
-
-
-def window_pair(function: str, name: str, value: Any) -> tuple[int, int]:
-    """The same for a pooling."""
-    ints = _ints(function, name, value)
-    if len(ints) not in (1, 2):
-        raise RuntimeError(
-            f"{function}: {name} must either be a single int, or a tuple of two ints, "
-            f"but got {name}={ints}"
-        )
+        expected = words.format(function=function, name=name)
+        raise RuntimeError(f"{expected}, but got {name}={ints}")
     return ints[0], ints[-1]
 
 
 def flag(function: str, name: str, value: Any) -> bool:
+    """value, which must be a bool."""
     if not isinstance(value, bool):
         raise TypeError(f"{function}(): argument '{name}' must be bool, not {type(value).__name__}")
     return value
@@ -149,6 +167,7 @@ def four_paddings(
 
 
 def check_dim(function: str, name: str, size: Sequence[int]) -> None:
+    """Raises RuntimeError for a size that is no map's: [K, H, W], or [N, K, H, W] with a batch."""
     if len(size) not in (3, 4):
         raise RuntimeError(
             f"Expected 3D (unbatched) or 4D (batched) {name} to {function}, "
@@ -156,9 +175,26 @@ def check_dim(function: str, name: str, size: Sequence[int]) -> None:
         )
 
 
+def check_pool_dim(function: str, size: Sequence[int]) -> None:
+    if len(size) not in (3, 4):
+        raise RuntimeError(
+            f"{function}(): non-empty 3D or 4D (batch mode) tensor expected for input, "
+            f"but got input of size: {list(size)}"
+        )
+
+
+def check_linear_dim(input_size: Sequence[int], weight_size: Sequence[int]) -> None:
+    if len(input_size) < 1 or len(weight_size) not in (1, 2):
+        raise RuntimeError(
+            "both arguments to linear need to be at least 1D, and weight at most 2D, but got "
+            f"input of size {list(input_size)} and weight of size {list(weight_size)}"
+        )
+
+
 def check_same_dim(
     function: str, name: str, size: Sequence[int], other_name: str, other_size: Sequence[int]
 ) -> None:
+    """Raises RuntimeError where one of the two has a batch and the other has none."""
     if len(size) != len(other_size):
         raise RuntimeError(
             f"Expected {name} and {other_name} of {function} to be both batched (4D) or both "
@@ -168,6 +204,7 @@ def check_same_dim(
 
 
 def check_weight_dim(weight_size: Sequence[int]) -> None:
+    """Raises RuntimeError for a size that is no filter bank's."""
     if len(weight_size) != 4:
         raise RuntimeError(
             "Expected 4D weight [out_channels, in_channels/groups, kernel_height, kernel_width] "
@@ -286,42 +323,70 @@ def conv2d_output_size(
     )
     output_size = [input_size[0], weight_size[0]]
     output_size += [(padded[i] - extent[i]) // stride[i] + 1 for i in range(2)]
-    if all(isinstance(size, int) for size in output_size):
-        numel = output_size[0] * output_size[1] * output_size[2] * output_size[3]
-        _check(
-            numel * element_bytes <= LARGEST_BYTES,
-            f"the output of size {output_size} would not fit into the address space; it comes of "
-            f"input{input_size} with padding={padding} (top, bottom, left, right)",
-        )
+    _check(
+        _fits(output_size, element_bytes),
+        f"the output of size {output_size} would not fit into the address space; it comes of "
+        f"input{input_size} with padding={padding} (top, bottom, left, right)",
+    )
     return output_size
 
 
+def _fits(size: Sequence[int], element_bytes: int) -> bool:
+    """Symbolic sizes are not asked."""
+    known = all(isinstance(length, int) for length in size)
+    return not known or math.prod(size) * element_bytes <= LARGEST_BYTES
+
+
+def check_fits(size: Sequence[int], element_bytes: int) -> None:
+    _check(
+        _fits(size, element_bytes),
+        f"the result of size {list(size)} would not fit into the address space",
+    )
+
+
+def _type_name(dtype: torch.dtype) -> str:
+    """As C++ calls it."""
+    return _SCALAR_TYPE_NAMES.get(dtype, str(dtype))
+
+
+def check_same_device(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
+    _check(
+        tensor.device == other.device,
+        f"Expected all tensors to be on the same device, but got {name} on {tensor.device} and "
+        f"{other_name} on {other.device}",
+    )
+
+
 def check_tensors(op: str, **tensors: Tensor | None) -> None:
-    """All have the first one's dtype, one of DTYPES, and its device."""
+    """Raises RuntimeError unless all have the first one's device and dtype, one of DTYPES."""
+    check_alike(op, **tensors)
     name, first = next(iter(tensors.items()))
     assert first is not None
-    type_name = _SCALAR_TYPE_NAMES.get(first.dtype, str(first.dtype))
-    supported = "torch.float32, torch.float64, torch.bfloat16 or torch.float16"
     _check(
         first.dtype in DTYPES,
-        f"\"{op}\" not implemented for '{type_name}': expected {name} of dtype {supported}",
+        f"\"{op}\" not implemented for '{_type_name(first.dtype)}': expected {name} of dtype "
+        "torch.float32, torch.float64, torch.bfloat16 or torch.float16",
     )
+
+
+def check_alike(op: str, **tensors: Tensor | None) -> None:
+    """Raises RuntimeError unless all have the first one's device and dtype."""
+    name, first = next(iter(tensors.items()))
+    assert first is not None
+    type_name = _type_name(first.dtype)
     for other_name, other in tensors.items():
         if other is None:
             continue
-        _check(
-            other.device == first.device,
-            f"Expected all tensors to be on the same device, but got {other_name} on "
-            f"{other.device} and {name} on {first.device}",
-        )
+        check_same_device(other_name, other, name, first)
         _check(
             other.dtype == first.dtype,
-            f"Expected {name} type ({type_name}) and {other_name} type "
-            f"({_SCALAR_TYPE_NAMES.get(other.dtype, str(other.dtype))}) to be the same",
+            f"{op}(): {name} type ({type_name}) and {other_name} type ({_type_name(other.dtype)}) "
+            "should be the same",
         )
 
 
 def check_bias(bias_size: Sequence[int], weight_size: Sequence[int]) -> None:
+    """Raises RuntimeError for a bias that has not one element for each filter."""
     _check(
         list(bias_size) == [weight_size[0]],
         f"Given weight of size {list(weight_size)}, expected bias to be 1-dimensional with "
@@ -329,23 +394,17 @@ def check_bias(bias_size: Sequence[int], weight_size: Sequence[int]) -> None:
     )
 
 
-def check_delta(delta_size: Sequence[int], output_size: Sequence[int]) -> None:
+def check_size(name: str, size: Sequence[int], like: str, expected: Sequence[int]) -> None:
+    """Raises RuntimeError where the tensor ``name`` has not the size of what ``like`` says."""
     _check(
-        list(delta_size) == list(output_size),
-        f"Expected delta to have the size of conv2d's output, {list(output_size)}, "
-        f"but got delta of size {list(delta_size)}",
-    )
-
-
-def check_grad(grad_size: Sequence[int], kept_size: Sequence[int]) -> None:
-    _check(
-        list(grad_size) == list(kept_size),
-        f"Expected grad to have the size of kept, {list(kept_size)}, "
-        f"but got grad of size {list(grad_size)}",
+        list(size) == list(expected),
+        f"Expected {name} to have the size of {like}, {list(expected)}, "
+        f"but got {name} of size {list(size)}",
     )
 
 
 def check_has_channels(kept_size: Sequence[int]) -> None:
+    """Raises RuntimeError where there is no dimension 1 to have a bias gradient for."""
     _check(
         len(kept_size) >= 2,
         f"Expected kept to have channels in dimension 1, but got kept of size {list(kept_size)}",
@@ -367,15 +426,6 @@ def pool2d_output_size(
     Raises:
         RuntimeError: the arguments describe no pooling; the message names the argument.
     """
-    size = list(input_size)
-    _check(
-        len(size) == 4
-        and size[0] >= 0
-        and all(v > 0 for v in size[1:])
-        and not any(isinstance(v, int) and v > LARGEST_BYTES for v in size),
-        "Expected 3D or 4D (batch mode) tensor with optional 0 dim batch size for input, "
-        f"but got:{size}",
-    )
     for name, values in (
         ("kernel_size", kernel_size),
         ("stride", stride),
@@ -400,7 +450,6 @@ def pool2d_output_size(
         all(v > 0 for v in spread),
         f"dilation should be greater than zero, but got dilation={spread}",
     )
-    result = size[:2]
     for axis in range(2):
         extent = spread[axis] * (kernel[axis] - 1) + 1
         _check(
@@ -413,6 +462,18 @@ def pool2d_output_size(
             "pad should be smaller than or equal to half of kernel size, but got "
             f"padding={pad} and kernel_size={kernel}",
         )
+    size = list(input_size)
+    _check(
+        len(size) == 4
+        and size[0] >= 0
+        and all(v > 0 for v in size[1:])
+        and not any(isinstance(v, int) and v > LARGEST_BYTES for v in size),
+        "Expected 3D or 4D (batch mode) tensor with optional 0 dim batch size for input, "
+        f"but got:{size}",
+    )
+    result = size[:2]
+    for axis in range(2):
+        extent = spread[axis] * (kernel[axis] - 1) + 1
         room = size[2 + axis] + 2 * pad[axis] - extent
         if ceil_mode:
             room += step[axis] - 1
@@ -437,13 +498,14 @@ def offset_dtype(kernel_size: Sequence[int]) -> torch.dtype:
 
 
 def check_divisor(divisor_override: int | None) -> None:
+    """Raises RuntimeError for a divisor of 0."""
     _check(divisor_override != 0, "divisor must be not zero, but got divisor_override=0")
 
 
 def check_offset(
     offset: Tensor, like: str, kernel_size: Sequence[int], output_size: Sequence[int], device: Any
 ) -> None:
-    """Offsets of that pooling, where the tensor called ``like`` is."""
+    """Raises RuntimeError for what are no offsets of that pooling, or not where ``like`` is."""
     dtype = offset_dtype(kernel_size)
     _check(
         offset.device == device,
@@ -452,19 +514,11 @@ def check_offset(
     )
     _check(
         offset.dtype == dtype,
-        f"Expected offset of type {_SCALAR_TYPE_NAMES[dtype]} for "
+        f"Expected offset of type {_type_name(dtype)} for "
         f"kernel_size={list(kernel_size)}, "
-        f"but got {_SCALAR_TYPE_NAMES.get(offset.dtype, str(offset.dtype))}",
+        f"but got {_type_name(offset.dtype)}",
     )
-    check_output_size("offset", offset.shape, output_size)
-
-
-def check_output_size(name: str, size: Sequence[int], output_size: Sequence[int]) -> None:
-    _check(
-        list(size) == list(output_size),
-        f"Expected {name} to have the size of the output, {list(output_size)}, "
-        f"but got {name} of size {list(size)}",
-    )
+    check_size("offset", offset.shape, "the output", output_size)
 
 
 def is_channels_last(tensor: Tensor) -> bool:
@@ -481,6 +535,13 @@ def is_channels_last(tensor: Tensor) -> bool:
             return False
         least = stride[d] * size[d] if size[d] > 1 else stride[d]
     return True
+
+
+def format_of(tensor: Tensor) -> torch.memory_format:
+    """channels_last or contiguous, whichever the tensor is nearer to."""
+    if tensor.dim() == 4 and is_channels_last(tensor):
+        return torch.channels_last
+    return torch.contiguous_format
 
 
 def result_format(

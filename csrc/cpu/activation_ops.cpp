@@ -66,8 +66,9 @@ const T* data(const Tensor& t) {
 Tensor activation_op(const Tensor& input, const std::string& name, const Doubles& parameters) {
   check_tensors("activation", {{"input", input}});
   check_activation(name, parameters);
-  const Tensor output = torch::stable::clone(input);  // dense
-  dispatch_type(input, [&](auto element) {
+  const Tensor output =  // dense
+      allocate(sizes_of(input), input, [&] { return torch::stable::clone(input); });
+  dispatch(input, [&](auto element) {
     using T = decltype(element);
     T* const values = static_cast<T*>(output.mutable_data_ptr());
     activate<T>(make_activation<Accumulator<T>>(name, parameters), values, values, output.numel());
@@ -79,7 +80,7 @@ Tensor error_signal_op(const Tensor& grad, const Tensor& kept, const std::string
                        const Doubles& parameters) {
   check_activation(name, parameters);
   const Operands o = operands("error_signal", grad, kept);
-  dispatch_type(kept, [&](auto element) {
+  dispatch(kept, [&](auto element) {
     using T = decltype(element);
     error_signal<T>(make_activation<Accumulator<T>>(name, parameters), data<T>(o.grad),
                     data<T>(o.kept), static_cast<T*>(o.delta.mutable_data_ptr()), kept.numel());
@@ -95,7 +96,7 @@ std::tuple<Tensor, Tensor> error_signal_bias_grad_op(const Tensor& grad, const T
         text(sizes_of(kept)));
   const Operands o = operands("error_signal_bias_grad", grad, kept);
   const Tensor bias_grad = new_tensor({kept.size(1)}, kept, std::nullopt);
-  dispatch_type(kept, [&](auto element) {
+  dispatch(kept, [&](auto element) {
     using T = decltype(element);
     error_signal_bias_grad<T>(make_activation<Accumulator<T>>(name, parameters), data<T>(o.grad),
                               data<T>(o.kept), static_cast<T*>(o.delta.mutable_data_ptr()),

@@ -45,19 +45,27 @@ inline MemoryFormat result_format(const std::optional<MemoryFormat>& asked, cons
                                                     : MemoryFormat::Contiguous;
 }
 
-inline Tensor new_tensor(const Ints& size, const Tensor& like,
-                         std::optional<MemoryFormat> format,
-                         std::optional<ScalarType> type = std::nullopt) {
+// The tensor of this size, with the element type of `like`, that `make` allocates.
+template <typename Make>
+Tensor allocate(const Ints& size, const Tensor& like, const Make& make) {
+  check_fits(size, like.element_size());
   try {
-    return torch::stable::empty(size, type.value_or(like.scalar_type()), std::nullopt, like.device(),
-                                std::nullopt, format);
+    return make();
   } catch (const std::exception&) {
     // Sizes were checked: what is left is memory, and what torch says of it comes with the
     // source lines of the interface in between, or in older versions not at all.
-    double bytes = like.element_size();
-    for (const int64_t length : size) bytes *= length;
-    fail("can't allocate memory: the result of size ", text(size), " takes ", bytes, " bytes");
+    fail("can't allocate memory: the result of size ", text(size), " takes ",
+         bytes_of(size, like.element_size()), " bytes");
   }
+}
+
+inline Tensor new_tensor(const Ints& size, const Tensor& like,
+                         std::optional<MemoryFormat> format,
+                         std::optional<ScalarType> type = std::nullopt) {
+  return allocate(size, like, [&] {
+    return torch::stable::empty(size, type.value_or(like.scalar_type()), std::nullopt, like.device(),
+                                std::nullopt, format);
+  });
 }
 
 template <typename T>

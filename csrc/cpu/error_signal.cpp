@@ -91,6 +91,7 @@ void error_signal_bias_grad(const activation::Activation<Accumulator<T>>& g, con
                             const T* kept, T* delta, const Channels& size, T* bias_grad) {
   using Acc = Accumulator<T>;
   const int64_t channels = size.channels, inner = size.inner;
+  if (channels == 0) return;  // the cut below divides by it
   // Where channels lie innermost, a task takes all of a chunk's; else it takes one of them.
   const int64_t wanted =
       inner == 1 ? std::min(kChunks, size.outer * channels / kTask) : kChunks / channels;

@@ -114,7 +114,8 @@ CONVBP_TARGET void max_input_grad(const PoolProblem& p, const Tasks& tasks, View
     const Range meeting = p.outputs_meeting(kHeight, piece.begin, piece.end);
     for (int64_t m = meeting.begin; m < meeting.end; ++m) {
       // Offsets of the taps in this band are neighbours: one comparison finds them, and excludes
-      // what is no offset.
+      // what is no offset. It relies on unsigned numbers: tap - first of a tap before the first
+      // wraps around to a huge one.
       const Range inside = p.taps_within(kHeight, m, piece.begin, piece.end);
       if (inside.begin >= inside.end) continue;
       const uint64_t first = inside.begin * p.kernel[kWidth];

@@ -25,13 +25,14 @@ ScalarType offset_type(const PoolProblem& p) {
 }
 
 void check_offset(const Tensor& offset, const PoolProblem& p) {
-  check(offset.is_cpu(),
-        "Expected all tensors to be on the same device, but got offset on another device than cpu");
+  check_is_there("max_pool2d", "offset", offset);
+  check_on_cpu("offset", offset);
   check(offset.scalar_type() == offset_type(p), "Expected offset of type ",
         torch::headeronly::toString(offset_type(p)), " for kernel_size=",
         text({p.kernel[0], p.kernel[1]}), ", but got ",
         torch::headeronly::toString(offset.scalar_type()));
   check_output_size("offset", offset, p);
+  check_has_memory("offset", offset);
 }
 
 // Calls body(T(), Offset()).

@@ -4,9 +4,10 @@
 // the last block it used under each name. Blocks above kKeptBytes go back at once.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <cstdlib>
+#include <cstdlib>  // and posix_memalign, which is POSIX
 #include <limits>
 #include <memory>
 #include <new>
@@ -33,8 +34,7 @@ class Scratch {
   // Takes a block of at least `count` elements of T, uninitialised. Throws std::bad_alloc.
   template <typename T>
   static Scratch take(ScratchName name, int64_t count) {
-    if (count < 0 ||
-        static_cast<size_t>(count) > std::numeric_limits<size_t>::max() / sizeof(T) - kAlignment)
+    if (count < 0 || static_cast<size_t>(count) > std::numeric_limits<size_t>::max() / sizeof(T))
       throw std::bad_alloc();
     return Scratch(name, static_cast<size_t>(count) * sizeof(T));
   }
@@ -68,10 +68,12 @@ class Scratch {
     kept(name).bytes = 0;
     if (block_.bytes >= bytes && block_.memory) return;
     block_.memory.reset();
-    bytes = (bytes / kAlignment + 1) * kAlignment;
-    block_.memory.reset(std::aligned_alloc(kAlignment, bytes));
-    block_.bytes = block_.memory ? bytes : 0;
-    if (!block_.memory) throw std::bad_alloc();
+    block_.bytes = 0;
+    // Of exactly this size, so that an address sanitizer knows where it ends.
+    void* memory = nullptr;
+    if (posix_memalign(&memory, kAlignment, std::max<size_t>(bytes, 1))) throw std::bad_alloc();
+    block_.memory.reset(memory);
+    block_.bytes = bytes;
   }
 
   ScratchName name_;

@@ -13,7 +13,7 @@ from unicodedata import combining
 from torch_convbp.explain import layer, page, picture
 from torch_convbp.explain.activation import ACTIVATIONS
 from torch_convbp.explain.errors import UsageError
-from torch_convbp.explain.steps import Step, compare
+from torch_convbp.explain.steps import Step, by_loops, compare
 
 PROGRAM = "python -m torch_convbp.explain"
 MOST_FILTERS = 4
@@ -28,8 +28,10 @@ def main(arguments: list[str] | None = None) -> int:
         check_place(args.output)
         shown = picture.from_file(args.picture, args.size) if args.picture else picture.built_in()
         built = layer.build(shown, args.filters, ACTIVATIONS[args.activation], args.seed)
-        steps = compare(built)
-        write(args.output, page.build(built, steps, shlex.join([*PROGRAM.split(), *given])))
+        values = by_loops(built)
+        steps = compare(built, values)
+        command = shlex.join([*PROGRAM.split(), *given])
+        write(args.output, page.build(built, values, steps, command))
     except UsageError as error:
         print(f"{PROGRAM}: error: {error}", file=sys.stderr)
         return 2

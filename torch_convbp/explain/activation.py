@@ -1,7 +1,7 @@
 """The activations g a page can show: g as torch computes it, and g' in closed form.
 
-The closed form is what L3 multiplies with; torch's autograd differentiates g by itself, and the
-page compares the two.
+The closed form is what L3 multiplies with in the lecture's loops; torch's autograd differentiates g
+by itself, the package's operator has an L3 of its own, and the page compares the three.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from torch_convbp import activations, ops
 from torch_convbp.explain.mathml import Math, fraction, power, row, word
 
 SLOPE = 0.125  # of leaky_relu: more than usual, to be seen in the pictures; exact in binary
@@ -26,6 +27,15 @@ class Activation(NamedTuple):
     g_prime: Callable[[Tensor], Tensor]
     g_text: Math
     g_prime_text: Math
+
+    def by_package(self, p: Tensor) -> Tensor:
+        """g by this package's own operator, whose backward pass is its own L3."""
+        if self.name == "identity":
+            return self.g(p)  # a layer without an activation
+        slope = f"({SLOPE})" if self.name == "leaky_relu" else ""
+        row = activations.parse("explain", self.name + slope)
+        assert row is not None
+        return ops.activation(p, *row)
 
 
 def _silu_prime(p: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ class Layer:
     """Everything L1 to L6 need, in the lecture's own parameters and in float64.
 
     a [1, K, H, W]; w [O, K, R, S], before flipping; b [O, K], one for each pair of maps;
-    target [1, O, M, N'], what the layer is to put out.
+    target [1, O, M, N'], what the layer is to put out: O maps of M x N'.
     """
 
     picture: Picture

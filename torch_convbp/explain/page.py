@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from html import escape
 from importlib.resources import files
 from string import Template
 
 from torch_convbp.explain import sections
 from torch_convbp.explain.layer import Layer
-from torch_convbp.explain.steps import Step, by_loops
+from torch_convbp.explain.steps import Step, Values
 
 PAGE = Template("""<!doctype html>
 <html lang="en">
@@ -50,9 +51,8 @@ LINKS = {
 }
 
 
-def build(layer: Layer, steps: Sequence[Step], command: str) -> str:
-    """Return the page of a layer and its checked steps."""
-    values = by_loops(layer)
+def build(layer: Layer, values: Values, steps: Sequence[Step], command: str) -> str:
+    """Return the page of a layer, the lecture's values of it and its checked steps."""
     parts = [
         sections.the_layer(layer),
         *(
@@ -76,5 +76,5 @@ def build(layer: Layer, steps: Sequence[Step], command: str) -> str:
         script=(beside / "page.js").read_text(encoding="utf-8"),
         links="".join(f'<a href="#{name}">{text}</a>' for name, text in LINKS.items()),
         sections="\n".join(parts),
-        command=sections.escape(command),
+        command=escape(command),
     )

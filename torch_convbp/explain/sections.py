@@ -597,12 +597,12 @@ def check(steps: Sequence[Step]) -> str:
     return (
         '<section id="check"><h2>The check: three ways, one result</h2>'
         "<p>Everything above is the lecture's sums, written as loops. The same layer went through "
-        "<b>torch_convbp</b>'s operators and through <b>torch</b>'s own convolution, each with "
-        "one backward pass of autograd. The table has the largest difference in any entry, and "
-        "what rounding allows: 2 (D + c) u A, where D is the number of terms in a sum, c = 16 "
-        "from L3 on for g, g′ and the loss, u = 2<sup>−53</sup>, and A the largest sum of the "
-        "terms' absolute values. (What goes in are multiples of 1/64, so that p is exact. With "
-        "an activation made of straight lines the rest is often exact as well.)</p>"
+        "<b>torch_convbp</b>'s operators and through <b>torch</b>'s own convolution and "
+        "activation, each with one backward pass of autograd. The table has the largest difference "
+        "in any entry, and what rounding allows: 2 (D + c) u A, where D is the number of terms in "
+        "a sum, c = 16 from L3 on for g, g′ and the loss, u = 2<sup>−53</sup>, and A the largest "
+        "sum of the terms' absolute values. (What goes in are multiples of 1/64, so that p is "
+        "exact. With an activation made of straight lines the rest is often exact as well.)</p>"
         f'<p class="verdict {"good" if good else "bad"}">{verdict}</p>'
         '<div class="wide" tabindex="0"><table><thead><tr><th></th><th scope="col"></th>'
         '<th scope="col">shape</th><th scope="col">D</th>'

@@ -1,7 +1,7 @@
 """L1 to L6 of one layer, computed three times, and compared.
 
 The three: the lecture's loops (torch_convbp.reference), this package's operators under autograd,
-and torch's own convolution under autograd.
+and torch's own convolution and activation under autograd.
 """
 
 from __future__ import annotations
@@ -54,8 +54,9 @@ class Step:
 class Values:
     """What one pass forward and back puts out.
 
-    p_pairs [1, O, K, M, N']; p, a, a_grad and delta [1, O, M, N']; flipped_grad (of w̃) and w_grad
-    [O, K, R, S]; b_grad [O, K]; input_grad [1, K, H, W].
+    p_pairs [1, O, K, M, N'], a map of M x N' for each pair of an output and an input map; p, a,
+    a_grad and delta [1, O, M, N']; flipped_grad (of w̃) and w_grad [O, K, R, S]; b_grad [O, K];
+    input_grad [1, K, H, W].
     """
 
     p_pairs: Tensor
@@ -88,15 +89,17 @@ def by_loops(layer: Layer) -> Values:
     return Values(pairs, p, a, a_grad, delta, flipped_grad, w_grad, b_grad, input_grad)
 
 
-def by_autograd(layer: Layer, conv2d: Callable[..., Tensor]) -> Values:
-    """The same with a conv2d of torch's kind: one backward pass gives every gradient.
+def by_autograd(
+    layer: Layer, conv2d: Callable[..., Tensor], g: Callable[[Tensor], Tensor]
+) -> Values:
+    """The same with a conv2d and a g of torch's kind: one backward pass gives every gradient.
 
     The leaves are the lecture's own w and b, so autograd finds the flip and the sign by itself.
     """
     input, w, b = (t.clone().requires_grad_() for t in (layer.a, layer.w, layer.b))
     weight, bias = lecture.to_torch(w, b)
     p = conv2d(input, weight, bias)
-    a = layer.activation.g(p)
+    a = g(p)
     for kept in (weight, p, a):
         kept.retain_grad()
     loss(a, layer.target).backward()
@@ -119,15 +122,15 @@ def one_filters_share(layer: Layer, delta: Tensor, o: int) -> Tensor:
     return reference.input_grad(layer.a.shape[2:], layer.w[own], delta[:, own])[0]
 
 
-def compare(layer: Layer) -> list[Step]:
-    """Every step of the lecture, with what the three computations give.
+def compare(layer: Layer, loops: Values) -> list[Step]:
+    """Every step of the lecture, with what the three computations give; ``loops`` is by_loops's.
 
     Two orders of summing D products differ by at most about 2 D u A, where A is the largest sum of
     their absolute values; A is computed with the loops, on absolute values. p is exact (see
     ``picture``), so from L3 on D counts the sum at hand, and the roundings of delta itself.
     """
-    loops = by_loops(layer)
-    ours, torchs = by_autograd(layer, functional.conv2d), by_autograd(layer, F.conv2d)
+    ours = by_autograd(layer, functional.conv2d, layer.activation.by_package)
+    torchs = by_autograd(layer, F.conv2d, layer.activation.g)
     outputs, maps, *filter_size = layer.w.shape
     positions, taps = loops.p[0, 0].numel(), layer.w[0, 0].numel()
 

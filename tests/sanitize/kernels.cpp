@@ -1,0 +1,305 @@
+// Every CPU kernel on random problems, for a build with sanitizers (make sanitize): memory ends
+// where the last element does, values are whole numbers, and results must equal the loop nests of
+// plain.h and pool_plain.h in every bit. No torch in here but its 16-bit numbers.
+//
+//   kernels [problems] [seed]   so many random problems for each operator and element type
+//   kernels --lie NAME          tells a kernel what is not true; the sanitizer has to notice
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <limits>
+#include <stdexcept>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "../../csrc/cpu/capability.h"
+#include "../../csrc/cpu/direct.h"
+#include "../../csrc/cpu/error_signal.h"
+#include "../../csrc/cpu/plain.h"
+#include "../../csrc/cpu/pool.h"
+#include "../../csrc/cpu/pool_plain.h"
+#include "../../csrc/cpu/scratch.h"
+#include "tensor.h"
+#include "threads.h"
+
+namespace convbp::sanitize {
+namespace {
+
+int64_t comparisons = 0;
+
+void expect(bool condition, const std::string& what) {
+  ++comparisons;
+  if (!condition) throw std::runtime_error(what);
+}
+
+template <typename T>
+void expect_equal(const Tensor<T>& ours, const Tensor<T>& plain, const char* what) {
+  const int64_t found = ours.differences(plain);
+  expect(found == 0, std::string(what) + ": " + std::to_string(found) + " of " +
+                         std::to_string(ours.count()) + " elements differ");
+}
+
+Layout any_layout(Random& random) {
+  return random.one_of({Layout::kContiguous, Layout::kChannelsLast, Layout::kStrided});
+}
+
+Layout dense_layout(Random& random) {
+  return random.one_of({Layout::kContiguous, Layout::kChannelsLast});
+}
+
+template <typename A>
+activation::Activation<A> any_activation(Random& random, bool exact = false) {
+  using Row = std::pair<const char*, std::vector<A>>;
+  static const std::vector<Row> rows = {
+      {"", {}},      {"relu", {}}, {"leaky_relu", {A(0.25)}}, {"relu6", {}},     {"sigmoid", {}},
+      {"tanh", {}},  {"silu", {}}, {"gelu", {}},              {"gelu_tanh", {}}, {"hardswish", {}},
+      {"softplus", {A(1), A(20)}}};
+  const Row& row = rows[random.number(0, exact ? 3 : static_cast<int64_t>(rows.size()) - 1)];
+  activation::Activation<A> g;
+  if (*row.first) g.functions = activation::find<A>(row.first);
+  std::copy(row.second.begin(), row.second.end(), g.parameters);
+  return g;
+}
+
+template <typename T>
+void try_convolution(Random& random) {
+  const ConvProblem p = random_conv(random);
+  const Size of_input{p.batch, p.groups * p.in_channels, p.in_size[0], p.in_size[1]};
+  const Size of_weight{p.groups * p.out_channels, p.in_channels, p.kernel[0], p.kernel[1]};
+  const Size of_output{p.batch, of_weight[0], p.out_size[0], p.out_size[1]};
+  const Size of_bias{1, 1, 1, of_weight[0]};
+  Tensor<T> input(of_input, any_layout(random)), weight(of_weight, any_layout(random));
+  Tensor<T> delta(of_output, any_layout(random)), bias(of_bias);
+  input.fill(random), weight.fill(random), delta.fill(random), bias.fill(random);
+  const Layout layout = dense_layout(random);
+
+  if (p.batch) {  // the boundary sends no empty results here
+    Tensor<T> output(of_output, layout), plain_output(of_output, layout);
+    Tensor<T> kept(of_output, layout), plain_kept(of_output, layout);
+    Epilogue<T> epilogue;
+    if (random.in(2)) epilogue.bias = bias.read().data;
+    epilogue.activation = any_activation<Accumulator<T>>(random);
+    const bool keep = random.in(2);
+    if (keep) epilogue.pre_activation = kept.view().data;
+    direct::conv2d<T>(p, input.read(), weight.read(), epilogue, output.view());
+    if (keep) epilogue.pre_activation = plain_kept.view().data;
+    plain::conv2d<T>(p, input.read(), weight.read(), epilogue, plain_output.view());
+    expect_equal(output, plain_output, "conv2d");
+    if (keep) expect_equal(kept, plain_kept, "conv2d, pre-activation");
+
+    if (p.in_channels) {
+      Tensor<T> grad(of_input, layout), plain_grad(of_input, layout);
+      direct::conv2d_input_grad<T>(p, weight.read(), delta.read(), grad.view());
+      plain::conv2d_input_grad<T>(p, weight.read(), delta.read(), plain_grad.view());
+      expect_equal(grad, plain_grad, "conv2d_input_grad");
+    }
+  }
+  Tensor<T> grad(of_weight, layout), plain_grad(of_weight, layout);
+  Tensor<T> bias_grad(of_bias), plain_bias_grad(of_bias);
+  const bool with_bias = random.in(2);
+  direct::conv2d_weight_grad<T>(p, input.read(), delta.read(), grad.view(),
+                                with_bias ? bias_grad.view().data : nullptr);
+  plain::conv2d_weight_grad<T>(p, input.read(), delta.read(), plain_grad.view(),
+                               with_bias ? plain_bias_grad.view().data : nullptr);
+  expect_equal(grad, plain_grad, "conv2d_weight_grad");
+  expect_equal(bias_grad, plain_bias_grad, "conv2d_weight_grad, bias");
+}
+
+template <typename T, typename Offset>
+void try_max_pool(const PoolProblem& p, Random& random) {
+  const Size of_input{p.batch, p.channels, p.in_size[0], p.in_size[1]};
+  const Size of_output{p.batch, p.channels, p.out_size[0], p.out_size[1]};
+  const Layout layout = dense_layout(random);
+  Tensor<T> input(of_input, any_layout(random)), delta(of_output, any_layout(random));
+  delta.fill(random), input.fill(random, 3);
+  if (random.in(4))
+    input.each([&](T x) { return random.in(9) ? static_cast<T>(std::nanf("")) : x; });
+
+  Tensor<T> output(of_output, layout), plain_output(of_output, layout);
+  Tensor<Offset> offset(of_output, layout), plain_offset(of_output, layout);
+  pool::max_pool2d<T, Offset>(p, input.read(), output.view(), offset.view());
+  pool::plain::max_pool2d<T, Offset>(p, input.read(), plain_output.view(), plain_offset.view());
+  expect_equal(output, plain_output, "max_pool2d");
+  expect_equal(offset, plain_offset, "max_pool2d, offsets");
+
+  Tensor<T> gathered(of_output, layout);
+  pool::max_pool2d_gather<T, Offset>(p, input.read(), offset.read(), gathered.view());
+  // Windows with no position inside: the largest of nothing is -infinity, gathered is 0.
+  const T least = static_cast<T>(-std::numeric_limits<float>::infinity());
+  output.each([&](T x) { return x == least ? static_cast<T>(0.f) : x; });
+  expect_equal(gathered, output, "max_pool2d_gather");
+
+  // Offsets of another pooling are no error, and reach no foreign memory.
+  if (random.in(4))
+    offset.each([&](Offset) { return static_cast<Offset>(random.number(0, p.taps() + 3)); });
+  Tensor<T> grad(of_input, layout), plain_grad(of_input, layout);
+  pool::max_pool2d_input_grad<T, Offset>(p, delta.read(), offset.read(), grad.view());
+  pool::plain::max_pool2d_input_grad<T, Offset>(p, delta.read(), offset.read(), plain_grad.view());
+  expect_equal(grad, plain_grad, "max_pool2d_input_grad");
+}
+
+template <typename T>
+void try_average_pool(PoolProblem p, Random& random) {
+  // A multiple of every number of positions up to 5 x 5, where T has room for it; else a power of
+  // two divides.
+  const bool divisible = sizeof(T) > 2 && p.kernel[0] <= 5 && p.kernel[1] <= 5;
+  if (!divisible || random.in(3)) p.divisor_override = random.one_of<int64_t>({-4, 1, 8});
+  if (p.dilation[0] != 1 || p.dilation[1] != 1) return;  // there is none
+  const Size of_input{p.batch, p.channels, p.in_size[0], p.in_size[1]};
+  const Size of_output{p.batch, p.channels, p.out_size[0], p.out_size[1]};
+  const Layout layout = dense_layout(random);
+  Tensor<T> input(of_input, any_layout(random)), delta(of_output, any_layout(random));
+  input.fill(random), delta.fill(random, 2, divisible ? 3600 : 1);
+
+  Tensor<T> output(of_output, layout), plain_output(of_output, layout);
+  pool::avg_pool2d<T>(p, input.read(), output.view());
+  pool::plain::avg_pool2d<T>(p, input.read(), plain_output.view());
+  expect_equal(output, plain_output, "avg_pool2d");
+
+  Tensor<T> grad(of_input, layout), plain_grad(of_input, layout);
+  pool::avg_pool2d_input_grad<T>(p, delta.read(), grad.view());
+  pool::plain::avg_pool2d_input_grad<T>(p, delta.read(), plain_grad.view());
+  expect_equal(grad, plain_grad, "avg_pool2d_input_grad");
+}
+
+template <typename T>
+void try_pools(Random& random) {
+  const PoolProblem p = random_pool(random);
+  if (p.taps() < 256)
+    try_max_pool<T, uint8_t>(p, random);
+  else
+    try_max_pool<T, uint32_t>(p, random);
+  try_average_pool<T>(p, random);
+}
+
+template <typename T>
+void try_elementwise(Random& random) {
+  using Acc = Accumulator<T>;
+  const Channels size{random.number(0, 40), random.one_of<int64_t>({0, 1, 2, 3, 17, 1500}),
+                      random.in(2) ? 1 : random.number(0, 1100)};
+  const int64_t count = size.outer * size.channels * size.inner;
+  if (count > 500000) return;
+  const bool exact = random.in(2);  // sums of anything else depend on their order
+  const activation::Activation<Acc> g = any_activation<Acc>(random, exact);
+  const Size of_tensor{1, size.outer, size.channels, size.inner};
+  const Size of_bias{1, 1, 1, size.channels};
+  Tensor<T> grad(of_tensor), kept(of_tensor), ours(of_tensor), again(of_tensor), plain(of_tensor);
+  Tensor<T> bias_grad(of_bias), plain_bias_grad(of_bias);
+  grad.fill(random), kept.fill(random, 4);
+
+  activate<T>(g, kept.read().data, ours.view().data, count);
+  const T* value = kept.read().data;
+  plain.each([&](T) {
+    Acc x = static_cast<Acc>(*value++);
+    g.apply(&x, 1);
+    return static_cast<T>(x);
+  });
+  expect_equal(ours, plain, "activation");
+
+  error_signal<T>(g, grad.read().data, kept.read().data, ours.view().data, count);
+  error_signal_bias_grad<T>(g, grad.read().data, kept.read().data, again.view().data, size,
+                            bias_grad.view().data);
+  const T *from = grad.read().data, *from_kept = kept.read().data;
+  std::vector<double> sums(size.channels);
+  int64_t index = 0;
+  plain.each([&](T) {
+    Acc x = static_cast<Acc>(from[index]);
+    const Acc k = static_cast<Acc>(from_kept[index]);
+    g.error_signal(&x, &k, 1);
+    sums[index++ / size.inner % size.channels] += static_cast<double>(x);
+    return static_cast<T>(x);
+  });
+  expect_equal(ours, plain, "error_signal");
+  expect_equal(again, plain, "error_signal_bias_grad");
+  const double* sum = sums.data();
+  plain_bias_grad.each([&](T) { return static_cast<T>(static_cast<Acc>(*sum++)); });
+  if (exact) expect_equal(bias_grad, plain_bias_grad, "error_signal_bias_grad, bias");
+}
+
+void try_scratch() {
+  for (const int64_t count : {int64_t{-1}, std::numeric_limits<int64_t>::max(), int64_t{1} << 61})
+    try {
+      Scratch::take<double>(ScratchName::kPatch, count);
+      expect(false, "scratch memory of " + std::to_string(count) + " numbers");
+    } catch (const std::bad_alloc&) {
+      expect(Scratch::take<double>(ScratchName::kPatch, 3).data<double>() != nullptr, "scratch");
+    }
+}
+
+// Each problem has a thread of its own, and with it scratch memory of its own.
+void in_a_new_thread(void (*body)(Random&), uint64_t seed, const char* name) {
+  std::string failure;
+  std::thread([&] {
+    Random random(seed);
+    threads = random.one_of<int64_t>({1, 2, 3});
+    try {
+      body(random);
+    } catch (const std::exception& error) {
+      failure = error.what();
+    }
+  }).join();
+  if (failure.empty()) return;
+  std::fprintf(stderr, "FAILED: %s (%s, seed %llu)\n", failure.c_str(), name,
+               static_cast<unsigned long long>(seed));
+  std::exit(1);
+}
+
+template <typename T>
+void try_all(const char* name, int64_t problems, uint64_t seed) {
+  for (int64_t i = 0; i < problems; ++i) {
+    in_a_new_thread(try_convolution<T>, seed + i, name);
+    in_a_new_thread(try_pools<T>, seed + i, name);
+    in_a_new_thread(try_elementwise<T>, seed + i, name);
+  }
+}
+
+// A kernel is told something that is not so. Whoever looks must see it.
+int tell_a_lie(const std::string& name) {
+  ConvProblem p{4, 1, 3, 5, {6, 6}, {3, 3}, {4, 4}, {1, 1}, {0, 0}, {1, 1}};
+  const bool is_short = name == "read", is_shared = name == "race";
+  Random random(1);
+  Tensor<float> input({4, 3, 6, 6}, Layout::kContiguous, is_short);
+  if (!is_short) input.fill(random);
+  Tensor<float> weight({5, 3, 3, 3}), output({4, 5, 4, 4}, Layout::kContiguous, name == "write");
+  weight.fill(random);
+  View<float> result = output.view();
+  threads = 4;
+  if (is_shared) result.stride[0] = 0;  // all images are written to one place
+  if (name == "overflow") p.stride[kHeight] = int64_t{1} << 62;
+  direct::conv2d<float>(p, input.read(), weight.read(), {}, result);
+  if (name == "result") {
+    Tensor<float> plain({4, 5, 4, 4});
+    weight.view().at(4, 2, 2, 2) += 1.f;
+    plain::conv2d<float>(p, input.read(), weight.read(), {}, plain.view());
+    expect_equal(output, plain, "conv2d");
+  }
+  std::printf("nobody noticed\n");
+  return 0;
+}
+
+}  // namespace
+}  // namespace convbp::sanitize
+
+int main(int argc, char** argv) {
+  using namespace convbp::sanitize;
+  const auto start = std::chrono::steady_clock::now();
+  if (argc == 3 && argv[1] == std::string("--lie")) try {
+      return tell_a_lie(argv[2]);
+    } catch (const std::exception& error) {
+      std::fprintf(stderr, "FAILED: %s\n", error.what());
+      return 1;
+    }
+  const int64_t problems = argc > 1 ? std::atoll(argv[1]) : 100;
+  const uint64_t seed = argc > 2 ? std::strtoull(argv[2], nullptr, 10) : 0;
+  try_scratch();
+  try_all<float>("float32", problems, seed);
+  try_all<double>("float64", problems, seed);
+  try_all<convbp::BFloat16>("bfloat16", problems, seed);
+  try_all<convbp::Half>("float16", problems, seed);
+  const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
+  std::printf("%s: %lld comparisons on %lld random problems a kernel and element type, all equal "
+              "(%.0f s)\n",
+              convbp::capability_name(), static_cast<long long>(comparisons),
+              static_cast<long long>(problems), seconds.count());
+}

@@ -1,0 +1,179 @@
+"""Memory: what is kept for the backward pass, beside torch's layers; and that nothing leaks."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from layers import LAYERS, every
+from torch import Tensor, nn
+
+import torch_convbp as bp
+
+HERE = Path(__file__).resolve().parent
+KEPT = "Memory kept for backward"
+
+
+@dataclass(frozen=True)
+class Row:
+    """Layers that do the same: torch's, torch's with the activation in place, and ours."""
+
+    torchs: Callable[[], nn.Module]
+    in_place: Callable[[], nn.Module] | None
+    ours: Callable[[], nn.Module]
+    input_size: tuple[int, ...] = (8, 16, 32, 32)
+
+
+class InPlace(nn.Module):
+    """sigmoid_ and tanh_ are no modules."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+
+    def forward(self, x: Tensor) -> Tensor:
+        return getattr(x, self.name)()
+
+
+# What torch can do in place.
+ACTIVATIONS: dict[str, tuple[Callable[[], nn.Module], Callable[[], nn.Module] | None]] = {
+    "relu": (nn.ReLU, lambda: nn.ReLU(inplace=True)),
+    "leaky_relu": (nn.LeakyReLU, lambda: nn.LeakyReLU(inplace=True)),
+    "relu6": (nn.ReLU6, lambda: nn.ReLU6(inplace=True)),
+    "sigmoid": (nn.Sigmoid, lambda: InPlace("sigmoid_")),
+    "tanh": (nn.Tanh, lambda: InPlace("tanh_")),
+    "silu": (nn.SiLU, lambda: nn.SiLU(inplace=True)),
+    "gelu": (nn.GELU, None),
+    "gelu_tanh": (lambda: nn.GELU(approximate="tanh"), None),
+    "hardswish": (nn.Hardswish, lambda: nn.Hardswish(inplace=True)),
+    "softplus": (nn.Softplus, None),
+}
+
+
+def conv_row(name: str) -> Row:
+    g, g_in_place = ACTIVATIONS[name]
+
+    def conv() -> nn.Module:
+        return nn.Conv2d(16, 32, 3, padding=1)
+
+    return Row(
+        lambda: nn.Sequential(conv(), g()),
+        None if g_in_place is None else lambda: nn.Sequential(conv(), g_in_place()),
+        lambda: bp.ConvBP2d(16, 32, 3, padding=1, activation=name),
+    )
+
+
+ROWS = {
+    "conv2d": Row(
+        lambda: nn.Conv2d(16, 32, 3, padding=1), None, lambda: bp.ConvBP2d(16, 32, 3, padding=1)
+    ),
+    **{f"conv2d + {name}": conv_row(name) for name in ACTIVATIONS},
+    "max_pool2d": Row(lambda: nn.MaxPool2d(2), None, lambda: bp.MaxPoolBP2d(2)),
+    "max_pool2d, windows of 400": Row(lambda: nn.MaxPool2d(20), None, lambda: bp.MaxPoolBP2d(20)),
+    "avg_pool2d": Row(lambda: nn.AvgPool2d(2), None, lambda: bp.AvgPoolBP2d(2)),
+    "linear": Row(
+        lambda: nn.Linear(256, 512), None, lambda: bp.LinearBP(256, 512), (128, 256)
+    ),
+    "linear + relu": Row(
+        lambda: nn.Sequential(nn.Linear(256, 512), nn.ReLU()),
+        lambda: nn.Sequential(nn.Linear(256, 512), nn.ReLU(inplace=True)),
+        lambda: bp.LinearBP(256, 512, activation="relu"),
+        (128, 256),
+    ),
+}  # fmt: skip
+
+# (is the input's gradient wanted, are the parameters')
+VARIANTS = ((True, True), (False, True), (True, False))
+
+
+def kept_bytes(module: nn.Module, size: tuple[int, ...], frozen: tuple[bool, bool]) -> int:
+    """Bytes of all that is kept; parameters are there anyway."""
+    wants_input, wants_parameters = frozen
+    x = torch.randn(size).requires_grad_(wants_input)
+    module.requires_grad_(wants_parameters)
+    parameters = {p.untyped_storage().data_ptr() for p in module.parameters()}
+    memory: dict[int, int] = {}
+
+    def pack(t: Tensor) -> Tensor:
+        memory[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+        return t  # stays alive, so that no other tensor gets its address
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        output = module(x)
+    assert output.requires_grad
+    return sum(bytes for address, bytes in memory.items() if address not in parameters)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_keeps_no_more_than_torch(name: str, cell: Callable[[str, str, str, str], None]) -> None:
+    row = ROWS[name]
+    has_parameters = any(True for _ in row.ours().parameters())
+    variants = VARIANTS if has_parameters else VARIANTS[:1]
+    found: dict[str, list[int]] = {}
+    for column, make in (
+        ("torch", row.torchs),
+        ("torch, in place", row.in_place),
+        ("torch_convbp", row.ours),
+    ):
+        if make is not None:
+            found[column] = [kept_bytes(make(), row.input_size, v) for v in variants]
+            numbers = " / ".join(f"{bytes / 1024:g}" for bytes in found[column])
+            cell(KEPT, name, column, numbers)
+    ours = found.pop("torch_convbp")
+    for theirs in found.values():
+        assert all(o <= t for o, t in zip(ours, theirs, strict=True)), (ours, theirs)
+
+
+def test_counts_what_is_kept() -> None:
+    """The count itself: an input of 512 KiB and an output of 1024."""
+    row = ROWS["conv2d + silu"]
+    assert kept_bytes(row.ours(), row.input_size, (True, True)) == (512 + 1024) * 1024
+    assert kept_bytes(nn.Sequential(row.ours(), nn.Tanh()), row.input_size, (True, True)) == (
+        (512 + 2 * 1024) * 1024
+    )
+
+
+# --- leaks -------------------------------------------------------------------------------------
+
+WAYS = ("backward", "second derivatives", "a gradient for each sample", "recorded error signals")
+# A page or two may come and go; a tensor a pass would be at least a hundred bytes of C++ each.
+MOST_BYTES_A_PASS = 100
+
+
+@pytest.fixture(scope="module")
+def growths() -> dict[tuple[str, str], tuple[int, int, int]]:
+    """(layer, way): passes, and how many tensors and bytes are left of them (leaks.py)."""
+    done = subprocess.run(
+        [sys.executable, str(HERE / "leaks.py")], capture_output=True, text=True, cwd=HERE.parent
+    )
+    assert done.returncode == 0, done.stderr
+    lines = map(json.loads, done.stdout.splitlines())
+    return {(layer, way): tuple(rest) for layer, way, *rest in lines}
+
+
+def leaks(passes: int, tensors: int, bytes: int) -> bool:
+    return tensors > 0 or bytes > max(MOST_BYTES_A_PASS * passes, 256 * 1024)
+
+
+def row(way: str) -> object:
+    return pytest.param(way, id=way, marks=pytest.mark.cell("Leaks", f"nothing is left: {way}"))
+
+
+@every()
+@pytest.mark.parametrize("way", [row(way) for way in WAYS])
+def test_nothing_is_left(
+    layer: str, way: str, growths: dict[tuple[str, str], tuple[int, int, int]]
+) -> None:
+    assert not leaks(*growths[layer, way]), growths[layer, way]
+
+
+def test_a_leak_is_seen(growths: dict[tuple[str, str], tuple[int, int, int]]) -> None:
+    passes, tensors, bytes = growths["conv2d", "leaking"]
+    assert tensors >= passes and leaks(passes, 0, bytes)
+    assert len(growths) == len(LAYERS) * len(WAYS) + 1

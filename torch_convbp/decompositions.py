@@ -1,0 +1,258 @@
+"""The operators in torch's own (ATen), for compilers and file formats that do not know ours.
+
+Arguments are those of csrc/ops.cpp. Results have the operators' memory formats; numbers differ by
+rounding, and each sum of float16 or bfloat16 runs in float32 here as there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from torch_convbp import activations, ops, pool_ops, shapes
+from torch_convbp.ops import Ints
+
+__all__ = ["decompositions"]
+
+aten = torch.ops.aten
+
+
+def decompositions() -> dict[Any, Callable[..., Any]]:
+    """How each operator ``torch.ops.torch_convbp.*`` is written with torch's own.
+
+        program = torch.export.export(model, (input,)).run_decompositions(bp.decompositions())
+
+    leaves a program that needs no torch_convbp: for torch.onnx.export, say, or another backend.
+    To come down to core ATen, ``update`` the table torch.export.default_decompositions() with
+    this one. torch.compile's backends take such a table where they are made (aot_autograd's
+    argument ``decompositions``).
+
+    Returns:
+        A new dictionary, from operator to function.
+    """
+    return dict(_TABLE)
+
+
+# --- convolution ----------------------------------------------------------------------------
+
+
+def _symmetric(padding: Ints) -> bool:
+    top, bottom, left, right = padding
+    return top == bottom and left == right
+
+
+def conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Ints,
+    padding: Ints,
+    dilation: Ints,
+    groups: int,
+) -> Tensor:
+    format = shapes.result_format(input, weight)
+    if input.shape[1] == 0:  # ATen would give no channels
+        size = shapes.conv2d_output_size(
+            input.shape,
+            weight.shape,
+            stride,
+            padding,
+            dilation,
+            groups,
+            input.element_size(),  # type: ignore[call-arg]
+        )
+        zeros = input.new_zeros(size).contiguous(memory_format=format)
+        return zeros if bias is None else zeros + bias[:, None, None]
+    top, bottom, left, right = padding
+    if not _symmetric(padding):
+        input = F.pad(input, [left, right, top, bottom])
+        top = left = 0
+    output = aten.convolution(
+        input, weight, bias, stride, [top, left], dilation, False, [0, 0], groups
+    )
+    return output.contiguous(memory_format=format)
+
+
+def _conv2d_gradients(
+    input: Tensor, weight: Tensor, delta: Tensor, geometry: Sequence[Any], wanted: Sequence[bool]
+) -> tuple[Tensor, Tensor]:
+    """The input's gradient and the weight's, those of them that are wanted."""
+    stride, (top, _, left, _), dilation, groups = geometry
+    grads = aten.convolution_backward(
+        delta, input, weight, None, stride, [top, left], dilation, False, [0, 0], groups,
+        [*wanted, False],
+    )  # fmt: skip
+    return grads[0], grads[1]
+
+
+def conv2d_input_grad(
+    input_size: Ints,
+    weight: Tensor,
+    delta: Tensor,
+    *geometry: Any,
+    memory_format: torch.memory_format | None = None,
+) -> Tensor:
+    stride, padding, *rest = geometry
+    top, bottom, left, right = padding
+    batch, channels, height, width = input_size
+    if not _symmetric(padding):
+        size = [batch, channels, height + top + bottom, width + left + right]
+        grad = conv2d_input_grad(size, weight, delta, stride, [0] * 4, *rest)
+        grad = grad[:, :, top : top + height, left : left + width]
+    else:
+        empty = delta.new_empty(input_size)
+        grad = _conv2d_gradients(empty, weight, delta, geometry, (True, False))[0]
+    format = shapes.result_format(weight, delta, memory_format)
+    return grad.contiguous(memory_format=format)
+
+
+def conv2d_weight_grad(
+    input: Tensor,
+    weight_size: Ints,
+    delta: Tensor,
+    *geometry: Any,
+    memory_format: torch.memory_format | None = None,
+) -> Tensor:
+    format = shapes.result_format(input, delta, memory_format)
+    stride, padding, *rest = geometry
+    if not _symmetric(padding):
+        top, bottom, left, right = padding
+        input = F.pad(input, [left, right, top, bottom])
+        geometry = (stride, [0] * 4, *rest)
+    empty = delta.new_empty(weight_size)
+    grad = _conv2d_gradients(input, empty, delta, geometry, (False, True))[1]
+    return grad.contiguous(memory_format=format)
+
+
+def conv2d_weight_bias_grad(
+    input: Tensor, weight_size: Ints, delta: Tensor, *geometry: Any, **options: Any
+) -> tuple[Tensor, Tensor]:
+    weight_grad = conv2d_weight_grad(input, weight_size, delta, *geometry, **options)
+    return weight_grad, delta.sum((0, 2, 3))
+
+
+# --- activations and the dense layer --------------------------------------------------------
+
+
+def activation(input: Tensor, name: str, parameters: Sequence[float]) -> Tensor:
+    return activations.TABLE[name].g(input, *parameters)
+
+
+def conv2d_activation_pair(*arguments: Any) -> tuple[Tensor, Tensor]:
+    *of_conv2d, name, parameters = arguments
+    p = conv2d(*of_conv2d)
+    return activation(p, name, parameters), p
+
+
+def conv2d_activation(*arguments: Any) -> Tensor:
+    return conv2d_activation_pair(*arguments)[0]
+
+
+def error_signal(grad: Tensor, kept: Tensor, name: str, parameters: Sequence[float]) -> Tensor:
+    wide = torch.promote_types(kept.dtype, torch.float32)
+    delta = activations.TABLE[name].error_signal(grad.to(wide), kept.to(wide), *parameters)
+    return delta.to(kept.dtype).contiguous(memory_format=shapes.format_of(kept))
+
+
+def error_signal_bias_grad(
+    grad: Tensor, kept: Tensor, name: str, parameters: Sequence[float]
+) -> tuple[Tensor, Tensor]:
+    delta = error_signal(grad, kept, name, parameters)
+    return delta, delta.sum([d for d in range(delta.dim()) if d != 1])
+
+
+# --- pooling --------------------------------------------------------------------------------
+
+
+def max_pool2d(
+    input: Tensor,
+    kernel_size: Ints,
+    stride: Ints,
+    padding: Ints,
+    dilation: Ints,
+    ceil_mode: bool,
+) -> tuple[Tensor, Tensor]:
+    output, index = aten.max_pool2d_with_indices(
+        input, kernel_size, stride, padding, dilation, ceil_mode
+    )
+    height, width = input.shape[2:]
+    # Which tap of the window (m, n) is at the position (i, j)? None, where all are outside.
+    taps, inside = [], []
+    for axis, (size, position) in enumerate(((height, index // width), (width, index % width))):
+        count, step, spread = kernel_size[axis], stride[axis], dilation[axis]
+        window = torch.arange(output.shape[2 + axis], device=input.device)
+        first = (window * step - padding[axis])[(slice(None), None)[: 2 - axis]]
+        taps.append((position - first) // spread)
+        # The first tap that is not in front of the input, if it is not behind it.
+        start = torch.where(first < 0, first + (spread - 1 - first) // spread * spread, first)
+        inside.append((start < size) & (start < first + count * spread))
+    dtype = shapes.offset_dtype(kernel_size)
+    nowhere = torch.iinfo(dtype).max if dtype == torch.uint8 else -1
+    offset = torch.where(inside[0] & inside[1], taps[0] * kernel_size[1] + taps[1], nowhere)
+    format = shapes.format_of(input)
+    return (
+        output.contiguous(memory_format=format),
+        offset.to(dtype).contiguous(memory_format=format),
+    )
+
+
+def max_pool2d_input_grad(
+    input_size: Ints,
+    delta: Tensor,
+    offset: Tensor,
+    *geometry: Any,
+    memory_format: torch.memory_format | None = None,
+) -> Tensor:
+    batch, channels, height, width = input_size
+    index = pool_ops.indices(offset, input_size, *geometry[:4]).flatten(2)
+    # Sums run in float32 at least, as the kernels' do.
+    wide = torch.promote_types(delta.dtype, torch.float32)
+    shares = torch.where(index < 0, 0, delta.flatten(2).to(wide))
+    grad = shares.new_zeros([batch, channels, height * width])
+    grad = grad.scatter_add(2, index.clamp(min=0), shares)
+    format = shapes.result_format(delta, delta, memory_format)
+    return grad.to(delta.dtype).reshape(input_size).contiguous(memory_format=format)
+
+
+def max_pool2d_gather(input: Tensor, offset: Tensor, *geometry: Any) -> Tensor:
+    index = pool_ops.indices(offset, input.shape, *geometry[:4]).flatten(2)
+    values = torch.where(index < 0, 0, input.flatten(2).gather(2, index.clamp(min=0)))
+    return values.reshape(offset.shape).contiguous(memory_format=shapes.format_of(input))
+
+
+def avg_pool2d(input: Tensor, *geometry: Any) -> Tensor:
+    return aten.avg_pool2d(input, *geometry).contiguous(memory_format=shapes.format_of(input))
+
+
+def avg_pool2d_input_grad(
+    input_size: Ints,
+    delta: Tensor,
+    *geometry: Any,
+    memory_format: torch.memory_format | None = None,
+) -> Tensor:
+    grad = aten.avg_pool2d_backward(delta, delta.new_empty(input_size), *geometry)
+    format = shapes.result_format(delta, delta, memory_format)
+    return grad.contiguous(memory_format=format)
+
+
+_TABLE: dict[Any, Callable[..., Any]] = {
+    ops.conv2d: conv2d,
+    ops.conv2d_activation: conv2d_activation,
+    ops.conv2d_activation_pair: conv2d_activation_pair,
+    ops.conv2d_input_grad: conv2d_input_grad,
+    ops.conv2d_weight_grad: conv2d_weight_grad,
+    ops.conv2d_weight_bias_grad: conv2d_weight_bias_grad,
+    ops.activation: activation,
+    ops.error_signal: error_signal,
+    ops.error_signal_bias_grad: error_signal_bias_grad,
+    ops.linear: F.linear,
+    pool_ops.max_pool2d: max_pool2d,
+    pool_ops.max_pool2d_input_grad: max_pool2d_input_grad,
+    pool_ops.max_pool2d_gather: max_pool2d_gather,
+    pool_ops.avg_pool2d: avg_pool2d,
+    pool_ops.avg_pool2d_input_grad: avg_pool2d_input_grad,
+}
