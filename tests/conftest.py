@@ -8,10 +8,11 @@ The fixture ``cell`` writes down what a test measured instead.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 RANK = {"✓": 0, "refused": 1, "skipped": 2, "✗": 3}
 
@@ -49,6 +50,15 @@ def cell(pytestconfig: pytest.Config) -> Callable[[str, str, str, str], None]:
         write(pytestconfig, table, row, column, value)
 
     return write_value
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """For problems so small that two threads would only wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.hookimpl(wrapper=True)

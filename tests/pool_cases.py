@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from cases import CHANNELS
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,29 @@ RAGGED = [
 ]  # fmt: skip
 
 
+# The long sweep: every window with every number of channels, on two odd sizes of pictures.
+WINDOWS: dict[str, dict[str, Any]] = {
+    "2x2": {},
+    "3x3": {"kernel": (3, 3), "padding": (1, 1)},
+    "3x3_every_one": {"kernel": (3, 3), "stride": (1, 1), "padding": (1, 1)},
+    "4x2_ceil": {"kernel": (4, 2), "stride": (3, 2), "padding": (2, 1), "ceil": True},
+    "1x5": {"kernel": (1, 5), "stride": (1, 1), "padding": (0, 2)},
+    "stride_beyond_kernel": {"kernel": (2, 3), "stride": (5, 4), "padding": (1, 1)},
+    "dilation": {"kernel": (3, 2), "stride": (1, 2), "padding": (1, 1), "dilation": (5, 6)},
+    "13x13": {"kernel": (13, 13), "stride": (1, 1), "padding": (6, 6)},
+    "16x16": {"kernel": (16, 16), "stride": (2, 3), "padding": (8, 8), "ceil": True},
+}
+GRID = [
+    Case(
+        name=f"{name}_{channels}",
+        size=(1 + (i + j) % 3, channels, *((29, 37) if (i + j) % 2 else (15, 19))),
+        **window,
+    )
+    for i, (name, window) in enumerate(WINDOWS.items())
+    for j, channels in enumerate(CHANNELS)
+]
+
+
 def parameters(cases: list[Case]) -> list[Any]:
     return [pytest.param(case, id=case.name) for case in cases]
 
@@ -81,3 +107,17 @@ def small(name: str) -> Case:
 def average_case(case: Case) -> Case:
     """Average pooling knows no dilation."""
     return Case(**{**vars(case), "dilation": (1, 1)})
+
+
+def max_results(pool: Callable[..., Any], case: Case, input: Tensor, delta: Tensor) -> list[Tensor]:
+    a = input.detach().requires_grad_()
+    output, indices = pool(a, *case.max_geometry, return_indices=True)
+    return [output.detach(), indices, *torch.autograd.grad(output, a, delta)]
+
+
+def average_results(
+    pool: Callable[..., Any], case: Case, input: Tensor, delta: Tensor, **options: Any
+) -> list[Tensor]:
+    a = input.detach().requires_grad_()
+    output = pool(a, *case.average_geometry, **options)
+    return [output.detach(), *torch.autograd.grad(output, a, delta)]
