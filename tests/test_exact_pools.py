@@ -37,7 +37,7 @@ def tensors(case: Case) -> list[Tensor]:
 
 @functools.lru_cache(maxsize=2)  # the parameters of one case follow each other
 def expected_and_share(case: Case) -> tuple[list[Tensor], float]:
-    """torch's results; of the elements that are in a window, how many are not 0."""
+    """torch's results; of the elements that are in a window, the share that is not 0."""
     expected = results(F, case, *tensors(case))
     output, indices, gradient, average, average_gradient = expected
     reached = average_results(

@@ -274,30 +274,6 @@ def test_gradient_functions_take_torchs_arguments() -> None:
     )
 
 
-def test_index_arithmetic_beyond_32_bits() -> None:
-    """Channels 2^30 elements apart: the last one's offset does not fit into 32 bits.
-
-    The room between them is reserved and never touched.
-    """
-    case = Case("far", batch=1, in_channels=4, out_channels=3, size=(5, 6))
-    distance = 2**30
-    room = torch.empty(3 * distance + 30, dtype=torch.bfloat16)
-    far = room.as_strided(case.input_size, (0, distance, 6, 1))
-    near = integers(case.input_size, torch.bfloat16, seed=1)
-    far.copy_(near)
-    weight = integers(case.weight_size, torch.bfloat16, seed=2)
-    delta = integers(case.output_size, torch.bfloat16, seed=3)
-    for algorithm in ("direct", "plain"):
-        with bp.backends.cpu.flags(conv_algorithm=algorithm):
-            assert torch.equal(
-                bp.functional.conv2d(far, weight), bp.functional.conv2d(near, weight)
-            )
-            assert torch.equal(
-                bp.functional.conv2d_weight_grad(far, weight.shape, delta),
-                bp.functional.conv2d_weight_grad(near, weight.shape, delta),
-            )
-
-
 @pytest.mark.parametrize("algorithm", ["direct", "plain"])
 def test_non_finite_numbers_reach_what_they_meet(algorithm: str) -> None:
     """An infinite or undefined pixel spoils the results that read it, and no other."""
