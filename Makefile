@@ -7,7 +7,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
 
-.PHONY: experiment test test-all compatibility sanitize lint wheel clean
+FUZZ_SECONDS ?= 300
+
+.PHONY: experiment test test-all fuzz compatibility sanitize lint wheel clean
 
 experiment: $(VENV)/built
 	$(BIN)/python -m experiments.parity $(ARGS)
@@ -17,6 +19,10 @@ test: $(VENV)/built
 
 test-all: $(VENV)/built
 	$(BIN)/python -m pytest $(ARGS)
+
+# Configurations drawn at random against torch, new ones each time.
+fuzz: $(VENV)/built
+	$(BIN)/python tests/fuzz.py --seconds $(FUZZ_SECONDS) $(ARGS)
 
 # The tables of docs/compatibility.md, from test results.
 compatibility: $(VENV)/built

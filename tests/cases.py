@@ -10,6 +10,9 @@ import torch
 from torch import Tensor
 
 LAYOUTS = ("contiguous", "channels_last", "strided")
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+
+ALGORITHMS = ("direct", "plain")  # one that is added joins every test
 
 
 @dataclass(frozen=True)
@@ -121,6 +124,44 @@ RAGGED = [
     Case("sparse_stride", batch=3, in_channels=6, out_channels=9, size=(50, 46), kernel=(2, 3),
          stride=(11, 9)),
 ]  # fmt: skip
+
+
+# The long sweep, in the manner of oneDNN's and CUTLASS's: every window, each with channel counts
+# off all tile sizes in pairs, on two odd sizes of pictures.
+CHANNELS = (1, 3, 17, 31, 33, 40, 72)
+WINDOWS: dict[str, dict[str, Any]] = {
+    "1x1": {"kernel": (1, 1)},
+    "1x1_padded": {"kernel": (1, 1), "padding": (1, 1, 2, 2)},
+    "1x1_strided": {"kernel": (1, 1), "stride": (2, 3), "padding": (1, 0, 0, 1)},
+    "2x2": {"kernel": (2, 2), "padding": (1, 0, 1, 0)},
+    "3x3": {"padding": (1, 1, 1, 1)},
+    "3x3_strided": {"stride": (2, 2), "padding": (1, 1, 1, 1)},
+    "4x2_strided": {"kernel": (4, 2), "stride": (1, 2), "padding": (2, 1, 0, 1)},
+    "5x5": {"kernel": (5, 5), "padding": (2, 2, 2, 2)},
+    "1x7": {"kernel": (1, 7), "padding": (0, 0, 3, 3)},
+    "7x7_strided": {"kernel": (7, 7), "stride": (2, 2), "padding": (3, 3, 3, 3)},
+    "stride_beyond_kernel": {"kernel": (2, 3), "stride": (5, 4), "padding": (1, 1, 1, 1)},
+    "dilation": {"dilation": (6, 5), "padding": (6, 6, 5, 5)},
+    "dilation_and_stride": {"kernel": (3, 2), "dilation": (4, 9), "stride": (3, 2)},
+    "padding_beyond_kernel": {"kernel": (2, 2), "padding": (3, 4, 2, 5)},
+}
+# (groups, channels in and out of a group)
+GROUPS = ((2, 17, 1), (3, 5, 31), (5, 8, 8), (2, 33, 40), (72, 1, 1), (33, 1, 2), (40, 1, 3))
+GRID = [
+    Case(
+        name=f"{name}_{groups}x{k}_{groups}x{o}" if groups > 1 else f"{name}_{k}_{o}",
+        batch=1 + (i + j) % 3,
+        in_channels=groups * k,
+        out_channels=groups * o,
+        size=(29, 37) if (i + j) % 4 == 0 else (15, 19),
+        groups=groups,
+        **window,
+    )
+    for i, (name, window) in enumerate(WINDOWS.items())
+    for j, (groups, k, o) in enumerate(
+        [*((1, k, CHANNELS[(3 * i + 2 * n) % 7]) for n, k in enumerate(CHANNELS)), *GROUPS]
+    )
+]
 
 
 def parameters(cases: list[Case]) -> list[Any]:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
 from cases import (
+    DTYPES,
     LAYOUTS,
     RAGGED,
     SMALL,
@@ -26,7 +25,6 @@ from torch import Tensor
 import torch_convbp as bp
 from torch_convbp import reference
 
-DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 ops = torch.ops.torch_convbp
 
 Results = dict[str, Tensor]
@@ -102,30 +100,6 @@ def test_exactly_the_reference(case: Case, layout: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("case", parameters(SMALL + RAGGED))
-def test_exactly_the_plain_loops(case: Case, layout: str, dtype: torch.dtype) -> None:
-    """The fast kernels against the loop nests, on whole numbers: not one bit apart.
-
-    Sums stay below 2^24 and so exact in float32; both sides round to the element type once.
-    """
-    input, weight, bias, delta = tensors(case, integers, dtype)
-    arguments = (
-        in_layout(input, layout),
-        in_layout(weight, layout),
-        bias,
-        in_layout(delta, layout),
-    )
-    with bp.backends.cpu.flags(conv_algorithm="direct"):
-        actual = run_operators(case, *arguments)
-    with bp.backends.cpu.flags(conv_algorithm="plain"):
-        expected = run_operators(case, *arguments)
-    assert_same(actual, expected)
-    if case.batch and case.in_channels:
-        assert all(result.any() for result in actual.values()), "trivially zero"
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", parameters([c for c in SMALL + RAGGED if c.in_channels]))
 def test_close_to_torch(case: Case, dtype: torch.dtype) -> None:
     """Real numbers: the distance to torch's float64 result is rounding, and nothing else.
@@ -177,43 +151,71 @@ def layout_of(tensor: torch.Tensor) -> list[int | None]:
     return [s if n > 1 else None for n, s in zip(tensor.shape, tensor.stride(), strict=True)]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def with_activations(case: Case, *arguments: Tensor) -> Results:
+    """The operators, and the fused ones with an activation that keeps a and one that keeps p."""
+    input, weight, bias, delta = arguments
+    results = run_operators(case, *arguments)
+    a = ops.conv2d_activation(input, weight, bias, *case.geometry, "tanh", [])
+    pair = ops.conv2d_activation_pair(input, weight, bias, *case.geometry, "silu", [])
+    results |= {"tanh": a, "silu": pair[0], "before silu": pair[1]}
+    results |= zip(("delta", "its sum"), ops.error_signal_bias_grad(delta, a, "tanh", []))  # noqa: B905
+    return results
+
+
+PLAIN = pytest.param("plain", marks=pytest.mark.slow)  # it knows neither threads nor batches
+BITS = [torch.float32, torch.float64, torch.bfloat16]
+
+
+@pytest.mark.parametrize("dtype", BITS, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("case", parameters(RAGGED))
-def test_same_bits_at_any_thread_count(case: Case, dtype: torch.dtype) -> None:
-    arguments = tensors(case, normal, dtype)
+def test_same_bits_at_any_thread_count(case: Case, layout: str, dtype: torch.dtype) -> None:
+    input, weight, bias, delta = tensors(case, normal, dtype)
+    arguments = [in_layout(t, layout) for t in (input, weight)] + [bias, in_layout(delta, layout)]
     threads = torch.get_num_threads()
     results = []
     try:
         for count in (1, 2, 3, 7):
             torch.set_num_threads(count)
-            results.append(run_operators(case, *arguments))
+            results.append(with_activations(case, *arguments))
     finally:
         torch.set_num_threads(threads)
     for other in results[1:]:
         assert_same(other, results[0])
 
 
-@pytest.mark.parametrize("case", parameters([c for c in RAGGED if c.batch > 1]))
-def test_a_sample_alone_has_the_bits_it_has_in_a_batch(case: Case) -> None:
-    input, weight, bias, delta = tensors(case, normal, torch.float32)
-    together = run_operators(case, input, weight, bias, delta)
-    one = Case(**{**vars(case), "batch": 1})
-    alone = run_operators(one, input[1:2], weight, bias, delta[1:2])
-    assert torch.equal(alone["conv2d"], together["conv2d"][1:2])
-    assert torch.equal(alone["conv2d_input_grad"], together["conv2d_input_grad"][1:2])
+# What belongs to a sample, that is all but the gradients of weight and bias.
+OF_A_SAMPLE = ("conv2d", "conv2d_input_grad", "tanh", "silu", "before silu", "delta")
 
 
-@pytest.mark.parametrize("case", parameters(SMALL + RAGGED))
-def test_every_element_is_written(case: Case) -> None:
-    """Deterministic mode fills fresh memory with NaN: none may be left."""
-    arguments = tensors(case, normal, torch.float32)
-    torch.use_deterministic_algorithms(True)
-    try:
-        assert torch.empty(3).isnan().all(), "this torch no longer fills fresh memory with NaN"
-        results = run_operators(case, *arguments)
-    finally:
-        torch.use_deterministic_algorithms(False)
-    assert not any(result.isnan().any() for result in results.values())
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("algorithm", ["direct", PLAIN])
+@pytest.mark.parametrize("dtype", BITS, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("case", parameters(RAGGED))
+def test_a_sample_has_the_same_bits_in_any_batch(
+    case: Case, layout: str, dtype: torch.dtype, algorithm: str
+) -> None:
+    """Alone, among copies of itself, and at each end of a batch of others."""
+    case = replace(case, batch=1)
+    input, weight, bias, delta = tensors(case, normal, dtype)
+    others = tensors(replace(case, batch=4), lambda *a, seed: normal(*a, seed=seed + 9), dtype)
+    weight = in_layout(weight, layout)
+
+    def results(before: int, copies: int, behind: int) -> Results:
+        """Of the last of the copies."""
+        batch = replace(case, batch=before + copies + behind)
+        around = [
+            in_layout(torch.cat([o[:before], *[t] * copies, o[4 - behind :]]), layout)
+            for t, o in ((input, others[0]), (delta, others[3]))
+        ]
+        every = with_activations(batch, around[0], weight, bias, around[1])
+        return {name: every[name][before + copies - 1] for name in OF_A_SAMPLE}
+
+    with bp.backends.cpu.flags(conv_algorithm=algorithm):
+        alone = results(0, 1, 0)
+        for batch in ((0, 2, 0), (0, 1, 4), (4, 1, 0), (1, 3, 2)):
+            assert_same(results(*batch), alone)
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")  # torch's copy
@@ -272,30 +274,6 @@ def test_gradient_functions_take_torchs_arguments() -> None:
     )
 
 
-def test_index_arithmetic_beyond_32_bits() -> None:
-    """Channels 2^30 elements apart: the last one's offset does not fit into 32 bits.
-
-    The room between them is reserved and never touched.
-    """
-    case = Case("far", batch=1, in_channels=4, out_channels=3, size=(5, 6))
-    distance = 2**30
-    room = torch.empty(3 * distance + 30, dtype=torch.bfloat16)
-    far = room.as_strided(case.input_size, (0, distance, 6, 1))
-    near = integers(case.input_size, torch.bfloat16, seed=1)
-    far.copy_(near)
-    weight = integers(case.weight_size, torch.bfloat16, seed=2)
-    delta = integers(case.output_size, torch.bfloat16, seed=3)
-    for algorithm in ("direct", "plain"):
-        with bp.backends.cpu.flags(conv_algorithm=algorithm):
-            assert torch.equal(
-                bp.functional.conv2d(far, weight), bp.functional.conv2d(near, weight)
-            )
-            assert torch.equal(
-                bp.functional.conv2d_weight_grad(far, weight.shape, delta),
-                bp.functional.conv2d_weight_grad(near, weight.shape, delta),
-            )
-
-
 @pytest.mark.parametrize("algorithm", ["direct", "plain"])
 def test_non_finite_numbers_reach_what_they_meet(algorithm: str) -> None:
     """An infinite or undefined pixel spoils the results that read it, and no other."""
@@ -311,44 +289,6 @@ def test_non_finite_numbers_reach_what_they_meet(algorithm: str) -> None:
         assert output[0][:, ~reads].isfinite().all()
         assert not output[0, :, 3, 3].isfinite().any() or bool((weight[:, 1, 1, 1] == 0).any())
         assert torch.equal(output.isfinite(), F.conv2d(input, weight, padding=1).isfinite())
-
-
-CAPABILITY_SCRIPT = """
-import sys, torch
-sys.path.insert(0, {folder!r})
-import torch_convbp as bp
-from cases import RAGGED, in_layout
-from test_ops import assert_same, integers, run_operators, tensors
-assert bp.backends.cpu.capability() == {name!r}, bp.backends.cpu.capability()
-for case in RAGGED:
-    arguments = tensors(case, integers, torch.float32)
-    direct = run_operators(case, *arguments)
-    with bp.backends.cpu.flags(conv_algorithm="plain"):
-        assert_same(direct, run_operators(case, *arguments))
-"""
-
-
-@pytest.mark.parametrize("name", ["DEFAULT", "AVX2"])
-def test_each_instruction_set(name: str) -> None:
-    if name == "AVX2" and bp.backends.cpu.capability() != "AVX2":
-        pytest.skip(f"this processor is held to {bp.backends.cpu.capability()}")
-    script = CAPABILITY_SCRIPT.format(folder=os.path.dirname(__file__), name=name)
-    environment = {**os.environ, "TORCH_CONVBP_CPU_CAPABILITY": name}
-    done = subprocess.run(
-        [sys.executable, "-c", script], env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-
-
-def test_unknown_instruction_set_is_an_error() -> None:
-    environment = {**os.environ, "TORCH_CONVBP_CPU_CAPABILITY": "AVX9"}
-    script = "import torch_convbp as bp; bp.backends.cpu.capability()"
-    done = subprocess.run(
-        [sys.executable, "-c", script], env=environment, capture_output=True, text=True
-    )
-    assert done.returncode != 0
-    assert "TORCH_CONVBP_CPU_CAPABILITY: expected DEFAULT" in done.stderr
-    assert "AVX9" in done.stderr
 
 
 def test_conv_algorithm_switch() -> None:

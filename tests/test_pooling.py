@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import copy
-import os
 import pickle
 import random
 import re
-import subprocess
-import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,84 +14,25 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from cases import LAYOUTS, in_layout, integers, normal
+from cases import DTYPES, LAYOUTS, in_layout, integers, normal
+from pool_cases import (
+    RAGGED,
+    SMALL,
+    Case,
+    average_case,
+    average_results,
+    max_results,
+    parameters,
+    small,
+)
 from torch import Tensor, nn
 from torch.autograd import gradcheck, gradgradcheck
 
 import torch_convbp as bp
 from torch_convbp import reference
 
-DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 f = bp.functional
 ops = torch.ops.torch_convbp
-
-
-@dataclass(frozen=True)
-class Case:
-    name: str
-    size: tuple[int, int, int, int] = (2, 3, 7, 6)
-    kernel: tuple[int, int] = (2, 2)
-    stride: tuple[int, int] = (2, 2)
-    padding: tuple[int, int] = (0, 0)
-    dilation: tuple[int, int] = (1, 1)
-    ceil: bool = False
-
-    @property
-    def max_geometry(self) -> tuple[Any, ...]:
-        """The arguments of max_pool2d behind its input."""
-        return self.kernel, self.stride, self.padding, self.dilation, self.ceil
-
-    @property
-    def average_geometry(self) -> tuple[Any, ...]:
-        return self.kernel, self.stride, self.padding, self.ceil
-
-    @property
-    def output_size(self) -> tuple[int, ...]:
-        return tuple(F.max_pool2d(torch.empty(self.size), *self.max_geometry).shape)
-
-
-# Small enough for the reference, which loops in Python.
-SMALL = [
-    Case("slides"),
-    Case("one_by_one", kernel=(1, 1), stride=(1, 1)),
-    Case("one_by_one_strided", kernel=(1, 1), stride=(2, 3)),
-    Case("overlapping", kernel=(3, 3), padding=(1, 1)),
-    Case("stride_1", kernel=(3, 2), stride=(1, 1), padding=(1, 0)),
-    Case("asymmetric", kernel=(2, 4), stride=(1, 3), padding=(1, 2)),
-    Case("gaps", size=(2, 3, 9, 8), kernel=(2, 2), stride=(3, 4)),
-    Case("ceil", kernel=(2, 3), stride=(2, 2), ceil=True),
-    Case("ceil_and_padding", kernel=(3, 3), stride=(2, 4), padding=(1, 1), ceil=True),
-    Case("ceil_drops_a_window", size=(1, 2, 4, 4), kernel=(1, 1), stride=(3, 3), ceil=True),
-    Case("dilation", kernel=(2, 2), stride=(1, 1), dilation=(2, 3)),
-    Case("dilation_and_everything", size=(2, 3, 9, 10), kernel=(3, 2), stride=(2, 3),
-         padding=(1, 1), dilation=(2, 3), ceil=True),
-    Case("whole_map", size=(3, 4, 5, 4), kernel=(5, 4)),
-    Case("one_pixel", size=(2, 3, 1, 1), kernel=(2, 2), stride=(1, 1), padding=(1, 1)),
-    Case("one_channel", size=(2, 1, 6, 5)),
-    Case("batch_0", size=(0, 3, 6, 5)),
-]  # fmt: skip
-
-# Off the sizes the vector kernels work in: lanes, lines, bands.
-RAGGED = [
-    Case("channels_37", size=(2, 37, 11, 13), kernel=(3, 3), padding=(1, 1)),
-    Case("channels_64", size=(3, 64, 8, 9)),
-    Case("wide", size=(1, 3, 5, 301), kernel=(3, 3), stride=(1, 2), padding=(1, 1)),
-    Case("wide_every_third", size=(1, 2, 4, 500), kernel=(2, 3), stride=(1, 3)),
-    Case("spp", size=(1, 20, 13, 13), kernel=(13, 13), stride=(1, 1), padding=(6, 6)),
-    Case("offsets_of_4_bytes", size=(2, 5, 21, 30), kernel=(16, 16), stride=(3, 5)),
-    Case("offsets_of_1_byte", size=(1, 9, 20, 20), kernel=(15, 17), stride=(2, 1)),
-    Case("many_bands", size=(1, 40, 60, 50), kernel=(3, 3), stride=(1, 1), padding=(1, 1),
-         dilation=(5, 2)),
-    Case("high_window", size=(1, 33, 90, 70), kernel=(40, 2), stride=(3, 2)),
-]  # fmt: skip
-
-
-def parameters(cases: list[Case]) -> list[Any]:
-    return [pytest.param(case, id=case.name) for case in cases]
-
-
-def small(name: str) -> Case:
-    return next(case for case in SMALL + RAGGED if case.name == name)
 
 
 def distinct(size: tuple[int, ...], dtype: torch.dtype = torch.float64, seed: int = 1) -> Tensor:
@@ -110,25 +47,6 @@ def same(a: Tensor, b: Tensor) -> bool:
     return (
         a.shape == b.shape and a.dtype == b.dtype and bool(((a == b) | (a != a) & (b != b)).all())
     )
-
-
-def max_results(pool: Callable[..., Any], case: Case, input: Tensor, delta: Tensor) -> list[Tensor]:
-    a = input.detach().requires_grad_()
-    output, indices = pool(a, *case.max_geometry, return_indices=True)
-    return [output.detach(), indices, *torch.autograd.grad(output, a, delta)]
-
-
-def average_results(
-    pool: Callable[..., Any], case: Case, input: Tensor, delta: Tensor, **options: Any
-) -> list[Tensor]:
-    a = input.detach().requires_grad_()
-    output = pool(a, *case.average_geometry, **options)
-    return [output.detach(), *torch.autograd.grad(output, a, delta)]
-
-
-def average_case(case: Case) -> Case:
-    """Average pooling knows no dilation."""
-    return Case(**{**vars(case), "dilation": (1, 1)})
 
 
 # --- values ---------------------------------------------------------------------------------
@@ -170,26 +88,6 @@ def test_max_is_exactly_torchs(case: Case, layout: str, dtype: torch.dtype) -> N
         actual = max_results(f.max_pool2d, case, in_layout(input, layout), delta)
         expected = max_results(F.max_pool2d, case, input, delta)
         assert all(map(same, actual, expected)), kind
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("case", parameters(SMALL + RAGGED))
-def test_exactly_the_plain_loops(case: Case, layout: str, dtype: torch.dtype) -> None:
-    """Whole numbers, divided by a power of two: sums and quotients are exact on both sides."""
-    input = in_layout(integers(case.size, dtype, seed=1), layout)
-    results = []
-    for algorithm in ("auto", "plain"):
-        with bp.backends.cpu.flags(conv_algorithm=algorithm):
-            delta = in_layout(integers(case.output_size, dtype, seed=2), layout)
-            pooled = max_results(f.max_pool2d, case, input, delta)
-            average = average_case(case)
-            delta = in_layout(integers(average.output_size, dtype, seed=3), layout)
-            pooled += average_results(f.avg_pool2d, average, input, delta, divisor_override=4)
-            results.append(pooled)
-    assert all(map(torch.equal, *results))
-    if min(case.size) > 1:
-        assert all(result.any() for result in results[0]), "trivially zero"
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -303,46 +201,37 @@ def test_memory_format_is_torchs(case: Case, layout: str) -> None:
                 assert all(n == 1 or s == t for n, s, t in sizes)
 
 
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("case", parameters(RAGGED))
-def test_same_bits_at_any_thread_count_and_in_any_batch(case: Case, layout: str) -> None:
-    input = in_layout(normal(case.size, torch.bfloat16, seed=1), layout)
-    delta = in_layout(normal(case.output_size, torch.bfloat16, seed=2), layout)
+def test_same_bits_at_any_thread_count_and_in_any_batch(
+    case: Case, layout: str, dtype: torch.dtype
+) -> None:
     average = average_case(case)
-    average_delta = in_layout(normal(average.output_size, torch.bfloat16, seed=3), layout)
+    tensors = [
+        in_layout(normal((5, *size[1:]), dtype, seed), layout)
+        for seed, size in enumerate((case.size, case.output_size, average.output_size))
+    ]
 
-    def results(b: int | None = None) -> list[Tensor]:
-        samples = slice(None) if b is None else slice(b, b + 1)
+    def results(first: int, last: int) -> list[Tensor]:
+        input, delta, average_delta = (t[first:last] for t in tensors)
         return [
-            *max_results(f.max_pool2d, case, input[samples], delta[samples]),
-            *average_results(f.avg_pool2d, average, input[samples], average_delta[samples]),
+            *max_results(f.max_pool2d, case, input, delta),
+            *average_results(f.avg_pool2d, average, input, average_delta),
         ]
 
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
-        expected = results()
+        expected = results(0, 5)
+        for first, last in ((2, 3), (0, 3), (2, 5), (1, 4)):
+            some = [t[first:last] for t in expected]
+            assert all(map(torch.equal, results(first, last), some))
         for count in (2, 3, 7):
             torch.set_num_threads(count)
-            assert all(map(torch.equal, results(), expected))
+            assert all(map(torch.equal, results(0, 5), expected))
     finally:
         torch.set_num_threads(threads)
-    last = case.size[0] - 1
-    assert all(torch.equal(a, b[last:]) for a, b in zip(results(last), expected, strict=True))
-
-
-@pytest.mark.parametrize("case", parameters(SMALL + RAGGED))
-def test_every_element_is_written(case: Case) -> None:
-    """Deterministic mode fills fresh memory with NaN: none may be left."""
-    torch.use_deterministic_algorithms(True)
-    try:
-        input = normal(case.size, torch.float32, seed=1)
-        results = max_results(f.max_pool2d, case, input, torch.ones(case.output_size))
-        case = average_case(case)
-        results += average_results(f.avg_pool2d, case, input, torch.ones(case.output_size))
-    finally:
-        torch.use_deterministic_algorithms(False)
-    assert not any(result.isnan().any() for result in results)
 
 
 def test_unbatched() -> None:
@@ -376,19 +265,6 @@ def test_indices_feed_max_unpool() -> None:
     output, indices = f.max_pool2d(input, 2, return_indices=True)
     restored = F.max_unpool2d(output, indices, 2)
     assert torch.equal(restored[restored != 0].sort()[0], output.flatten().sort()[0])
-
-
-def test_index_arithmetic_beyond_32_bits() -> None:
-    """Channels 2^30 elements apart, in memory that is reserved and never touched."""
-    distance, size = 2**30, (1, 4, 5, 6)
-    room = torch.empty(3 * distance + 30, dtype=torch.bfloat16)
-    far = room.as_strided(size, (0, distance, 6, 1))
-    near = integers(size, torch.bfloat16, seed=1)
-    far.copy_(near)
-    for algorithm in ("auto", "plain"):
-        with bp.backends.cpu.flags(conv_algorithm=algorithm):
-            for pool in (f.max_pool2d, f.avg_pool2d):
-                assert torch.equal(pool(far, 3, 1, 1), pool(near, 3, 1, 1))
 
 
 def test_only_the_offsets_are_kept() -> None:
@@ -837,24 +713,3 @@ def test_a_network_trains_on_it() -> None:
         assert (a - b).abs().max() <= 1e-10 * a.abs().max()
     bp.revert(model)
     assert all(map(torch.equal, before, outputs_and_gradients()))
-
-
-CAPABILITY_SCRIPT = """
-import sys
-sys.path.insert(0, {folder!r})
-import torch, torch_convbp as bp
-from test_pooling import RAGGED, test_exactly_the_plain_loops
-assert bp.backends.cpu.capability() == "DEFAULT"
-for case in RAGGED:
-    for layout in ("contiguous", "channels_last"):
-        test_exactly_the_plain_loops(case, layout, torch.float32)
-"""
-
-
-def test_without_the_processors_extras() -> None:
-    script = CAPABILITY_SCRIPT.format(folder=os.path.dirname(__file__))
-    environment = {**os.environ, "TORCH_CONVBP_CPU_CAPABILITY": "DEFAULT"}
-    done = subprocess.run(
-        [sys.executable, "-c", script], env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
