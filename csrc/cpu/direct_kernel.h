@@ -10,6 +10,7 @@
 //   depthwise        the same loops, with a row's own lanes in place of a broadcast
 
 #include <cstdint>
+#include <type_traits>
 #include <vector>
 
 #include "direct_plan.h"
@@ -83,6 +84,16 @@ CONVBP_TARGET void pack_weight(const TapConv& c, const T* weight, const WeightSt
 template <typename T, typename Acc, int kBlock>
 CONVBP_INLINE void store_tile(T* to, const int64_t* at, int64_t lane_stride,
                               const Acc (&sums)[kRows][kBlock], int64_t rows, int64_t lanes) {
+  if constexpr (std::is_same_v<T, Acc>)
+    if (lane_stride == 1 && lanes == kBlock) {
+      using Vector = typename Simd<Acc>::Vector;
+      for (int64_t i = 0; i < rows; ++i)
+#pragma GCC unroll 4
+        for (int lane = 0; lane < kBlock; lane += Simd<Acc>::kLanes)
+          *reinterpret_cast<Vector*>(to + at[i] + lane) =
+              *reinterpret_cast<const Vector*>(&sums[i][lane]);
+      return;
+    }
   for (int64_t i = 0; i < rows;) {
     int64_t run = 1;
     if (lane_stride != 1)
@@ -203,17 +214,8 @@ CONVBP_TARGET void weight_grad_tasks(const WeightGrad& p, View<const T> input, V
         const int64_t width = std::min<int64_t>(kBlock, lanes - lane);
         for (int64_t b = 0; b < e.images; ++b)
           for (int64_t h = 0; h < e.rows; ++h, to += e.columns * kBlock) {
-            if (width < kBlock) fill_zero(to, e.columns * kBlock);
-            const T* from = &delta.at(e.b0 + b, g * c.lanes + lane0 + lane, e.h0 + h, e.w0);
-            if (delta.stride[1] == 1) {
-              for (int64_t w = 0; w < e.columns; ++w)
-                for (int64_t l = 0; l < width; ++l)
-                  to[w * kBlock + l] = load<Acc>(from[w * delta.stride[3] + l]);
-            } else {
-              for (int64_t l = 0; l < width; ++l)
-                for (int64_t w = 0; w < e.columns; ++w)
-                  to[w * kBlock + l] = load<Acc>(from[l * delta.stride[1] + w * delta.stride[3]]);
-            }
+            pack_row(&delta.at(e.b0 + b, g * c.lanes + lane0 + lane, e.h0 + h, e.w0),
+                     delta.stride[1], delta.stride[3], width, e.columns, to, int64_t{kBlock});
           }
       }
 

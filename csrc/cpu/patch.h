@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
 #include <type_traits>
 
 #include "element.h"
@@ -67,6 +68,10 @@ CONVBP_TARGET void copy_row(const From* from, int64_t from_c, int64_t from_x, in
       return static_cast<To>(value);
   };
   if (from_c == 1 && to_c == 1) {
+    if (std::is_same_v<From, To> && from_x == channels && to_x == channels) {
+      std::memcpy(to, from, width * channels * sizeof(From));
+      return;
+    }
     for (int64_t x = 0; x < width; ++x)
       for (int64_t c = 0; c < channels; ++c) to[x * to_x + c] = convert(from[x * from_x + c]);
     return;

@@ -137,7 +137,7 @@ void conv2d_weight_grad(const ConvProblem& problem, View<const T> input, View<co
   parallel_for(p.tasks(), [&](int64_t begin, int64_t end) {
     kernels.weight_grad(p, input, delta, bias_grad != nullptr, sums, begin, end);
   });
-  parallel_for(p.tasks_a_chunk() * p.channels_a_task, [&](int64_t begin, int64_t end) {
+  parallel_for(p.tasks_a_chunk() * divide_up(p.channels_a_task, kTotalChannels), [&](int64_t begin, int64_t end) {
     kernels.weight_grad_total(p, sums, weight_grad, bias_grad, begin, end);
   });
 }

@@ -123,13 +123,24 @@ CONVBP_TARGET void transform_filters(const Winograd& p, const T* weight,
     const T* const from = weight + g * stride.group + lane0 * stride.lane;
     for (int64_t k0 = 0; k0 < c.reduce; k0 += kChannels) {
       const int64_t channels = std::min(kChannels, c.reduce - k0);
-      for (int64_t lane = 0; lane < lanes; ++lane)
+      const auto at = [&](int64_t k, int r, int s) CONVBP_TARGET {
+        return from + (k0 + k) * stride.reduce + c.h.taps[r] * stride.r + c.w.taps[s] * stride.s;
+      };
+      if (stride.lane == 1) {
         for (int64_t k = 0; k < channels; ++k)
           for (int r = 0; r < 3; ++r)
-            for (int s = 0; s < 3; ++s)
-              filters[k][r][s][lane] =
-                  load<float>(from[lane * stride.lane + (k0 + k) * stride.reduce +
-                                   c.h.taps[r] * stride.r + c.w.taps[s] * stride.s]);
+            for (int s = 0; s < 3; ++s) {
+              const T* lane_values = at(k, r, s);
+              for (int64_t lane = 0; lane < lanes; ++lane)
+                filters[k][r][s][lane] = load<float>(lane_values[lane]);
+            }
+      } else {
+        for (int64_t lane = 0; lane < lanes; ++lane)
+          for (int64_t k = 0; k < channels; ++k)
+            for (int r = 0; r < 3; ++r)
+              for (int s = 0; s < 3; ++s)
+                filters[k][r][s][lane] = load<float>(at(k, r, s)[lane * stride.lane]);
+      }
       for (int64_t lane = lanes; lane < kBlock; ++lane)
         for (int64_t tap = 0; tap < kChannels * 9; ++tap) (&filters[0][0][0][lane])[tap * kBlock] = 0;
       for (int64_t k = 0; k < channels; ++k)
@@ -323,39 +334,55 @@ CONVBP_TARGET void weight_grad_tasks(const Winograd& p, View<const T> input, Vie
   }
 }
 
-// The chunks' sums, added in their order and transformed to filters. Task: one of a task's channels,
-// for some lanes of a group.
+// The chunks' sums, added in their order and transformed to filters. Task: kTotalChannels of a task's
+// channels, for some lanes of a group.
 template <typename T, typename F>
 CONVBP_TARGET void weight_grad_total(const Winograd& p, const float* sums, View<T> weight_grad,
                                      T* bias_grad, int64_t begin, int64_t end) {
   const TapConv& c = p.tap;
   const int64_t chunk_apart = p.tasks_a_chunk() * p.sums_a_task();
+  const int64_t blocks = divide_up(p.channels_a_task, kTotalChannels);
   const auto total = [&](const float* from) CONVBP_TARGET {
     Vector sum = vector_at(from);
     for (int64_t chunk = 1; chunk < p.chunks; ++chunk) sum += vector_at(from + chunk * chunk_apart);
     return sum;
   };
+  float filters[3][3][kTotalChannels][kLanes];
   for (int64_t task = begin; task < end; ++task) {
-    const int64_t k = task % p.channels_a_task, lane_task = task / p.channels_a_task % p.lane_tasks();
-    const int64_t part = task / p.channels_a_task / p.lane_tasks();
+    const int64_t lane_task = task / blocks % p.lane_tasks();
+    const int64_t part = task / blocks / p.lane_tasks();
     const int64_t k0 = part % p.channel_tasks() * p.channels_a_task, g = part / p.channel_tasks();
-    if (k0 + k >= c.reduce) continue;
+    const int64_t first = task % blocks * kTotalChannels;
+    const int64_t channels =
+        std::min({kTotalChannels, p.channels_a_task - first, c.reduce - k0 - first});
+    if (channels <= 0) continue;
     const float* const task_sums = sums + (part * p.lane_tasks() + lane_task) * p.sums_a_task();
     const int64_t lane0 = lane_task * p.lanes_a_task;
     for (int64_t v = 0; v < std::min(p.lanes_a_task, c.lanes - lane0); v += kLanes) {
       const int64_t lanes = std::min<int64_t>(kLanes, c.lanes - lane0 - v);
       const int64_t channel = g * c.lanes + lane0 + v;
-      float filters[3][3][kLanes];
-      both_axes<transform::filter_grad<F>, Vector>(
-          [&](int y, int x) CONVBP_TARGET {
-            return total(task_sums + ((y * F::kTile + x) * p.channels_a_task + k) * p.lanes_a_task + v);
-          },
-          [&](int r, int s, Vector grad) CONVBP_TARGET { vector_at(filters[r][s]) = grad; });
+      for (int64_t k = 0; k < channels; ++k)
+        both_axes<transform::filter_grad<F>, Vector>(
+            [&](int y, int x) CONVBP_TARGET {
+              const int64_t row = (y * F::kTile + x) * p.channels_a_task + first + k;
+              return total(task_sums + row * p.lanes_a_task + v);
+            },
+            [&](int r, int s, Vector grad) CONVBP_TARGET { vector_at(filters[r][s][k]) = grad; });
+      const auto put = [&](int64_t lane, int64_t k, int r, int s) CONVBP_TARGET {
+        weight_grad.at(channel + lane, k0 + first + k, r, s) = store<T>(filters[r][s][k][lane]);
+      };
+      // Along what lies side by side in the weight.
       for (int64_t lane = 0; lane < lanes; ++lane)
-        for (int r = 0; r < 3; ++r)
-          for (int s = 0; s < 3; ++s)
-            weight_grad.at(channel + lane, k0 + k, r, s) = store<T>(filters[r][s][lane]);
-      if (bias_grad && k0 + k == 0) {
+        if (weight_grad.stride[1] == 1) {
+          for (int r = 0; r < 3; ++r)
+            for (int s = 0; s < 3; ++s)
+              for (int64_t k = 0; k < channels; ++k) put(lane, k, r, s);
+        } else {
+          for (int64_t k = 0; k < channels; ++k)
+            for (int r = 0; r < 3; ++r)
+              for (int s = 0; s < 3; ++s) put(lane, k, r, s);
+        }
+      if (bias_grad && k0 + first == 0) {
         float bias[kLanes];
         vector_at(bias) = total(task_sums + F::kTile * F::kTile * p.channels_a_task * p.lanes_a_task + v);
         for (int64_t lane = 0; lane < lanes; ++lane)

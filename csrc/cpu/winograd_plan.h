@@ -10,6 +10,8 @@ namespace convbp::winograd {
 
 // Streams a power of two apart meet in the same cache set: one line more keeps them apart.
 constexpr int64_t kApart = 16;
+// Channels whose share of the weight gradient is written together.
+constexpr int64_t kTotalChannels = 16;
 
 struct Winograd {
   TapConv tap;
