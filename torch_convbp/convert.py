@@ -11,29 +11,17 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from torch import nn
-from torch.nn.utils import parametrize
 
 from torch_convbp import fusion, shapes
+from torch_convbp._classes import check_is_module, reduce_by, set_class
 from torch_convbp.modules import AvgPoolBP2d, ConvBP2d, LinearBP, MaxPoolBP2d
 
 __all__ = ["convert", "revert"]
 
 Model = TypeVar("Model", bound=nn.Module)
-
-
-def _rebuild(cls: type[nn.Conv2d]) -> nn.Module:
-    converted = _converted_class(cls)  # type: ignore[arg-type]
-    return converted.__new__(converted)
-
-
-def _rebuild_by(make: Callable[..., Any], *args: Any) -> Any:
-    module = make(*args)
-    _set_class(module, _converted_class)
-    return module
 
 
 @functools.cache
@@ -42,39 +30,14 @@ def _converted_class(cls: type[nn.Conv2d]) -> type[ConvBP2d]:
     if cls is nn.Conv2d:
         return ConvBP2d
 
-    def __reduce_ex__(self: nn.Module, protocol: Any) -> tuple[Any, ...]:
-        # Pickle and deepcopy look classes up by name; this one is made here.
-        if (cls.__reduce__, cls.__reduce_ex__) != (object.__reduce__, object.__reduce_ex__):
-            rule: Any = cls.__reduce_ex__(self, protocol)
-            make, args, *rest = rule
-            return _rebuild_by, (make, *args), *rest
-        getstate = getattr(self, "__getstate__", vars(self).copy)
-        return _rebuild, (cls,), getstate()
-
-    namespace = {"__reduce_ex__": __reduce_ex__, "_converted_from": cls, "__module__": __name__}
+    namespace = {"_converted_from": cls, "__module__": __name__}
+    namespace["__reduce_ex__"] = reduce_by(_converted_class, cls)
     return type(f"ConvBP2d_{cls.__name__}", (ConvBP2d, cls), namespace)
 
 
 def _reverted_class(cls: type[nn.Conv2d]) -> type[nn.Conv2d] | None:
     """What _converted_class made ``cls`` of; None for a subclass of ConvBP2d."""
     return nn.Conv2d if cls is ConvBP2d else vars(cls).get("_converted_from")
-
-
-def _set_class(module: nn.Conv2d, change: Callable[[Any], type[nn.Conv2d] | None]) -> bool:
-    """Gives the module the class that ``change`` makes of its own; False where that is None."""
-    cls = type(module)
-    if not parametrize.is_parametrized(module):
-        changed = change(cls)
-    elif (base := change(cls.__bases__[0])) is None:
-        changed = None
-    else:
-        # torch derives a class for each parametrized module and keeps its properties there: the
-        # same class over another base. Copies of the module share the old one, so it stays.
-        namespace = {k: v for k, v in vars(cls).items() if k not in ("__dict__", "__weakref__")}
-        changed = type(f"Parametrized{base.__name__}", (base,), namespace)
-    if changed is not None:
-        module.__class__ = changed
-    return changed is not None
 
 
 def _why_left_alone(module: nn.Conv2d) -> str | None:
@@ -128,7 +91,7 @@ def convert(
     Raises:
         TypeError: model is no torch.nn.Module, or fuse_activations no bool.
     """
-    _check_is_module("convert", model)
+    check_is_module("convert", model)
     if not isinstance(fuse_activations, bool):
         raise TypeError(
             "convert(): argument 'fuse_activations' must be a bool, "
@@ -146,7 +109,7 @@ def convert(
             reason = _why_left_alone(module)
             if reason is None:
                 try:
-                    _set_class(module, _converted_class)
+                    set_class(module, _converted_class)
                     continue
                 except Exception as error:  # what a class does when it is derived from is its own
                     reason = f"{type(module).__name__} does not let itself be derived from: {error}"
@@ -177,16 +140,15 @@ def revert(model: Model) -> Model:
     Raises:
         TypeError: model is no torch.nn.Module.
     """
-    _check_is_module("revert", model)
-    fusion.unfuse(model)
-    left_alone = []
+    check_is_module("revert", model)
+    left_alone = [f"  {name}: {reason}" for name, reason in fusion.unfuse(model).items()]
     for name, module in model.named_modules():
         if getattr(module, "activation", None) and isinstance(module, (ConvBP2d, LinearBP)):
             reason = f"its activation {module.activation} is part of the layer"
         elif type(module) in _REVERTED:
             module.__class__ = _REVERTED[type(module)]  # type: ignore[assignment]
             continue
-        elif not isinstance(module, ConvBP2d) or _set_class(module, _reverted_class):
+        elif not isinstance(module, ConvBP2d) or set_class(module, _reverted_class):
             continue
         else:
             reason = f"a {type(module).__name__}"
@@ -197,10 +159,3 @@ def revert(model: Model) -> Model:
             stacklevel=2,
         )
     return model
-
-
-def _check_is_module(function: str, model: Any) -> None:
-    if not isinstance(model, nn.Module):
-        raise TypeError(
-            f"{function}(): argument 'model' must be a torch.nn.Module, not {type(model).__name__}"
-        )
