@@ -496,6 +496,7 @@ def copied_inside_a_recording() -> nn.Module:
 
     model = bp.convert(nn.Sequential(conv(), nn.ReLU()))
     with bp.record_error_signals(model):
+        model(torch.ones(1, 3, 4, 4)).sum().backward()
         return copy.deepcopy(model)
 
 
@@ -522,7 +523,7 @@ TRAPS = {
     "by_stored_table": Trap(ByStoredTable, "calls self.table.get(self.flag), which", unset),
     "by_modules": Trap(ByModules, "calls self._modules.get(",
                        lambda m: setattr(m, "which", "ident")),
-    "by_getattr": Trap(ByGetattr, "__getattr__, which has them in reach, calls super()", unset),
+    "by_getattr": Trap(ByGetattr, "__getattr__, which has them in reach", unset),
     "maybe": Trap(Maybe, "Maybe.maybe runs between the two", unset),
     "drop_path": Trap(WithDropPath, "drop is called between", lambda m: setattr(m.drop, "p", 0.5)),
     "drop_path_in_sequential": Trap(

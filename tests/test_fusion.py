@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from cases import normal
-from fusion_models import MODELS, Model, Plain, SharedRelu, Two
+from fusion_models import MODELS, Model, Plain, SharedRelu
 from fusion_traps import TRAPS
 from torch import Tensor, nn
 
@@ -165,7 +165,7 @@ def test_flags_are_still_looked_at() -> None:
     bp.convert(model, fuse_activations=True)
     assert torch.equal(model.eval()(input), model(input))
     assert not torch.equal(model.train()(input), model(input))  # dropout
-    assert type(model).forward.__code__.co_filename == __file__
+    assert type(model).forward.__code__.co_filename == Plain.forward.__code__.co_filename
     assert isinstance(model, Plain)
 
 
@@ -275,10 +275,17 @@ def test_attributes_of_what_is_fused() -> None:
         model[1].negative_slope = 0.9
     with pytest.raises(AttributeError, match="no attribute 'slope'"):
         _ = model[1].slope
+    original.negative_slope = 0.5  # by whoever else holds it
+    with pytest.raises(RuntimeError, match=r"was leaky_relu\(0.2\) when it was fused into 0, 2"):
+        model(torch.ones(1, 3, 8, 8, dtype=torch.float64))
+    seen: list[int] = []
+    model[1].register_forward_hook(lambda *_: seen.append(1))
     model.eval()
     assert not original.training and not model[1].training
     bp.revert(model)[1].negative_slope = 0.9
     assert model[1] is original and original.negative_slope == 0.9
+    model(torch.ones(1, 3, 8, 8, dtype=torch.float64))
+    assert seen == [1, 1]  # its hooks are there still
 
 
 def test_a_part_of_what_cannot_be_traced() -> None:
@@ -303,8 +310,25 @@ def test_a_convolution_that_was_replaced() -> None:
     assert "two: its activation softplus(2, 10) is part of the layer" in str(caught[0].message)
 
 
+@pytest.mark.parametrize("how", ["__new__", "__call__"])
+def test_the_class_of_a_method_without_its_call(how: str) -> None:
+    """Whether an object is made for its state, or a new one by the constructor."""
+    model, input = prepared(MODELS["plain_calls"])
+    expected = bp.convert(model, fuse_activations=True).eval()(input)
+    cls: Any = type(model)
+    if how == "__new__":
+        other = cls.__new__(cls)
+        vars(other).update(vars(model))
+        assert type(other) is cls
+    else:
+        other = cls().double().eval()
+        other.load_state_dict(model.state_dict())
+        assert type(other) is Plain
+    assert_close([other(input)], [expected])
+
+
 def test_no_module() -> None:
-    with pytest.raises(TypeError, match="fusions.*'model' must be a torch.nn.Module, not int"):
+    with pytest.raises(TypeError, match=r"fusions.*'model' must be a torch\.nn\.Module, not int"):
         bp.fusions(5)  # type: ignore[arg-type]
 
 

@@ -18,18 +18,25 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.fx import Node
 from torch.nn.utils import parametrize
 
 from torch_convbp import _source, activations, recording
-from torch_convbp._tracing import AUGMENTED, Entry, Trace, Visit
+from torch_convbp._graph import (
+    function_name,
+    is_activation,
+    is_in_place,
+    is_ours,
+    makes_its_own,
+    of_function,
+)
+from torch_convbp._source import is_torchs
+from torch_convbp._tracing import Entry, Trace, Visit
 from torch_convbp._without_calls import Call, call_of, check, class_before, class_without
-from torch_convbp.activations import TABLE, Activation
-from torch_convbp.modules import ConvBP2d
+from torch_convbp.activations import Activation
 
-__all__ = ["Judge", "Site", "has_global_hooks", "in_both", "is_leaf", "is_ours"]
+__all__ = ["Judge", "Site", "has_global_hooks", "in_both"]
 
 
 @dataclass(frozen=True)
@@ -45,75 +52,6 @@ class Site:
     @property
     def key(self) -> tuple[str, str, Call | None]:
         return self.convolution, self.holder, self.call
-
-
-# ------------------------------------------------------------------------- activations in a graph
-
-_NAMES = frozenset(TABLE) - {"gelu_tanh"}
-# As functions and methods are called; a trailing underscore is torch's for "in place".
-_CALLED = frozenset(name + suffix for name in _NAMES for suffix in ("", "_"))
-
-
-def _function_name(node: Node) -> str | None:
-    """The name of the functional activation that a node calls."""
-    if node.op == "call_method" and node.target in _CALLED:
-        return str(node.target)
-    name = getattr(node.target, "__name__", "") if node.op == "call_function" else ""
-    torchs = any(getattr(place, name, None) is node.target for place in (F, torch))
-    return name if name in _CALLED and torchs else None
-
-
-def _of_function(name: str, node: Node) -> Activation | None:
-    """The row and the parameters of a call; None where the table cannot say them."""
-    name = name.removesuffix("_")
-    names = [*TABLE[name].parameters, "approximate" if name == "gelu" else "inplace"]
-    given: dict[str, Any] = dict(zip(names, node.args[1:], strict=False)) | node.kwargs
-    given.pop("input", None)
-    given.pop("inplace", None)
-    if name == "gelu" and given.pop("approximate", "none") == "tanh":
-        name = "gelu_tanh"
-    values = {**TABLE[name].parameters, **given}
-    if len(values) > len(TABLE[name].parameters) or not all(
-        isinstance(value, (int, float)) for value in values.values()
-    ):
-        return None
-    return Activation(name, tuple(float(value) for value in values.values()))
-
-
-def _is_activation(module: nn.Module) -> bool:
-    """One of torch's, or of a class derived from one that runs its forward."""
-    return type(module).forward.__module__ == "torch.nn.modules.activation"
-
-
-def is_leaf(module: nn.Module) -> bool:
-    return isinstance(module, ConvBP2d) or _is_activation(module)
-
-
-def is_ours(module: nn.Module) -> bool:
-    """A convolution that can take an activation."""
-    cls: Any = type(module)
-    return (
-        isinstance(module, ConvBP2d)
-        and inspect.getattr_static(module, "activation") is None
-        and cls.forward is ConvBP2d.forward
-        and cls._conv_forward is ConvBP2d._conv_forward
-        and cls.__call__ is nn.Module.__call__
-        and not {"forward", "_conv_forward"} & vars(module).keys()
-    )
-
-
-def _is_in_place(node: Node) -> bool:
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    return (
-        node.target in AUGMENTED
-        or (name.endswith("_") and not name.endswith("__"))
-        or bool(node.kwargs.get("inplace") or "out" in node.kwargs)
-    )
-
-
-_MAY_BE_VIEWS = (nn.Flatten, nn.Unflatten, nn.Identity, nn.modules.dropout._DropoutNd)
-# Functions whose results are tensors of their own.
-_FRESH = ("add", "sub", "mul", "truediv", "cat", "matmul", "mean", "sum", "interpolate")
 
 
 # --------------------------------------------------------------------------------------- the proof
@@ -149,7 +87,7 @@ class Judge:
         ]
         if not pairs:
             return
-        calls = {n: self._call(n) for n in nodes if _function_name(n)}
+        calls = {n: self._call(n) for n in nodes if function_name(n)}
         for node in nodes:
             if node.op == "call_module":
                 self.uses[str(node.target), None] += 1
@@ -165,11 +103,11 @@ class Judge:
 
     def _is_activation(self, node: Node) -> bool:
         module = self._module(node)
-        return _function_name(node) is not None if module is None else _is_activation(module)
+        return function_name(node) is not None if module is None else is_activation(module)
 
     def _call(self, node: Node) -> tuple[str, Call] | str:
         """The module whose code makes a functional call, and which call; or why not known."""
-        where, name = self.trace.where[node], str(_function_name(node))
+        where, name = self.trace.where[node], str(function_name(node))
         not_its_own = "it is not called in a method of a module's own"
         if not where.visits or where.torchs or where.this not in self.trace.names:
             return not_its_own
@@ -195,13 +133,13 @@ class Judge:
         return holder, call_of(code, call)
 
     def _site(self, conv: Node, user: Node, called: tuple[str, Call] | str) -> Site:
-        convolution, module, function = str(conv.target), self._module(user), _function_name(user)
+        convolution, module, function = str(conv.target), self._module(user), function_name(user)
         if module is not None:
             g = activations.of_module(module)
             site = Site(convolution, str(user.target), None, g)
             reason = None if g else f"the layer does not know {type(module).__name__}"
         elif isinstance(called, tuple):
-            site = Site(convolution, *called, _of_function(str(function), user))
+            site = Site(convolution, *called, of_function(str(function), user))
             reason = None if site.g else "the layer does not know it with these arguments"
         else:
             owner = self.trace.where[user].entries[-1].name
@@ -271,19 +209,28 @@ class Judge:
             why = _why_several(visit)
             if why and self._reached(visit) & ends:
                 return f"{visit.name}, which has them in reach, {why}"
-        for name in {str(node.target) for node in self.trace.graph.nodes
-                     if node.op == "call_module"}:  # fmt: skip
-            below = {id(module) for module in self.copies[name].modules()}
-            if name in self.trace.opaque or self.copies[name]._modules:
-                below = self._reached_from([self.copies[name]])
-            if below & ends - {id(self.copies[name])}:
-                return f"what {name} does with them is not known"
         originals = {id(self.modules[site.convolution]), id(self.modules[site.holder])}
+        for node in self.trace.graph.nodes:
+            if self._hidden_in(node) & (ends | originals):
+                return f"what {node.name} does with them is not known"
         for module in self.modules.values():
             for hook in _hooks(module, "_forward_hooks", "_forward_pre_hooks"):
                 if self._reached_from([hook]) & originals:
                     return "a hook has them in reach"
         return None
+
+    def _hidden_in(self, node: Node) -> set[int]:
+        """The modules that what a node stands for can reach, unseen by torch.fx."""
+        if node.op == "call_function":  # of the model's own, with torch.fx.wrap
+            known = is_torchs(node.target) or isinstance(node.target, types.BuiltinFunctionType)
+            return set() if known else self._reached_from([node.target])
+        module = self.copies.get(str(node.target))
+        if module is None or node.op not in ("call_module", "get_attr"):
+            return set()
+        if node.op == "get_attr":
+            return self._reached_from([module])
+        below = self._reached_from([module]) if module._modules else set()
+        return below - {id(module)}
 
     def _reached(self, visit: Visit) -> set[int]:
         named = [visit.names[n] for n in visit.code.co_names if n in visit.names]
@@ -304,7 +251,7 @@ class Judge:
         if site.g.name not in ("leaky_relu", "relu6") or not site.g.keeps_output:
             return None
         module = self._module(node)
-        if _is_in_place(node) if module is None else vars(module).get("inplace"):
+        if is_in_place(node) if module is None else vars(module).get("inplace"):
             return None  # torch keeps the output as well
         todo, seen = list(node.users), {node}
         while todo:
@@ -315,15 +262,11 @@ class Judge:
             module = self._module(user)
             if user.op == "output":
                 return "its output is the model's, and changed in place would fail in backward"
-            if _is_in_place(user) if module is None else vars(module).get("inplace"):
+            if is_in_place(user) if module is None else vars(module).get("inplace"):
                 return "its output is changed in place, and would be needed in backward"
             if str(user.target) in self.trace.opaque:
                 return f"what {user.target} does with its output is not known"
-            if module is None:
-                fresh = getattr(user.target, "__name__", user.target) in _FRESH
-            else:
-                fresh = not isinstance(module, _MAY_BE_VIEWS)
-            todo += [] if fresh else user.users
+            todo += [] if makes_its_own(user, module) else user.users
         return None
 
     def _why_not_holder(self, site: Site) -> str | None:

@@ -107,7 +107,8 @@ def is_definition(node: ast.AST, code: types.CodeType) -> bool:
 def _facts(code: types.CodeType) -> tuple[Any, ...]:
     """What two compilations of one source have in common."""
     constants = [repr(c) for c in code.co_consts if not isinstance(c, types.CodeType)]
-    return code.co_code, code.co_names, code.co_varnames, code.co_freevars, constants
+    names = code.co_names, code.co_varnames, code.co_freevars
+    return code.co_code, list(code.co_lines()), *names, constants
 
 
 def call_at(code: types.CodeType, instruction: int, line: int, name: str) -> ast.Call:

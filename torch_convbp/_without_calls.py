@@ -108,10 +108,10 @@ def class_without(cls: Any, removed: tuple[Call, ...]) -> type[nn.Module]:
 
 @functools.cache
 def _class_without(cls: Any, removed: tuple[Call, ...], functions: Any) -> type[nn.Module]:
-    def __new__(_: Any, *args: Any, **kwargs: Any) -> Any:
+    def __call__(_: Any, *args: Any, **kwargs: Any) -> Any:
         return cls(*args, **kwargs)  # type(module)(...) makes a new one, with nothing fused
 
-    namespace: dict[str, Any] = {"__new__": __new__, "_fused_from": cls}
+    namespace: dict[str, Any] = {"_fused_from": cls}
     namespace |= {"__module__": __name__, "__doc__": cls.__doc__}
     namespace["__reduce_ex__"] = reduce_by(functools.partial(_unpickled, removed), cls)
     for function in functions:
@@ -120,7 +120,9 @@ def _class_without(cls: Any, removed: tuple[Call, ...], functions: Any) -> type[
         mine = [call for call in removed if call.method == function.__name__]
         namespace[function.__name__] = _without(function, mine)
     try:
-        return type(f"Fused{cls.__name__}", (cls,), namespace)
+        meta = type(type(cls).__name__, (type(cls),), {"__call__": __call__})
+        made: type[nn.Module] = meta(f"Fused{cls.__name__}", (cls,), namespace)
+        return made
     except Exception as error:  # what a class does when it is derived from is its own
         raise ValueError(f"{cls.__name__} does not let itself be derived from: {error}") from error
 

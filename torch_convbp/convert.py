@@ -49,6 +49,8 @@ def _why_left_alone(module: nn.Conv2d) -> str | None:
         return f"{cls.__name__} has a forward of its own; derive it from ConvBP2d instead"
     if "forward" in vars(module) or "_conv_forward" in vars(module):
         return "its forward was replaced on the object"
+    if hasattr(module, "activation"):
+        return "it has an attribute named activation, and the layer would compute that"
     # A parameter, not module.weight: to look at a parametrized weight is to compute it.
     for parameter in module.parameters(recurse=True):
         if parameter.dtype not in shapes.DTYPES:
@@ -79,11 +81,13 @@ def convert(
         dense: also turn nn.Linear into LinearBP. Subclasses of these three are left alone.
         fuse_activations: also let each ConvBP2d compute the activation that alone follows it, a
             module or a functional call, where torch.fx and the model's code show that nothing
-            else sees the convolution's output. bp.fusions(model) lists what was fused, and what
-            was left alone and why; the logger "torch_convbp" is told too. It is shown for calls
-            of the modules' forward. What passes between the two is a from then on: to a hook
+            else sees the convolution's output in any run of the model's forward.
+            bp.fusions(model) lists what was fused, and what was left alone and why; the logger
+            "torch_convbp" is told too. What passes between the two is a from then on: to a hook
             put on the convolution later, to a slice of a Sequential that ends there, to another
-            method. Revert before layers are replaced.
+            method. By nature outside of what is shown are a convolution that another model has
+            too, a copy.copy of the model, which shares its layers, and what torch.fx made of it
+            while it was fused. Revert before layers are replaced, or activations changed.
 
     Returns:
         The same model: outputs, gradients and state_dict are what they were.
@@ -100,7 +104,11 @@ def convert(
     wanted = (POOLING if pooling else {}) | (DENSE if dense else {})
     left_alone = []
     for name, module in model.named_modules():
-        if type(module) in wanted and "forward" not in vars(module):
+        if (
+            type(module) in wanted
+            and "forward" not in vars(module)
+            and not hasattr(module, "activation")  # as in _why_left_alone
+        ):
             module.__class__ = wanted[type(module)]  # type: ignore[assignment]
             continue
         if isinstance(module, ConvBP2d):

@@ -13,11 +13,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.fx.node import map_arg
 
+from torch_convbp import activations
 from torch_convbp._classes import check_is_module, set_class
-from torch_convbp._fusable import Judge, Site, has_global_hooks, in_both, is_leaf, is_ours
+from torch_convbp._fusable import Judge, Site, has_global_hooks, in_both
+from torch_convbp._graph import is_leaf, is_ours
 from torch_convbp._tracing import Trace, structural_copy, text_of
 from torch_convbp._without_calls import class_before, class_without
 
@@ -85,13 +88,21 @@ class FusedActivation(nn.Module):
 
     def __init__(self, original: nn.Module, links: Sequence[_Link]) -> None:
         super().__init__()
-        self.__dict__.update(_original=original, _links=tuple(links), training=original.training)
+        # Hooks among them: they are the activation's, before and after.
+        shared = {k: v for k, v in vars(original).items() if k.startswith("_") or k == "training"}
+        self.__dict__.update(shared, _original=original, _links=tuple(links))
+        self.__dict__["_g"] = activations.of_module(original)
 
     def forward(self, input: Tensor) -> Tensor:
+        if not torch.compiler.is_compiling() and activations.of_module(self._original) != self._g:
+            raise RuntimeError(
+                f"{self._original} was {self._g} when it was fused into {self._places()}; "
+                "bp.revert(model) before it is changed"
+            )
         return input
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("_original", "_links"):  # while it is copied
+        if name in ("_original", "_links", "_g"):  # while it is copied
             raise AttributeError(name)
         return getattr(self._original, name)
 
@@ -102,8 +113,7 @@ class FusedActivation(nn.Module):
                 f"{self._places()} computes the activation; bp.revert(model) first"
             )
         super().__setattr__(name, value)
-        if name == "training":
-            self._original.training = value
+        setattr(self._original, name, value)
 
     def _places(self) -> str:
         return ", ".join(link.convolution for link in self._links)
@@ -245,16 +255,24 @@ def unfuse(model: nn.Module) -> dict[str, str]:
             continue
         if missing := [link.convolution for link in links if id(link) not in layers]:
             left[name] = f"what it did is fused into {', '.join(missing)}, which is not there"
-            continue
-        if isinstance(holder, FusedActivation):
+        elif isinstance(holder, FusedActivation):
             _replace(model, holder, holder._original)
+        elif not _has_class_before(holder):
+            left[name] = "its class is another than when it was fused"
         else:
-            set_class(holder, class_before)
             del holder.__dict__["_links"]
-        for link in links:
+        for link in () if name in left else links:
             layer = layers[id(link)].__dict__
             del layer["activation"], layer["_link"]
     return left
+
+
+def _has_class_before(holder: nn.Module) -> bool:
+    """Gives it back the class that it had, if it can have it."""
+    try:
+        return set_class(holder, class_before)
+    except Exception:  # what a class does with its attributes is its own
+        return False
 
 
 def _report(model: nn.Module, sites: Iterable[Site], left: Iterable[LeftAlone]) -> Fusions:
