@@ -313,6 +313,76 @@ class ByGetattr(Base):
         return self.g(self.conv(x))
 
 
+@torch.fx.wrap
+def wrapped(module: nn.Module, x: Tensor, flag: bool) -> Tensor:
+    return x if flag else module(x)
+
+
+class Wrapped(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.conv(x)) + wrapped(self.conv, x, self.flag)
+
+
+EVERYWHERE: list[Any] = []
+
+
+@torch.fx.wrap
+def wrapped_global(x: Tensor) -> Tensor:
+    return x if EVERYWHERE[0].flag else EVERYWHERE[0].conv(x)
+
+
+class WrappedGlobal(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        EVERYWHERE[:] = [self]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.conv(x)) + wrapped_global(x)
+
+
+class OwnCall(Straight):
+    def __call__(self, x: Tensor) -> Tensor:
+        return super().__call__(x) if self.flag else self.conv(x)
+
+
+class Iterates(nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__(conv(), nn.Sigmoid())
+        self.flag = True
+
+    def __iter__(self) -> Any:
+        return iter(list(self._modules.values())[: 2 if self.flag else 1])
+
+
+class Both(Base):
+    def step(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        p = self.conv(x)
+        return self.act(p), p
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, _ = self.step(x)
+        return y
+
+
+class Decorated(Base):
+    @torch.enable_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.conv(x))
+
+
+class DefaultArgument(nn.Module):
+    class Block(Base):
+        def forward(self, x: Tensor, act: Any = torch.sigmoid) -> Tensor:
+            return act(self.conv(x))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = self.Block()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block(x)
+
+
 # ------------------------------------------------------------------ old code that stays reachable
 
 
@@ -524,6 +594,15 @@ TRAPS = {
     "by_modules": Trap(ByModules, "calls self._modules.get(",
                        lambda m: setattr(m, "which", "ident")),
     "by_getattr": Trap(ByGetattr, "__getattr__, which has them in reach", unset),
+    "wrapped": Trap(Wrapped, "is not known", unset),
+    "wrapped_global": Trap(WrappedGlobal, "is not known", unset),
+    "own_call": Trap(OwnCall, "a way of its own of being called", unset),
+    "iterates": Trap(Iterates, "Iterates.__iter__, which has them in reach", unset),
+    "returns_both": Trap(Both, "Both.step returns the convolution's output",
+                         run=lambda m, x: m.step(x)[1]),
+    "decorated": Trap(Decorated, "may do something between the two"),
+    "default_function": Trap(DefaultArgument, "not a name of torch's function",
+                             run=lambda m, x: m.block(x, torch.tanh)),
     "maybe": Trap(Maybe, "Maybe.maybe runs between the two", unset),
     "drop_path": Trap(WithDropPath, "drop is called between", lambda m: setattr(m.drop, "p", 0.5)),
     "drop_path_in_sequential": Trap(

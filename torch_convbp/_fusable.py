@@ -203,20 +203,19 @@ class Judge:
 
     def _why_not_others(self, conv: Node, site: Site) -> str | None:
         """Can the rest of the model's code reach either end, and choose?"""
-        ends = {id(self.copies[site.convolution])}
-        ends |= {id(self.copies[site.holder])} if site.call is None else set()
+        names = {site.convolution, *([site.holder] if site.call is None else [])}
+        # Of the copy, and the originals: globals and closures hold these.
+        ends = {id(modules[name]) for modules in (self.copies, self.modules) for name in names}
         for visit in self.trace.visits.values():
             why = _why_several(visit)
             if why and self._reached(visit) & ends:
                 return f"{visit.name}, which has them in reach, {why}"
-        originals = {id(self.modules[site.convolution]), id(self.modules[site.holder])}
         for node in self.trace.graph.nodes:
-            if self._hidden_in(node) & (ends | originals):
+            if self._hidden_in(node) & ends:
                 return f"what {node.name} does with them is not known"
         for module in self.modules.values():
-            for hook in _hooks(module, "_forward_hooks", "_forward_pre_hooks"):
-                if self._reached_from([hook]) & originals:
-                    return "a hook has them in reach"
+            if self._reached_from(_hooks(module, "_forward_hooks", "_forward_pre_hooks")) & ends:
+                return "a hook has them in reach"
         return None
 
     def _hidden_in(self, node: Node) -> set[int]:
@@ -227,14 +226,11 @@ class Judge:
         module = self.copies.get(str(node.target))
         if module is None or node.op not in ("call_module", "get_attr"):
             return set()
-        if node.op == "get_attr":
-            return self._reached_from([module])
-        below = self._reached_from([module]) if module._modules else set()
-        return below - {id(module)}
+        reached = self._reached_from([module])
+        return reached - {id(module)} if node.op == "call_module" else reached
 
     def _reached(self, visit: Visit) -> set[int]:
-        named = [visit.names[n] for n in visit.code.co_names if n in visit.names]
-        return self._reached_from([*visit.given, *named])
+        return self._reached_from([*visit.given, *_named(visit.code, visit.names)])
 
     def _reached_from(self, values: Iterable[Any]) -> set[int]:
         """The modules that can be reached from values, by their identity."""
@@ -319,12 +315,16 @@ def _reachable_modules(value: Any) -> set[int]:
         if isinstance(value, nn.Module):
             modules.add(id(value))
         if isinstance(value, types.FunctionType):  # not its globals, which are everything
-            named = [value.__globals__.get(name) for name in value.__code__.co_names]
-            todo += [m for m in named if isinstance(m, nn.Module)]
+            todo += _named(value.__code__, value.__globals__)
             todo += [value.__closure__, value.__defaults__, value.__kwdefaults__]
         else:
             todo += gc.get_referents(value)
     return modules
+
+
+def _named(code: types.CodeType, names: dict[str, Any]) -> list[Any]:
+    """The global values that code, and code in it, may look up."""
+    return [names[name] for c in _source.codes(code) for name in c.co_names if name in names]
 
 
 def _hooks(module: nn.Module, *kinds: str) -> list[Any]:

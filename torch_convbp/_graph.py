@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.fx import Node
 
+from torch_convbp._source import is_torchs
 from torch_convbp._tracing import AUGMENTED
 from torch_convbp.activations import TABLE, Activation
 from torch_convbp.modules import ConvBP2d
@@ -18,6 +19,7 @@ from torch_convbp.modules import ConvBP2d
 __all__ = [
     "function_name",
     "is_activation",
+    "is_called_by_torch",
     "is_in_place",
     "is_leaf",
     "is_ours",
@@ -61,6 +63,17 @@ def is_activation(module: nn.Module) -> bool:
     return type(module).forward.__module__ == "torch.nn.modules.activation"
 
 
+def is_called_by_torch(module: nn.Module) -> bool:
+    """Does a call of the module run torch's code, and so its forward?"""
+    cls: Any = type(module)
+    return all(is_torchs(getattr(cls, name)) for name in ("__call__", *_CALLS)) and not any(
+        name in vars(module) for name in _CALLS
+    )
+
+
+_CALLS = ("_call_impl", "_wrapped_call_impl")
+
+
 def is_leaf(module: nn.Module) -> bool:
     return isinstance(module, ConvBP2d) or is_activation(module)
 
@@ -73,7 +86,7 @@ def is_ours(module: nn.Module) -> bool:
         and inspect.getattr_static(module, "activation") is None
         and cls.forward is ConvBP2d.forward
         and cls._conv_forward is ConvBP2d._conv_forward
-        and cls.__call__ is nn.Module.__call__
+        and is_called_by_torch(module)
         and not {"forward", "_conv_forward"} & vars(module).keys()
     )
 

@@ -13,6 +13,7 @@ import torch
 __all__ = [
     "call_at",
     "chain",
+    "codes",
     "compiled",
     "definition_of",
     "file_of",
@@ -70,10 +71,10 @@ def _definition(code: types.CodeType) -> ast.FunctionDef:
             module = compile(tree, code.co_filename, "exec", dont_inherit=True)
         except (SyntaxError, ValueError):
             raise ValueError("its source is not known") from None
-        _files[code.co_filename] = text, tree, list(_codes(module))
-    _, tree, codes = _files[code.co_filename]
+        _files[code.co_filename] = text, tree, list(codes(module))
+    _, tree, compiled_codes = _files[code.co_filename]
     found = [node for node in ast.walk(tree) if is_definition(node, code)]
-    same = [c for c in codes if _is_at(c, code)]
+    same = [c for c in compiled_codes if _is_at(c, code)]
     if len(found) != 1 or len(same) != 1 or _facts(same[0]) != _facts(code):
         raise ValueError("its source is not what runs")
     assert isinstance(found[0], ast.FunctionDef)
@@ -83,18 +84,18 @@ def _definition(code: types.CodeType) -> ast.FunctionDef:
 def compiled(tree: ast.Module, code: types.CodeType) -> types.CodeType:
     """The function's code in a changed tree of its file."""
     module = compile(tree, code.co_filename, "exec", dont_inherit=True)
-    return next(c for c in _codes(module) if _is_at(c, code))
+    return next(c for c in codes(module) if _is_at(c, code))
 
 
 def _is_at(this: types.CodeType, code: types.CodeType) -> bool:
     return (this.co_name, this.co_firstlineno) == (code.co_name, code.co_firstlineno)
 
 
-def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
+def codes(code: types.CodeType) -> Iterator[types.CodeType]:
     yield code
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
-            yield from _codes(constant)
+            yield from codes(constant)
 
 
 def is_definition(node: ast.AST, code: types.CodeType) -> bool:

@@ -20,7 +20,7 @@ from torch.fx.node import map_arg
 from torch_convbp import activations
 from torch_convbp._classes import check_is_module, set_class
 from torch_convbp._fusable import Judge, Site, has_global_hooks, in_both
-from torch_convbp._graph import is_leaf, is_ours
+from torch_convbp._graph import is_called_by_torch, is_leaf, is_ours
 from torch_convbp._tracing import Trace, structural_copy, text_of
 from torch_convbp._without_calls import class_before, class_without
 
@@ -132,6 +132,8 @@ def _find(model: nn.Module) -> tuple[list[Site], list[LeftAlone]]:
         return [], []
     if has_global_hooks():
         return [], [LeftAlone("", "", "register_module_forward_hook and the like look at it")]
+    if not is_called_by_torch(model):
+        return [], [_not_traced("", "it has a way of its own of being called")]
     try:
         traces = [_trace(structural_copy(model, mode)) for mode in (True, False)]
     except ValueError as error:
