@@ -11,6 +11,8 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
+from torchvision.models.resnet import BasicBlock, ResNet
+from torchvision.models.squeezenet import SqueezeNet
 
 import torch_convbp as bp
 
@@ -297,10 +299,6 @@ class Model:
     pixels: int = 8
 
 
-def torchvisions(name: str, **keywords: Any) -> Callable[[], nn.Module]:
-    return lambda: getattr(torchvision.models, name)(num_classes=5, **keywords)
-
-
 def features(*places: int) -> dict[str, str]:
     return {f"features.{i}": f"relu of features.{i + 1}" for i in places}
 
@@ -325,12 +323,12 @@ def squeezenet() -> dict[str, str]:
 FIRST = {"conv": "relu of act"}
 MODELS = {
     # A BatchNorm stands between.
-    "resnet18": Model(torchvisions("resnet18"), pixels=40),
+    "resnet": Model(lambda: ResNet(BasicBlock, [1, 1, 1, 1], 5), pixels=32),
     "vgg11": Model(vgg11, features(0, 3, 6, 8, 11, 13, 16, 18), pixels=32),
     "alexnet": Model(
         lambda: torchvision.models.AlexNet(5).features, {
             str(i): f"relu of {i + 1}" for i in (0, 3, 6, 8, 10)}, pixels=63),
-    "squeezenet1_1": Model(torchvisions("squeezenet1_1"), squeezenet(), pixels=40),
+    "squeezenet1_1": Model(lambda: SqueezeNet("1_1", 5), squeezenet(), pixels=32),
     "modules": Model(sequential(), FIRST),
     "gelu": Model(sequential(act=nn.GELU), {"conv": "gelu of act"}),
     "plain_calls": Model(Plain, {

@@ -8,9 +8,10 @@ from __future__ import annotations
 import copy
 import functools
 import operator
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -340,6 +341,47 @@ class WrappedGlobal(Base):
         return self.act(self.conv(x)) + wrapped_global(x)
 
 
+class Conditional(Base):
+    """A function of torch's is told what to call."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.conv(x)) + torch.cond(self.flag, self.ident, self.conv, (x,))
+
+
+class SetsProfiler(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        sys.setprofile(None)
+        return self.act(self.conv(x))
+
+
+class Registered(nn.Module):
+    """Reaches the convolution by its class."""
+
+    all: ClassVar[list[Any]] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x if self.all[0].flag else self.all[0].conv(x)
+
+
+class ReachesRegistered(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.registered = Registered()
+        Registered.all[:] = [self]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.conv(x)) + self.registered(x)
+
+
+def choose() -> Any:
+    return F.relu
+
+
+class Chooses(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        return choose()(self.conv(x))
+
+
 class OwnCall(Straight):
     def __call__(self, x: Tensor) -> Tensor:
         return super().__call__(x) if self.flag else self.conv(x)
@@ -596,6 +638,10 @@ TRAPS = {
     "by_getattr": Trap(ByGetattr, "__getattr__, which has them in reach", unset),
     "wrapped": Trap(Wrapped, "is not known", unset),
     "wrapped_global": Trap(WrappedGlobal, "is not known", unset),
+    "conditional": Trap(Conditional, "cond, which has them in reach", unset),
+    "sets_profiler": Trap(SetsProfiler, "it sets a profiler"),
+    "by_its_class": Trap(ReachesRegistered, "Registered.forward, which has them in", unset),
+    "chosen_function": Trap(Chooses, "not a name of torch's function"),
     "own_call": Trap(OwnCall, "a way of its own of being called", unset),
     "iterates": Trap(Iterates, "Iterates.__iter__, which has them in reach", unset),
     "returns_both": Trap(Both, "Both.step returns the convolution's output",

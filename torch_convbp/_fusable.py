@@ -9,8 +9,10 @@ and a copy in which g is moved must have the traces of the model. Whatever is no
 
 from __future__ import annotations
 
+import functools
 import gc
 import inspect
+import sys
 import types
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -124,10 +126,7 @@ class Judge:
         if node.op == "call_method":
             is_it = links[-1:] == [node.target]
         else:
-            value = None if links[0] in code.co_varnames else names.get(links[0])
-            for link in links[1:]:
-                value = getattr(value, link, None)
-            is_it = bool(links) and value is node.target
+            is_it = _source.value_of(links, code, names) is node.target
         if not is_it:
             return "what is called is not a name of torch's function"
         return holder, call_of(code, call)
@@ -206,9 +205,8 @@ class Judge:
         names = {site.convolution, *([site.holder] if site.call is None else [])}
         # Of the copy, and the originals: globals and closures hold these.
         ends = {id(modules[name]) for modules in (self.copies, self.modules) for name in names}
-        for visit in self.trace.visits.values():
-            why = _why_several(visit)
-            if why and self._reached(visit) & ends:
+        for visit, why, reached in self._choosing:
+            if reached & ends:
                 return f"{visit.name}, which has them in reach, {why}"
         for node in self.trace.graph.nodes:
             if self._hidden_in(node) & ends:
@@ -229,8 +227,14 @@ class Judge:
         reached = self._reached_from([module])
         return reached - {id(module)} if node.op == "call_module" else reached
 
-    def _reached(self, visit: Visit) -> set[int]:
-        return self._reached_from([*visit.given, *_named(visit.code, visit.names)])
+    @functools.cached_property
+    def _choosing(self) -> list[tuple[Visit, str, set[int]]]:
+        """The runs through code that may choose its way, why, and the modules in its reach."""
+        return [
+            (v, why, self._reached_from([*v.given, *_named(v.code, v.names)]))
+            for v in self.trace.visits.values()
+            if (why := _why_several(v))
+        ]
 
     def _reached_from(self, values: Iterable[Any]) -> set[int]:
         """The modules that can be reached from values, by their identity."""
@@ -300,7 +304,7 @@ def _why_several(visit: Visit) -> str | None:
 
 
 _NOT_ENTERED = (
-    *(torch.Tensor, type, types.ModuleType, types.CodeType, types.FrameType),
+    *(torch.Tensor, types.ModuleType, types.CodeType, types.FrameType),
     *(torch.fx.Proxy, torch.fx.Node, torch.fx.Graph, torch.fx.Tracer),
 )
 
@@ -314,7 +318,10 @@ def _reachable_modules(value: Any) -> set[int]:
         seen.add(id(value))
         if isinstance(value, nn.Module):
             modules.add(id(value))
-        if isinstance(value, types.FunctionType):  # not its globals, which are everything
+        if isinstance(value, type):
+            known = is_torchs(value) or value.__module__ in sys.stdlib_module_names
+            todo += () if known else vars(value).values()
+        elif isinstance(value, types.FunctionType):  # not its globals, which are everything
             todo += _named(value.__code__, value.__globals__)
             todo += [value.__closure__, value.__defaults__, value.__kwdefaults__]
         else:

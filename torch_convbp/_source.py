@@ -20,6 +20,7 @@ __all__ = [
     "is_definition",
     "is_torchs",
     "register",
+    "value_of",
     "why_several",
 ]
 
@@ -208,6 +209,16 @@ def _article(node: ast.AST) -> str:
     return f"{'an' if name[0] in 'AEIOU' else 'a'} {name}"
 
 
+def value_of(links: list[str], code: types.CodeType, names: dict[str, Any]) -> Any:
+    """What a chain stands for that begins with a global name; None of others."""
+    if not links or links[0] in (*code.co_varnames, *code.co_cellvars, *code.co_freevars):
+        return None
+    value = names.get(links[0])
+    for name in links[1:]:
+        value = getattr(value, name, None)
+    return value
+
+
 def _is_certain(function: ast.expr, code: types.CodeType, names: dict[str, Any]) -> bool:
     """Is what is called the same in every run, with all that leads to it?"""
     if isinstance(function, ast.Attribute) and ast.unparse(function.value) == "super()":
@@ -224,7 +235,5 @@ def _is_certain(function: ast.expr, code: types.CodeType, names: dict[str, Any])
         return bool(rest) and all(name in _TENSORS for name in rest)
     if root == "super" and not rest and "super" not in names:
         return True
-    value = names.get(root)
-    for name in rest:
-        value = getattr(value, name, None)
+    value = value_of(links, code, names)
     return is_torchs(value) or isinstance(value, types.FunctionType)

@@ -39,7 +39,7 @@ class Entry:
 
 @dataclass(eq=False)
 class Visit:
-    """One run through code that is neither torch's nor ours: the model's."""
+    """One run through the model's code, or through what that calls of torch's or Python's."""
 
     code: types.CodeType
     names: dict[str, Any]  # its globals
@@ -120,6 +120,8 @@ class Trace(torch.fx.Tracer):
                 sys.setprofile(self._profile)
                 try:
                     self.trace(root)
+                    if sys.getprofile() != self._profile:
+                        raise ValueError("it sets a profiler")
                 finally:
                     sys.setprofile(before)
         except KeyboardInterrupt:
@@ -131,7 +133,7 @@ class Trace(torch.fx.Tracer):
 
     def _profile(self, frame: types.FrameType, event: str, argument: Any) -> None:
         if event == "call":
-            if _is_models(frame):
+            if self._is_models(frame):
                 given = list(frame.f_locals.values())
                 self.visits[frame] = Visit(
                     frame.f_code, frame.f_globals, next(self.clock), given, _nodes_in(given)
@@ -142,6 +144,16 @@ class Trace(torch.fx.Tracer):
             visit.gave_callable = callable(argument) and not isinstance(argument, torch.fx.Proxy)
         elif event == "c_call" and frame in self.visits and not is_torchs(argument):
             self.visits[frame].foreign = str(argument.__name__)
+
+    def _is_models(self, frame: types.FrameType) -> bool:
+        """Is it of the model's code, or of what that calls and is not known to hand values on?"""
+        name, file = frame.f_globals.get("__name__", ""), frame.f_code.co_filename
+        if name.startswith("torch_convbp.") or _hands_on(frame):
+            return False
+        others = name.partition(".")[0] == "torch" or name.startswith("namedtuple_")
+        if file.startswith((_STANDARD_LIBRARY, "<frozen")) and "-packages" not in file:
+            others = True
+        return not others or frame.f_back in self.visits
 
     def create_node(self, kind: str, *args: Any, **kwargs: Any) -> Node:  # type: ignore[override]
         node = super().create_node(kind, *args, **kwargs)
@@ -208,26 +220,11 @@ class Trace(torch.fx.Tracer):
 
 
 _STANDARD_LIBRARY = os.path.dirname(os.__file__)
-_OURS = ("torch", "torch_convbp")
 # Code of torch's that hands values on as they are, and calls what it is told to.
 _HAND_ON = (
     *("torch.nn.modules.module", "torch.nn.modules.container", "torch.nn.modules.activation"),
     *("torch.nn.functional", "torch.overrides", "torch._jit_internal"),
 )
-
-
-def _is_models(frame: types.FrameType | None) -> bool:
-    """Is it of code that is neither torch's nor ours, nor of Python's own called from there?"""
-    if frame is None:
-        return False
-    name = frame.f_globals.get("__name__", "")
-    if name.partition(".")[0] in _OURS:
-        return False
-    file = frame.f_code.co_filename
-    pythons = (
-        file.startswith((_STANDARD_LIBRARY, "<frozen")) and "-packages" not in file
-    ) or name.startswith("namedtuple_")
-    return not pythons or _is_models(frame.f_back)
 
 
 def _modules_of(frames: Iterable[types.FrameType]) -> list[nn.Module]:
