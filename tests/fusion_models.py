@@ -303,12 +303,6 @@ def features(*places: int) -> dict[str, str]:
     return {f"features.{i}": f"relu of features.{i + 1}" for i in places}
 
 
-def vgg11() -> nn.Module:
-    model = torchvision.models.vgg11(init_weights=False)
-    model.classifier = nn.Linear(512 * 7 * 7, 5)
-    return model
-
-
 def squeezenet() -> dict[str, str]:
     fires = (3, 4, 6, 7, 9, 10, 11, 12)
     parts = ("squeeze", "expand1x1", "expand3x3")
@@ -324,7 +318,6 @@ FIRST = {"conv": "relu of act"}
 MODELS = {
     # A BatchNorm stands between.
     "resnet": Model(lambda: ResNet(BasicBlock, [1, 1, 1, 1], 5), pixels=32),
-    "vgg11": Model(vgg11, features(0, 3, 6, 8, 11, 13, 16, 18), pixels=32),
     "alexnet": Model(
         lambda: torchvision.models.AlexNet(5).features, {
             str(i): f"relu of {i + 1}" for i in (0, 3, 6, 8, 10)}, pixels=63),
