@@ -405,6 +405,18 @@ def test_no_module(function) -> None:
         function({})
 
 
+def test_an_attribute_named_as_ours_is() -> None:
+    """It would be taken for the layer's activation, or hidden behind it."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.Linear(4, 4))
+    model[0].activation, model[1].activation, model[2].activation = "relu", nn.ReLU(), "relu"
+    kinds, input = [type(m) for m in model], torch.randn(1, 3, 8, 8)
+    expected = model(input)
+    with pytest.warns(UserWarning, match="it has an attribute named activation"):
+        bp.convert(model, dense=True)
+    assert [type(m) for m in model] == kinds
+    assert torch.equal(model(input), expected)
+
+
 def test_revert_leaves_layers_with_an_activation_alone() -> None:
     model = nn.Sequential(bp.ConvBP2d(3, 4, 3, activation="relu"), bp.LinearBP(4, 5))
     input = normal((1, 3, 6, 6), torch.float32, 1)
