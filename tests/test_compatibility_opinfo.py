@@ -27,6 +27,7 @@ from torch_convbp import shapes
 
 f = bp.functional
 TABLE = "PyTorch's own cases"
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def conv_transpose2d(
@@ -217,15 +218,6 @@ VIEWS = {
     "negative bit": neg_view,
     "conjugate bit": conj_view,
 }
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """The samples are tiny: threads that wait for each other take most of the time."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def rows(name: str, *dtypes: torch.dtype, take: Callable[[str, torch.dtype], bool]) -> Any:

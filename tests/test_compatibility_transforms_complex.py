@@ -162,8 +162,14 @@ def test_activations(name: str) -> None:
 
 X, W = complex_normal(2, 4, 6, 6, seed=1), complex_normal(6, 2, 3, 3, seed=2)
 ERRORS: dict[str, tuple[Any, ...]] = {
-    "real_weight": ((X, W.real), r"Expected input type \(ComplexDouble\) and weight type \(Double"),
-    "real_input": ((X.real, W), r"Expected input type \(Double\) and weight type \(ComplexDouble"),
+    "real_weight": (
+        (X, W.real),
+        r"input type \(ComplexDouble\) and weight type \(Double\) should be",
+    ),
+    "real_input": (
+        (X.real, W),
+        r"input type \(Double\) and weight type \(ComplexDouble\) should be",
+    ),
     "real_bias": ((X, W, torch.ones(6)), r"input type \(ComplexDouble\) and bias type \(Float\)"),
     "bias_size": ((X, W, X[0, 0, 0, :5]), r"bias to be 1-dimensional with 6 elements, but got .*5"),
     "channels": ((X[:, :3], W), r"expected input\[2, 3, 6, 6\] to have 4 channels, but got 3"),

@@ -17,20 +17,22 @@ from torch.nn.utils import parametrizations
 import torch_convbp as bp
 
 
-def vgg11() -> nn.Module:
-    model = torchvision.models.vgg11()
+def vgg11(kind: str) -> nn.Module:
+    model = getattr(torchvision.models, kind)(init_weights=False)
     model.classifier = nn.Linear(512 * 7 * 7, 10)  # its own holds 120 million weights, no filter
     return model
 
 
 MODELS = {
     "resnet18": lambda: torchvision.models.resnet18(num_classes=10),
-    "vgg11": vgg11,
+    "vgg11": lambda: vgg11("vgg11"),
+    "vgg11_bn": lambda: vgg11("vgg11_bn"),
     "mobilenet_v2": lambda: torchvision.models.mobilenet_v2(num_classes=10),
     "densenet121": lambda: torchvision.models.densenet121(num_classes=10),
     "googlenet": lambda: torchvision.models.googlenet(num_classes=10, init_weights=False),
 }
-SIZES = {"googlenet": 96, "densenet121": 64}  # pixels; the others take 64 too
+PIXELS = {"vgg11": 32, "vgg11_bn": 32, "googlenet": 96}  # the others take 64
+FUSED = {"vgg11": 8}  # activations; in the others a batch normalisation stands between
 
 
 def outputs_and_gradients(model: nn.Module, input: Tensor) -> tuple[list[Tensor], list[Tensor]]:
@@ -45,7 +47,8 @@ def outputs_and_gradients(model: nn.Module, input: Tensor) -> tuple[list[Tensor]
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.parametrize("name", MODELS)
 def test_torchvision_models(name: str) -> None:
-    """Outputs and every gradient, in float64, before, converted, and reverted; training mode.
+    """Outputs and every gradient, in float64, before, converted with activations fused, and
+    reverted; training mode.
 
     The bound: each element is a sum of at most some 10^4 products, taken in another order, and
     passes a hundred layers: 10^4 * 2^-53 * 100 = 1e-10 of the largest element. (Gradients that are
@@ -57,14 +60,15 @@ def test_torchvision_models(name: str) -> None:
         # Momentum 0 keeps the running statistics, which three passes would otherwise move.
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = 0.0
-    pixels = SIZES.get(name, 64)
+    pixels = PIXELS.get(name, 64)
     input = normal((2, 3, pixels, pixels), torch.float64, seed=1)
     keys = list(model.state_dict())
     convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
     parameters = list(model.parameters())
     before = outputs_and_gradients(model, input)
 
-    assert bp.convert(model) is model
+    assert bp.convert(model, fuse_activations=True) is model
+    assert len(bp.fusions(model).fused) == FUSED.get(name, 0)
     assert all(type(m) is bp.ConvBP2d for m in convolutions)
     assert all(a is b for a, b in zip(model.parameters(), parameters, strict=True))
     assert list(model.state_dict()) == keys
@@ -195,7 +199,7 @@ def test_pools_and_dense_layers_left_alone_are_listed() -> None:
 @pytest.mark.parametrize("argument", ["pooling", "dense", "fuse_activations"])
 def test_flags_are_bools(argument: str) -> None:
     model = nn.Sequential(nn.Conv2d(3, 3, 1))
-    with pytest.raises(TypeError, match=f"argument '{argument}' must be a bool, not str"):
+    with pytest.raises(TypeError, match=f"argument '{argument}' must be bool, not str"):
         bp.convert(model, **{argument: "no"})
     assert type(model[0]) is nn.Conv2d
 

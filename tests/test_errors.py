@@ -282,9 +282,6 @@ def test_operators_refuse_what_is_not_dense(kind: str) -> None:
 
 
 ACTIVATIONS: dict[str, tuple[Any, type[Exception], str]] = {
-    "unknown": (bp.activations.Activation("nope"), RuntimeError, r"Expected activation to be one"),
-    "parameters": (bp.activations.Activation("relu", (1.0,)), RuntimeError,
-        r"Expected 0 parameters of activation relu, but got 1"),
     "no_number": ("softplus(,20)", ValueError, r"softplus takes beta and threshold, but got"),
     "class": (nn.ReLU, TypeError, r"'activation' must be None, a name or a torch.nn module"),
     "function": (torch.relu, TypeError, r"'activation' must be None, a name or a torch.nn module"),

@@ -11,14 +11,12 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable
 from typing import Any, TypeVar
 
 from torch import nn
-from torch.nn.utils import parametrize
 
 from torch_convbp import fusion, shapes
-from torch_convbp._made_classes import reduce_as
+from torch_convbp._classes import reduce_by, set_class
 from torch_convbp.modules import AvgPoolBP2d, ConvBP2d, LinearBP, MaxPoolBP2d
 
 __all__ = ["convert", "revert"]
@@ -46,34 +44,14 @@ def _converted_class(cls: Any) -> Any:
         return _OURS[cls]
     if not issubclass(cls, nn.Conv2d):
         return None
-    namespace = {
-        "__reduce_ex__": reduce_as(_converted_class, cls),
-        "_converted_from": cls,
-        "__module__": __name__,
-    }
+    namespace = {"_converted_from": cls, "__module__": __name__}
+    namespace["__reduce_ex__"] = reduce_by(_converted_class, cls)
     return type(f"ConvBP2d_{cls.__name__}", (ConvBP2d, cls), namespace)
 
 
 def _reverted_class(cls: Any) -> Any:
     """What _converted_class made ``cls`` of; None for a subclass of ours."""
     return _REVERTED.get(cls) or vars(cls).get("_converted_from")
-
-
-def _set_class(module: nn.Module, change: Callable[[Any], Any]) -> bool:
-    """Gives the module the class that ``change`` makes of its own; False where that is None."""
-    cls = type(module)
-    if not parametrize.is_parametrized(module):
-        changed = change(cls)
-    elif (base := change(cls.__bases__[0])) is None:
-        changed = None
-    else:
-        # torch derives a class for each parametrized module and keeps its properties there: the
-        # same class over another base. Copies of the module share the old one, so it stays.
-        namespace = {k: v for k, v in vars(cls).items() if k not in ("__dict__", "__weakref__")}
-        changed = type(f"Parametrized{base.__name__}", (base,), namespace)
-    if changed is not None:
-        module.__class__ = changed
-    return changed is not None
 
 
 def _convert_layer(module: nn.Module, theirs: type[nn.Module]) -> str | None:
@@ -98,7 +76,7 @@ def _convert_layer(module: nn.Module, theirs: type[nn.Module]) -> str | None:
             if parameter.dtype not in shapes.DTYPES and not parameter.is_complex():
                 return f"its dtype is {parameter.dtype}"
     try:
-        changed = _set_class(module, _converted_class)
+        changed = set_class(module, _converted_class)
     except Exception as error:  # what a class does about it is its own
         return f"{cls.__name__} does not let its class be changed: {error}"
     return None if changed else f"{cls.__name__} is a subclass of nn.{theirs.__name__}"
@@ -121,11 +99,13 @@ def convert(
             listed.
         fuse_activations: also let each ConvBP2d compute the activation that alone follows it, a
             module or a functional call, where torch.fx and the model's code show that nothing
-            else sees the convolution's output. bp.fusions(model) lists what was fused, and what
-            was left alone and why; the logger "torch_convbp" is told too. It is shown for calls
-            of the modules' forward. What passes between the two is a from then on: to a hook
+            else sees the convolution's output in any run of the model's forward.
+            bp.fusions(model) lists what was fused, and what was left alone and why; the logger
+            "torch_convbp" is told too. What passes between the two is a from then on: to a hook
             put on the convolution later, to a slice of a Sequential that ends there, to another
-            method. Revert before layers are replaced.
+            method. By nature outside of what is shown are a convolution that another model has
+            too, a copy.copy of the model, which shares its layers, and what torch.fx made of it
+            while it was fused. Revert before layers are replaced, or activations changed.
 
     Returns:
         The same model: outputs, gradients and state_dict are what they were.
@@ -167,8 +147,7 @@ def revert(model: Model) -> Model:
         TypeError: model is no torch.nn.Module.
     """
     shapes.check_is_module("revert", model)
-    fusion.unfuse(model)
-    left_alone, ours = {}, tuple(_OURS.values())
+    left_alone, ours = dict(fusion.unfuse(model)), tuple(_OURS.values())
     for name, module in model.named_modules():
         if not isinstance(module, ours):
             continue
@@ -177,7 +156,7 @@ def revert(model: Model) -> Model:
             continue
         kind = type(module).__name__
         try:
-            if not _set_class(module, _reverted_class):
+            if not set_class(module, _reverted_class):
                 left_alone[name] = f"a {kind}"
         except Exception as error:
             left_alone[name] = f"{kind} does not let its class be changed: {error}"
