@@ -12,7 +12,7 @@ from torch import Tensor
 LAYOUTS = ("contiguous", "channels_last", "strided")
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
-ALGORITHMS = ("direct", "plain")  # one that is added joins every test
+ALGORITHMS = ("direct", "plain")  # the exact ones; test_winograd.py has what is only near
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,11 @@ class Case:
         """Can torch.nn.functional.conv2d say it without padding the input first?"""
         top, bottom, left, right = self.padding
         return top == bottom and left == right
+
+    @property
+    def has_winograd(self) -> bool:
+        """Is it one that the Winograd algorithm can compute?"""
+        return (self.kernel, self.stride, self.dilation) == ((3, 3), (1, 1), (1, 1))
 
     def reduction(self, operator: str) -> int:
         """How many products one element of the operator's result sums."""

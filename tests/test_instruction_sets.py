@@ -11,7 +11,11 @@ import pytest
 
 import torch_convbp as bp
 
-CAPABILITIES = ("DEFAULT", "AVX2")  # each includes those before it; one that is added is tested
+CAPABILITIES = (
+    "DEFAULT",
+    "AVX2",
+    "AVX512",
+)  # each includes those before it; one that is added is tested
 FILES = [str(Path(__file__).with_name(name)) for name in ("test_exact.py", "test_exact_pools.py")]
 
 

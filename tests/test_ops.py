@@ -162,14 +162,30 @@ def with_activations(case: Case, *arguments: Tensor) -> Results:
     return results
 
 
-PLAIN = pytest.param("plain", marks=pytest.mark.slow)  # it knows neither threads nor batches
-BITS = [torch.float32, torch.float64, torch.bfloat16]
+# plain knows neither threads nor batches.
+ALL_KERNELS = pytest.mark.parametrize(
+    "case, dtype, algorithm",
+    [
+        pytest.param(
+            case,
+            dtype,
+            algorithm,
+            id=f"{case.name}-{str(dtype).removeprefix('torch.')}-{algorithm}",
+            marks=[pytest.mark.slow] if algorithm == "plain" else [],
+        )
+        for case in RAGGED
+        for dtype in (torch.float32, torch.float64, torch.bfloat16)
+        for algorithm in ("direct", "winograd", "plain")
+        if algorithm != "winograd" or (case.has_winograd and dtype != torch.float64)
+    ],
+)
 
 
-@pytest.mark.parametrize("dtype", BITS, ids=str)
+@ALL_KERNELS
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("case", parameters(RAGGED))
-def test_same_bits_at_any_thread_count(case: Case, layout: str, dtype: torch.dtype) -> None:
+def test_same_bits_at_any_thread_count(
+    case: Case, layout: str, dtype: torch.dtype, algorithm: str
+) -> None:
     input, weight, bias, delta = tensors(case, normal, dtype)
     arguments = [in_layout(t, layout) for t in (input, weight)] + [bias, in_layout(delta, layout)]
     threads = torch.get_num_threads()
@@ -177,7 +193,8 @@ def test_same_bits_at_any_thread_count(case: Case, layout: str, dtype: torch.dty
     try:
         for count in (1, 2, 3, 7):
             torch.set_num_threads(count)
-            results.append(with_activations(case, *arguments))
+            with bp.backends.cpu.flags(conv_algorithm=algorithm):
+                results.append(with_activations(case, *arguments))
     finally:
         torch.set_num_threads(threads)
     for other in results[1:]:
@@ -189,10 +206,8 @@ OF_A_SAMPLE = ("conv2d", "conv2d_input_grad", "tanh", "silu", "before silu", "de
 
 
 @pytest.mark.usefixtures("one_thread")
-@pytest.mark.parametrize("algorithm", ["direct", PLAIN])
-@pytest.mark.parametrize("dtype", BITS, ids=str)
+@ALL_KERNELS
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("case", parameters(RAGGED))
 def test_a_sample_has_the_same_bits_in_any_batch(
     case: Case, layout: str, dtype: torch.dtype, algorithm: str
 ) -> None:

@@ -103,11 +103,39 @@ CONVBP_INLINE void store_tile(T* to, const int64_t* at, int64_t lane_stride,
   }
 }
 
+// The sums of kTileRows pixels over all taps, with bias: one register tile.
+template <int kTileRows, bool kDepthwise, typename Acc, int kVectors>
+CONVBP_TARGET void sum_pixels(const std::vector<Run>& runs, const Acc* patch,
+                              const int64_t* in_patch, const Acc* weight, const Acc* bias,
+                              Acc* sums) {
+  using Vector = typename Simd<Acc>::Vector;
+  constexpr int kLanes = Simd<Acc>::kLanes, kBlock = kVectors * kLanes;
+  Vector acc[kTileRows][kVectors] = {};
+  for (const Run& run : runs) {
+    const Acc* row[kTileRows];
+#pragma GCC unroll 16
+    for (int i = 0; i < kTileRows; ++i) row[i] = patch + in_patch[i] + run.start;
+    accumulate<kDepthwise>(acc, row, 1, weight, run.length);
+    weight += run.length * kBlock;
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < kTileRows; ++i)
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v)
+      *reinterpret_cast<Vector*>(sums + i * kBlock + v * kLanes) =
+          acc[i][v] + *reinterpret_cast<const Vector*>(bias + v * kLanes);
+}
+
+template <bool kDepthwise, typename Acc, int kVectors>
+struct SumPixels {
+  template <int kTileRows>
+  static constexpr auto kFunction = &sum_pixels<kTileRows, kDepthwise, Acc, kVectors>;
+};
+
 template <typename T, typename Acc, int kVectors, bool kDepthwise>
 CONVBP_TARGET void tap_conv_tasks(const TapConv& c, View<const T> source, const Acc* packed,
                                   const Epilogue<T>& epilogue, View<T> result, int64_t begin,
                                   int64_t end) {
-  using Vector = typename Simd<Acc>::Vector;
   constexpr int kBlock = kVectors * Simd<Acc>::kLanes;
   const int64_t blocks_a_task = divide_up(c.blocks(), c.lane_split);
   const int64_t most_pixels = c.batch_tile * c.h.tile * c.w.tile;
@@ -138,36 +166,53 @@ CONVBP_TARGET void tap_conv_tasks(const TapConv& c, View<const T> source, const 
           bias_lanes[lane] = load<Acc>(epilogue.bias[channel0 + lane]);
 
       for (int64_t p = 0; p < pixels; p += kRows) {
-        // A tile's last rows may not exist: they repeat the last pixel and are not stored.
         const int64_t valid = std::min<int64_t>(kRows, pixels - p);
-        Vector acc[kRows][kVectors] = {};
-        const Acc* weight_run = weight;
-        for (const Run& run : runs) {
-          const Acc* row[kRows];
-#pragma GCC unroll 16
-          for (int i = 0; i < kRows; ++i)
-            row[i] = patch + in_patch[p + std::min<int64_t>(i, valid - 1)] + run.start;
-          accumulate<kDepthwise>(acc, row, 1, weight_run, run.length);
-          weight_run += run.length * kBlock;
-        }
         Acc sums[kRows][kBlock];
-#pragma GCC unroll 16
-        for (int i = 0; i < kRows; ++i)
-#pragma GCC unroll 4
-          for (int v = 0; v < kVectors; ++v)
-            *reinterpret_cast<Vector*>(&sums[i][v * Simd<Acc>::kLanes]) =
-                acc[i][v] + *reinterpret_cast<const Vector*>(&bias_lanes[v * Simd<Acc>::kLanes]);
+        tile_function<SumPixels<kDepthwise, Acc, kVectors>>(valid)(
+            runs, patch, &in_patch[p], weight, bias_lanes, &sums[0][0]);
 
         const int64_t to = channel0 * result.stride[1];
         if (epilogue.pre_activation)
           store_tile(epilogue.pre_activation + to, &in_result[p], result.stride[1], sums, valid,
                      lanes);
-        epilogue.activation.apply(&sums[0][0], kRows * kBlock);
+        epilogue.activation.apply(&sums[0][0], valid * kBlock);
         store_tile(result.data + to, &in_result[p], result.stride[1], sums, valid, lanes);
       }
     }
   }
 }
+
+// What a packed tile adds to kTileRows rows of a lane block of the weight gradient.
+template <int kTileRows, bool kDepthwise, typename Acc, int kVectors>
+CONVBP_TARGET void add_to_rows(const WeightGrad& p, const TileExtent& e, const Acc* patch,
+                               const int64_t* row_offset, const Acc* delta, Acc* sums) {
+  using Vector = typename Simd<Acc>::Vector;
+  constexpr int kLanes = Simd<Acc>::kLanes, kBlock = kVectors * kLanes;
+  const TapConv& c = p.tap;
+  const int64_t patch_columns = c.w.patch_rows(e.columns), image_rows = c.h.patch_rows(e.rows);
+  const int64_t column_step = c.w.position_row() * c.reduce;
+  Vector acc[kTileRows][kVectors] = {};
+  for (int64_t b = 0; b < e.images; ++b)
+    for (int64_t h = 0; h < e.rows; ++h, delta += e.columns * kBlock) {
+      const Acc* const start =
+          patch + (b * image_rows + h * c.h.position_row()) * patch_columns * c.reduce;
+      const Acc* row[kTileRows];
+#pragma GCC unroll 16
+      for (int i = 0; i < kTileRows; ++i) row[i] = start + row_offset[i];
+      accumulate<kDepthwise>(acc, row, column_step, delta, e.columns);
+    }
+#pragma GCC unroll 16
+  for (int i = 0; i < kTileRows; ++i)
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v)
+      *reinterpret_cast<Vector*>(sums + i * p.lanes_padded() + v * kLanes) += acc[i][v];
+}
+
+template <bool kDepthwise, typename Acc, int kVectors>
+struct AddToRows {
+  template <int kTileRows>
+  static constexpr auto kFunction = &add_to_rows<kTileRows, kDepthwise, Acc, kVectors>;
+};
 
 // One chunk's share of the weight gradient: its sums, [group][row][lane], are added up tile
 // by tile; the last row is the bias gradient's.
@@ -201,7 +246,6 @@ CONVBP_TARGET void weight_grad_tasks(const WeightGrad& p, View<const T> input, V
       const TileExtent e = tile_extent(c, tile / c.spatial_tiles(), tile % c.spatial_tiles());
       const int64_t pixels = e.pixels();
       const int64_t patch_columns = c.w.patch_rows(e.columns);
-      const int64_t image_rows = c.h.patch_rows(e.rows);
       pack_patch(c, e, input, g * c.reduce, c.source_channels(g), patch, c.reduce);
       for (int64_t r = 0, row = 0; r < c.h.tap_count(); ++r)
         for (int64_t s = 0; s < c.w.tap_count(); ++s)
@@ -219,30 +263,12 @@ CONVBP_TARGET void weight_grad_tasks(const WeightGrad& p, View<const T> input, V
           }
       }
 
-      const int64_t column_step = c.w.position_row() * c.reduce;
       for (int64_t row0 = 0; row0 < p.rows(); row0 += kRows) {
         const int64_t valid = std::min<int64_t>(kRows, p.rows() - row0);
-        for (int64_t lane = 0; lane < lanes; lane += kBlock) {
-          const Acc* delta_row = packed_delta + lane * pixels;
-          Vector acc[kRows][kVectors] = {};
-          for (int64_t b = 0; b < e.images; ++b)
-            for (int64_t h = 0; h < e.rows; ++h, delta_row += e.columns * kBlock) {
-              const Acc* const start =
-                  patch + (b * image_rows + h * c.h.position_row()) * patch_columns * c.reduce;
-              const Acc* row[kRows];
-#pragma GCC unroll 16
-              for (int i = 0; i < kRows; ++i)
-                row[i] = start + row_offset[row0 + std::min<int64_t>(i, valid - 1)];
-              accumulate<kDepthwise>(acc, row, column_step, delta_row, e.columns);
-            }
-          Acc* const to = group_sums + row0 * p.lanes_padded() + lane0 + lane;
-#pragma GCC unroll 16
-          for (int i = 0; i < kRows; ++i)
-            if (i < valid)
-#pragma GCC unroll 4
-              for (int v = 0; v < kVectors; ++v)
-                *reinterpret_cast<Vector*>(to + i * p.lanes_padded() + v * kLanes) += acc[i][v];
-        }
+        const auto add = tile_function<AddToRows<kDepthwise, Acc, kVectors>>(valid);
+        for (int64_t lane = 0; lane < lanes; lane += kBlock)
+          add(p, e, patch, &row_offset[row0], packed_delta + lane * pixels,
+              group_sums + row0 * p.lanes_padded() + lane0 + lane);
       }
 
       if (with_bias)

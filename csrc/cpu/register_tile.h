@@ -8,6 +8,7 @@
 #pragma once
 
 #include <cstdint>
+#include <utility>
 
 namespace convbp::CONVBP_ISA {
 
@@ -49,6 +50,18 @@ CONVBP_INLINE void accumulate(typename Simd<Acc>::Vector (&acc)[kTileRows][kVect
     }
     lane += kVectors * Simd<Acc>::kLanes;
   }
+}
+
+// Tile::kFunction of as many rows as there are, 1 to kRows: rows left over cost what they are.
+template <typename Tile, int... kCounts>
+auto tile_function_of(int64_t rows, std::integer_sequence<int, kCounts...>) {
+  static constexpr decltype(Tile::template kFunction<1>) functions[] = {
+      Tile::template kFunction<kCounts + 1>...};
+  return functions[rows - 1];
+}
+template <typename Tile>
+auto tile_function(int64_t rows) {
+  return tile_function_of<Tile>(rows, std::make_integer_sequence<int, kRows>());
 }
 
 }  // namespace convbp::CONVBP_ISA

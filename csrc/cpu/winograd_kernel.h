@@ -86,14 +86,11 @@ CONVBP_TARGET void multiply_rows(const float* rows, int64_t apart, int64_t step,
     }
 }
 
-using MultiplyRows = void (*)(const float*, int64_t, int64_t, const float*, int64_t, float*,
-                              int64_t);
-
-template <bool kAdd, int... kCounts>
-MultiplyRows multiply_rows_of(int64_t count, std::integer_sequence<int, kCounts...>) {
-  static constexpr MultiplyRows functions[] = {&multiply_rows<kCounts + 1, kAdd>...};
-  return functions[count - 1];
-}
+template <bool kAdd>
+struct MultiplyRows {
+  template <int kTileRows>
+  static constexpr auto kFunction = &multiply_rows<kTileRows, kAdd>;
+};
 
 // Any number of rows, a register tile at a time.
 template <bool kAdd>
@@ -101,8 +98,7 @@ CONVBP_INLINE void multiply(int64_t row_count, const float* rows, int64_t apart,
                             const float* lane, int64_t count, float* product,
                             int64_t product_apart) {
   for (int64_t i = 0; i < row_count; i += kRows) {
-    const auto kernel = multiply_rows_of<kAdd>(std::min<int64_t>(kRows, row_count - i),
-                                               std::make_integer_sequence<int, kRows>());
+    const auto kernel = tile_function<MultiplyRows<kAdd>>(std::min<int64_t>(kRows, row_count - i));
     kernel(rows + i * apart, apart, step, lane, count, product + i * product_apart, product_apart);
   }
 }

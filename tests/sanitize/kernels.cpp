@@ -14,12 +14,14 @@
 #include <vector>
 
 #include "../../csrc/cpu/capability.h"
+#include "../../csrc/cpu/depthwise.h"
 #include "../../csrc/cpu/direct.h"
 #include "../../csrc/cpu/error_signal.h"
 #include "../../csrc/cpu/plain.h"
 #include "../../csrc/cpu/pool.h"
 #include "../../csrc/cpu/pool_plain.h"
 #include "../../csrc/cpu/scratch.h"
+#include "../../csrc/cpu/winograd.h"
 #include "tensor.h"
 #include "threads.h"
 
@@ -38,6 +40,14 @@ void expect_equal(const Tensor<T>& ours, const Tensor<T>& plain, const char* wha
   const int64_t found = ours.differences(plain);
   expect(found == 0, std::string(what) + ": " + std::to_string(found) + " of " +
                          std::to_string(ours.count()) + " elements differ");
+}
+
+// For algorithms that round even whole numbers.
+template <typename T>
+void expect_near(const Tensor<T>& ours, const Tensor<T>& plain, const char* what) {
+  const double error = ours.largest_difference(plain);
+  const double unit = sizeof(T) < 4 ? 1. / 64 : 1e-4;
+  expect(error <= unit * (1 + plain.largest()), std::string(what) + ": off by " + std::to_string(error));
 }
 
 Layout any_layout(Random& random) {
@@ -104,6 +114,61 @@ void try_convolution(Random& random) {
                                with_bias ? plain_bias_grad.view().data : nullptr);
   expect_equal(grad, plain_grad, "conv2d_weight_grad");
   expect_equal(bias_grad, plain_bias_grad, "conv2d_weight_grad, bias");
+}
+
+// The algorithms that take some problems alone.
+template <typename T>
+void try_special_convolution(Random& random) {
+  ConvProblem p = random_conv(random);
+  if (p.batch == 0 || p.in_channels == 0) return;
+  const bool depthwise = sizeof(T) >= 4 && random.in(2);
+  if (depthwise) {
+    p.groups = p.groups * std::max(p.in_channels, p.out_channels) + 1;
+    p.in_channels = p.out_channels = 1;
+  } else if constexpr (std::is_same_v<T, double>) {
+    return;
+  } else {
+    for (const Spatial axis : {kHeight, kWidth}) {
+      p.kernel[axis] = 3, p.stride[axis] = p.dilation[axis] = 1;
+      p.out_size[axis] = p.in_size[axis] + p.pad[axis] - 2 + random.number(0, 2);
+      if (p.out_size[axis] < 1) return;
+    }
+  }
+  const Size of_input{p.batch, p.groups * p.in_channels, p.in_size[0], p.in_size[1]};
+  const Size of_weight{p.groups * p.out_channels, p.in_channels, p.kernel[0], p.kernel[1]};
+  const Size of_output{p.batch, of_weight[0], p.out_size[0], p.out_size[1]};
+  const Layout layout = dense_layout(random);
+  Tensor<T> input(of_input, layout), weight(of_weight, any_layout(random)), bias({1, 1, 1, of_weight[0]});
+  Tensor<T> delta(of_output, layout);
+  input.fill(random), weight.fill(random), delta.fill(random), bias.fill(random);
+  Tensor<T> output(of_output, layout), plain_output(of_output, layout);
+  Tensor<T> grad(of_input, layout), plain_grad(of_input, layout);
+  Epilogue<T> epilogue;
+  if (random.in(2)) epilogue.bias = bias.read().data;
+  plain::conv2d<T>(p, input.read(), weight.read(), epilogue, plain_output.view());
+  plain::conv2d_input_grad<T>(p, weight.read(), delta.read(), plain_grad.view());
+  if (depthwise) {
+    if constexpr (sizeof(T) >= 4) {
+      if (!depthwise::takes(p, input.read().stride, output.read().stride)) return;
+      depthwise::conv2d<T>(p, input.read(), weight.read(), epilogue, output.view());
+      expect_equal(output, plain_output, "depthwise conv2d");
+      depthwise::conv2d_input_grad<T>(p, weight.read(), delta.read(), grad.view());
+      expect_equal(grad, plain_grad, "depthwise conv2d_input_grad");
+    }
+  } else if constexpr (!std::is_same_v<T, double>) {
+    if (!winograd::takes(p)) return;
+    winograd::conv2d<T>(p, input.read(), weight.read(), epilogue, output.view());
+    expect_near(output, plain_output, "Winograd conv2d");
+    winograd::conv2d_input_grad<T>(p, weight.read(), delta.read(), grad.view());
+    expect_near(grad, plain_grad, "Winograd conv2d_input_grad");
+    Tensor<T> weight_grad(of_weight, layout), plain_weight_grad(of_weight, layout);
+    Tensor<T> sum({1, 1, 1, of_weight[0]}), plain_sum({1, 1, 1, of_weight[0]});
+    winograd::conv2d_weight_grad<T>(p, input.read(), delta.read(), weight_grad.view(), sum.view().data);
+    plain::conv2d_weight_grad<T>(p, input.read(), delta.read(), plain_weight_grad.view(),
+                                 plain_sum.view().data);
+    expect_near(weight_grad, plain_weight_grad, "Winograd conv2d_weight_grad");
+    expect_near(sum, plain_sum, "Winograd conv2d_weight_grad, bias");
+  }
 }
 
 template <typename T, typename Offset>
@@ -249,6 +314,7 @@ template <typename T>
 void try_all(const char* name, int64_t problems, uint64_t seed) {
   for (int64_t i = 0; i < problems; ++i) {
     in_a_new_thread(try_convolution<T>, seed + i, name);
+    in_a_new_thread(try_special_convolution<T>, seed + i, name);
     in_a_new_thread(try_pools<T>, seed + i, name);
     in_a_new_thread(try_elementwise<T>, seed + i, name);
   }

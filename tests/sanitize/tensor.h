@@ -95,6 +95,23 @@ class Tensor {
     return found;
   }
 
+  double largest() const {
+    return largest_difference(Tensor(size_).each([](T) { return static_cast<T>(0.f); }));
+  }
+  double largest_difference(const Tensor& other) const {
+    double largest = 0;
+    const View<T> x = view(), y = other.view();
+    for (int64_t a = 0; a < size_[0]; ++a)
+      for (int64_t b = 0; b < size_[1]; ++b)
+        for (int64_t c = 0; c < size_[2]; ++c)
+          for (int64_t d = 0; d < size_[3]; ++d) {
+            const double difference = std::abs(static_cast<double>(static_cast<float>(x.at(a, b, c, d))) -
+                                               static_cast<double>(static_cast<float>(y.at(a, b, c, d))));
+            largest = difference > largest || difference != difference ? difference : largest;
+          }
+    return largest;
+  }
+
  private:
   Size size_;
   int64_t stride_[4];

@@ -1,0 +1,133 @@
+"""The Winograd algorithm: near the exact results everywhere, and taken only where it is allowed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from cases import LAYOUTS, Case, in_layout, integers, normal, parameters
+from torch import Tensor
+
+import torch_convbp as bp
+
+ops = torch.ops.torch_convbp
+
+SAME = {"kernel": (3, 3), "padding": (1, 1, 1, 1)}
+CASES = [
+    Case("whole_tiles", in_channels=16, out_channels=32, size=(8, 12), **SAME),
+    Case("ragged", in_channels=17, out_channels=40, size=(15, 19), **SAME),
+    Case("no_padding", in_channels=33, out_channels=5, size=(7, 9), kernel=(3, 3)),
+    Case("padding_beyond", in_channels=4, out_channels=6, size=(5, 3), kernel=(3, 3),
+         padding=(4, 3, 2, 5)),
+    Case("groups", in_channels=18, out_channels=27, groups=3, size=(9, 10), **SAME),
+    Case("one_pixel", in_channels=20, out_channels=20, size=(1, 1), **SAME),
+    Case("two_by_two", in_channels=20, out_channels=9, size=(2, 2), **SAME),
+    Case("three_by_five", in_channels=3, out_channels=70, size=(3, 5), **SAME),
+    Case("channels_130", in_channels=130, out_channels=150, size=(4, 4), batch=5, **SAME),
+    Case("wide", in_channels=5, out_channels=3, size=(6, 300), batch=1, **SAME),
+    Case("one_image", in_channels=64, out_channels=64, size=(28, 28), batch=1, **SAME),
+]  # fmt: skip
+OTHERS = [  # not for it: computed directly
+    Case("stride", in_channels=16, out_channels=16, stride=(2, 1), **SAME),
+    Case("dilation", in_channels=16, out_channels=16, dilation=(1, 2), **SAME),
+    Case("kernel_5", in_channels=16, out_channels=16, kernel=(3, 5)),
+]
+
+
+def everything(case: Case, a: Tensor, w: Tensor, b: Tensor, delta: Tensor) -> dict[str, Tensor]:
+    weight_grad, bias_grad = ops.conv2d_weight_bias_grad(a, w.shape, delta, *case.geometry)
+    output, before = ops.conv2d_activation_pair(a, w, b, *case.geometry, "silu", [])
+    return {
+        "output": ops.conv2d(a, w, b, *case.geometry),
+        "relu": ops.conv2d_activation(a, w, b, *case.geometry, "relu", []),
+        "silu": output,
+        "before silu": before,
+        "input_grad": ops.conv2d_input_grad(a.shape, w, delta, *case.geometry),
+        "weight_grad": ops.conv2d_weight_grad(a, w.shape, delta, *case.geometry),
+        "weight_grad with bias": weight_grad,
+        "bias_grad": bias_grad,
+    }
+
+
+def operands(case: Case, numbers, dtype: torch.dtype) -> list[Tensor]:
+    sizes = (case.input_size, case.weight_size, (case.out_channels,), case.output_size)
+    return [numbers(size, dtype, seed=i) for i, size in enumerate(sizes)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("case", parameters(CASES))
+def test_close_to_the_exact_results(case: Case, layout: str, dtype: torch.dtype) -> None:
+    """Within 2e-5 of the largest result, and the rounding of what is stored."""
+    a, w, b, delta = operands(case, normal, dtype)
+    with bp.backends.cpu.flags(conv_algorithm="winograd"):
+        ours = everything(case, in_layout(a, layout), in_layout(w, layout), b,
+                          in_layout(delta, layout))  # fmt: skip
+    with bp.backends.cpu.flags(conv_algorithm="direct"):
+        exact = everything(case, *(t.double() for t in (a, w, b, delta)))
+    bound = 2e-5 + (0 if dtype == torch.float32 else torch.finfo(dtype).eps)
+    for name, result in ours.items():
+        assert result.dtype == dtype
+        largest = exact[name].abs().max()
+        assert largest > 0, name
+        error = (result.double() - exact[name]).abs().max() / largest
+        assert error <= bound, f"{name}: {error:.2g}"
+
+
+@pytest.mark.parametrize("channels", [16, 64, 256, 512])
+def test_error_grows_with_the_channels(channels: int) -> None:
+    """As docs/performance.md says: below 2e-5 of the largest result up to 512 channels."""
+    case = Case("wide", batch=2, in_channels=channels, out_channels=32, size=(12, 12), **SAME)
+    a, w, b, delta = operands(case, normal, torch.float32)
+    with bp.backends.cpu.flags(conv_algorithm="winograd"):
+        ours = everything(case, a, w, b, delta)
+    exact = everything(case, *(t.double() for t in (a, w, b, delta)))
+    for name, result in ours.items():
+        error = (result.double() - exact[name]).abs().max() / exact[name].abs().max()
+        assert error <= 2e-5, f"{name}: {error:.2g}"
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 2), (1, 2), (2, 1)], ids=str)
+def test_tiles_of_two_are_exact_on_integers(size: tuple[int, int]) -> None:
+    """Results of one or two pixels a side are computed with F(2x2, 3x3), which halves at most."""
+    case = replace(CASES[1], size=size)
+    operand = operands(case, integers, torch.float32)
+    expected = everything(case, *(t.double() for t in operand))
+    with bp.backends.cpu.flags(conv_algorithm="winograd"):
+        ours = everything(case, *operand)
+    for name in set(ours) - {"silu"}:
+        assert torch.equal(ours[name].double(), expected[name]), name
+
+
+@pytest.mark.parametrize("case", parameters(OTHERS))
+def test_other_convolutions_are_computed_directly(case: Case) -> None:
+    results = []
+    for algorithm in ("winograd", "direct"):
+        with bp.backends.cpu.flags(conv_algorithm=algorithm):
+            results.append(everything(case, *operands(case, normal, torch.float32)))
+    for name, result in results[0].items():
+        assert torch.equal(result, results[1][name]), name
+
+
+def test_float64_is_computed_directly() -> None:
+    operand = operands(CASES[0], normal, torch.float64)
+    direct = everything(CASES[0], *operand)
+    with bp.backends.cpu.flags(conv_algorithm="winograd"):
+        for name, result in everything(CASES[0], *operand).items():
+            assert torch.equal(result, direct[name]), name
+
+
+def test_it_is_what_auto_takes() -> None:
+    """For many channels on large maps; and "direct" leaves it."""
+    case = CASES[-1]
+    a, w, b, _ = operands(case, normal, torch.float32)
+    results = {}
+    for algorithm in ("auto", "winograd", "direct"):
+        with bp.backends.cpu.flags(conv_algorithm=algorithm):
+            results[algorithm] = bp.functional.conv2d(a, w, b, padding=1)
+    assert torch.equal(results["auto"], results["winograd"])
+    assert not torch.equal(results["auto"], results["direct"])
+    exact = F.conv2d(a.double(), w.double(), b.double(), padding=1)
+    assert torch.allclose(results["auto"].double(), exact, atol=2e-5 * exact.abs().max().item())
