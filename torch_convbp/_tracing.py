@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import gc
 import functools
+import gc
 import itertools
 import operator
 import os
