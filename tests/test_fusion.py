@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import logging
 import pickle
 import random
@@ -102,6 +103,22 @@ def test_models(name: str) -> None:
     assert all(a is b for a, b in zip(model.modules(), modules, strict=True))
     again, _ = results(model, input)
     assert all(torch.equal(a, b) for a, b in zip(again, torchs, strict=True))
+
+
+def test_what_a_garbage_collection_runs_is_not_the_models() -> None:
+    def callback(phase: str, info: dict[str, int]) -> None:
+        pass
+
+    model, _ = prepared(MODELS["plain_calls"])
+    before = gc.get_threshold()
+    gc.callbacks.append(callback)
+    gc.set_threshold(1)
+    try:
+        bp.convert(model, fuse_activations=True)
+    finally:
+        gc.set_threshold(*before)
+        gc.callbacks.remove(callback)
+    assert len(bp.fusions(model).fused) == 2
 
 
 FUSING = ["modules", "plain_calls", "with_super", "shared_module", "blocks", "constant_index"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import gc
 import itertools
 import operator
 import os
@@ -273,7 +274,13 @@ def text_of(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def _nothing_seen_outside() -> Iterator[None]:
-    """Random states and warnings stay as they were: the program is not really run."""
+    """Random states and warnings stay as they were: the program is not really run.
+
+    No garbage is collected meanwhile: what others do then (gc.callbacks, finalizers) would look
+    like code of the model's.
+    """
+    collects = gc.isenabled()
+    gc.disable()
     python, numpy = random.getstate(), sys.modules.get("numpy")
     numpys = numpy.random.get_state() if numpy else None
     try:
@@ -281,6 +288,8 @@ def _nothing_seen_outside() -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     finally:
+        if collects:
+            gc.enable()
         random.setstate(python)
         if numpy:
             numpy.random.set_state(numpys)
