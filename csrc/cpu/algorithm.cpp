@@ -15,10 +15,6 @@ constexpr const char* kNames[] = {"auto", "direct", "winograd", "plain"};
 enum Setting { kAuto, kDirectOnly, kWinogradWherePossible, kPlainOnly };
 std::atomic<int> setting{kAuto};
 
-bool winograd_pays(const ConvProblem& p, Operator) {
-  return p.in_channels >= 16 && p.out_channels >= 16;
-}
-
 }  // namespace
 
 void set_algorithm(const std::string& name) {
@@ -48,7 +44,7 @@ Algorithm choose_algorithm(const ConvProblem& p, Operator op, Element element,
     return Algorithm::kDepthwise;
   if (now == kDirectOnly || element == Element::kFloat64 || !winograd::takes(p))
     return Algorithm::kDirect;
-  return now == kWinogradWherePossible || winograd_pays(p, op) ? Algorithm::kWinograd
+  return now == kWinogradWherePossible || winograd::pays(p, op) ? Algorithm::kWinograd
                                                                : Algorithm::kDirect;
 }
 

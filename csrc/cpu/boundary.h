@@ -4,6 +4,11 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/headeronly/core/MemoryFormat.h>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+#include <cstdint>
 #include <optional>
 #include <string>
 #include <vector>
@@ -59,12 +64,25 @@ Tensor allocate(const Ints& size, const Tensor& like, const Make& make) {
   }
 }
 
+// A fresh page costs more than the kernel spends on what it writes there: large tensors ask for large
+// ones. Where memory is not fresh, or the system has none, nothing changes.
+inline void in_large_pages(void* data, int64_t bytes) {
+#if defined(__linux__)
+  constexpr uintptr_t kPage = 2 << 20;
+  const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + kPage - 1) / kPage * kPage;
+  const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + bytes) / kPage * kPage;
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#endif
+}
+
 inline Tensor new_tensor(const Ints& size, const Tensor& like,
                          std::optional<MemoryFormat> format,
                          std::optional<ScalarType> type = std::nullopt) {
   return allocate(size, like, [&] {
-    return torch::stable::empty(size, type.value_or(like.scalar_type()), std::nullopt, like.device(),
-                                std::nullopt, format);
+    const Tensor tensor = torch::stable::empty(size, type.value_or(like.scalar_type()), std::nullopt,
+                                               like.device(), std::nullopt, format);
+    in_large_pages(tensor.mutable_data_ptr(), tensor.numel() * tensor.element_size());
+    return tensor;
   });
 }
 

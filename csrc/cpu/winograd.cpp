@@ -102,6 +102,20 @@ bool takes(const ConvProblem& p) {
   return p.in_channels > 1 || p.out_channels > 1 || p.groups == 1;
 }
 
+// A tile takes 36 products for 16 results of 9 products each, so four times fewer where tiles are
+// whole; transforms cost about as much as 8 channels more, on either side of the product, and the
+// transform of the filters as much as a tile's products. Measured: below 8 channels on one side, on
+// pictures of one or two pixels, and where less than a third of the tiles' pixels exist, the direct
+// kernels are faster (python -m experiments.speed --sweep shows the choice beside the best).
+bool pays(const ConvProblem& p, Operator op) {
+  const int64_t fewer = std::min(p.in_channels, p.out_channels);
+  if (fewer < 8 || std::max(p.in_channels, p.out_channels) < 16) return false;
+  const int64_t* size = op == Operator::kInputGrad ? p.in_size : p.out_size;
+  if (std::max(size[kHeight], size[kWidth]) <= 2) return false;
+  const int64_t whole = Winograd::round_up(size[kHeight], 4) * Winograd::round_up(size[kWidth], 4);
+  return 3 * size[kHeight] * size[kWidth] >= whole;
+}
+
 template <typename T>
 void conv2d(const ConvProblem& p, View<const T> input, View<const T> weight,
             const Epilogue<T>& epilogue, View<T> output) {

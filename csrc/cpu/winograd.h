@@ -2,12 +2,16 @@
 #pragma once
 
 #include "../conv_problem.h"
+#include "algorithm.h"
 #include "epilogue.h"
 
 namespace convbp::winograd {
 
 // Is the problem one it can take?
 bool takes(const ConvProblem& problem);
+
+// Is it then faster than the direct algorithm? Asked of a problem that it takes.
+bool pays(const ConvProblem& problem, Operator op);
 
 template <typename T>
 void conv2d(const ConvProblem& problem, View<const T> input, View<const T> weight,
