@@ -56,15 +56,18 @@ template <int kRun, typename T>
 CONVBP_INLINE void run_of_pixels(const Depthwise& d, const std::vector<TapRow<T>>& rows, TapRange s,
                                  int64_t t, int64_t pixel, int64_t channel, Vector<T> start,
                                  Vector<T> (&sums)[kRun]) {
+  Vector<T> acc[kRun];  // sums is looked at from outside, and would not stay in registers
 #pragma GCC unroll 16
-  for (int i = 0; i < kRun; ++i) sums[i] = start;
+  for (int i = 0; i < kRun; ++i) acc[i] = start;
   for (const TapRow<T>& row : rows)
     for (int64_t tap = s.first; tap < s.last; ++tap) {
       const Vector<T> filter = load_vector(row.filters + tap * d.channels + channel);
       const T* from = row.source + (t * d.w.step + d.w.offset[tap]) * pixel + channel;
 #pragma GCC unroll 16
-      for (int i = 0; i < kRun; ++i) sums[i] += load_vector(from + i * d.w.step * pixel) * filter;
+      for (int i = 0; i < kRun; ++i) acc[i] += load_vector(from + i * d.w.step * pixel) * filter;
     }
+#pragma GCC unroll 16
+  for (int i = 0; i < kRun; ++i) sums[i] = acc[i];
 }
 
 template <typename T>
@@ -104,18 +107,17 @@ CONVBP_TARGET void channels_last_tasks(const Depthwise& d, View<const T> source,
           epilogue.activation.apply(reinterpret_cast<T*>(sums), count * kLanes);
           for (int i = 0; i < count; ++i) store_vector(result.data + at + i * apart, sums[i]);
         };
-        for (int64_t t = 0; t < d.w.count;) {
-          Vector<T> sums[kRows];
-          if (t >= inside_first && t + kRows <= inside_last) {
-            run_of_pixels<kRows>(d, rows, {0, d.w.tap_count()}, t, pixel, c, bias, sums);
-            finish(t, sums, kRows);
-            t += kRows;
-          } else {
-            Vector<T> one[1];
-            run_of_pixels<1>(d, rows, taps_inside(d.w, t), t, pixel, c, bias, one);
-            finish(t++, one, 1);
-          }
-        }
+        const auto run = [&]<int kRun>(int64_t t, TapRange s) CONVBP_TARGET {
+          Vector<T> sums[kRun];
+          run_of_pixels<kRun>(d, rows, s, t, pixel, c, bias, sums);
+          finish(t, sums, kRun);
+        };
+        int64_t t = 0;
+        for (; t < inside_first; ++t) run.template operator()<1>(t, taps_inside(d.w, t));
+        const TapRange all{0, d.w.tap_count()};
+        for (; t + kRows <= inside_last; t += kRows) run.template operator()<kRows>(t, all);
+        for (; t + 3 <= inside_last; t += 3) run.template operator()<3>(t, all);
+        for (; t < d.w.count; ++t) run.template operator()<1>(t, taps_inside(d.w, t));
       }
     }
   }
@@ -159,17 +161,20 @@ CONVBP_TARGET void copy_with_edges(const Depthwise& d, const Phases& phases, con
 template <int kVectors, typename T>
 CONVBP_INLINE void vectors_of_pixels(const Depthwise& d, const std::vector<TapRow<T>>& rows,
                                      const std::vector<int64_t>& places, int64_t t, T start,
-                                     Vector<T> (&sums)[kVectors]) {
+                                     Vector<T>* sums) {
   const Vector<T> zero = {};
+  Vector<T> acc[kVectors];
 #pragma GCC unroll 4
-  for (int v = 0; v < kVectors; ++v) sums[v] = zero + start;
+  for (int v = 0; v < kVectors; ++v) acc[v] = zero + start;
   for (const TapRow<T>& row : rows)
     for (int64_t tap = 0; tap < d.w.tap_count(); ++tap) {
       const T* from = row.source + places[tap] + t;
 #pragma GCC unroll 4
       for (int v = 0; v < kVectors; ++v)
-        sums[v] += load_vector(from + v * Simd<T>::kLanes) * row.filters[tap];
+        acc[v] += load_vector(from + v * Simd<T>::kLanes) * row.filters[tap];
     }
+#pragma GCC unroll 4
+  for (int v = 0; v < kVectors; ++v) sums[v] = acc[v];
 }
 
 template <typename T>
@@ -204,14 +209,10 @@ CONVBP_TARGET void planes_tasks(const Depthwise& d, View<const T> source, const 
       for (int64_t t = 0; t < d.w.count; t += kMost * kLanes) {
         Vector<T> sums[kMost];
         const int64_t count = std::min<int64_t>(kMost * kLanes, d.w.count - t);
-        if (count > 2 * kLanes) {
+        if (count > 2 * kLanes)
           vectors_of_pixels<kMost>(d, rows, places, t, bias, sums);
-        } else {
-          Vector<T> two[2];
-          vectors_of_pixels<2>(d, rows, places, t, bias, two);
-          sums[0] = two[0];
-          sums[1] = two[1];
-        }
+        else
+          vectors_of_pixels<2>(d, rows, places, t, bias, sums);
         T* const values = reinterpret_cast<T*>(sums);
         const int64_t at = b * result.stride[0] + c * result.stride[1] +
                            (d.h.first + h * d.h.spacing) * result.stride[2] +

@@ -140,7 +140,7 @@ CONVBP_TARGET void tap_conv_tasks(const TapConv& c, View<const T> source, const 
   const int64_t blocks_a_task = divide_up(c.blocks(), c.lane_split);
   const int64_t most_pixels = c.batch_tile * c.h.tile * c.w.tile;
   const Scratch patch_block =
-      Scratch::take<Acc>(ScratchName::kPatch, patch_size(c, c.batch_tile, c.h.tile, c.w.tile));
+      Scratch::take<Acc>(ScratchName::kPatch, patch_size(c, c.batch_tile, c.h.tile, c.w.tile, c.reduce));
   Acc* const patch = patch_block.template data<Acc>();
   std::vector<int64_t> in_patch(most_pixels), in_result(most_pixels);
   std::vector<Run> runs;
@@ -182,25 +182,29 @@ CONVBP_TARGET void tap_conv_tasks(const TapConv& c, View<const T> source, const 
   }
 }
 
-// What a packed tile adds to kTileRows rows of a lane block of the weight gradient.
+constexpr int64_t kNearPixels = 64;
+
+// What lines of pixels [first, last) of a packed tile (those of all its images, counted through) add
+// to kTileRows rows of a lane block of the weight gradient.
 template <int kTileRows, bool kDepthwise, typename Acc, int kVectors>
-CONVBP_TARGET void add_to_rows(const WeightGrad& p, const TileExtent& e, const Acc* patch,
-                               const int64_t* row_offset, const Acc* delta, Acc* sums) {
+CONVBP_TARGET void add_to_rows(const WeightGrad& p, const TileExtent& e, int64_t first,
+                               int64_t last, const Acc* patch, const int64_t* row_offset,
+                               const Acc* delta, Acc* sums) {
   using Vector = typename Simd<Acc>::Vector;
   constexpr int kLanes = Simd<Acc>::kLanes, kBlock = kVectors * kLanes;
   const TapConv& c = p.tap;
   const int64_t patch_columns = c.w.patch_rows(e.columns), image_rows = c.h.patch_rows(e.rows);
-  const int64_t column_step = c.w.position_row() * c.reduce;
+  const int64_t column_step = c.w.position_row() * p.pitch();
   Vector acc[kTileRows][kVectors] = {};
-  for (int64_t b = 0; b < e.images; ++b)
-    for (int64_t h = 0; h < e.rows; ++h, delta += e.columns * kBlock) {
-      const Acc* const start =
-          patch + (b * image_rows + h * c.h.position_row()) * patch_columns * c.reduce;
-      const Acc* row[kTileRows];
+  for (int64_t line = first; line < last; ++line) {
+    const int64_t b = line / e.rows, h = line % e.rows;
+    const Acc* const start =
+        patch + (b * image_rows + h * c.h.position_row()) * patch_columns * p.pitch();
+    const Acc* row[kTileRows];
 #pragma GCC unroll 16
-      for (int i = 0; i < kTileRows; ++i) row[i] = start + row_offset[i];
-      accumulate<kDepthwise>(acc, row, column_step, delta, e.columns);
-    }
+    for (int i = 0; i < kTileRows; ++i) row[i] = start + row_offset[i];
+    accumulate<kDepthwise>(acc, row, column_step, delta + line * e.columns * kBlock, e.columns);
+  }
 #pragma GCC unroll 16
   for (int i = 0; i < kTileRows; ++i)
 #pragma GCC unroll 4
@@ -224,7 +228,7 @@ CONVBP_TARGET void weight_grad_tasks(const WeightGrad& p, View<const T> input, V
   const TapConv& c = p.tap;
   const int64_t most_pixels = c.batch_tile * c.h.tile * c.w.tile;
   const Scratch patch_block =
-      Scratch::take<Acc>(ScratchName::kPatch, patch_size(c, c.batch_tile, c.h.tile, c.w.tile));
+      Scratch::take<Acc>(ScratchName::kPatch, patch_size(c, c.batch_tile, c.h.tile, c.w.tile, p.pitch()));
   const Scratch delta_block =
       Scratch::take<Acc>(ScratchName::kDelta, most_pixels * (p.lanes_a_task + kBlock));
   Acc* const patch = patch_block.template data<Acc>();
@@ -246,11 +250,11 @@ CONVBP_TARGET void weight_grad_tasks(const WeightGrad& p, View<const T> input, V
       const TileExtent e = tile_extent(c, tile / c.spatial_tiles(), tile % c.spatial_tiles());
       const int64_t pixels = e.pixels();
       const int64_t patch_columns = c.w.patch_rows(e.columns);
-      pack_patch(c, e, input, g * c.reduce, c.source_channels(g), patch, c.reduce);
+      pack_patch(c, e, input, g * c.reduce, c.source_channels(g), patch, p.pitch());
       for (int64_t r = 0, row = 0; r < c.h.tap_count(); ++r)
         for (int64_t s = 0; s < c.w.tap_count(); ++s)
           for (int64_t k = 0; k < c.depth(); ++k, ++row)
-            row_offset[row] = (c.h.tap_row(r) * patch_columns + c.w.tap_row(s)) * c.reduce + k;
+            row_offset[row] = (c.h.tap_row(r) * patch_columns + c.w.tap_row(s)) * p.pitch() + k;
 
       // Delta of the tile, [lane block][pixel][lane of the block].
       for (int64_t lane = 0; lane < lanes; lane += kBlock) {
@@ -263,13 +267,17 @@ CONVBP_TARGET void weight_grad_tasks(const WeightGrad& p, View<const T> input, V
           }
       }
 
-      for (int64_t row0 = 0; row0 < p.rows(); row0 += kRows) {
-        const int64_t valid = std::min<int64_t>(kRows, p.rows() - row0);
-        const auto add = tile_function<AddToRows<kDepthwise, Acc, kVectors>>(valid);
-        for (int64_t lane = 0; lane < lanes; lane += kBlock)
-          add(p, e, patch, &row_offset[row0], packed_delta + lane * pixels,
-              group_sums + row0 * p.lanes_padded() + lane0 + lane);
-      }
+      // Few pixels at a time: they are read again for each row, from the first-level cache.
+      const int64_t lines = e.images * e.rows, step = divide_up(kNearPixels, e.columns);
+      for (int64_t line = 0; line < lines; line += step)
+        for (int64_t row0 = 0; row0 < p.rows(); row0 += kRows) {
+          const int64_t valid = std::min<int64_t>(kRows, p.rows() - row0);
+          const auto add = tile_function<AddToRows<kDepthwise, Acc, kVectors>>(valid);
+          for (int64_t lane = 0; lane < lanes; lane += kBlock)
+            add(p, e, line, std::min(line + step, lines), patch, &row_offset[row0],
+                packed_delta + lane * pixels,
+                group_sums + row0 * p.lanes_padded() + lane0 + lane);
+        }
 
       if (with_bias)
         for (int64_t lane = 0; lane < lanes; lane += kBlock) {

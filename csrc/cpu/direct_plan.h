@@ -15,6 +15,8 @@ struct WeightGrad {
   int64_t chunks = 1;
   int64_t lanes_a_task = 64;
 
+  // Room of a pixel in the patch. Channels a power of two apart meet in the same cache sets.
+  int64_t pitch() const { return tap.reduce % 128 ? tap.reduce : tap.reduce + 16; }
   int64_t lanes_padded() const { return tap.blocks() * tap.block; }
   int64_t rows() const { return tap.taps() * tap.depth(); }
   int64_t lane_tasks() const { return divide_up(tap.lanes, lanes_a_task); }

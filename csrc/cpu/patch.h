@@ -32,8 +32,9 @@ inline TileExtent tile_extent(const TapConv& c, int64_t batch_tile, int64_t spat
   return e;
 }
 
-inline int64_t patch_size(const TapConv& c, int64_t images, int64_t rows, int64_t columns) {
-  return images * c.h.patch_rows(rows) * c.w.patch_rows(columns) * c.reduce;
+inline int64_t patch_size(const TapConv& c, int64_t images, int64_t rows, int64_t columns,
+                          int64_t pitch) {
+  return images * c.h.patch_rows(rows) * c.w.patch_rows(columns) * pitch;
 }
 
 // Four by four floats: to[j * to_step + i] = from[i * from_step + j]. Vectors of 16 bytes, which every

@@ -161,7 +161,7 @@ CONVBP_TARGET void tap_conv_tasks(const Winograd& p, View<const T> source, const
   const int64_t most_columns = p.whole(c.w.tile);
   const Scratch patch_block = Scratch::take<float>(
       ScratchName::kPatch,
-      patch_size(c, c.batch_tile, p.whole(c.h.tile), most_columns) + kLanes);
+      patch_size(c, c.batch_tile, p.whole(c.h.tile), most_columns, p.channels_a_task) + kLanes);
   const Scratch source_block =
       Scratch::take<float>(ScratchName::kTransformed, kPositions * p.source_stream());
   const Scratch product_block =
@@ -258,7 +258,7 @@ CONVBP_TARGET void weight_grad_tasks(const Winograd& p, View<const T> input, Vie
   const int64_t task_blocks = divide_up(p.lanes_a_task, kBlock);
   const int64_t delta_stream = p.most_tiles * kBlock + kApart;
   const Scratch patch_block = Scratch::take<float>(
-      ScratchName::kPatch, patch_size(c, c.batch_tile, most_rows, most_columns) + kLanes);
+      ScratchName::kPatch, patch_size(c, c.batch_tile, most_rows, most_columns, p.channels_a_task) + kLanes);
   const Scratch source_block =
       Scratch::take<float>(ScratchName::kTransformed, kPositions * p.source_stream());
   const Scratch delta_block =
