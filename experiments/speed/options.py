@@ -158,7 +158,7 @@ def title(options: argparse.Namespace) -> str:
     if options.no_page_faults:
         words.append("without page faults")
     if options.threads != available_cpus():
-        words.append(f"{options.threads} of {available_cpus()} CPUs")
+        words.append(f"{options.threads} thread{'s' if options.threads > 1 else ''}")
     return ", ".join(words)
 
 

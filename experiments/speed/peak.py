@@ -8,6 +8,7 @@ the pages of code that are read meanwhile.
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 from multiprocessing.connection import Connection
 
@@ -43,6 +44,8 @@ def child(answer: Connection, case: Case, operator: str, setup: sides.Setup, sid
     torch.set_num_threads(setup.threads)
     bp.backends.cpu.conv_algorithm = sides.algorithm(side, setup)
     run = sides.work(case, operator, setup).runs[side]
+    if hasattr(ctypes.CDLL(None), "malloc_trim"):
+        ctypes.CDLL(None).malloc_trim(0)  # what making the tensors left free would be used again
     peak = PeakMemory()
     if not peak.method.startswith("VmHWM"):
         answer.send(None)

@@ -157,8 +157,8 @@ def draw_roofs(axes: Axes, results: Results, low: float, high: float) -> None:
         axes.plot([left, knee, right], roof, line, color="#1d2129", linewidth=1, zorder=0)
         plural = "s" if ceiling.threads > 1 else ""
         text = f"{ceiling.threads} thread{plural}: {peak:.0f} GF/s, {copy:.0f} GB/s"
-        place: dict[str, Any] = {"xytext": (2, 3), "textcoords": "offset points"}
-        axes.annotate(text, (knee, peak), fontsize=7, **place)
+        below = {"xytext": (4, -9 if line == ":" else 3), "textcoords": "offset points"}
+        axes.annotate(text, (knee, peak), fontsize=7, **below)  # type: ignore[arg-type]
 
 
 def handle(marker: str, color: str, filled: bool, label: str) -> Any:

@@ -32,6 +32,10 @@ class Row:
     def ours(self) -> str:
         return "ours" if "ours" in self.measured.spreads else "auto"
 
+    @property
+    def torch(self) -> list[str]:
+        return [side for side in TORCH if side in self.measured.spreads]
+
     def seconds(self, side: str) -> float:
         return self.measured.spreads[side].median
 
@@ -82,10 +86,10 @@ class Results:
             for layout in unique(row.layout for row in rows):
                 here = [row for row in rows if row.layout == layout]
                 for theirs in TORCH:
-                    ratios = {r.case: r.ratio(theirs) for r in here if theirs in r.measured.spreads}
+                    ratios = {r.case: r.ratio(theirs) for r in here if theirs in r.torch}
                     if ratios:
                         found.append(summary(operator, layout, theirs, ratios))
-            if len({row.layout for row in rows}) > 1:
+            if len({(row.layout, side) for row in rows for side in row.torch}) > 1:
                 found.append(summary(operator, "fastest", "fastest of torch", fastest(rows)))
         return found
 
@@ -105,7 +109,7 @@ def fastest(rows: Sequence[Row]) -> dict[str, float]:
     ratios = {}
     for case in unique(row.case for row in rows):
         here = [row for row in rows if row.case == case]
-        theirs = min(r.seconds(side) for r in here for side in TORCH if side in r.measured.spreads)
+        theirs = min(row.seconds(side) for row in here for side in row.torch)
         ratios[case] = theirs / min(row.seconds(row.ours) for row in here)
     return ratios
 
