@@ -13,8 +13,10 @@ import torch
 pytest.importorskip("matplotlib", reason="the experiments need torch_convbp[experiments]")
 pytest.importorskip("torchvision", reason="the experiments need torch_convbp[experiments]")
 
+import torch_convbp as bp
 from experiments.speed import options, sides, timing
 from experiments.speed.cases import NETWORKS, SUITES, Network, parse
+from experiments.speed.measure import make_setup, measure_row
 from experiments.speed.results import Results, Row, geometric_mean
 from experiments.speed.timing import Measured, Spread
 
@@ -244,12 +246,13 @@ def speed(*arguments: str) -> str:
 
 
 def test_a_run_writes_table_pictures_and_json_and_fills_a_document(tmp_path: Path) -> None:
-    title = options.parse_arguments(["--no-page-faults", "--threads", "1"]).title
+    shapes = "1x3x8-4k3f,1x4x7x9-4k3s2g4+gelu"
+    arguments = ["--quick", "--shapes", shapes, "--no-page-faults", "--repeats", "2"]
+    title = options.parse_arguments([*arguments, "--threads", "1"]).title
     document = tmp_path / "performance.md"
     document.write_text(f"before\n<!-- speed: {title} -->\nold\n<!-- end of speed -->\nafter\n")
-    shapes = "1x3x8-4k3f,1x4x7x9-4k3s2g4+gelu"
     where = ["--runs", str(tmp_path), "--name", "small", "--write", str(document)]
-    out = speed("--quick", "--shapes", shapes, "--no-page-faults", "--repeats", "2", *where)
+    out = speed(*arguments, *where)
     folder = tmp_path / "small"
     assert sorted(os.listdir(folder)) == ["ratios.png", "results.json", "roofline.png", "table.md"]
     for picture in ("ratios.png", "roofline.png"):
@@ -292,18 +295,25 @@ def images(markdown: str) -> list[str]:
 
 def test_a_sweep_says_what_auto_took_and_what_memory_a_call_takes(tmp_path: Path) -> None:
     chosen = ["--sweep", "--operators", "forward", "--layout", "NCHW", "--repeats", "1"]
-    chosen += ["--shapes", "1x32x32-32k3,1x32x32-32k3s2"]
-    speed(*chosen, "--runs", str(tmp_path), "--name", "sweep")
+    speed(*chosen, "--shapes", "1x32x32-32k3", "--runs", str(tmp_path), "--name", "sweep")
     results = json.loads((tmp_path / "sweep" / "results.json").read_text())
-    three, stride = results["rows"]
-    assert list(three["measured"]["spreads"]) == ["torch", "auto", "direct", "winograd"]
-    # Where Winograd's algorithm is not possible, it is no side.
-    assert list(stride["measured"]["spreads"]) == ["torch", "auto", "direct"]
-    assert three["chosen"] in ("direct", "winograd") and stride["chosen"] == "direct"
+    assert results["title"].startswith("core, some shapes, forward, NCHW, algorithms")
+    (found,) = results["rows"]
+    assert list(found["measured"]["spreads"]) == ["torch", "auto", "direct", "winograd"]
+    assert found["chosen"] in ("direct", "winograd")
     assert "| auto took | fastest | auto / fastest |" in (tmp_path / "sweep/table.md").read_text()
     if sys.platform == "linux":
         output = 4 * 32 * 32 * 32
-        assert all(peak >= output for peak in three["peaks"].values()), three["peaks"]
+        assert all(peak >= output for peak in found["peaks"].values()), found["peaks"]
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_an_algorithm_that_is_not_possible_is_no_side_of_a_sweep() -> None:
+    wanted = options.parse_arguments(["--sweep", "--quick", "--shapes", "1x32x16-32k3s2"])
+    with bp.backends.cpu.flags(conv_algorithm="auto"):
+        found = measure_row(wanted.cases[0], "block", make_setup(wanted, "NCHW"), wanted)
+    assert list(found.measured.spreads) == list(found.errors) == ["torch", "auto", "direct"]
+    assert found.chosen == "direct"
 
 
 @pytest.mark.parametrize("suite", SUITES)

@@ -48,7 +48,7 @@ def run(options: Namespace, arguments: list[str]) -> int:
         versions=versions(),
         machine=machine(options.threads) | {"load_before": load()},
         settings={name: getattr(options, name) for name in settings},
-        ceilings=ceilings(options.threads, runs=5 if options.quick else 20),
+        ceilings=ceilings(options.threads, runs=3 if options.quick else 15),
     )
     for row in measure_all(options):
         results.rows.append(row)

@@ -134,11 +134,11 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     for operator in wanted:
         if operator not in known:
             parser.error(f"argument --operators: expected of {', '.join(known)}, got {operator!r}")
+    options.title = title(options)
     options.operators = wanted
     options.layouts = (options.layout,) if options.layout else LAYOUTS
     options.repeats = options.repeats or (5 if options.quick else 31)
     options.seconds = options.seconds or (1.0 if options.quick else 4.0)
-    options.title = title(options)
     if options.write:
         check_block(parser, options)
     return options
@@ -146,20 +146,22 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
 
 def title(options: argparse.Namespace) -> str:
     """What was measured in few words: the name of the table in a document."""
-    words = [options.suite]
-    if options.algorithm not in (None, "auto"):
-        words.append(options.algorithm)
-    if options.sweep:
-        words.append("algorithms")
-    if options.compile:
-        words.append("compiled")
-    if options.isa_of_torch:
-        words.append(f"oneDNN at most {options.isa_of_torch.upper()}")
-    if options.no_page_faults:
-        words.append("without page faults")
-    if options.threads != available_cpus():
-        words.append(f"{options.threads} thread{'s' if options.threads > 1 else ''}")
-    return ", ".join(words)
+    plural = "s" if options.threads > 1 else ""
+    words = {
+        options.suite: True,
+        "some shapes": options.shapes,
+        f"batch {options.batch}": options.batch,
+        str(options.operators and options.operators.replace(",", " and ")): options.operators,
+        str(options.layout): options.layout,
+        str(options.algorithm): options.algorithm not in (None, "auto"),
+        "algorithms": options.sweep,
+        "compiled": options.compile,
+        f"oneDNN at most {str(options.isa_of_torch).upper()}": options.isa_of_torch,
+        "without page faults": options.no_page_faults,
+        f"{options.threads} thread{plural}": options.threads != available_cpus(),
+        "quick": options.quick,
+    }
+    return ", ".join(word for word, said in words.items() if said)
 
 
 def check_block(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:

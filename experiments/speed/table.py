@@ -125,7 +125,8 @@ def sweep(results: Results) -> str:
         lines.append([*labels, chosen, best, f"{cost:.2f}{star}"])
     worst = max(results.rows, key=lambda row: row.best_algorithm()[1])
     return (
-        f"Milliseconds. The dearest choice: {worst.case}, {worst.layout}, {worst.operator}, "
+        "Milliseconds. Where auto took the fastest, what departs from 1 is noise. The dearest "
+        f"choice: {worst.case}, {worst.layout}, {worst.operator}, "
         f"{worst.best_algorithm()[1]:.2f} times the fastest algorithm's time.\n\n{markdown(lines)}"
     )
 
