@@ -9,7 +9,7 @@ SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
 
 FUZZ_SECONDS ?= 300
 
-.PHONY: experiment test test-all fuzz compatibility sanitize lint wheel clean
+.PHONY: experiment test test-all fuzz compatibility performance sanitize lint wheel clean
 
 experiment: $(VENV)/built
 	$(BIN)/python -m experiments.parity $(ARGS)
@@ -27,6 +27,18 @@ fuzz: $(VENV)/built
 # The tables of docs/compatibility.md, from test results.
 compatibility: $(VENV)/built
 	$(BIN)/python -m pytest --tables docs/compatibility.md $(ARGS) tests/test_compatibility_*.py
+
+# The tables and pictures of docs/performance.md: some hours, in which nothing else should run.
+SPEED = $(BIN)/python -m experiments.speed --write docs/performance.md $(ARGS)
+SUITES = core cifar-resnet20 cifar-vgg wideresnet28-10 resnet50 mobilenetv2 convnext-tiny unet \
+	batch1 ragged activations pooling
+performance: $(VENV)/built
+	set -e; for suite in $(SUITES); do $(SPEED) --no-page-faults --suite $$suite; done
+	$(SPEED)
+	$(SPEED) --no-page-faults --threads 1
+	TORCH_CONVBP_CPU_CAPABILITY=AVX2 $(SPEED) --no-page-faults --isa-of-torch avx2
+	$(SPEED) --no-page-faults --sweep
+	$(SPEED) --no-page-faults --suite training --compile
 
 # The CPU kernels under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer; ARGS as
 # in "PROBLEMS=500 SEED=1".

@@ -43,11 +43,11 @@ class RunFolder:
         """Remove pictures and snapshots, which only the running experiment needs."""
         shutil.rmtree(self.scratch, ignore_errors=True)
 
-    def finish(self, summary: dict[str, Any]) -> None:
-        """Write summary.json in one move, then take the mark away."""
-        draft = self.path / "summary.json.part"
+    def finish(self, summary: dict[str, Any], name: str = "summary.json") -> None:
+        """Write the summary in one move, then take the mark away."""
+        draft = self.path / f"{name}.part"
         draft.write_text(json.dumps(plain(summary), indent=2, allow_nan=False) + "\n")
-        os.replace(draft, self.path / "summary.json")
+        os.replace(draft, self.path / name)
         self.drop_scratch()
         (self.path / MARK).unlink()
 

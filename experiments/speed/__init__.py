@@ -1,0 +1,1 @@
+"""How fast torch_convbp is beside torch, and how exact: ``python -m experiments.speed``."""

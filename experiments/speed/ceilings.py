@@ -1,0 +1,72 @@
+"""What the machine can do at most, measured: arithmetic and copying, on one thread and on all."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+import torch_convbp as bp
+
+COPIED = 1 << 27  # bytes, beyond any cache
+
+
+@dataclass
+class Ceiling:
+    threads: int
+    arithmetic: float  # operations a second
+    by: str  # what reached it
+    copy: float  # bytes read and written a second
+
+
+def ceilings(threads: int, runs: int) -> list[Ceiling]:
+    """Of one thread, and of all."""
+    found = []
+    for count in sorted({1, threads}):
+        torch.set_num_threads(count)
+        found.append(Ceiling(count, *arithmetic(runs), copy_rate(runs)))
+    torch.set_num_threads(threads)
+    return found
+
+
+def fastest(function: Callable[[], object], runs: int) -> float:
+    """Seconds of the fastest run, which is what the machine can do."""
+    function()
+    taken = []
+    for _ in range(runs):
+        start = time.perf_counter()
+        function()
+        taken.append(time.perf_counter() - start)
+    return min(taken)
+
+
+@torch.no_grad()
+def arithmetic(runs: int) -> tuple[float, str]:
+    """The highest rate of multiplications and additions of several programs that have nothing
+    else to do: a matrix product, and a convolution of many channels by torch and by the direct
+    kernel here. No program shows the peak itself; this comes as near as one of them does.
+    """
+    a = torch.randn(1024, 1024)
+    weight = torch.randn(256, 256, 3, 3)
+    picture = torch.randn(16, 256, 14, 14).contiguous(memory_format=torch.channels_last)
+    product, convolution = 2.0 * 1024**3, 2.0 * 16 * 14**2 * 256 * 256 * 9
+    with bp.backends.cpu.flags(conv_algorithm="direct"):
+        rates = {
+            "matrix product": product / fastest(lambda: a @ a, runs),
+            "torch's convolution": convolution
+            / fastest(lambda: F.conv2d(picture, weight, padding=1), runs),
+            "torch_convbp's direct convolution": convolution
+            / fastest(lambda: bp.functional.conv2d(picture, weight, padding=1), runs),
+        }
+    by = max(rates, key=lambda name: rates[name])
+    return rates[by], by
+
+
+def copy_rate(runs: int) -> float:
+    """Bytes a second of copying a large tensor: read and written, each counted."""
+    source = torch.ones(COPIED // 4)
+    target = torch.ones(COPIED // 4)
+    return 2 * COPIED / fastest(lambda: target.copy_(source), runs)

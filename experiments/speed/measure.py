@@ -1,0 +1,87 @@
+"""Measures one operator of one case on all sides: errors, then times, then peak memory."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+
+import torch
+
+import torch_convbp as bp
+from experiments.speed import sides
+from experiments.speed.cases import Case
+from experiments.speed.peak import peak_bytes
+from experiments.speed.results import FORCED, Row
+from experiments.speed.timing import ATTEMPTS, measure
+
+
+def measure_all(options: argparse.Namespace) -> Iterator[Row]:
+    for case in options.cases:
+        for layout in options.layouts:
+            for operator in options.operators:
+                yield measure_row(case, operator, make_setup(options, layout), options)
+
+
+def make_setup(options: argparse.Namespace, layout: str) -> sides.Setup:
+    names = ["torch"]
+    if options.compile:
+        names.append("compiled")
+    if options.suite == "activations" and not options.sweep:
+        names.append("apart")
+    names += ["auto", *FORCED] if options.sweep else ["ours"]
+    return sides.Setup(
+        layout,
+        tuple(names),
+        options.algorithm or "auto",
+        options.threads,
+        options.seed,
+        options.device,
+    )
+
+
+def measure_row(case: Case, operator: str, setup: sides.Setup, options: argparse.Namespace) -> Row:
+    work = sides.work(case, operator, setup)
+
+    def prepare(side: str) -> None:
+        bp.backends.cpu.conv_algorithm = sides.algorithm(side, setup)
+
+    errors, chosen = {}, None
+    values: dict[str, sides.Values] = {}
+    for side, run in work.runs.items():
+        prepare(side)
+        # Copies: the next step of a network writes where this one did.
+        result = tuple(value.clone() for value in run())
+        errors[side] = work.error(result)
+        if side in ("auto", *FORCED):
+            values[side] = result
+    if values:
+        if same_bits(values["winograd"], values["direct"]):  # this problem has no other algorithm
+            for found in (work.runs, errors, values):
+                del found["winograd"]
+        chosen = next(
+            (n for n in FORCED if n in values and same_bits(values[n], values["auto"])), None
+        )
+        values.clear()
+    measured = measure(
+        work.runs,
+        prepare,
+        options.repeats,
+        options.seconds,
+        attempts=1 if options.quick else ATTEMPTS,
+        device=options.device,
+    )
+    names = list(work.runs)
+    del work  # its tensors make room for the processes that measure memory
+    peaks = {
+        # A compiler's memory is not what a call takes.
+        side: None
+        if options.quick or side == "compiled"
+        else peak_bytes(case, operator, setup, side)
+        for side in names
+    }
+    work_of_case = case.work(operator)
+    return Row(case.name, setup.layout, operator, *work_of_case, measured, errors, peaks, chosen)
+
+
+def same_bits(a: sides.Values, b: sides.Values) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))

@@ -1,0 +1,168 @@
+"""The pictures of a run: ratios as bars, and rates under the machine's roofline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, NullFormatter
+
+from experiments.figures import COLORS, STYLE
+from experiments.speed.results import Results, Row, unique
+
+LAYOUT_COLORS = {"NCHW": "#1f5a96", "channels_last": "#d1600b"}
+MARKERS = {"NCHW": "o", "channels_last": "s"}
+
+
+def draw_ratios(path: Path, results: Results) -> None:
+    """A panel an operator, a bar a case and layout: eager torch's time over ours."""
+    operators = unique(row.operator for row in results.rows)
+    cases = unique(row.case for row in results.rows)
+    layouts = unique(row.layout for row in results.rows)
+    thickness = 0.8 / len(layouts)
+    with plt.rc_context(STYLE):
+        size = (2.2 + 2.3 * max(len(operators), 2), 1.3 + 0.36 * max(len(cases), 3))
+        figure, panels = plt.subplots(
+            1, len(operators), sharex=True, sharey=True, squeeze=False, figsize=size
+        )
+        for axes, operator in zip(panels[0], operators, strict=True):
+            for row in (row for row in results.rows if row.operator == operator):
+                place = cases.index(row.case) + thickness * (
+                    layouts.index(row.layout) - (len(layouts) - 1) / 2
+                )
+                draw_bar(axes, place, thickness, row)
+            axes.axvline(1, color="#1d2129", linewidth=1)
+            axes.set_title(operator)
+            axes.grid(axis="y", visible=False)
+        first = panels[0][0]
+        first.set_xscale("log", base=2)
+        first.xaxis.set_major_formatter(FuncFormatter(fraction))
+        low, high = first.get_xlim()
+        first.set_xlim(min(low, 0.7), max(high, 1.6) * 1.25)
+        first.set_yticks(range(len(cases)), cases)
+        first.invert_yaxis()
+        handles = [
+            plt.Rectangle((0, 0), 1, 1, color=LAYOUT_COLORS[layout], label=layout)
+            for layout in layouts
+        ]
+        if any("compiled" in row.measured.spreads for row in results.rows):
+            handles.append(handle("D", "#1d2129", False, "torch.compile's over ours"))
+        if any(row.measured.disturbed for row in results.rows):
+            hatched = {"facecolor": "white", "edgecolor": "#5c6370", "hatch": "////"}
+            handles.append(plt.Rectangle((0, 0), 1, 1, **hatched, label="disturbed"))  # type: ignore[arg-type]
+        figure.legend(handles=handles, loc="lower center", ncols=4)
+        figure.suptitle(
+            f"{results.title}\neager torch's time over torch_convbp's; right of 1, ours is faster",
+            fontsize=9,
+        )
+        figure.tight_layout(rect=(0, 0.35 / size[1], 1, 1))
+        figure.savefig(path)
+        plt.close(figure)
+
+
+def draw_bar(axes: Axes, place: float, thickness: float, row: Row) -> None:
+    """From 1 to the ratio, with what the quartiles of both sides allow."""
+    ratio = row.ratio()
+    low, high = row.ratio_quartiles()
+    color = LAYOUT_COLORS[row.layout]
+    style: dict[str, Any] = {"color": color}
+    if row.measured.disturbed:
+        style = {"facecolor": "white", "edgecolor": color, "hatch": "////"}
+    axes.barh(place, ratio - 1, thickness, left=1, **style)
+    axes.plot([low, high], [place, place], color="#1d2129", linewidth=0.8)
+    if "compiled" in row.measured.spreads:
+        axes.plot(
+            row.ratio("compiled"), place, "D", color="#1d2129", markersize=3, fillstyle="none"
+        )
+    # Beyond the whisker, so that the number does not lie on it.
+    axes.annotate(
+        f"{ratio:.2f}",
+        (max(ratio, high, 1), place),
+        xytext=(3, 0),
+        textcoords="offset points",
+        va="center",
+        fontsize=6.5,
+    )
+
+
+def fraction(value: float, _: int) -> str:
+    return f"{value:g}" if value >= 1 else f"1/{1 / value:g}"
+
+
+def draw_roofline(path: Path, results: Results) -> None:
+    """A panel an operator: rates over operations a byte, torch's and ours joined by a line."""
+    operators = unique(row.operator for row in results.rows if row.operations)
+    columns = min(len(operators), 2)
+    lines = -(-len(operators) // columns)
+    with plt.rc_context(STYLE):
+        size = (5.6 * columns, 4.0 * lines + 0.7)
+        figure, panels = plt.subplots(
+            lines, columns, sharex=True, sharey=True, squeeze=False, figsize=size
+        )
+        first = panels[0][0]
+        first.set_xscale("log")
+        first.set_yscale("log")
+        for axes in panels.flat[len(operators) :]:
+            axes.set_visible(False)
+        for axes, operator in zip(panels.flat, operators, strict=False):
+            for row in (row for row in results.rows if row.operator == operator):
+                draw_rates(axes, row)
+            axes.set_title(operator)
+            axes.set_xlabel("operations a byte that must be moved")
+            axes.set_ylabel("GF/s")
+            axes.tick_params(labelbottom=True, labelleft=True)
+        low, high = first.get_xlim()
+        bottom = first.get_ylim()[0]
+        for axes in panels.flat[: len(operators)]:
+            draw_roofs(axes, results, low, high)
+        first.set_xlim(low, high)
+        first.set_ylim(bottom=bottom)
+        for axis in (first.xaxis, first.yaxis):
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axis.set_minor_formatter(NullFormatter())
+        handles = [
+            handle(MARKERS[layout], COLORS[side], side == "bp", f"{name}, {layout}")
+            for side, name in (("torch", "eager torch"), ("bp", "torch_convbp"))
+            for layout in unique(row.layout for row in results.rows)
+        ]
+        figure.legend(handles=handles, loc="lower center", ncols=4)
+        figure.suptitle(
+            f"{results.title}\nrates of the direct arithmetic; algorithms that do less of it may "
+            "come above the roof",
+            fontsize=9,
+        )
+        figure.tight_layout(rect=(0, 0.35 / size[1], 1, 1))
+        figure.savefig(path)
+        plt.close(figure)
+
+
+def draw_rates(axes: Axes, row: Row) -> None:
+    x = row.operations / row.bytes
+    theirs, ours = (row.operations / row.seconds(side) / 1e9 for side in ("torch", row.ours))
+    marker = MARKERS[row.layout]
+    axes.plot([x, x], [theirs, ours], color="#b9bec7", linewidth=0.8, zorder=1)
+    axes.plot(x, theirs, marker, color=COLORS["torch"], markersize=4.5, fillstyle="none")
+    axes.plot(x, ours, marker, color=COLORS["bp"], markersize=4.5, alpha=0.85)
+
+
+def draw_roofs(axes: Axes, results: Results, low: float, high: float) -> None:
+    for ceiling in results.ceilings:
+        peak, copy = ceiling.arithmetic / 1e9, ceiling.copy / 1e9
+        knee = peak / copy
+        line = "-" if ceiling is results.ceilings[-1] else ":"
+        left, right = min(low, knee), max(high, knee)
+        roof = [copy * left, peak, peak]
+        axes.plot([left, knee, right], roof, line, color="#1d2129", linewidth=1, zorder=0)
+        plural = "s" if ceiling.threads > 1 else ""
+        text = f"{ceiling.threads} thread{plural}: {peak:.0f} GF/s, {copy:.0f} GB/s"
+        below = {"xytext": (4, -9 if line == ":" else 3), "textcoords": "offset points"}
+        axes.annotate(text, (knee, peak), fontsize=7, **below)  # type: ignore[arg-type]
+
+
+def handle(marker: str, color: str, filled: bool, label: str) -> Any:
+    face = color if filled else "none"
+    return plt.Line2D(
+        [], [], color=color, marker=marker, markerfacecolor=face, linestyle="", label=label
+    )

@@ -1,0 +1,123 @@
+"""What was measured, row by row, and what follows from it."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from experiments.speed.timing import Measured
+
+TORCH = ("torch", "compiled")
+FORCED = ("direct", "winograd")  # the algorithms beside auto in a sweep
+
+
+@dataclass
+class Row:
+    """One operator of one case in one layout."""
+
+    case: str
+    layout: str
+    operator: str
+    operations: float  # of the direct arithmetic
+    bytes: float  # that must be read or written
+    measured: Measured
+    errors: dict[str, float]
+    peaks: dict[str, int | None]
+    chosen: str | None = None  # in a sweep: the algorithm that gives the bits of auto
+
+    @property
+    def ours(self) -> str:
+        return "ours" if "ours" in self.measured.spreads else "auto"
+
+    @property
+    def torch(self) -> list[str]:
+        return [side for side in TORCH if side in self.measured.spreads]
+
+    def seconds(self, side: str) -> float:
+        return self.measured.spreads[side].median
+
+    def ratio(self, theirs: str = "torch") -> float:
+        """Above 1, torch_convbp is the faster one."""
+        return self.seconds(theirs) / self.seconds(self.ours)
+
+    def ratio_quartiles(self, theirs: str = "torch") -> tuple[float, float]:
+        """The ratio at the quartiles that are worst and best for torch_convbp."""
+        a, b = self.measured.spreads[theirs], self.measured.spreads[self.ours]
+        return a.first_quartile / b.third_quartile, a.third_quartile / b.first_quartile
+
+    def best_algorithm(self) -> tuple[str, float]:
+        """In a sweep: the fastest algorithm, and how many times its time auto takes."""
+        forced = [side for side in FORCED if side in self.measured.spreads]
+        best = min(forced, key=self.seconds)
+        return best, self.seconds("auto") / self.seconds(best)
+
+
+@dataclass
+class Summary:
+    """Ratios of one operator over all cases."""
+
+    operator: str
+    layout: str
+    against: str
+    geometric_mean: float
+    worst: float
+    worst_case: str
+
+
+@dataclass
+class Results:
+    title: str
+    command: str
+    started: str
+    versions: dict[str, str]
+    machine: dict[str, Any]
+    settings: dict[str, Any]
+    ceilings: list[Any]
+    rows: list[Row] = field(default_factory=list)
+
+    def summaries(self) -> list[Summary]:
+        """By operator, layout and side of torch; last, the fastest of each over all layouts."""
+        found = []
+        for operator in unique(row.operator for row in self.rows):
+            rows = [row for row in self.rows if row.operator == operator]
+            for layout in unique(row.layout for row in rows):
+                here = [row for row in rows if row.layout == layout]
+                for theirs in TORCH:
+                    ratios = {r.case: r.ratio(theirs) for r in here if theirs in r.torch}
+                    if ratios:
+                        found.append(summary(operator, layout, theirs, ratios))
+            if len({(row.layout, side) for row in rows for side in row.torch}) > 1:
+                found.append(summary(operator, "fastest", "fastest of torch", fastest(rows)))
+        return found
+
+    def plain(self) -> dict[str, Any]:
+        """For results.json."""
+        return {"schema": 1} | asdict(self) | {"summaries": [asdict(s) for s in self.summaries()]}
+
+
+def summary(operator: str, layout: str, against: str, ratios: dict[str, float]) -> Summary:
+    worst = min(ratios, key=lambda case: ratios[case])
+    mean = geometric_mean(ratios.values())
+    return Summary(operator, layout, against, mean, ratios[worst], worst)
+
+
+def fastest(rows: Sequence[Row]) -> dict[str, float]:
+    """Of each case, torch's fastest way over ours: any layout, compiled or not."""
+    ratios = {}
+    for case in unique(row.case for row in rows):
+        here = [row for row in rows if row.case == case]
+        theirs = min(row.seconds(side) for row in here for side in row.torch)
+        ratios[case] = theirs / min(row.seconds(row.ours) for row in here)
+    return ratios
+
+
+def geometric_mean(values: Iterable[float]) -> float:
+    return math.exp(statistics.fmean(math.log(value) for value in values))
+
+
+def unique(names: Iterable[str]) -> list[str]:
+    """Without repetition, in order."""
+    return list(dict.fromkeys(names))

@@ -1,0 +1,175 @@
+"""The Markdown of a run, and putting it into a document."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+from experiments.speed.results import Results, Row, unique
+
+END = "<!-- end of speed -->"
+MEANINGS = {
+    "torch": "eager torch",
+    "compiled": "torch.compile",
+    "apart": "torch_convbp, the activation apart",
+    "ours": "torch_convbp",
+    "auto": "torch_convbp, auto",
+    "direct": "torch_convbp, direct",
+    "winograd": "torch_convbp, winograd",
+}
+
+
+def caption(results: Results) -> str:
+    """Machine, versions and command, and what the numbers are."""
+    m, v = results.machine, results.versions
+    lines = [
+        f"    {results.command}",
+        "",
+        f"{m['processor']}, {m['threads']} threads on {m['cpus']} CPUs, {m['capability']}; "
+        f"torch {v['torch']}, torch_convbp {v['torch_convbp']}, Python {v['python']}, "
+        f"{m['system']}. float32. {results.started}, load before {m['load_before']}, after "
+        f"{m['load_after']}.",
+        "",
+    ]
+    for c in results.ceilings:
+        plural = "s" if c.threads > 1 else ""
+        lines.append(
+            f"- The most that {c.threads} thread{plural} reached: {c.arithmetic / 1e9:.0f} GF/s "
+            f"({c.by}), copying {c.copy / 1e9:.0f} GB/s (read and written)."
+        )
+    disturbed = sum(row.measured.disturbed for row in results.rows)
+    unknown = any(row.measured.foreign_share is None for row in results.rows)
+    lines.append(
+        "- Whether other programs used the CPUs is not known on this system."
+        if unknown
+        else f"- {disturbed} of {len(results.rows)} measurements were disturbed by other programs"
+        + (" even at the last attempt; they are marked with †." if disturbed else ".")
+    )
+    return "\n".join(lines)
+
+
+def summaries(results: Results) -> str:
+    """Means over all cases; last, the fastest of each side over all layouts."""
+    lines = [["operator", "layout", "against", "geometric mean", "worst", ""], ["---"] * 6]
+    for s in results.summaries():
+        labels = [s.operator, s.layout, s.against]
+        lines.append([*labels, f"{s.geometric_mean:.2f}", f"{s.worst:.2f}", s.worst_case])
+    return markdown(lines)
+
+
+def compact(results: Results) -> str:
+    """One line a case and layout: times of all operators, errors, peak memory of the last."""
+    operators = unique(row.operator for row in results.rows)
+    names = unique(side for row in results.rows for side in row.measured.spreads)
+    order = " / ".join(MEANINGS[side] for side in names)
+    text = (
+        f"Times in milliseconds: {order} = ratio of eager torch to torch_convbp. Medians; error: "
+        "largest difference from float64 over the largest entry, the worst of the operators; "
+        f"memory: peak of one call of {operators[-1]} in a fresh process, in MiB.\n\n"
+    )
+    head = ["case", "layout", *operators, f"error: {' / '.join(names)}", "memory"]
+    lines = [head, ["---"] * len(head)]
+    for case, layout in dict.fromkeys((row.case, row.layout) for row in results.rows):
+        rows = [row for row in results.rows if (row.case, row.layout) == (case, layout)]
+        cells = {row.operator: times(row, names) for row in rows}
+        errors = {n: [row.errors[n] for row in rows if n in row.errors] for n in names}
+        worst = [f"{max(e):.0e}" if e else "–" for e in errors.values()]
+        memory = [mebibytes(rows[-1].peaks.get(name)) for name in names]
+        cells_in_order = [cells.get(operator, "") for operator in operators]
+        lines.append([case, layout, *cells_in_order, " / ".join(worst), " / ".join(memory)])
+    return text + markdown(lines)
+
+
+def times(row: Row, names: list[str]) -> str:
+    spreads = row.measured.spreads
+    taken = [f"{digits(1e3 * row.seconds(n))}" if n in spreads else "–" for n in names]
+    star = "†" if row.measured.disturbed else ""
+    return f"{' / '.join(taken)} = {row.ratio():.2f}{star}"
+
+
+def full(results: Results) -> str:
+    """One line an operator and side."""
+    peak = results.ceilings[-1]
+    head = ["case", "layout", "operator", "side", "ms", "quartiles", "calls", "page faults a call"]
+    head += ["GF/s", "of the most", "GB/s", "of copying", "error", "peak MiB"]
+    lines = [head, ["---"] * len(head)]
+    for row in results.rows:
+        for side, s in row.measured.spreads.items():
+            cells = [row.case, row.layout, row.operator, side, digits(1e3 * s.median)]
+            cells += [f"{digits(1e3 * s.first_quartile)}–{digits(1e3 * s.third_quartile)}"]
+            cells += [str(s.samples), f"{s.page_faults:.0f}"]
+            for amount, ceiling in ((row.operations, peak.arithmetic), (row.bytes, peak.copy)):
+                rate = amount / s.median
+                cells += [f"{rate / 1e9:.1f}", f"{rate / ceiling:.0%}"] if amount else ["–", "–"]
+            cells += [f"{row.errors[side]:.1e}", mebibytes(row.peaks.get(side))]
+            lines.append(cells)
+    return (
+        "Operations are those of the direct arithmetic: Winograd's algorithms do fewer, and may "
+        "come above the most the machine can do. Bytes are those that must be read or written "
+        "once.\n\n" + markdown(lines)
+    )
+
+
+def sweep(results: Results) -> str:
+    """Which algorithm auto took, which was the fastest, and what the choice costs."""
+    head = ["case", "layout", "operator", "auto", "direct", "winograd", "auto took", "fastest"]
+    lines = [[*head, "auto / fastest"], ["---"] * (len(head) + 1)]
+    for row in results.rows:
+        spreads = row.measured.spreads
+        taken = [digits(1e3 * row.seconds(n)) if n in spreads else "–" for n in head[3:6]]
+        best, cost = row.best_algorithm()
+        star = "†" if row.measured.disturbed else ""
+        chosen = row.chosen or "some of each"
+        labels = [row.case, row.layout, row.operator, *taken]
+        lines.append([*labels, chosen, best, f"{cost:.2f}{star}"])
+    worst = max(results.rows, key=lambda row: row.best_algorithm()[1])
+    return (
+        "Milliseconds. Where auto took the fastest, what departs from 1 is noise. The dearest "
+        f"choice: {worst.case}, {worst.layout}, {worst.operator}, "
+        f"{worst.best_algorithm()[1]:.2f} times the fastest algorithm's time.\n\n{markdown(lines)}"
+    )
+
+
+def digits(value: float) -> str:
+    """Three significant digits."""
+    return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
+
+
+def mebibytes(count: int | None) -> str:
+    return "–" if count is None else f"{count / 2**20:.1f}"
+
+
+def markdown(lines: list[list[str]]) -> str:
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def short(results: Results) -> str:
+    """What goes into a document."""
+    body = sweep(results) if results.settings["sweep"] else compact(results)
+    return f"{caption(results)}\n\n{summaries(results)}\n{body}"
+
+
+def write_folder(folder: Path, results: Results) -> None:
+    """table.md: everything."""
+    pictures = "".join(f"![{p.stem}]({p.name})\n\n" for p in sorted(folder.glob("*.png")))
+    text = (
+        f"# Speed: {results.title}\n\n{short(results)}\n{pictures}## Every side\n\n{full(results)}"
+    )
+    (folder / "table.md").write_text(text)
+
+
+def write_document(document: Path, folder: Path, results: Results) -> None:
+    """Put the short text between the marks, and the pictures beside the document."""
+    images = document.parent / "images"
+    images.mkdir(exist_ok=True)
+    slug = re.sub(r"[^a-z0-9]+", "-", results.title.lower())
+    pictures = ""
+    for picture in sorted(folder.glob("*.png")):
+        name = f"speed-{slug}-{picture.name}"
+        shutil.copyfile(picture, images / name)
+        pictures += f"![{picture.stem}, {results.title}](images/{name})\n\n"
+    begin = f"<!-- speed: {results.title} -->"
+    before, _, rest = document.read_text().partition(begin)
+    _, _, after = rest.partition(END)
+    document.write_text(f"{before}{begin}\n{short(results)}\n{pictures}{END}{after}")
