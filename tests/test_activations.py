@@ -108,6 +108,35 @@ def test_rows_compute_what_torch_computes(name: str, dtype: torch.dtype) -> None
     torch.testing.assert_close(delta.double(), in_python, **tolerance)
 
 
+@pytest.mark.parametrize("name", G)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_an_error_signal_is_the_same_if_it_is_to_be_differentiated(
+    name: str, dtype: torch.dtype
+) -> None:
+    """Both are float32, rounded once: at most the next number of the dtype apart."""
+    g, kept = parsed(name), normal((3000,), dtype, 1) * 3
+    kept = ops.activation(kept, *g) if g.keeps_output else kept
+    grad = normal((3000,), dtype, 2)
+    expected = ops.error_signal(grad, kept, *g)
+    delta = ops.error_signal(grad.requires_grad_(), kept, *g)
+    assert delta.requires_grad
+    # Some of g' cancels: absolutely, a few roundings of float32 of terms of the order of 10.
+    torch.testing.assert_close(delta, expected, rtol=EPSILON[dtype], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["relu", "silu"])
+def test_a_tangent_of_the_bias_alone_needs_no_convolution(name: str) -> None:
+    input, weight, bias = tensors(small("slides"), torch.float64)
+    tangent = normal(bias.shape, torch.float64, 4)
+    results = []
+    for conv in (functools.partial(bp.functional.conv2d, activation=name),
+                 lambda *t: G[name](F.conv2d(*t))):  # fmt: skip
+        results.append(
+            torch.func.jvp(lambda b, conv=conv: conv(input, weight, b), (bias,), (tangent,))
+        )
+    torch.testing.assert_close(*results)
+
+
 # Where torch's scalar and vector kernels, or its dtypes, disagree among themselves.
 EITHER = {
     ("relu6", "nan", "delta"): (0.0, 1.0),

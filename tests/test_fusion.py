@@ -16,10 +16,12 @@ import pytest
 import torch
 from cases import normal
 from fusion_models import MODELS, Model, Plain, SharedRelu
-from fusion_traps import TRAPS
+from fusion_traps import TRAPS, Functional, Straight
 from torch import Tensor, nn
 
 import torch_convbp as bp
+from torch_convbp._graph import is_activation
+from torch_convbp._without_calls import Call, check
 from torch_convbp.fusion import FusedActivation
 
 
@@ -192,6 +194,43 @@ def test_traps(name: str) -> None:
     assert_close([trap.run(model, input)], [outputs[0]])
 
 
+class Exits(Straight):
+    """Ends the program when it is traced, as a handler of a signal may."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if type(x) is not Tensor:
+            raise SystemExit(3)
+        return super().forward(x)
+
+
+class Refuses(Functional):
+    """Lets its copies' class be changed, and not its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.this = id(self)  # copies have the same number
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "__class__" and self.this == id(self):
+            raise AttributeError("not here")
+        super().__setattr__(name, value)
+
+
+@pytest.mark.parametrize(
+    ("make", "error"),
+    [(Exits, SystemExit), (lambda: nn.Sequential(Functional(), Refuses()), ValueError)],
+    ids=["exits", "refuses"],
+)
+def test_nothing_is_fused_by_half(make: Callable[[], nn.Module], error: type) -> None:
+    model, input = make().double(), normal((2, 3, 8, 8), torch.float64, seed=1)
+    expected = model(input)
+    with pytest.raises(error):
+        bp.convert(model, fuse_activations=True)
+    layers = [m for m in model.modules() if isinstance(m, bp.ConvBP2d)]
+    assert layers and not any("_link" in vars(m) or m.activation for m in layers)
+    assert_close([model(input)], [expected])
+
+
 class Noisy(nn.Module):
     """Its forward does what others could see."""
 
@@ -286,6 +325,15 @@ def test_attributes_of_what_is_fused() -> None:
     assert model[1] is original and original.negative_slope == 0.9
     model(torch.ones(1, 3, 8, 8, dtype=torch.float64))
     assert seen == [1, 1]  # its hooks are there still
+
+
+def test_a_call_whose_argument_is_not_known() -> None:
+    with pytest.raises(ValueError, match=r"the arguments of relu\(\*\*kw\) are not known"):
+        check(Call("forward", 0, "relu(**kw)"))
+
+
+def test_attention_is_no_activation() -> None:
+    assert is_activation(nn.PReLU()) and not is_activation(nn.MultiheadAttention(4, 1))
 
 
 def test_a_part_of_what_cannot_be_traced() -> None:

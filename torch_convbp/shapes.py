@@ -77,6 +77,8 @@ def whole_number(function: str, name: str, value: Any) -> int:
     if isinstance(value, torch.SymInt):
         return value  # type: ignore[return-value]
     try:
+        if isinstance(value, bool):
+            raise TypeError  # as in torch
         number = value if type(value) is int else operator.index(value)
     except TypeError:
         raise TypeError(
