@@ -13,6 +13,7 @@ import pytest
 import torch
 from layers import LAYERS, every
 from torch import Tensor, nn
+from twins import bytes_of, kept
 
 import torch_convbp as bp
 
@@ -92,22 +93,13 @@ ROWS = {
 VARIANTS = ((True, True), (False, True), (True, False))
 
 
-def kept_bytes(module: nn.Module, size: tuple[int, ...], frozen: tuple[bool, bool]) -> int:
-    """Bytes of all that is kept; parameters are there anyway."""
-    wants_input, wants_parameters = frozen
+def kept_bytes(module: nn.Module, size: tuple[int, ...], wanted: tuple[bool, bool]) -> int:
+    wants_input, wants_parameters = wanted
     x = torch.randn(size).requires_grad_(wants_input)
     module.requires_grad_(wants_parameters)
-    parameters = {p.untyped_storage().data_ptr() for p in module.parameters()}
-    memory: dict[int, int] = {}
-
-    def pack(t: Tensor) -> Tensor:
-        memory[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
-        return t  # stays alive, so that no other tensor gets its address
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        output = module(x)
+    output, tensors = kept(lambda: module(x), module.parameters())
     assert output.requires_grad
-    return sum(bytes for address, bytes in memory.items() if address not in parameters)
+    return bytes_of(tensors)
 
 
 @pytest.mark.parametrize("name", ROWS)

@@ -18,6 +18,7 @@ from cases import normal
 from fusion_models import MODELS, Model, Plain, SharedRelu
 from fusion_traps import TRAPS, Functional, Straight
 from torch import Tensor, nn
+from twins import bytes_of, kept
 
 import torch_convbp as bp
 from torch_convbp._graph import is_activation
@@ -41,22 +42,12 @@ def prepared(case: Model) -> tuple[nn.Module, Tensor]:
 def results(model: nn.Module, input: Tensor) -> tuple[list[Tensor], int]:
     """Output and gradients, and the bytes that were kept for backward."""
     model.zero_grad()
-    kept: dict[int, int] = {}
-    parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in parameters:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
     torch.manual_seed(3)  # dropout
     leaf = input.clone().requires_grad_()
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        output = model(leaf)
+    output, tensors = kept(lambda: model(leaf), model.parameters())
     output.square().sum().backward()
     gradients = [leaf.grad, *(p.grad for p in model.parameters() if p.grad is not None)]
-    return [output.detach(), *(g.clone() for g in gradients if g is not None)], sum(kept.values())
+    return [output.detach(), *(g.clone() for g in gradients if g is not None)], bytes_of(tensors)
 
 
 def assert_close(these: list[Tensor], others: list[Tensor]) -> None:
@@ -76,7 +67,7 @@ def test_models(name: str) -> None:
     names, modules = [n for n, _ in model.named_modules()], list(model.modules())
     torchs, _ = results(model, input)
     bp.convert(model)
-    converted, kept = results(model, input)
+    converted, bytes_before_fusing = results(model, input)
     assert_close(converted, torchs)
 
     assert bp.convert(model, fuse_activations=True) is model
@@ -91,11 +82,11 @@ def test_models(name: str) -> None:
     held = [vars(m)["_original"] if isinstance(m, FusedActivation) else m for m in model.modules()]
     assert all(a is b for a, b in zip(held, modules, strict=True))
 
-    fused, kept_fused = results(model, input)
+    fused, bytes_fused = results(model, input)
     assert_close(fused, converted)
     if all(g.startswith("relu of") for g in case.fused.values()):
         assert torch.equal(fused[0], converted[0])
-    assert kept_fused <= kept
+    assert bytes_fused <= bytes_before_fusing
 
     bp.revert(model)
     if name != "own_layer":
