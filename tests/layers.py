@@ -68,6 +68,9 @@ LAYERS = {
 }
 
 
+WITH_PARAMETERS = ("conv2d", "conv2d + activation", "linear")
+
+
 def every(*names: str) -> pytest.MarkDecorator:
     """Runs a test for each layer, or for these; the test asks for the argument ``layer``."""
     return pytest.mark.parametrize("layer", names or LAYERS)

@@ -484,32 +484,49 @@ UNUSUAL = [
     ((2, 3), (4, 3), (2, 4)),
     ((2, 2, 3), (4, 3), (2, 1, 4)),
     ((2, 0), (4, 0), (2, 1)),
+    ((3, 0), (5, 0), (5,)),
+    ((3, 4), (0, 4), (0,)),
+    ((2, 0, 4), (5, 4), (5,)),
 ]
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128], ids=str)
 @pytest.mark.parametrize("sizes", UNUSUAL, ids=str)
-def test_unusual_sizes_of_linear(sizes: tuple[tuple[int, ...] | None, ...]) -> None:
+def test_unusual_sizes_of_linear(
+    sizes: tuple[tuple[int, ...] | None, ...], dtype: torch.dtype
+) -> None:
     """Gradients, tangents and torch.vmap, where those of F.linear itself do not always come."""
 
     def written_out(a: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
         return a @ w.t() if bias is None else a @ w.t() + bias
 
-    given = [normal((2, *s), torch.float64, i) for i, s in enumerate(sizes) if s is not None]
+    given = [normal((2, *s), dtype, i) for i, s in enumerate(sizes) if s is not None]
     arguments, tangents = (tuple(t[index] for t in given) for index in range(2))
     expected = F.linear(*arguments)
     assert expected.shape == written_out(*arguments).shape
-    delta = normal(expected.shape, torch.float64, 5)
+    delta = normal(expected.shape, dtype, 5)
+
+    def loss(linear: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        return lambda *t: linear(*t).abs().square().sum()
+
+    alone = [(0, *(None,) * (len(given) - 1)), (None, 0, *(None,) * (len(given) - 2))]
     ours, theirs = (
         [
             *outputs_and_gradients(linear, list(arguments), delta),
             torch.func.jvp(linear, arguments, tangents)[1],
             torch.vmap(linear)(*given),
-            *torch.vmap(torch.func.grad(lambda *t, f=linear: f(*t).square().sum()))(*given),
+            *(
+                torch.vmap(linear, dims)(
+                    *(g if d == 0 else g[0] for g, d in zip(given, dims, strict=True))
+                )
+                for dims in alone
+            ),
+            *torch.vmap(torch.func.grad(loss(linear)))(*given),
         ]
         for linear in (bp.functional.linear, written_out)
     )
     torch.testing.assert_close(ours, theirs)
-    assert torch.equal(ours[0], expected)
+    torch.testing.assert_close(ours[0], expected)
 
 
 def test_a_number_as_bias_of_many_rows() -> None:
@@ -528,45 +545,6 @@ def test_linear_gradcheck(name: str | None) -> None:
 
     assert gradcheck(layer, leaves, check_forward_ad=True, check_batched_grad=True)
     assert gradgradcheck(layer, leaves, check_fwd_over_rev=True)
-
-
-# Sizes of input, weight and bias that torch takes beside the usual ones.
-LINEAR_SIZES = {
-    "one_row": ((3, 4), (4,), None),
-    "one_row_of_one_sample": ((4,), (4,), None),
-    "no_inputs": ((3, 0), (5, 0), (5,)),
-    "no_outputs": ((3, 4), (0, 4), (0,)),
-    "no_samples": ((2, 0, 4), (5, 4), (5,)),
-    "bias_for_all": ((3, 4), (5, 4), ()),
-    "bias_of_one": ((3, 4), (5, 4), (1,)),
-    "bias_for_each_sample": ((3, 4), (5, 4), (3, 5)),
-}
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
-@pytest.mark.parametrize("name", LINEAR_SIZES)
-def test_linear_of_all_sizes(name: str, dtype: torch.dtype) -> None:
-    """Output, gradients, tangents, and torch.vmap over each argument."""
-    sizes = [size for size in LINEAR_SIZES[name] if size is not None]
-    random = torch.Generator().manual_seed(0)
-    values = [torch.randn(size, dtype=dtype, generator=random) for size in sizes]
-    tangents = tuple(torch.randn(size, dtype=dtype, generator=random) for size in sizes)
-    results = []
-    for linear in (bp.functional.linear, F.linear):
-        leaves = [value.clone().requires_grad_() for value in values]
-        output = linear(*leaves)
-        grads = torch.autograd.grad(output.abs().square().sum(), leaves)
-        tangent = torch.func.jvp(linear, tuple(values), tangents)[1]
-        results.append([output, *grads, tangent])
-    for place in range(len(values)):
-        batch = torch.stack([values[place], 2 * values[place]])
-        arguments = [*values[:place], batch, *values[place + 1 :]]
-        dims = tuple(0 if i == place else None for i in range(len(values)))
-        results[0].append(torch.vmap(bp.functional.linear, dims)(*arguments))
-        one_by_one = [F.linear(*values[:place], b, *values[place + 1 :]) for b in batch]
-        results[1].append(torch.stack(one_by_one))
-    for ours, torchs in zip(*results, strict=True):
-        torch.testing.assert_close(ours, torchs)
 
 
 def test_linear_under_vmap_compile_and_autocast() -> None:

@@ -1,6 +1,6 @@
 """Where ConvBP2d behaves better than nn.Conv2d: what each does, measured as the tests run.
 
-Only what ours does is asserted, and that torch's is no better: torch may mend its own.
+Only what ours does is asserted: torch may mend its own.
 """
 
 from __future__ import annotations

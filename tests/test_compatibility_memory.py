@@ -134,8 +134,8 @@ def test_counts_what_is_kept() -> None:
 # --- leaks -------------------------------------------------------------------------------------
 
 WAYS = ("backward", "second derivatives", "a gradient for each sample", "recorded error signals")
-# A page or two may come and go; a tensor a pass would be at least a hundred bytes of C++ each.
-MOST_BYTES_A_PASS = 100
+# Pages come and go. A tensor a pass, of the hundreds there are, is some kilobytes with its data.
+MOST_BYTES = 256 * 1024
 
 
 @pytest.fixture(scope="module")
@@ -149,8 +149,8 @@ def growths() -> dict[tuple[str, str], tuple[int, int, int]]:
     return {(layer, way): tuple(rest) for layer, way, *rest in lines}
 
 
-def leaks(passes: int, tensors: int, bytes: int) -> bool:
-    return tensors > 0 or bytes > max(MOST_BYTES_A_PASS * passes, 256 * 1024)
+def leaks(tensors: int, bytes: int) -> bool:
+    return tensors > 0 or bytes > MOST_BYTES
 
 
 def row(way: str) -> object:
@@ -162,10 +162,10 @@ def row(way: str) -> object:
 def test_nothing_is_left(
     layer: str, way: str, growths: dict[tuple[str, str], tuple[int, int, int]]
 ) -> None:
-    assert not leaks(*growths[layer, way]), growths[layer, way]
+    assert not leaks(*growths[layer, way][1:]), growths[layer, way]
 
 
 def test_a_leak_is_seen(growths: dict[tuple[str, str], tuple[int, int, int]]) -> None:
     passes, tensors, bytes = growths["conv2d", "leaking"]
-    assert tensors >= passes and leaks(passes, 0, bytes)
+    assert tensors >= passes and leaks(0, bytes)
     assert len(growths) == len(LAYERS) * len(WAYS) + 1

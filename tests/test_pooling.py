@@ -13,15 +13,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from cases import DTYPES, LAYOUTS, in_layout, integers, normal
+from cases import DTYPES, LAYOUTS, in_layout, integers, normal, parameters
 from pool_cases import (
     RAGGED,
     SMALL,
     Case,
     average_case,
     average_results,
+    distinct,
     max_results,
-    parameters,
     small,
 )
 from rounding import Bounds
@@ -34,13 +34,6 @@ from torch_convbp import reference
 
 f = bp.functional
 ops = torch.ops.torch_convbp
-
-
-def distinct(size: tuple[int, ...], dtype: torch.dtype = torch.float64, seed: int = 1) -> Tensor:
-    """Numbers at least 1 apart: no rounding and no small step changes which is the largest."""
-    count = int(np.prod(size))
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
-    return (order - count // 2).to(dtype).reshape(size)
 
 
 # --- values ---------------------------------------------------------------------------------

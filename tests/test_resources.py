@@ -110,6 +110,9 @@ def test_out_of_memory_is_an_error_and_nothing_worse() -> None:
     for name, found in messages.items():
         assert found, f"{name} never ran out of memory"
         for message in found:
+            if name == "linear":  # whose product is torch's
+                assert "DefaultCPUAllocator: can't allocate memory" in message
+                continue
             assert message == of_kernels or re.fullmatch(
                 r"can't allocate memory: the result of size \[.*\] takes .* bytes", message
             ), (name, message)

@@ -31,6 +31,9 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
     this one. torch.compile's backends take such a table where they are made (aot_autograd's
     argument ``decompositions``).
 
+    Of float16 and bfloat16 a convolution with its activation differs by more than the last place:
+    g and g' are those of a p that was rounded, where our kernels apply them to the sum itself.
+
     Returns:
         A new dictionary, from operator to function.
     """
