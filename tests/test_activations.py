@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cases import LAYOUTS, RAGGED, SMALL, Case, in_layout, integers, normal, parameters, small
+from configurations import ACTIVATIONS
 from torch import Tensor, nn
 from torch.autograd import gradcheck, gradgradcheck
 from twins import Calls, bytes_of, kept
@@ -21,21 +22,10 @@ from torch_convbp.activations import TABLE, Activation
 
 ops = torch.ops.torch_convbp
 
-# As users write them, and torch's own.
-G: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": F.relu,
+# As users write them, and torch's own: with the defaults and corners of the parameters.
+G: dict[str, Callable[[Tensor], Tensor]] = ACTIVATIONS | {
     "leaky_relu": F.leaky_relu,
-    "leaky_relu(0.2)": lambda p: F.leaky_relu(p, 0.2),
     "leaky_relu(0)": lambda p: F.leaky_relu(p, 0.0),
-    "leaky_relu(-0.5)": lambda p: F.leaky_relu(p, -0.5),
-    "relu6": F.relu6,
-    "sigmoid": torch.sigmoid,
-    "tanh": torch.tanh,
-    "silu": F.silu,
-    "gelu": F.gelu,
-    "gelu_tanh": lambda p: F.gelu(p, approximate="tanh"),
-    "hardswish": F.hardswish,
-    "softplus": F.softplus,
     "softplus(2, 1)": lambda p: F.softplus(p, 2, 1),
 }
 MODULES: dict[str, nn.Module] = {
