@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -169,8 +170,20 @@ GRID = [
 ]
 
 
-def parameters(cases: list[Case]) -> list[Any]:
+def parameters(cases: Sequence[Any]) -> list[Any]:
     return [pytest.param(case, id=case.name) for case in cases]
+
+
+def in_every_way(cases: list[Any]) -> Callable[..., Any]:
+    """Runs a test for each case, in each layout, element type and algorithm."""
+
+    def mark(test):
+        for name, values in (("case", parameters(cases)), ("layout", LAYOUTS),
+                             ("dtype", DTYPES), ("algorithm", ALGORITHMS)):  # fmt: skip
+            test = pytest.mark.parametrize(name, values, ids=None if name == "case" else str)(test)
+        return test
+
+    return mark
 
 
 def small(name: str, **changes: Any) -> Case:
@@ -200,4 +213,5 @@ def integers(size: tuple[int, ...], dtype: torch.dtype, seed: int, bound: int = 
 
 def normal(size: tuple[int, ...], dtype: torch.dtype, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(size, generator=generator, dtype=torch.float64).to(dtype)
+    wide = torch.complex128 if dtype.is_complex else torch.float64
+    return torch.randn(size, generator=generator, dtype=wide).to(dtype)

@@ -53,12 +53,17 @@ def cell(pytestconfig: pytest.Config) -> Callable[[str, str, str, str], None]:
 
 
 @pytest.fixture
-def one_thread() -> Iterator[None]:
-    """For many tiny tensors, where threads would only wait for each other."""
+def set_threads() -> Iterator[Callable[[int], None]]:
+    """torch.set_num_threads, until the test ends."""
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
+    yield torch.set_num_threads
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def one_thread(set_threads: Callable[[int], None]) -> None:
+    """For many tiny tensors, where threads would only wait for each other."""
+    set_threads(1)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -561,6 +561,37 @@ class InPlaceAfter(nn.Module):
         return x
 
 
+@torch.fx.wrap
+def adds_one(x: Tensor) -> Tensor:
+    return x.add_(1)
+
+
+torch.library.define("fusion_traps::adds_one", "(Tensor(a!) x) -> Tensor")
+
+
+@torch.library.impl("fusion_traps::adds_one", "CompositeImplicitAutograd")
+def _adds_one(x: Tensor) -> Tensor:
+    return x.add_(1).clone()
+
+
+class ChangedByFunction(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.leaky_relu(self.conv(x), 0.2)
+        return adds_one(y) * 2
+
+
+class ChangedByOperator(Base):
+    """Whose name does not say so."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.leaky_relu(self.conv(x), 0.2)
+        return torch.ops.fusion_traps.adds_one(y) * 2
+
+
+def weight_grad(model: Any, x: Tensor) -> Tensor:
+    return torch.autograd.grad(model(x).sum(), model.conv.weight)[0]
+
+
 class Parametrized(Base):
     def __init__(self) -> None:
         super().__init__()
@@ -575,13 +606,6 @@ class Frozen(Functional):
         if "flag" in vars(self):
             raise AttributeError("frozen")
         super().__setattr__(name, value)
-
-
-class Exits(Base):
-    def forward(self, x: Tensor) -> Tensor:
-        if type(x) is not Tensor:
-            raise SystemExit(3)
-        return self.act(self.conv(x))
 
 
 class HookElsewhere(Base):
@@ -677,9 +701,14 @@ TRAPS = {
     "output_changed_in_place": Trap(
         lambda: nn.Sequential(conv(), nn.LeakyReLU(0.2)), "its output is the model's",
         run=lambda m, x: torch.autograd.grad(m(x).add_(1).sum(), m[0].weight)[0]),
+    "changed_by_wrapped": Trap(
+        ChangedByFunction, "what adds_one does with its output is not known",
+        run=weight_grad),
+    "changed_by_operator": Trap(
+        ChangedByOperator, "its output is changed in place",
+        run=weight_grad),
     "parametrized_later": Trap(
         Parametrized, "", lambda m: parametrize.register_parametrization(m, "w", nn.Identity())),
     "frozen": Trap(Frozen, "frozen"),
-    "exits": Trap(Exits, "torch.fx cannot trace it (3)"),
     "copied_inside_a_recording": Trap(copied_inside_a_recording),
 }  # fmt: skip

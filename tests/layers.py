@@ -34,9 +34,10 @@ class Layer:
         return twin
 
     def input(self, seed: int = 1, dtype: torch.dtype = torch.float64, **changes: Any) -> Tensor:
-        """Normal numbers; batch=n for another batch."""
-        batch = changes.get("batch", self.input_size[0])
-        return normal((batch, *self.input_size[1:]), dtype, seed)
+        """Normal numbers; batch=n for another batch, grow=n for n more of all but the channels."""
+        batch, grow = changes.get("batch", self.input_size[0]), changes.get("grow", 0)
+        size = [n if d == 1 else n + grow for d, n in enumerate((batch, *self.input_size[1:]))]
+        return normal(tuple(size), dtype, seed)
 
 
 LAYERS = {
@@ -66,6 +67,9 @@ LAYERS = {
         (3, 5),
     ),
 }
+
+
+WITH_PARAMETERS = ("conv2d", "conv2d + activation", "linear")
 
 
 def every(*names: str) -> pytest.MarkDecorator:

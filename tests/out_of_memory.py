@@ -25,6 +25,7 @@ MIB = 2**20
 
 ones, half = torch.ones, torch.float16
 GEOMETRY = (1, 1), (0, 0, 0, 0), (1, 1), 1
+WINDOWS = (2, 2), (1, 1), (0, 0), (1, 1), False
 
 # name: (inputs, call). Results are small where the working space is to run out: packed filters
 # and sums first, then on every thread a patch, as large as a pixel has channels.
@@ -36,6 +37,12 @@ CALLS: dict[str, tuple[Callable[[], tuple[Tensor, ...]], Callable[..., object]]]
     "conv2d, its result": (
         lambda: (ones(1, 1, 8, 8), ones(1, 1, 1, 1)),
         lambda x, w: o.conv2d(x, w, None, (1, 1), (700, 700, 700, 700), (1, 1), 1),
+    ),
+    "conv2d_activation": (
+        lambda: (ones(1, 1, 8, 8), ones(1, 1, 1, 1)),
+        lambda x, w: o.conv2d_activation(
+            x, w, None, (1, 1), (700, 700, 700, 700), (1, 1), 1, "relu", []
+        ),
     ),
     "conv2d_activation_pair": (
         lambda: (ones(1, 1, 8, 8), ones(1, 1, 1, 1)),
@@ -57,7 +64,21 @@ CALLS: dict[str, tuple[Callable[[], tuple[Tensor, ...]], Callable[..., object]]]
     ),
     "max_pool2d": (
         lambda: (ones(1).expand(2, 1, 1000, 1000),),
-        lambda x: o.max_pool2d(x, (2, 2), (1, 1), (0, 0), (1, 1), False),
+        lambda x: o.max_pool2d(x, *WINDOWS),
+    ),
+    "max_pool2d_input_grad": (
+        lambda: (
+            ones(1).expand(2, 1, 999, 999),
+            ones(1, dtype=torch.uint8).expand(2, 1, 999, 999),
+        ),
+        lambda d, offset: o.max_pool2d_input_grad([2, 1, 1000, 1000], d, offset, *WINDOWS),
+    ),
+    "max_pool2d_gather": (
+        lambda: (
+            ones(1).expand(2, 1, 1000, 1000),
+            ones(1, dtype=torch.uint8).expand(2, 1, 999, 999),
+        ),
+        lambda x, offset: o.max_pool2d_gather(x, offset, *WINDOWS),
     ),
     "avg_pool2d": (
         lambda: (ones(1).expand(1, 1, 2, 2**19),),
@@ -72,6 +93,14 @@ CALLS: dict[str, tuple[Callable[[], tuple[Tensor, ...]], Callable[..., object]]]
     "activation": (
         lambda: (ones(1).expand(1000, 1000),),
         lambda x: o.activation(x, "silu", []),
+    ),
+    "error_signal": (
+        lambda: (ones(1).expand(1000, 1000),),
+        lambda x: o.error_signal(x, x, "silu", []),
+    ),
+    "linear": (
+        lambda: (ones(1024, 1), ones(1024, 1)),
+        lambda x, w: o.linear(x, w, None),
     ),
     "error_signal_bias_grad": (
         lambda: (ones(1).expand(3, 2**20),),

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import pytest
 import torch
 import torch.nn.functional as F
 from cases import CHANNELS
@@ -35,6 +35,13 @@ class Case:
     @property
     def output_size(self) -> tuple[int, ...]:
         return tuple(F.max_pool2d(torch.empty(self.size), *self.max_geometry).shape)
+
+
+def distinct(size: tuple[int, ...], dtype: torch.dtype = torch.float64, seed: int = 1) -> Tensor:
+    """Numbers at least 1 apart: no rounding and no small step changes which is the largest."""
+    count = math.prod(size)
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    return (order - count // 2).to(dtype).reshape(size)
 
 
 # Small enough for the reference, which loops in Python.
@@ -94,10 +101,6 @@ GRID = [
     for i, (name, window) in enumerate(WINDOWS.items())
     for j, channels in enumerate(CHANNELS)
 ]
-
-
-def parameters(cases: list[Case]) -> list[Any]:
-    return [pytest.param(case, id=case.name) for case in cases]
 
 
 def small(name: str) -> Case:

@@ -16,7 +16,7 @@ from cases import normal
 from layers import LAYERS, every
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
-from torch.testing import assert_close
+from twins import assert_close, gradients
 
 import torch_convbp as bp
 
@@ -28,9 +28,11 @@ def row(name: str, **options: Any) -> pytest.MarkDecorator:
 
 
 def input_of(layer: str, by: int = 0) -> Tensor:
-    """An input that is larger in every dimension but the channels."""
-    size = (n if d == 1 else n + by for d, n in enumerate(LAYERS[layer].input_size))
-    return normal(tuple(size), torch.float32, by + 1)
+    return LAYERS[layer].input(by + 1, torch.float32, grow=by)
+
+
+def assert_same_gradients(one: nn.Module, other: nn.Module, input: Tensor) -> None:
+    assert_close(*(gradients(module, input.detach().requires_grad_()) for module in (one, other)))
 
 
 def exported(layer: str, strict: bool = False) -> ExportedProgram:
@@ -73,15 +75,7 @@ def test_export(layer: str, strict: bool) -> None:
 @row("torch.export: the program's gradients")
 @every()
 def test_training_an_exported_program(layer: str) -> None:
-    module = exported(layer).module()
-    results = []
-    for step in (module, torchs(layer)):
-        leaves = [input_of(layer, 2).requires_grad_(), *step.parameters()]
-        output = step(leaves[0])
-        delta = normal(tuple(output.shape), output.dtype, 9)
-        results.append(torch.autograd.grad(output, leaves, delta))
-    for a, b in zip(*results, strict=True):
-        assert_close(a, b)
+    assert_same_gradients(exported(layer).module(), torchs(layer), input_of(layer, 2))
 
 
 @row("torch.export: decomposed to ATen (bp.decompositions())")
@@ -329,13 +323,8 @@ DEPRECATED = pytest.mark.filterwarnings("ignore:.*torch.jit.* is deprecated")
 def test_trace(layer: str, tmp_path: Path) -> None:
     traced = torch.jit.trace(LAYERS[layer].make(torch.float32), (input_of(layer),))
     torch.jit.save(traced, tmp_path / "traced.pt")
-    results = []
-    for module in (torch.jit.load(tmp_path / "traced.pt"), torchs(layer)):
-        leaves = [input_of(layer, 3).requires_grad_(), *module.parameters()]
-        output = module(leaves[0])
-        results.append([output, *torch.autograd.grad(output.square().sum(), leaves)])
-    for a, b in zip(*results, strict=True):
-        assert_close(a, b)
+    loaded = torch.jit.load(tmp_path / "traced.pt")
+    assert_same_gradients(loaded, torchs(layer), input_of(layer, 3))
 
 
 @DEPRECATED
@@ -361,13 +350,7 @@ def test_symbolic_trace(layer: str, within: bool) -> None:
     nodes = [n for n in traced.graph.nodes if n.op in ("call_module", "call_function")]
     functions = vars(bp.functional).values()
     assert sum(n.op == "call_module" or n.target in functions for n in nodes) == 1
-    results = []
-    for step in (pickle.loads(pickle.dumps(traced)), twin):
-        leaves = [input_of(layer, 3).requires_grad_(), *step.parameters()]
-        output = step(leaves[0])
-        results.append([output, *torch.autograd.grad(output.square().sum(), leaves)])
-    for a, b in zip(*results, strict=True):
-        assert_close(a, b)
+    assert_same_gradients(pickle.loads(pickle.dumps(traced)), twin, input_of(layer, 3))
 
 
 @row("torch.fx.symbolic_trace")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from cases import in_layout, normal
-from layers import LAYERS, every
+from layers import LAYERS, WITH_PARAMETERS, every
 from torch import Tensor, nn
 from twins import assert_close, compare, gradients
 
@@ -47,7 +47,7 @@ def test_autocast(layer: str, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.cell("Transforms", "autocast")
-@every("conv2d", "conv2d + activation", "linear")
+@every(*WITH_PARAMETERS)
 def test_autocasts_weight_cache(layer: str) -> None:
     """torch keeps the cast weight while autocast lasts; that must never show."""
     module, dtype = LAYERS[layer].make(torch.float32), torch.bfloat16

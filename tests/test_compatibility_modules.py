@@ -10,14 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from layers import LAYERS, every
+from layers import LAYERS, WITH_PARAMETERS, every
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune
 from twins import compare, gradients
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-WITH_PARAMETERS = ("conv2d", "conv2d + activation", "linear")
 
 
 def saved(what: Any) -> io.BytesIO:
@@ -61,9 +59,8 @@ def by_state_dict(module: nn.Module) -> nn.Module:
 
 
 def by_assignment(module: nn.Module) -> nn.Module:
-    """Into a module without memory, from a file mapped into it."""
-    with torch.device("meta"):
-        fresh = copy.deepcopy(module).to("meta")
+    """Into a module without memory."""
+    fresh = copy.deepcopy(module).to("meta")
     fresh.load_state_dict(torch.load(saved(module.state_dict())), assign=True)
     return fresh
 

@@ -21,6 +21,7 @@ from torch.testing._internal.common_methods_invocations import op_db
 from torch.testing._internal.common_modules import ModuleErrorEnum, module_db
 from torch.testing._internal.common_utils import noncontiguous_like
 from torch.utils._pytree import tree_flatten, tree_unflatten
+from twins import assert_same
 
 import torch_convbp as bp
 from torch_convbp import shapes
@@ -164,12 +165,12 @@ def check(
     like = torchs(*plain)
     like = like[0] if isinstance(like, tuple) else like
     if not (dtype.is_floating_point or dtype.is_complex):
-        return equal(results(ours, tensors, None), results(torchs, plain, None))
+        return assert_same(results(ours, tensors, None), results(torchs, plain, None))
     delta = integers(tuple(like.shape), dtype, 7)
     got = results(ours, tensors, delta)
     assert [t.dtype for t in got[: 1 + len(tensors)]] == [dtype] * (1 + len(tensors))
     if terms is None:
-        return equal(got, results(torchs, plain, delta))
+        return assert_same(got, results(torchs, plain, delta))
     doubles = [t.to(wide(dtype)) for t in plain]
     exact = results(torchs, doubles, delta.to(wide(dtype)))
     magnitude = results(torchs, [t.abs() for t in doubles], delta.to(wide(dtype)).abs())
@@ -181,13 +182,6 @@ def check(
         rounding = 2 * (count + 1) * summed_in + 2 * torch.finfo(dtype).eps
         error = (result.to(wide(dtype)) - true).abs()
         assert bool((error <= rounding * sum_of_absolutes.abs()).all()), (error.max(), rounding)
-
-
-def equal(got: list[Tensor], expected: list[Tensor]) -> None:
-    assert len(got) == len(expected)
-    for result, true in zip(got, expected, strict=True):
-        assert result.dtype == true.dtype
-        assert torch.equal(result, true)
 
 
 def neg_view(t: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from cases import normal
-from layers import LAYERS, every
+from layers import LAYERS, WITH_PARAMETERS, every
 from torch import Tensor, func, nn
 from torch.autograd import forward_ad
 from torch.autograd import functional as by_autograd
@@ -20,7 +20,6 @@ from twins import Call, as_function, assert_close, compare
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 Tensors = tuple[Tensor, ...]
-WITH_PARAMETERS = ("conv2d", "conv2d + activation", "linear")
 
 
 def loss_of(call: Call) -> Call:

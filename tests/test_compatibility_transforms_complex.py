@@ -23,7 +23,7 @@ pytestmark = [
 ]
 
 f = bp.functional
-WITH_PARAMETERS = {
+OF_COMPLEX_NUMBERS = {
     "conv2d": LAYERS["conv2d"],
     # torch has no derivative of silu of complex numbers.
     "conv2d + activation": Layer(
@@ -47,7 +47,7 @@ def complex_gradients(module: nn.Module, input: Tensor) -> tuple[Tensor, ...]:
 
 
 @pytest.mark.cell("Transforms", "complex dtypes")
-@every(*WITH_PARAMETERS)
+@every(*OF_COMPLEX_NUMBERS)
 @pytest.mark.parametrize("dtype", [torch.complex128, torch.complex64], ids=str)
 def test_outputs_and_gradients(layer: str, dtype: torch.dtype) -> None:
     def compute(module: nn.Module, input: Tensor) -> Any:
@@ -58,15 +58,15 @@ def test_outputs_and_gradients(layer: str, dtype: torch.dtype) -> None:
                 parameter.copy_(torch.complex(parameter.real, parameter.real.flip(0).sin()))
         return complex_gradients(module, shifted.detach().requires_grad_())
 
-    compare(WITH_PARAMETERS[layer], compute, dtype)
+    compare(OF_COMPLEX_NUMBERS[layer], compute, dtype)
 
 
 @pytest.mark.cell("Transforms", "complex dtypes")
-@every(*WITH_PARAMETERS)
+@every(*OF_COMPLEX_NUMBERS)
 def test_derivatives(layer: str) -> None:
     """Both modes, their second order, and batches of them."""
-    module = WITH_PARAMETERS[layer].make(torch.complex128)
-    size = (1, *WITH_PARAMETERS[layer].input_size[1:])
+    module = OF_COMPLEX_NUMBERS[layer].make(torch.complex128)
+    size = (1, *OF_COMPLEX_NUMBERS[layer].input_size[1:])
     input = complex_normal(*size, seed=1).requires_grad_()
     leaves = (input, *(p.detach().requires_grad_() for p in module.parameters()))
     call = as_function(module)
@@ -75,7 +75,7 @@ def test_derivatives(layer: str) -> None:
 
 
 @pytest.mark.cell("Transforms", "complex dtypes")
-@every(*WITH_PARAMETERS)
+@every(*OF_COMPLEX_NUMBERS)
 def test_vmap(layer: str) -> None:
     def compute(module: nn.Module, input: Tensor) -> Any:
         inputs = torch.stack([input, input.flip(-1) * 1j, input + 2j])
@@ -87,7 +87,7 @@ def test_vmap(layer: str) -> None:
             torch.vmap(call)(inputs, *weights),
         )
 
-    compare(WITH_PARAMETERS[layer], compute, torch.complex128)
+    compare(OF_COMPLEX_NUMBERS[layer], compute, torch.complex128)
 
 
 @pytest.mark.parametrize("weight_layout", ["contiguous", "channels_last"])
@@ -116,13 +116,13 @@ def test_meta() -> None:
 
 
 @pytest.mark.cell("Transforms", "complex dtypes")
-@every(*WITH_PARAMETERS)
+@every(*OF_COMPLEX_NUMBERS)
 def test_autocast_leaves_them_alone(layer: str) -> None:
     def compute(module: nn.Module, input: Tensor) -> Any:
         with torch.autocast("cpu", dtype=torch.bfloat16):
             return complex_gradients(module, input)
 
-    compare(WITH_PARAMETERS[layer], compute, torch.complex64)
+    compare(OF_COMPLEX_NUMBERS[layer], compute, torch.complex64)
 
 
 def test_compile() -> None:

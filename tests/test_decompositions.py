@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 from cases import SMALL, Case, in_layout, integers, normal, parameters, small
-from test_pooling import SMALL as POOLS
-from test_pooling import Case as Pool
-from test_pooling import average_case, distinct
-from test_pooling import small as small_pool
+from pool_cases import SMALL as POOLS
+from pool_cases import Case as Pool
+from pool_cases import average_case, distinct
+from pool_cases import small as small_pool
 from torch import Tensor
 
 import torch_convbp as bp

@@ -14,18 +14,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import (
-    ALGORITHMS,
-    DTYPES,
-    GRID,
-    LAYOUTS,
-    RAGGED,
-    SMALL,
-    Case,
-    in_layout,
-    integers,
-    parameters,
-)  # fmt: skip
+from cases import GRID, RAGGED, SMALL, Case, in_every_way, in_layout, integers
 from memory import poisoned
 from torch import Tensor
 
@@ -122,27 +111,17 @@ def check(case: Case, layout: str, dtype: torch.dtype, algorithm: str) -> float:
     return share
 
 
-def every(cases: list[Case]) -> Callable[..., pytest.MarkDecorator]:
-    def mark(test):
-        for name, values in (("case", parameters(cases)), ("layout", LAYOUTS),
-                             ("dtype", DTYPES), ("algorithm", ALGORITHMS)):  # fmt: skip
-            test = pytest.mark.parametrize(name, values, ids=None if name == "case" else str)(test)
-        return test
-
-    return mark
-
-
-@every(SMALL)
+@in_every_way(SMALL)
 def test_small(case: Case, layout: str, dtype: torch.dtype, algorithm: str) -> None:
     check(case, layout, dtype, algorithm)
 
 
-@every(RAGGED)
+@in_every_way(RAGGED)
 def test_ragged(case: Case, layout: str, dtype: torch.dtype, algorithm: str) -> None:
     assert check(case, layout, dtype, algorithm) > 0.3
 
 
 @pytest.mark.slow
-@every(GRID)
+@in_every_way(GRID)
 def test_grid(case: Case, layout: str, dtype: torch.dtype, algorithm: str) -> None:
     assert check(case, layout, dtype, algorithm) > 0.3

@@ -10,10 +10,9 @@ import functools
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import in_layout, integers
+from cases import in_every_way, in_layout, integers
 from memory import poisoned
 from pool_cases import GRID, RAGGED, SMALL, Case, average_case, average_results, max_results
-from test_exact import every
 from torch import Tensor
 
 import torch_convbp as bp
@@ -67,12 +66,12 @@ def check(case: Case, layout: str, dtype: torch.dtype, algorithm: str) -> None:
         assert result.dtype == (torch.int64 if exact.dtype == torch.int64 else dtype)
 
 
-@every(SMALL + RAGGED)
+@in_every_way(SMALL + RAGGED)
 def test_small_and_ragged(case: Case, layout: str, dtype: torch.dtype, algorithm: str) -> None:
     check(case, layout, dtype, algorithm)
 
 
 @pytest.mark.slow
-@every(GRID)
+@in_every_way(GRID)
 def test_grid(case: Case, layout: str, dtype: torch.dtype, algorithm: str) -> None:
     check(case, layout, dtype, algorithm)

@@ -347,16 +347,33 @@ def test_unwritable_output(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_nothing_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("error", "raised", "said"),
+    [
+        (OSError(28, "No space left on device"), UsageError, "cannot be written .No space left"),
+        (KeyboardInterrupt(), KeyboardInterrupt, None),
+    ],
+    ids=["full", "interrupted"],
+)
+def test_nothing_half_written(
+    error: BaseException,
+    raised: type[BaseException],
+    said: str | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     output = tmp_path / "page.html"
     output.write_text("an older page")
 
-    def full(*arguments: object) -> None:
-        raise OSError(28, "No space left on device")
+    def by_half(draft: Path, text: str, **options: str) -> int:
+        with draft.open("w") as file:
+            file.write(text[: len(text) // 2])
+        raise error
 
-    monkeypatch.setattr(program.os, "replace", full)
-    with pytest.raises(UsageError, match=r"page.html cannot be written .No space left on device"):
-        program.write(output, "a newer page")
+    with monkeypatch.context() as patch:
+        patch.setattr(program.Path, "write_text", by_half)
+        with pytest.raises(raised, match=said):
+            program.write(output, "a newer page")
     assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
     assert output.read_text() == "an older page"
 

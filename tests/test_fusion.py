@@ -17,10 +17,13 @@ import pytest
 import torch
 from cases import normal
 from fusion_models import MODELS, Model, Plain, SharedRelu
-from fusion_traps import TRAPS
+from fusion_traps import TRAPS, Functional, Straight
 from torch import Tensor, nn
+from twins import bytes_of, kept
 
 import torch_convbp as bp
+from torch_convbp._graph import is_activation
+from torch_convbp._without_calls import Call, check
 from torch_convbp.fusion import FusedActivation
 
 
@@ -40,22 +43,12 @@ def prepared(case: Model) -> tuple[nn.Module, Tensor]:
 def results(model: nn.Module, input: Tensor) -> tuple[list[Tensor], int]:
     """Output and gradients, and the bytes that were kept for backward."""
     model.zero_grad()
-    kept: dict[int, int] = {}
-    parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in parameters:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
     torch.manual_seed(3)  # dropout
     leaf = input.clone().requires_grad_()
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        output = model(leaf)
+    output, tensors = kept(lambda: model(leaf), model.parameters())
     output.square().sum().backward()
     gradients = [leaf.grad, *(p.grad for p in model.parameters() if p.grad is not None)]
-    return [output.detach(), *(g.clone() for g in gradients if g is not None)], sum(kept.values())
+    return [output.detach(), *(g.clone() for g in gradients if g is not None)], bytes_of(tensors)
 
 
 def assert_close(these: list[Tensor], others: list[Tensor]) -> None:
@@ -75,7 +68,7 @@ def test_models(name: str) -> None:
     names, modules = [n for n, _ in model.named_modules()], list(model.modules())
     torchs, _ = results(model, input)
     bp.convert(model)
-    converted, kept = results(model, input)
+    converted, bytes_before_fusing = results(model, input)
     assert_close(converted, torchs)
 
     assert bp.convert(model, fuse_activations=True) is model
@@ -90,11 +83,11 @@ def test_models(name: str) -> None:
     held = [vars(m)["_original"] if isinstance(m, FusedActivation) else m for m in model.modules()]
     assert all(a is b for a, b in zip(held, modules, strict=True))
 
-    fused, kept_fused = results(model, input)
+    fused, bytes_fused = results(model, input)
     assert_close(fused, converted)
     if all(g.startswith("relu of") for g in case.fused.values()):
         assert torch.equal(fused[0], converted[0])
-    assert kept_fused <= kept
+    assert bytes_fused <= bytes_before_fusing
 
     bp.revert(model)
     if name != "own_layer":
@@ -209,6 +202,43 @@ def test_traps(name: str) -> None:
     assert_close([trap.run(model, input)], [outputs[0]])
 
 
+class Exits(Straight):
+    """Ends the program when it is traced, as a handler of a signal may."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if type(x) is not Tensor:
+            raise SystemExit(3)
+        return super().forward(x)
+
+
+class Refuses(Functional):
+    """Lets its copies' class be changed, and not its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.this = id(self)  # copies have the same number
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "__class__" and self.this == id(self):
+            raise AttributeError("not here")
+        super().__setattr__(name, value)
+
+
+@pytest.mark.parametrize(
+    ("make", "error"),
+    [(Exits, SystemExit), (lambda: nn.Sequential(Functional(), Refuses()), ValueError)],
+    ids=["exits", "refuses"],
+)
+def test_nothing_is_fused_by_half(make: Callable[[], nn.Module], error: type) -> None:
+    model, input = make().double(), normal((2, 3, 8, 8), torch.float64, seed=1)
+    expected = model(input)
+    with pytest.raises(error):
+        bp.convert(model, fuse_activations=True)
+    layers = [m for m in model.modules() if isinstance(m, bp.ConvBP2d)]
+    assert layers and not any("_link" in vars(m) or m.activation for m in layers)
+    assert_close([model(input)], [expected])
+
+
 class Noisy(nn.Module):
     """Its forward does what others could see."""
 
@@ -303,6 +333,15 @@ def test_attributes_of_what_is_fused() -> None:
     assert model[1] is original and original.negative_slope == 0.9
     model(torch.ones(1, 3, 8, 8, dtype=torch.float64))
     assert seen == [1, 1]  # its hooks are there still
+
+
+def test_a_call_whose_argument_is_not_known() -> None:
+    with pytest.raises(ValueError, match=r"the arguments of relu\(\*\*kw\) are not known"):
+        check(Call("forward", 0, "relu(**kw)"))
+
+
+def test_attention_is_no_activation() -> None:
+    assert is_activation(nn.PReLU()) and not is_activation(nn.MultiheadAttention(4, 1))
 
 
 def test_a_part_of_what_cannot_be_traced() -> None:

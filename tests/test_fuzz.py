@@ -6,11 +6,8 @@
 from __future__ import annotations
 
 import shlex
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import fuzz
@@ -21,7 +18,6 @@ from hypothesis import HealthCheck, given, settings
 
 from torch_convbp import ops, pool_ops
 
-ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.usefixtures("one_thread")
 STABLE = settings(
     max_examples=1000, derandomize=True, deadline=None, database=None,
@@ -29,25 +25,19 @@ STABLE = settings(
 )  # fmt: skip
 
 
-@STABLE
-@given(fuzz.CONFIGURATIONS)
-def test_drawn_configurations_compute_what_torch_computes(configuration: Common) -> None:
-    fuzz.check(configuration)
-
-
-def test_what_is_drawn() -> None:
-    """Every kind, few that are refused; and its line of JSON is the configuration."""
+def test_drawn_configurations_compute_what_torch_computes() -> None:
+    """Every kind, few that are refused; and the line of JSON is the configuration."""
     counts: Counter[str] = Counter()
 
-    @settings(STABLE, max_examples=300)
+    @STABLE
     @given(fuzz.CONFIGURATIONS)
     def draw(configuration: Common) -> None:
         assert parse(str(configuration)) == configuration
         counts[type(configuration).__name__] += 1
-        counts["refused"] += not configuration.check()
+        counts["refused"] += not fuzz.check(configuration)
 
     draw()
-    assert all(counts[kind.__name__] >= 20 for kind in KINDS.values()), counts
+    assert all(counts[kind.__name__] >= 60 for kind in KINDS.values()), counts
     assert 0 < counts["refused"] < counts.total() / 5, counts
 
 
@@ -79,14 +69,15 @@ def unwritten(real: Callable[..., Any]) -> Callable[..., Any]:
     return avg_pool2d
 
 
-# name: (module, operator, what is wrong with it, what the smallest case that shows it has)
+# name: (module, operator, what is wrong with it, what every case that shows it has when it is
+# shrunk: how small the rest gets is Hypothesis's affair)
 BUGS: dict[str, Any] = {
     "wrong_column": (ops, "conv2d", wrong_column,
-        {"out_channels": 9, "kernel": (1, 3), "dilation": (1, 2), "stride": (1, 1)}),
+        {"kernel": (1, 3), "dilation": (1, 2)}),
     "wrong_scale": (ops, "conv2d_weight_grad", wrong_scale,
-        {"stride": (3, 1), "dtype": "float32", "batch": 1, "activation": None}),
+        {"stride": (3, 1), "dtype": "float32"}),
     "unwritten": (pool_ops, "avg_pool2d", unwritten,
-        {"channels": 9, "kernel": (1, 1), "size": (1, 1), "count_include_pad": False}),
+        {"kernel": (1, 1), "count_include_pad": False}),
 }  # fmt: skip
 
 
@@ -106,14 +97,9 @@ def test_a_bug_is_found_and_shrunk(name: str, monkeypatch: pytest.MonkeyPatch) -
     assert fuzz.check(found)
 
 
-def test_command_line() -> None:
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "tests/fuzz.py", *arguments], cwd=ROOT, capture_output=True, text=True
-        )
-
+def test_command_line(capsys: pytest.CaptureFixture[str]) -> None:
     line = '{"kind":"max_pool2d","size":[3,3],"dtype":"bfloat16"}'
-    assert run(line).stdout == "as torch\n"
-    drawn = run("--examples", "50", "--seed", "3")
-    assert drawn.returncode == 0, drawn.stdout + drawn.stderr
-    assert "50 configurations" in drawn.stdout and "every one as torch" in drawn.stdout
+    assert fuzz.main([line]) == 0 and capsys.readouterr().out == "as torch\n"
+    assert fuzz.main(["--examples", "50", "--seed", "3"]) == 0
+    printed = capsys.readouterr().out
+    assert "50 configurations" in printed and "every one as torch" in printed

@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from cases import SMALL, Case, integers, normal, parameters, small
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
+from twins import Calls
+from twins import kept as saved
 
 import torch_convbp as bp
 
@@ -113,19 +115,6 @@ def test_gradcheck_of_functional_and_module(mode: str) -> None:
     assert gradgradcheck(functional, tensors, fast_mode=True)
 
 
-class Calls(torch.utils._python_dispatch.TorchDispatchMode):
-    """Names of our operators as they run."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.namespace == "torch_convbp":
-            self.names.append(func._schema.name.split("::")[1])
-        return func(*args, **(kwargs or {}))
-
-
 # What needs a gradient -> what the backward pass runs, and which tensors are kept for it.
 WANTED = {
     "everything": ((1, 1, 1), ["conv2d_input_grad", "conv2d_weight_bias_grad"], "input weight"),
@@ -150,16 +139,12 @@ def test_computes_and_saves_only_what_is_asked_for(wanted: str) -> None:
     }
     inner = {name: tensor * 1 for name, tensor in leaves.items()}
     references = {name: weakref.ref(inner[name]) for name in inner}
-    saved: list[tuple[int, ...]] = []
-
-    def pack(tensor: Tensor) -> Tensor:
-        saved.append(tuple(tensor.shape))
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        output = bp.functional.conv2d(inner["input"], inner["weight"], inner.get("bias"))
-    assert sorted(saved) == sorted(sizes[name] for name in kept.split())
-    del inner
+    output, tensors = saved(
+        lambda: bp.functional.conv2d(inner["input"], inner["weight"], inner.get("bias"))
+    )
+    assert sorted(t.shape for t in tensors) == sorted(sizes[name] for name in kept.split())
+    del tensors
+    inner.clear()
     gc.collect()
     # The hooks above hand out the tensors themselves, so what lives is what was saved.
     assert {name for name, r in references.items() if r() is not None} <= set(kept.split())

@@ -20,7 +20,9 @@ from cases import (
     parameters,
     small,
 )
+from rounding import Bounds
 from torch import Tensor
+from twins import assert_same
 
 import torch_convbp as bp
 from torch_convbp import reference
@@ -68,13 +70,6 @@ def tensors(case: Case, make: Callable[..., Tensor], dtype: torch.dtype) -> tupl
     )
 
 
-def assert_same(actual: Results, expected: Results) -> None:
-    for name in expected:
-        assert actual[name].shape == expected[name].shape, name
-        assert actual[name].dtype == expected[name].dtype, name
-        assert torch.equal(actual[name], expected[name]), name
-
-
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("case", parameters(SMALL))
 def test_exactly_the_reference(case: Case, layout: str) -> None:
@@ -96,7 +91,7 @@ def test_exactly_the_reference(case: Case, layout: str) -> None:
     actual = run_operators(
         case, in_layout(input, layout), in_layout(weight, layout), bias, in_layout(delta, layout)
     )
-    assert_same(actual, expected)
+    assert_same([actual[name] for name in expected], expected)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -104,21 +99,16 @@ def test_exactly_the_reference(case: Case, layout: str) -> None:
 def test_close_to_torch(case: Case, dtype: torch.dtype) -> None:
     """Real numbers: the distance to torch's float64 result is rounding, and nothing else.
 
-    A sum of n products, each rounded, in any order, errs by at most about n u times the sum of
-    the magnitudes, u the accumulator's unit roundoff; storing the result rounds once more.
+    rounding.py says how much.
     """
     arguments = tensors(case, normal, dtype)
     actual = run_operators(case, *arguments)
     exact = torch_results(case, *(t.double() for t in arguments))
     magnitude = torch_results(case, *(t.double().abs() for t in arguments))
-    unit = torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps / 2
-    stored = torch.finfo(dtype).eps / 2
     for name, result in actual.items():
         operator = "conv2d_weight_grad" if name == "bias_grad" else name
-        n = case.reduction(operator) + 1
-        tolerance = 2 * n * unit * magnitude[name] + 2 * stored * exact[name].abs()
-        if dtype == torch.float16:
-            tolerance += torch.finfo(dtype).smallest_normal  # results may be subnormal
+        bounds = Bounds.of(dtype, case.reduction(operator))
+        tolerance = bounds.sum(magnitude[name], exact[name])
         error = (result.double() - exact[name]).abs()
         assert bool((error <= tolerance).all()), f"{name}: {(error - tolerance).max():.3g} too far"
 
@@ -304,6 +294,29 @@ def test_non_finite_numbers_reach_what_they_meet(algorithm: str) -> None:
         assert output[0][:, ~reads].isfinite().all()
         assert not output[0, :, 3, 3].isfinite().any() or bool((weight[:, 1, 1, 1] == 0).any())
         assert torch.equal(output.isfinite(), F.conv2d(input, weight, padding=1).isfinite())
+
+
+def test_strides_of_size_1_dimensions_matter_to_nobody() -> None:
+    """oneDNN crashed on some of these."""
+    input = integers((2, 64, 1, 1), torch.float32, 1)
+    weight = integers((3, 64, 125, 1), torch.float32, 2)
+    for geometry in ({"padding": (62, 62)}, {"padding": (63, 62)}, {"stride": 2, "padding": 62}):
+        for strides in ((64, 1, 64, 64), (64, 1, 0, 0), (64, 1, 2**40, 7)):
+            results = []
+            for x in (input, torch.as_strided(input, input.shape, strides)):
+                leaves = [x.detach().requires_grad_(), weight.detach().requires_grad_()]
+                output = bp.functional.conv2d(*leaves, **geometry)
+                delta = integers(tuple(output.shape), torch.float32, 3)
+                results.append([output.detach(), *torch.autograd.grad(output, leaves, delta)])
+            assert_same(*results)
+            assert all(result.any() for result in results[0])
+
+
+def test_small_sums_in_low_precision_are_exact() -> None:
+    """torch has given 1 here."""
+    for dtype in (torch.bfloat16, torch.float16):
+        ones = torch.ones(1, 1, 2, 2, dtype=dtype)
+        assert bp.functional.conv2d(ones, ones).item() == 4
 
 
 def test_conv_algorithm_switch() -> None:

@@ -42,29 +42,6 @@ SCRIPTS = {
         atexit.register(lambda: pending.backward())
         torch.pending = layer(x).sum()  # outlives the package's modules
         """,
-    "one thread of OpenMP": """
-        assert torch.get_num_threads() == 1
-        layer(x).sum().backward()
-        before = x.grad.clone()
-        x.grad = None
-        torch.set_num_threads(2)
-        layer(x).sum().backward()
-        assert torch.equal(x.grad, before)
-        torch.set_num_threads(1)
-        x.grad = None
-        layer(x).sum().backward()
-        assert torch.equal(x.grad, before)
-        """,
-    "many threads of Python": """
-        from concurrent.futures import ThreadPoolExecutor
-        def gradient(seed):
-            a = torch.full((2, 3, 9, 9), float(seed), requires_grad=True)
-            return torch.autograd.grad(layer(a).sum(), a)[0]
-        alone = [gradient(seed) for seed in range(20)]
-        with ThreadPoolExecutor(8) as pool:
-            together = list(pool.map(gradient, range(20)))
-        assert all(map(torch.equal, alone, together))
-        """,
 }
 
 BEFORE_IMPORT = {
@@ -79,13 +56,6 @@ BEFORE_IMPORT = {
         del torch.autograd.function._SingleLevelFunction
         with raises(ImportError, "how to record derivatives in torch .*Versions 2.10 to 2.14"):
             import torch_convbp
-        """,
-    "an instruction set there is not": """
-        os.environ["TORCH_CONVBP_CPU_CAPABILITY"] = "AVX9"
-        import torch_convbp as bp
-        for _ in range(2):
-            with raises(RuntimeError, "TORCH_CONVBP_CPU_CAPABILITY: expected DEFAULT.*got AVX9"):
-                bp.functional.conv2d(torch.ones(1, 1, 3, 3), torch.ones(1, 1, 3, 3))
         """,
 }
 

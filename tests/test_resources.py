@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from twins import OPERATOR_NAMES
 
 import torch_convbp as bp
 
@@ -38,8 +39,6 @@ WINDOWS = ((2, 2), (1, 1), (0, 0), (1, 1), False)
 # name: (call on a device, text). The sizes are beyond any memory, or overflow 64 bits.
 BEYOND: dict[str, tuple[Callable[[Callable[..., Tensor]], Any], str]] = {
     "batch": (lambda x: f.conv2d(x(2**44, 3, 8, 8), x(4, 3, 3, 3)), "the output of size"),
-    "padding": (lambda x: f.conv2d(x(1, 1, 3, 3), x(1, 1, 3, 3), padding=2**30),
-        "the output of size .* with padding="),
     "groups": (lambda x: f.conv2d(x(2, 3, 8, 8), x(4, 3, 3, 3), groups=2**62),
         "Given groups=4611686018427387904"),
     "dilation": (lambda x: f.conv2d(x(1, 1, 3, 3), x(1, 1, 3, 3), dilation=MOST),
@@ -90,30 +89,6 @@ def test_what_cannot_fit_is_refused_before_anything_is_allocated(name: str, capf
     assert "allocate" not in messages[0] and "allocate" not in capfd.readouterr().err
 
 
-OVERFLOWS: dict[str, Callable[[Tensor], Any]] = {
-    "padding": lambda x: f.conv2d(x, x, padding=2**63),
-    "stride": lambda x: f.conv2d(x, x, stride=(1, 2**70)),
-    "dilation": lambda x: f.conv2d(x, x, dilation=-(2**64)),
-    "groups": lambda x: f.conv2d(x, x, groups=2**63),
-    "input_size": lambda x: f.conv2d_input_grad((1, 1, 2**63, 3), x, x),
-    "kernel_size": lambda x: f.max_pool2d(x, 2**63),
-    "divisor_override": lambda x: f.avg_pool2d(x, 1, divisor_override=2**63),
-}
-
-
-@pytest.mark.parametrize("name", OVERFLOWS)
-def test_what_is_no_number_of_64_bits(name: str) -> None:
-    with pytest.raises(ValueError, match=rf"Overflow when unpacking argument '{name}'"):
-        OVERFLOWS[name](torch.ones(1, 1, 3, 3))
-
-
-def test_no_channels_at_all() -> None:
-    for size in ((2, 0, 3, 3), (2, 0), (0, 3), (2, 3, 0)):
-        x = torch.ones(size)
-        delta, bias_grad = o.error_signal_bias_grad(x, x, "relu", [])
-        assert delta.shape == x.shape and torch.equal(bias_grad, torch.zeros(size[1]))
-
-
 # --- memory ------------------------------------------------------------------------------------
 
 
@@ -130,11 +105,14 @@ def test_out_of_memory_is_an_error_and_nothing_worse() -> None:
     messages: dict[str, list[str]] = {}
     for line in done.stdout.splitlines():
         messages.update(json.loads(line))
-    assert len(messages) == 11
+    assert {name.partition(",")[0] for name in messages} == OPERATOR_NAMES
     of_kernels = "can't allocate memory for the working space of a kernel"
     for name, found in messages.items():
         assert found, f"{name} never ran out of memory"
         for message in found:
+            if name == "linear":  # whose product is torch's
+                assert "DefaultCPUAllocator: can't allocate memory" in message
+                continue
             assert message == of_kernels or re.fullmatch(
                 r"can't allocate memory: the result of size \[.*\] takes .* bytes", message
             ), (name, message)
@@ -146,11 +124,10 @@ def test_out_of_memory_is_an_error_and_nothing_worse() -> None:
 # --- breaking off ------------------------------------------------------------------------------
 
 
-def start(script: str, *arguments: str) -> subprocess.Popen[str]:
+def start(script: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, *(("-c", script) if script else ()), *arguments],
-        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        start_new_session=True,
+        [sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
 
 
@@ -197,20 +174,3 @@ def test_an_interrupt_is_a_keyboard_interrupt(name: str) -> None:
     assert out == "works on\n"
     assert err.rstrip().endswith("KeyboardInterrupt")
     assert process.returncode == -signal.SIGINT  # which a shell calls 130
-
-
-@pytest.mark.parametrize("after", [1.5, 3.0])
-def test_an_interrupted_explanation_leaves_no_half_page(after: float, tmp_path: Path) -> None:
-    page = tmp_path / "page.html"
-    process = start("", "-m", "torch_convbp.explain", "--output", str(page))
-    try:
-        time.sleep(after)
-        os.killpg(process.pid, signal.SIGINT)
-        process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert process.returncode in (0, 1, -signal.SIGINT)
-    left = list(tmp_path.iterdir())
-    assert left == ([page] if page.exists() else [])
-    if left:
-        assert page.read_text().rstrip().endswith("</html>")

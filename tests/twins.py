@@ -6,17 +6,24 @@ with both.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeAlias
 
 import torch
 from layers import LAYERS, Layer
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.func import functional_call
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+import torch_convbp as bp
 
 # A module as a function of its input and its parameters.
 Call: TypeAlias = Callable[..., Tensor]
+
+# test_decompositions.py holds that this table has them all.
+OPERATOR_NAMES = {operator._schema.name.split("::")[1] for operator in bp.decompositions()}
 
 # No element of any result sums over more products: a Hessian's row meets 126 pixels of 6 filters.
 PRODUCTS = 1000
@@ -46,6 +53,16 @@ def assert_close(ours: Any, theirs: Any, error: float | None = None) -> None:
     assert any(b.detach().any() for b in theirs), "all zero: the comparison says nothing"
 
 
+def assert_same(ours: Any, theirs: Any) -> None:
+    """Of trees of tensors: sizes, dtypes, and every bit of a number; NaN equals NaN."""
+    ours, theirs = tree_leaves(ours), tree_leaves(theirs)
+    assert len(ours) == len(theirs) > 0
+    for i, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+        torch.testing.assert_close(
+            a, b, rtol=0, atol=0, equal_nan=True, msg=lambda m, i=i: f"result {i}: {m}"
+        )
+
+
 def compare(
     layer: str | Layer,
     compute: Callable[[nn.Module, Tensor], Any],
@@ -66,3 +83,36 @@ def gradients(module: nn.Module, input: Tensor) -> tuple[Tensor, ...]:
     """Output, and the gradients of a loss that is not linear in it by input and parameters."""
     output = module(input)
     return output, *torch.autograd.grad(output.pow(3).sum(), (input, *module.parameters()))
+
+
+class Calls(TorchDispatchMode):
+    """Our operators, in the order in which they run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "torch_convbp":
+            self.names.append(func._schema.name.split("::")[1])
+        return func(*args, **(kwargs or {}))
+
+
+def kept(call: Callable[[], Any], parameters: Iterable[Tensor] = ()) -> tuple[Any, list[Tensor]]:
+    """What call returns, and the tensors kept for its backward pass: each memory once, and not
+    that of parameters, which are there anyway."""
+    here = {parameter.untyped_storage().data_ptr() for parameter in parameters}
+    found: dict[int, Tensor] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        found.setdefault(tensor.untyped_storage().data_ptr(), tensor.detach())
+        return tensor
+
+    with saved_tensors_hooks(pack, lambda tensor: tensor):
+        result = call()
+    return result, [tensor for address, tensor in found.items() if address not in here]
+
+
+def bytes_of(tensors: Iterable[Tensor]) -> int:
+    """Of the whole memory each of them lies in."""
+    return sum(tensor.untyped_storage().nbytes() for tensor in tensors)

@@ -29,6 +29,7 @@ from torch_convbp._graph import (
     function_name,
     is_activation,
     is_in_place,
+    is_known,
     is_ours,
     makes_its_own,
     of_function,
@@ -219,8 +220,7 @@ class Judge:
     def _hidden_in(self, node: Node) -> set[int]:
         """The modules that what a node stands for can reach, unseen by torch.fx."""
         if node.op == "call_function":  # of the model's own, with torch.fx.wrap
-            known = is_torchs(node.target) or isinstance(node.target, types.BuiltinFunctionType)
-            return set() if known else self._reached_from([node.target])
+            return set() if is_known(node.target) else self._reached_from([node.target])
         module = self.copies.get(str(node.target))
         if module is None or node.op not in ("call_module", "get_attr"):
             return set()
@@ -264,8 +264,10 @@ class Judge:
                 return "its output is the model's, and changed in place would fail in backward"
             if is_in_place(user) if module is None else vars(module).get("inplace"):
                 return "its output is changed in place, and would be needed in backward"
-            if str(user.target) in self.trace.opaque:
-                return f"what {user.target} does with its output is not known"
+            unknown = user.op == "call_function" and not is_known(user.target)
+            if unknown or str(user.target) in self.trace.opaque:
+                name = getattr(user.target, "__name__", user.target)
+                return f"what {name} does with its output is not known"
             todo += [] if makes_its_own(user, module) else user.users
         return None
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import inspect
 import operator
+import types
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch._ops import OpOverload, OpOverloadPacket
 from torch.fx import Node
 
 from torch_convbp._source import is_torchs
@@ -21,6 +23,7 @@ __all__ = [
     "is_activation",
     "is_called_by_torch",
     "is_in_place",
+    "is_known",
     "is_leaf",
     "is_ours",
     "makes_its_own",
@@ -58,9 +61,13 @@ def of_function(name: str, node: Node) -> Activation | None:
     return Activation(name, tuple(float(value) for value in values.values()))
 
 
+_ACTIVATIONS = {getattr(nn, name) for name in nn.modules.activation.__all__}
+_FORWARDS = {cls.forward for cls in _ACTIVATIONS - {nn.MultiheadAttention}}
+
+
 def is_activation(module: nn.Module) -> bool:
     """One of torch's, or of a class derived from one that runs its forward."""
-    return type(module).forward.__module__ == "torch.nn.modules.activation"
+    return type(module).forward in _FORWARDS
 
 
 def is_called_by_torch(module: nn.Module) -> bool:
@@ -91,12 +98,34 @@ def is_ours(module: nn.Module) -> bool:
     )
 
 
+def is_known(function: Any) -> bool:
+    """One of torch's, of its operators, or of Python's: not of a model's own, by torch.fx.wrap."""
+    return is_torchs(function) or isinstance(function, types.BuiltinFunctionType)
+
+
 def is_in_place(node: Node) -> bool:
+    if isinstance(node.target, OpOverload | OpOverloadPacket):
+        return any(_writes(schema, node) for schema in _schemas(node.target))
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
     return (
         node.target in AUGMENTED
         or (name.endswith("_") and not name.endswith("__"))
         or bool(node.kwargs.get("inplace") or "out" in node.kwargs)
+    )
+
+
+def _schemas(operator: OpOverload | OpOverloadPacket) -> list[Any]:
+    if isinstance(operator, OpOverload):
+        return [operator._schema]
+    return [getattr(operator, overload)._schema for overload in operator.overloads()]
+
+
+def _writes(schema: Any, node: Node) -> bool:
+    return any(
+        argument.alias_info is not None
+        and argument.alias_info.is_write
+        and (not argument.is_out or argument.name in node.kwargs)
+        for argument in schema.arguments
     )
 
 

@@ -125,9 +125,7 @@ class Trace(torch.fx.Tracer):
                         raise ValueError("it sets a profiler")
                 finally:
                     sys.setprofile(before)
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:
+        except Exception as error:
             raise ValueError(text_of(error)) from error
 
     # -------------------------------------------------------------------------------- what code ran
@@ -204,9 +202,7 @@ class Trace(torch.fx.Tracer):
             if not self.is_leaf_module(m, name):
                 try:
                     return forward(*args, **kwargs)
-                except KeyboardInterrupt:
-                    raise
-                except BaseException as error:
+                except Exception as error:
                     self.opaque[name] = text_of(error)
                 for node in reversed(list(self.graph.nodes)[nodes_before:]):
                     self.graph.erase_node(node)
@@ -325,9 +321,7 @@ def structural_copy(model: nn.Module, training: bool) -> nn.Module:
         copied = copy.deepcopy(model, memo)
         same = _structure(copied) == _structure(model)
         changed = not same or _structure(copied.train(training)) != _structure(model)
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:  # what a model does when it is copied is its own
+    except Exception as error:  # what a model does when it is copied is its own
         raise ValueError(text_of(error)) from error
     if changed:
         raise ValueError(f"its {'train()' if same else 'copy'} has other modules")

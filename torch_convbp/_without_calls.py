@@ -48,6 +48,8 @@ def _argument(call: ast.Call) -> ast.expr:
         argument, *rest = rest
     elif isinstance(call.func, ast.Attribute):  # x.relu()
         argument = call.func.value
+    else:  # relu(**arguments)
+        raise ValueError(f"the arguments of {ast.unparse(call)} are not known")
     if isinstance(argument, ast.Starred) or None in keywords:
         raise ValueError(f"the arguments of {ast.unparse(call)} are not known")
     for value in (*rest, *keywords.values()):

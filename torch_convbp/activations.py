@@ -15,7 +15,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["TABLE", "Activation", "ActivationLike", "Row", "check", "of_module", "parse"]
+__all__ = [
+    "TABLE",
+    "Activation",
+    "ActivationLike",
+    "Row",
+    "bias_grad",
+    "check",
+    "error_signal",
+    "of_module",
+    "parse",
+]
 
 
 class Activation(NamedTuple):
@@ -211,6 +221,18 @@ def _as_written(module: Any) -> Activation | None:
     elif name == "gelu" and module.approximate != "none":
         values = [module.approximate]
     return Activation(name, tuple(float(v) if hasattr(v, "__float__") else v for v in values))
+
+
+def error_signal(grad: Tensor, kept: Tensor, name: str, parameters: Sequence[float]) -> Tensor:
+    """L3 in torch's operators, and in float32 at least, as in the kernels."""
+    wide = torch.promote_types(kept.dtype, torch.float32)
+    delta = TABLE[name].error_signal(grad.to(wide), kept.to(wide), *parameters)
+    return delta.to(kept.dtype)
+
+
+def bias_grad(delta: Tensor) -> Tensor:
+    """L5: the sums of delta [N, O, ...] over all but the filters."""
+    return delta.sum([d for d in range(delta.dim()) if d != 1])
 
 
 def check(name: str, parameters: Sequence[float]) -> None:

@@ -72,6 +72,20 @@ def _gradients(
     return input_grad, weight_grad, bias_grad
 
 
+def _tangent(ctx: Any, input: Tensor, weight: Tensor, input_t, weight_t, bias_t) -> Tensor:
+    """That of a convolution p, which is linear in its input and in its weight."""
+    along_input = along_weight = along_bias = None
+    if input_t is not None:
+        along_input = ops.conv2d(input_t, weight, None, *ctx.geometry)
+    if weight_t is not None:
+        along_weight = ops.conv2d(input, weight_t, None, *ctx.geometry)
+    if bias_t is not None:
+        along_bias = bias_t.reshape(1, -1, 1, 1).expand(ctx.output_size)
+    total = _sum(along_input, along_weight, along_bias)
+    assert total is not None  # torch asks for none where there is no tangent
+    return total
+
+
 class Conv2d(torch.autograd.Function):
     """p = conv2d(a, w) + bias (L1, L2)."""
 
@@ -99,14 +113,7 @@ class Conv2d(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, input_t, weight_t, bias_t, *_) -> Tensor | None:  # type: ignore[override]
         input, weight = ctx.saved_tensors
-        along_input = along_weight = along_bias = None
-        if input_t is not None:
-            along_input = ops.conv2d(input_t, weight, None, *ctx.geometry)
-        if weight_t is not None:
-            along_weight = ops.conv2d(input, weight_t, None, *ctx.geometry)
-        if bias_t is not None:
-            along_bias = bias_t.reshape(1, -1, 1, 1).expand(ctx.output_size)
-        return _sum(along_input, along_weight, along_bias)
+        return _tangent(ctx, input, weight, input_t, weight_t, bias_t)
 
 
 class Conv2dActivation(torch.autograd.Function):
@@ -126,7 +133,7 @@ class Conv2dActivation(torch.autograd.Function):
             input if needs_weight_grad else None, weight if needs_input_grad else None, kept
         )
         ctx.save_for_forward(input, weight, kept)
-        ctx.input_size, ctx.weight_size = input.shape, weight.shape
+        ctx.input_size, ctx.weight_size, ctx.output_size = input.shape, weight.shape, kept.shape
         ctx.memory_format = shapes.result_format(input, weight)
         ctx.layer = recording.here.layer
         ctx.set_materialize_grads(False)
@@ -154,16 +161,9 @@ class Conv2dActivation(torch.autograd.Function):
 
     @staticmethod
     def tangents(ctx: Any, input_t, weight_t, bias_t) -> tuple[Tensor, Tensor]:
-        """Those of a' and of p: conv2d is linear in its input and in its weight."""
+        """Those of a' and of p."""
         input, weight, kept = ctx.saved_tensors
-        along_input = along_weight = None
-        if input_t is not None:
-            along_input = ops.conv2d(input_t, weight, None, *ctx.geometry)
-        if weight_t is not None or bias_t is not None:
-            weight_t = torch.zeros_like(weight) if weight_t is None else weight_t
-            along_weight = ops.conv2d(input, weight_t, bias_t, *ctx.geometry)
-        p_t = _sum(along_input, along_weight)
-        assert p_t is not None
+        p_t = _tangent(ctx, input, weight, input_t, weight_t, bias_t)
         return ops.error_signal(p_t, kept, *ctx.g), p_t
 
 
@@ -408,14 +408,14 @@ def _error_signal_kernel(grad, kept, name, parameters):
         return below_autograd(ops.error_signal, grad, kept, name, parameters)
     activations.check(name, parameters)
     shapes.check_size("grad", grad.shape, "kept", kept.shape)
-    return activations.TABLE[name].error_signal(grad, kept, *parameters)
+    return activations.error_signal(grad, kept, name, parameters)
 
 
 def _error_signal_bias_grad_kernel(grad, kept, name, parameters):
     if not derivative_wanted(grad, kept):
         return below_autograd(ops.error_signal_bias_grad, grad, kept, name, parameters)
     delta = ops.error_signal(grad, kept, name, parameters)
-    return delta, delta.sum([d for d in range(delta.dim()) if d != 1])
+    return delta, activations.bias_grad(delta)
 
 
 ops.register(ops.conv2d_activation, "Autograd", _conv2d_activation_kernel)

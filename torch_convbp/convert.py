@@ -112,6 +112,8 @@ def convert(
 
     Raises:
         TypeError: model is no torch.nn.Module, or another argument no bool.
+        ValueError: a module takes no other class for a fused call, though its copy did; then no
+            activation is fused.
     """
     shapes.check_is_module("convert", model)
     flags = {"pooling": pooling, "dense": dense, "fuse_activations": fuse_activations}

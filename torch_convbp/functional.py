@@ -175,9 +175,9 @@ def linear(
 
     Raises:
         TypeError: an argument is of another type.
-        ValueError: no activation of that name.
-        RuntimeError: sizes, dtypes or devices do not fit together, in torch's own words; with an
-            activation, another dtype.
+        ValueError: no activation of that name, another number of parameters, or one is no number.
+        RuntimeError: sizes, dtypes or devices do not fit together, in torch's own words; a tensor
+            is not dense; with an activation, another dtype.
         NotImplementedError: an activation on CUDA where the CUDA kernels are not built.
     """
     shapes.check_is_tensor("linear", input=input, weight=weight)
@@ -210,7 +210,7 @@ def conv2d_input_grad(
 
     Args:
         input_size: [N, K, H, W] or [K, H, W], the size of conv2d's input.
-        weight: [O, K / groups, R, S].
+        weight: [O, K / groups, R, S], float32, float64, bfloat16 or float16: no complex numbers.
         delta: the error signal dL/dp, of the size and dtype of conv2d's output.
         stride, padding, dilation, groups: as they were given to :func:`conv2d`.
 
@@ -218,7 +218,7 @@ def conv2d_input_grad(
         A tensor of input_size, channels_last if weight or delta is.
 
     Raises:
-        TypeError, RuntimeError, NotImplementedError: as :func:`conv2d`.
+        TypeError, ValueError, RuntimeError, NotImplementedError: as :func:`conv2d`.
     """
     name = "conv2d_input_grad"
     shapes.check_is_tensor(name, weight=weight, delta=delta)
@@ -252,7 +252,8 @@ def conv2d_weight_grad(
     ``delta.sum((0, 2, 3))``.
 
     Args:
-        input: [N, K, H, W] or [K, H, W], conv2d's input.
+        input: [N, K, H, W] or [K, H, W], conv2d's input, float32, float64, bfloat16 or float16:
+            no complex numbers.
         weight_size: [O, K / groups, R, S], the size of conv2d's weight.
         delta: the error signal dL/dp, of the size and dtype of conv2d's output.
         stride, padding, dilation, groups: as they were given to :func:`conv2d`.
@@ -261,7 +262,7 @@ def conv2d_weight_grad(
         A tensor of weight_size, channels_last if input or delta is.
 
     Raises:
-        TypeError, RuntimeError, NotImplementedError: as :func:`conv2d`.
+        TypeError, ValueError, RuntimeError, NotImplementedError: as :func:`conv2d`.
     """
     name = "conv2d_weight_grad"
     shapes.check_is_tensor(name, input=input, delta=delta)

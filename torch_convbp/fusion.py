@@ -238,7 +238,11 @@ def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
 def fuse(model: nn.Module) -> None:
     """Moves every activation that may be moved into the ConvBP2d before it."""
     sites, left = _find(model)
-    _apply(model, [site for site in sites if site.reason is None])
+    try:
+        _apply(model, [site for site in sites if site.reason is None])
+    except BaseException:  # as its copies did not: all of it or nothing
+        unfuse(model)
+        raise
     logger.info("%s", _report(model, sites, left))
 
 

@@ -329,7 +329,8 @@ def _(info: Any, in_dims: Any, grad: Tensor, kept: Tensor, *row: Any) -> Any:
 @torch.library.register_vmap("torch_convbp::linear")
 def _(info: Any, in_dims: Any, input: Tensor, weight: Tensor, bias: Tensor | None) -> Any:
     input_dim, weight_dim, bias_dim = in_dims[:3]
-    if weight_dim is None and bias_dim is None:
+    # torch's own refuses some biases of several dimensions when the input has one more.
+    if weight_dim is None and bias_dim is None and (bias is None or bias.dim() < 2):
         return linear(input.movedim(input_dim, 0), weight, bias), 0
 
     def batched(tensor: Tensor, dim: int | None) -> Tensor:

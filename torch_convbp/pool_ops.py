@@ -1,5 +1,10 @@
 """The pooling operators ``torch.ops.torch_convbp.{max,avg}_pool2d*`` (L8): what torch must know of
-them beside their kernels, as ops.py says it of the convolution's."""
+them beside their kernels, as ops.py says it of the convolution's.
+
+For each output max_pool2d keeps an *offset*: the number r * S + s of the tap (r, s) that won in the
+window of R x S taps, in one byte where that is enough. torch's *index* i * W + j of the same input
+element (i, j) is made of it by ``indices``, -1 where a window has nothing inside.
+"""
 
 from __future__ import annotations
 
@@ -98,7 +103,7 @@ def indices(
     padding: Ints,
     dilation: Ints,
 ) -> Tensor:
-    """i * W + j of the offsets' positions; -1 for those outside the input."""
+    """Those of the offsets."""
     height, width = input_size[2:]
     tap = offset.long()
     m = torch.arange(offset.shape[2], device=offset.device)[:, None]

@@ -73,10 +73,17 @@ def check_is_module(function: str, model: Any) -> None:
 
 
 def whole_number(function: str, name: str, value: Any) -> int:
-    """value as an int of 64 bits; SymInts pass, they stand for ints while a graph is traced."""
+    """value as an int of 64 bits; SymInts pass, they stand for ints while a graph is traced.
+
+    Raises:
+        TypeError: it is no int, or a bool.
+        ValueError: it has more than 64 bits.
+    """
     if isinstance(value, torch.SymInt):
         return value  # type: ignore[return-value]
     try:
+        if isinstance(value, bool):
+            raise TypeError  # as in torch
         number = value if type(value) is int else operator.index(value)
     except TypeError:
         raise TypeError(
@@ -98,7 +105,7 @@ def is_sequence(value: Any) -> bool:
 
 
 def size_list(function: str, name: str, value: Any) -> list[int]:
-    """A sequence of ints (a torch.Size, say) as a list."""
+    """A sequence of ints (a torch.Size, say) as a list. Raises as whole_number."""
     if not is_sequence(value):
         raise TypeError(
             f"{function}(): argument '{name}' must be a sequence of ints, "
@@ -123,7 +130,12 @@ POOLING_PAIR = "{function}: {name} must either be a single int, or a tuple of tw
 
 
 def pair(function: str, name: str, value: Any, words: str = CONVOLUTION_PAIR) -> tuple[int, int]:
-    """An int or a sequence of one or two ints as (height, width)."""
+    """An int or a sequence of one or two ints as (height, width).
+
+    Raises:
+        TypeError, ValueError: as whole_number.
+        RuntimeError: there are none, or more than two.
+    """
     ints = _ints(function, name, value)
     if len(ints) not in (1, 2):
         expected = words.format(function=function, name=name)
@@ -132,7 +144,7 @@ def pair(function: str, name: str, value: Any, words: str = CONVOLUTION_PAIR) ->
 
 
 def flag(function: str, name: str, value: Any) -> bool:
-    """value, which must be a bool."""
+    """value; raises TypeError if it is no bool."""
     if not isinstance(value, bool):
         raise TypeError(f"{function}(): argument '{name}' must be bool, not {type(value).__name__}")
     return value
