@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import gc
 import inspect
+import os
 import sys
 import types
 from collections import Counter
@@ -33,6 +34,7 @@ from torch_convbp._graph import (
     makes_its_own,
     of_function,
 )
+from torch_convbp._methods import methods_of, takes_apart, uses
 from torch_convbp._source import is_torchs
 from torch_convbp._tracing import Entry, Trace, Visit
 from torch_convbp._without_calls import Call, call_of, check, class_before, class_without
@@ -159,6 +161,7 @@ class Judge:
         return (
             self._why_not_between(conv, user)
             or self._why_not_others(conv, site)
+            or self._why_not_methods(conv, site)
             or self._why_not_after(user, site)
             or self._why_not_holder(site)
         )
@@ -214,6 +217,28 @@ class Judge:
         for module in self.modules.values():
             if self._reached_from(_hooks(module, "_forward_hooks", "_forward_pre_hooks")) & ends:
                 return "a hook has them in reach"
+        return None
+
+    def _why_not_methods(self, conv: Node, site: Site) -> str | None:
+        """May another method than forward give what is between the two to whoever calls it?
+
+        It has to look up what has the convolution in it, and not the activation.
+        """
+        path, holders = site.convolution.split("."), self._places(site.holder)
+        shared = min(_common(path[:-1], holder.split(".")) for holder in holders)
+        names = {name for name in path[shared:] if not name.isdecimal()}
+        # What a Sequential has in it is not looked up by name; but the Sequential is.
+        sequential = path[shared - 1] if shared and path[shared].isdecimal() else ""
+        ran = {v.code: conv in v.returned for v in self.trace.visits.values()}
+        for depth in range(len(path)):
+            for method in methods_of(self.copies[".".join(path[:depth])]):
+                code = method.__code__
+                if (
+                    ran.get(code, True)
+                    and code.co_name != "forward"
+                    and (uses(code, names) or (sequential and takes_apart(code, sequential)))
+                ):
+                    return f"{method.__qualname__} may hand out the convolution's output"
         return None
 
     def _hidden_in(self, node: Node) -> set[int]:
@@ -287,6 +312,11 @@ class Judge:
             if self.copies[above] not in self.entered:
                 return f"it is {place} too, which was not called"
         return None
+
+
+def _common(these: Sequence[str], others: Sequence[str]) -> int:
+    """The length of the beginning that both have in common."""
+    return len(os.path.commonprefix([list(these), list(others)]))
 
 
 def _apart(these: Sequence[Entry], others: Sequence[Entry]) -> Sequence[Entry]:
