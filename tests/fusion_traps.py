@@ -406,6 +406,61 @@ class Both(Base):
         return y
 
 
+class Loss(Straight):
+    def loss(self, x: Tensor) -> Tensor:
+        return self.conv(x).abs().mean() + self(x).mean()
+
+
+class Features(Base):
+    def features(self, x: Tensor) -> Tensor:
+        return self.conv(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.features(x))
+
+
+class First(Straight):
+    """What is looked up is in a property, behind a decorator, in a function inside."""
+
+    @property
+    @torch.no_grad()
+    def first(self) -> Callable[[Tensor], Tensor]:
+        return lambda x: self.conv(x)
+
+
+class Above(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = Straight()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block(x)
+
+    def middle(self, x: Tensor) -> Tensor:
+        return getattr(self.block, "conv")(x)  # noqa: B009
+
+
+class Whole(nn.Module):
+    """A method that has the convolution and the activation, or neither, shows nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(conv(), nn.Sigmoid())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.features(x)
+
+    def loss(self, x: Tensor) -> Tensor:
+        return self.features(x).mean()
+
+
+class Part(Whole):
+    def part(self, x: Tensor) -> Tensor:
+        for layer in self.features[:1]:
+            x = layer(x)
+        return x
+
+
 class Decorated(Base):
     @torch.enable_grad()
     def forward(self, x: Tensor) -> Tensor:
@@ -432,9 +487,6 @@ class Impl(Base):
     def _impl(self, x: Tensor) -> Tensor:
         return torch.sigmoid(self.conv(x))
 
-    def features(self, x: Tensor) -> Tensor:
-        return torch.sigmoid(self.conv(x))
-
 
 class Stored(Impl):
     def __init__(self) -> None:
@@ -454,12 +506,12 @@ class Alias(Base):
 
 class Sup(Impl):
     def forward(self, x: Tensor) -> Tensor:
-        return super().features(x)
+        return super()._impl(x)
 
 
 class Explicit(Impl):
     def forward(self, x: Tensor) -> Tensor:
-        return Impl.features(self, x)
+        return Impl._impl(self, x)
 
 
 class Go(Base):
@@ -646,6 +698,12 @@ TRAPS = {
     "iterates": Trap(Iterates, "Iterates.__iter__, which has them in reach", unset),
     "returns_both": Trap(Both, "Both.step returns the convolution's output",
                          run=lambda m, x: m.step(x)[1]),
+    "another_method": Trap(Loss, "Loss.loss may hand out", run=lambda m, x: m.loss(x)),
+    "helper": Trap(Features, "Features.features may hand out", run=lambda m, x: m.features(x)),
+    "property": Trap(First, "First.first may hand out", run=lambda m, x: m.first(x)),
+    "method_above": Trap(Above, "Above.middle may hand out", run=lambda m, x: m.middle(x)),
+    "method_of_a_part": Trap(Part, "Part.part may hand out", run=lambda m, x: m.part(x)),
+    "method_of_the_whole": Trap(Whole, run=lambda m, x: m.loss(x)),
     "decorated": Trap(Decorated, "may do something between the two"),
     "default_function": Trap(DefaultArgument, "not a name of torch's function",
                              run=lambda m, x: m.block(x, torch.tanh)),

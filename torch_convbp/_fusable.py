@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import gc
 import inspect
-import os
+import itertools
 import sys
 import types
 from collections import Counter
@@ -316,7 +316,8 @@ class Judge:
 
 def _common(these: Sequence[str], others: Sequence[str]) -> int:
     """The length of the beginning that both have in common."""
-    return len(os.path.commonprefix([list(these), list(others)]))
+    pairs = zip(these, others, strict=False)
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def _apart(these: Sequence[Entry], others: Sequence[Entry]) -> Sequence[Entry]:
