@@ -307,7 +307,8 @@ def fusions(model: nn.Module) -> Fusions:
     """What convert(model, fuse_activations=True) fused, and what it left alone, with the reasons.
 
     The reasons are found anew, by tracing copies of the model as convert does: its forward runs
-    with torch.fx's stand-ins for tensors, at least twice.
+    with torch.fx's stand-ins for tensors, at least twice. As there, random numbers that another
+    thread draws meanwhile are drawn again.
 
     Args:
         model: any module; it is not changed.
