@@ -461,6 +461,27 @@ class Part(Whole):
         return x
 
 
+class Numbered(nn.Sequential):
+    def part(self, x: Tensor) -> Tensor:
+        return self[0](x)
+
+
+class Bare(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x)
+
+
+class Uncalled(nn.Module):
+    """Its block's own forward is not what runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = Bare()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block.act(self.block.conv(x))
+
+
 class Decorated(Base):
     @torch.enable_grad()
     def forward(self, x: Tensor) -> Tensor:
@@ -703,6 +724,9 @@ TRAPS = {
     "property": Trap(First, "First.first may hand out", run=lambda m, x: m.first(x)),
     "method_above": Trap(Above, "Above.middle may hand out", run=lambda m, x: m.middle(x)),
     "method_of_a_part": Trap(Part, "Part.part may hand out", run=lambda m, x: m.part(x)),
+    "method_of_a_sequential": Trap(
+        lambda: Numbered(conv(), nn.ReLU()), "Numbered.part may", run=lambda m, x: m.part(x)),
+    "forward_not_called": Trap(Uncalled, "Bare.forward may", run=lambda m, x: m.block(x)),
     "method_of_the_whole": Trap(Whole, run=lambda m, x: m.loss(x)),
     "decorated": Trap(Decorated, "may do something between the two"),
     "default_function": Trap(DefaultArgument, "not a name of torch's function",

@@ -229,14 +229,14 @@ class Judge:
         names = {name for name in path[shared:] if not name.isdecimal()}
         # What a Sequential has in it is not looked up by name; but the Sequential is.
         sequential = path[shared - 1] if shared and path[shared].isdecimal() else ""
-        ran = {v.code: conv in v.returned for v in self.trace.visits.values()}
+        gave = {v.code: conv in v.returned for v in self.trace.visits.values()}
         for depth in range(len(path)):
+            numbered = depth == shared and path[depth].isdecimal()  # self[0]
             for method in methods_of(self.copies[".".join(path[:depth])]):
                 code = method.__code__
-                if (
-                    ran.get(code, True)
-                    and code.co_name != "forward"
-                    and (uses(code, names) or (sequential and takes_apart(code, sequential)))
+                known = code in gave and (not gave[code] or code.co_name == "forward")
+                if not known and (
+                    numbered or uses(code, names) or (sequential and takes_apart(code, sequential))
                 ):
                     return f"{method.__qualname__} may hand out the convolution's output"
         return None
