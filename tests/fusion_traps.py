@@ -461,6 +461,15 @@ class Part(Whole):
         return x
 
 
+class Nested(Whole):
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(self.features)
+
+    def part(self, x: Tensor) -> Tensor:
+        return self.features[0][0](x)
+
+
 class Numbered(nn.Sequential):
     def part(self, x: Tensor) -> Tensor:
         return self[0](x)
@@ -480,6 +489,18 @@ class Uncalled(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.block.act(self.block.conv(x))
+
+
+class FeaturesTwice(nn.Module):
+    """What a method gives in one object, it does not show of another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = Features(), Features()
+        self.two.act = nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.two(self.one(x))
 
 
 class Decorated(Base):
@@ -721,9 +742,12 @@ TRAPS = {
                          run=lambda m, x: m.step(x)[1]),
     "another_method": Trap(Loss, "Loss.loss may hand out", run=lambda m, x: m.loss(x)),
     "helper": Trap(Features, "Features.features may hand out", run=lambda m, x: m.features(x)),
+    "helper_of_two": Trap(
+        FeaturesTwice, "Features.features may", run=lambda m, x: m.one.features(x)),
     "property": Trap(First, "First.first may hand out", run=lambda m, x: m.first(x)),
     "method_above": Trap(Above, "Above.middle may hand out", run=lambda m, x: m.middle(x)),
     "method_of_a_part": Trap(Part, "Part.part may hand out", run=lambda m, x: m.part(x)),
+    "method_of_a_nested_part": Trap(Nested, "Nested.part may", run=lambda m, x: m.part(x)),
     "method_of_a_sequential": Trap(
         lambda: Numbered(conv(), nn.ReLU()), "Numbered.part may", run=lambda m, x: m.part(x)),
     "forward_not_called": Trap(Uncalled, "Bare.forward may", run=lambda m, x: m.block(x)),

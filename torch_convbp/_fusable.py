@@ -228,16 +228,22 @@ class Judge:
         shared = min(_common(path[:-1], holder.split(".")) for holder in holders)
         names = {name for name in path[shared:] if not name.isdecimal()}
         # What a Sequential has in it is not looked up by name; but the Sequential is.
-        sequential = path[shared - 1] if shared and path[shared].isdecimal() else ""
-        gave = {v.code: conv in v.returned for v in self.trace.visits.values()}
+        named = [name for name in path[:shared] if not name.isdecimal()]
+        sequential = named[-1] if named and path[shared].isdecimal() else ""
+        gave: dict[tuple[types.CodeType, int], bool] = {}  # by the object it is a method of
+        for visit in self.trace.visits.values():
+            for value in visit.given:
+                key = visit.code, id(value)
+                gave[key] = gave.get(key, False) or conv in visit.returned
         for depth in range(len(path)):
             numbered = depth == shared and path[depth].isdecimal()  # self[0]
-            for method in methods_of(self.copies[".".join(path[:depth])]):
+            module = self.copies[".".join(path[:depth])]
+            for method in methods_of(module):
                 code = method.__code__
-                known = code in gave and (not gave[code] or code.co_name == "forward")
-                if not known and (
-                    numbered or uses(code, names) or (sequential and takes_apart(code, sequential))
-                ):
+                gives = gave.get((code, id(module)))  # None: it did not run
+                if gives is False or (gives and code.co_name == "forward"):
+                    continue
+                if numbered or uses(code, names) or (sequential and takes_apart(code, sequential)):
                     return f"{method.__qualname__} may hand out the convolution's output"
         return None
 
