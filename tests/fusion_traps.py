@@ -406,6 +406,103 @@ class Both(Base):
         return y
 
 
+class Loss(Straight):
+    def loss(self, x: Tensor) -> Tensor:
+        return self.conv(x).abs().mean() + self(x).mean()
+
+
+class Features(Base):
+    def features(self, x: Tensor) -> Tensor:
+        return self.conv(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.features(x))
+
+
+class First(Straight):
+    """What is looked up is in a property, behind a decorator, in a function inside."""
+
+    @property
+    @torch.no_grad()
+    def first(self) -> Callable[[Tensor], Tensor]:
+        return lambda x: self.conv(x)
+
+
+class Above(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = Straight()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block(x)
+
+    def middle(self, x: Tensor) -> Tensor:
+        return getattr(self.block, "conv")(x)  # noqa: B009
+
+
+class Whole(nn.Module):
+    """A method that has the convolution and the activation, or neither, shows nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(conv(), nn.Sigmoid())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.features(x)
+
+    def loss(self, x: Tensor) -> Tensor:
+        return self.features(x).mean()
+
+
+class Part(Whole):
+    def part(self, x: Tensor) -> Tensor:
+        for layer in self.features[:1]:
+            x = layer(x)
+        return x
+
+
+class Nested(Whole):
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(self.features)
+
+    def part(self, x: Tensor) -> Tensor:
+        return self.features[0][0](x)
+
+
+class Numbered(nn.Sequential):
+    def part(self, x: Tensor) -> Tensor:
+        return self[0](x)
+
+
+class Bare(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x)
+
+
+class Uncalled(nn.Module):
+    """Its block's own forward is not what runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = Bare()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block.act(self.block.conv(x))
+
+
+class FeaturesTwice(nn.Module):
+    """What a method gives in one object, it does not show of another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = Features(), Features()
+        self.two.act = nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.two(self.one(x))
+
+
 class Decorated(Base):
     @torch.enable_grad()
     def forward(self, x: Tensor) -> Tensor:
@@ -432,9 +529,6 @@ class Impl(Base):
     def _impl(self, x: Tensor) -> Tensor:
         return torch.sigmoid(self.conv(x))
 
-    def features(self, x: Tensor) -> Tensor:
-        return torch.sigmoid(self.conv(x))
-
 
 class Stored(Impl):
     def __init__(self) -> None:
@@ -454,12 +548,12 @@ class Alias(Base):
 
 class Sup(Impl):
     def forward(self, x: Tensor) -> Tensor:
-        return super().features(x)
+        return super()._impl(x)
 
 
 class Explicit(Impl):
     def forward(self, x: Tensor) -> Tensor:
-        return Impl.features(self, x)
+        return Impl._impl(self, x)
 
 
 class Go(Base):
@@ -670,6 +764,18 @@ TRAPS = {
     "iterates": Trap(Iterates, "Iterates.__iter__, which has them in reach", unset),
     "returns_both": Trap(Both, "Both.step returns the convolution's output",
                          run=lambda m, x: m.step(x)[1]),
+    "another_method": Trap(Loss, "Loss.loss may hand out", run=lambda m, x: m.loss(x)),
+    "helper": Trap(Features, "Features.features may hand out", run=lambda m, x: m.features(x)),
+    "helper_of_two": Trap(
+        FeaturesTwice, "Features.features may", run=lambda m, x: m.one.features(x)),
+    "property": Trap(First, "First.first may hand out", run=lambda m, x: m.first(x)),
+    "method_above": Trap(Above, "Above.middle may hand out", run=lambda m, x: m.middle(x)),
+    "method_of_a_part": Trap(Part, "Part.part may hand out", run=lambda m, x: m.part(x)),
+    "method_of_a_nested_part": Trap(Nested, "Nested.part may", run=lambda m, x: m.part(x)),
+    "method_of_a_sequential": Trap(
+        lambda: Numbered(conv(), nn.ReLU()), "Numbered.part may", run=lambda m, x: m.part(x)),
+    "forward_not_called": Trap(Uncalled, "Bare.forward may", run=lambda m, x: m.block(x)),
+    "method_of_the_whole": Trap(Whole, run=lambda m, x: m.loss(x)),
     "decorated": Trap(Decorated, "may do something between the two"),
     "default_function": Trap(DefaultArgument, "not a name of torch's function",
                              run=lambda m, x: m.block(x, torch.tanh)),

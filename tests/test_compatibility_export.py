@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from cases import normal
 from layers import LAYERS, every
 from torch import Tensor, nn
@@ -269,7 +270,7 @@ def onnx_results(program: ExportedProgram, inputs: list[Tensor], file: Path) -> 
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     (name,) = (i.name for i in session.get_inputs())
     results = [session.run(None, {name: input.numpy()}) for input in inputs]
-    return [torch.from_numpy(output) for (output,) in results]
+    return [torch.from_numpy(output) for outputs in results for output in outputs]
 
 
 @row("ONNX, in onnxruntime")
@@ -279,6 +280,18 @@ def test_onnx(layer: str, tmp_path: Path) -> None:
     actual = onnx_results(exported(layer), inputs, tmp_path / "layer.onnx")
     for output, input in zip(actual, inputs, strict=True):
         assert_close(output, torchs(layer)(input).detach())
+
+
+@pytest.mark.cell(TABLE, "ONNX, in onnxruntime", column="max_pool2d")
+def test_onnx_of_max_pooling_with_indices(tmp_path: Path) -> None:
+    """Of any height and width, of which the indices are made."""
+    pool = bp.MaxPoolBP2d(3, stride=2, padding=1, return_indices=True)
+    inputs = [normal((2, 3, *size), torch.float32, 1) for size in ((9, 7), (6, 11))]
+    sizes = ({2: Dim.DYNAMIC, 3: Dim.DYNAMIC},)
+    program = torch.export.export(pool, (inputs[0],), dynamic_shapes=sizes)
+    actual = onnx_results(program, inputs, tmp_path / "pool.onnx")
+    expected = [t for input in inputs for t in F.max_pool2d(input, 3, 2, 1, return_indices=True)]
+    assert all(map(torch.equal, actual, expected)) and len(actual) == 4
 
 
 def test_onnx_of_a_converted_network(tmp_path: Path) -> None:

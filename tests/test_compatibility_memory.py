@@ -29,6 +29,7 @@ class Row:
     in_place: Callable[[], nn.Module] | None
     ours: Callable[[], nn.Module]
     input_size: tuple[int, ...] = (8, 16, 32, 32)
+    dtype: torch.dtype = torch.float32
 
 
 class InPlace(nn.Module):
@@ -75,6 +76,12 @@ ROWS = {
         lambda: nn.Conv2d(16, 32, 3, padding=1), None, lambda: bp.ConvBP2d(16, 32, 3, padding=1)
     ),
     **{f"conv2d + {name}": conv_row(name) for name in ACTIVATIONS},
+    "conv2d, complex64": Row(
+        lambda: nn.Conv2d(16, 32, 3, padding=1, dtype=torch.complex64),
+        None,
+        lambda: bp.ConvBP2d(16, 32, 3, padding=1, dtype=torch.complex64),
+        dtype=torch.complex64,
+    ),
     "max_pool2d": Row(lambda: nn.MaxPool2d(2), None, lambda: bp.MaxPoolBP2d(2)),
     "max_pool2d, windows of 400": Row(lambda: nn.MaxPool2d(20), None, lambda: bp.MaxPoolBP2d(20)),
     "avg_pool2d": Row(lambda: nn.AvgPool2d(2), None, lambda: bp.AvgPoolBP2d(2)),
@@ -93,15 +100,17 @@ ROWS = {
 VARIANTS = ((True, True), (False, True), (True, False))
 
 
-def kept_bytes(module: nn.Module, size: tuple[int, ...], wanted: tuple[bool, bool]) -> int:
+def kept_bytes(module: nn.Module, row: Row, wanted: tuple[bool, bool]) -> int:
+    """Bytes of all that is kept; parameters are there anyway."""
     wants_input, wants_parameters = wanted
-    x = torch.randn(size).requires_grad_(wants_input)
+    x = torch.randn(row.input_size, dtype=row.dtype).requires_grad_(wants_input)
     module.requires_grad_(wants_parameters)
     output, tensors = kept(lambda: module(x), module.parameters())
     assert output.requires_grad
     return bytes_of(tensors)
 
 
+@pytest.mark.filterwarnings("ignore:Complex modules are a new feature")
 @pytest.mark.parametrize("name", ROWS)
 def test_keeps_no_more_than_torch(name: str, cell: Callable[[str, str, str, str], None]) -> None:
     row = ROWS[name]
@@ -114,7 +123,7 @@ def test_keeps_no_more_than_torch(name: str, cell: Callable[[str, str, str, str]
         ("torch_convbp", row.ours),
     ):
         if make is not None:
-            found[column] = [kept_bytes(make(), row.input_size, v) for v in variants]
+            found[column] = [kept_bytes(make(), row, v) for v in variants]
             numbers = " / ".join(f"{bytes / 1024:g}" for bytes in found[column])
             cell(KEPT, name, column, numbers)
     ours = found.pop("torch_convbp")
@@ -125,8 +134,8 @@ def test_keeps_no_more_than_torch(name: str, cell: Callable[[str, str, str, str]
 def test_counts_what_is_kept() -> None:
     """The count itself: an input of 512 KiB and an output of 1024."""
     row = ROWS["conv2d + silu"]
-    assert kept_bytes(row.ours(), row.input_size, (True, True)) == (512 + 1024) * 1024
-    assert kept_bytes(nn.Sequential(row.ours(), nn.Tanh()), row.input_size, (True, True)) == (
+    assert kept_bytes(row.ours(), row, (True, True)) == (512 + 1024) * 1024
+    assert kept_bytes(nn.Sequential(row.ours(), nn.Tanh()), row, (True, True)) == (
         (512 + 2 * 1024) * 1024
     )
 

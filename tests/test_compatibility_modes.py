@@ -13,6 +13,7 @@ import torch
 from cases import in_layout, normal
 from layers import LAYERS, WITH_PARAMETERS, every
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from twins import assert_close, compare, gradients
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -202,3 +203,29 @@ def test_deterministic(layer: str, dtype: torch.dtype, layout: str, deterministi
     filled = gradients(module, input)
     torch.use_deterministic_algorithms(False)
     assert_close(filled, gradients(module, input), error=0.0)
+
+
+# --- what sees every function ------------------------------------------------------------------
+
+
+class Seen(TorchFunctionMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        self.names.add(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.cell("Transforms", "TorchFunctionMode sees the operator")
+@every()
+def test_function_mode(layer: str) -> None:
+    module, input = LAYERS[layer].make(), LAYERS[layer].input()
+    with Seen() as seen:
+        output = module(input)
+    name = layer.replace("conv2d + ", "conv2d_")
+    assert f"torch_convbp.{name}.default" in seen.names
+    assert torch.equal(output, module(input))

@@ -17,8 +17,9 @@ import torch.multiprocessing
 from cases import normal
 from layers import LAYERS, every
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import Shard, distribute_module, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from twins import assert_close, gradients
@@ -237,3 +238,24 @@ def test_distributed_data_parallel(name: str, folder: Path) -> None:
 @every_column("FSDP2 over gloo")
 def test_fully_sharded(folder: Path) -> None:
     assert_trained_as_one(folder, "FSDP2")
+
+
+# --- one tensor in several processes -----------------------------------------------------------
+
+
+@pytest.fixture
+def mesh() -> Iterator[DeviceMesh]:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        yield init_device_mesh("cpu", (1,))
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.mark.cell("Transforms", "DTensor", refused=True)
+@every()
+def test_distributed_tensors_are_refused(layer: str, mesh: DeviceMesh) -> None:
+    module = distribute_module(LAYERS[layer].make(), mesh)
+    input = distribute_tensor(LAYERS[layer].input(), mesh, [Shard(0)])
+    with pytest.raises(RuntimeError, match=r"torch_convbp\..* does not have a sharding strategy"):
+        module(input)

@@ -103,6 +103,38 @@ def test_memory_format(input_layout: str, weight_layout: str) -> None:
     assert [t.stride() for t in results[0]] == [t.stride() for t in results[1]]
 
 
+EMPTY = {
+    "no images": ((0, 3, 8, 8), (4, 3, 3, 3)),
+    "no channels": ((2, 0, 7, 7), (4, 0, 3, 3)),
+    "no channels, no batch": ((0, 7, 7), (4, 0, 3, 3)),
+}
+
+
+@pytest.mark.cell("Transforms", "complex dtypes", column="conv2d")
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("name", EMPTY)
+def test_gradients_of_nothing(name: str, layout: str) -> None:
+    """Of no images there is nothing to sum, of no channels only the bias."""
+    input, weight = (complex_normal(*size, seed=1) for size in EMPTY[name])
+    if input.dim() == 4:
+        input, weight = in_layout(input, layout), in_layout(weight, layout)
+    leaves = tuple(t.requires_grad_() for t in (input, weight, complex_normal(4, seed=2)))
+    output = f.conv2d(*leaves)
+    assert torch.equal(output, leaves[2][:, None, None].expand(output.shape))
+    delta = complex_normal(*output.shape, seed=3)
+    grads = torch.autograd.grad(output, leaves, delta)
+    assert [g.shape for g in grads] == [t.shape for t in leaves]
+    assert not grads[0].any() and not grads[1].any()
+    torch.testing.assert_close(
+        grads[2], delta.sum([d for d in range(delta.dim()) if d != delta.dim() - 3])
+    )
+
+    def loss(input: Tensor) -> Tensor:
+        return f.conv2d(input, *leaves[1:]).abs().sum()
+
+    assert torch.func.grad(loss)(input.detach()).shape == input.shape
+
+
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
 def test_an_image_without_a_batch_and_padding_same() -> None:
     input, weight = complex_normal(3, 6, 7, seed=1), complex_normal(4, 3, 2, 3, seed=2)

@@ -448,6 +448,19 @@ def test_torch_fx() -> None:
         assert torch.equal(traced(input), model(input))
 
 
+def test_a_feature_extractor_finds_the_activation() -> None:
+    """What is in its place is a node of torch.fx's graphs, as the activation was."""
+    extraction = pytest.importorskip("torchvision.models.feature_extraction")
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten()).double()
+    input = normal((2, 3, 8, 8), torch.float64, seed=1)
+    expected = model[1](model[0](input))
+    bp.convert(model, fuse_activations=True)
+    assert bp.fusions(model).fused
+    extracted = extraction.create_feature_extractor(model, ["1"])(input)
+    assert_close([extracted["1"]], [expected])
+    assert torch.fx.symbolic_trace(model[1])(input) is input
+
+
 def test_compiled_as_a_whole() -> None:
     model, input = prepared(MODELS["blocks"])
     bp.convert(model, fuse_activations=True).eval()

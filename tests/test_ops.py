@@ -319,6 +319,22 @@ def test_small_sums_in_low_precision_are_exact() -> None:
         assert bp.functional.conv2d(ones, ones).item() == 4
 
 
+@pytest.mark.parametrize("algorithm", ["direct", "plain"])
+def test_infinite_weights_at_the_border(algorithm: str) -> None:
+    """Where a deviation of docs/compatibility.md is: padding that is multiplied makes NaN."""
+    picture, weight = torch.ones(1, 1, 8, 8), torch.zeros(1, 1, 3, 3)
+    weight[0, 0, 0, 0] = torch.inf
+    with bp.backends.cpu.flags(conv_algorithm=algorithm):
+        output = bp.functional.conv2d(picture, weight, padding=1)
+        grad = bp.functional.conv2d_input_grad(picture.shape, weight, picture, padding=1)
+    multiplied = torch.zeros(8, 8, dtype=torch.bool)  # where the filter's corner meets padding
+    if algorithm == "direct":
+        multiplied[0] = multiplied[:, 0] = True
+    assert torch.equal(output[0, 0].isnan(), multiplied)
+    assert torch.equal(grad[0, 0].isnan(), multiplied.flip(0, 1))
+    assert not torch.nn.grad.conv2d_input(picture.shape, weight, picture, padding=1).isnan().any()
+
+
 def test_conv_algorithm_switch() -> None:
     cpu = bp.backends.cpu
     assert cpu.conv_algorithm == "auto"

@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import gc
 import inspect
+import itertools
 import sys
 import types
 from collections import Counter
@@ -34,6 +35,7 @@ from torch_convbp._graph import (
     makes_its_own,
     of_function,
 )
+from torch_convbp._methods import methods_of, takes_apart, uses
 from torch_convbp._source import is_torchs
 from torch_convbp._tracing import Entry, Trace, Visit
 from torch_convbp._without_calls import Call, call_of, check, class_before, class_without
@@ -160,6 +162,7 @@ class Judge:
         return (
             self._why_not_between(conv, user)
             or self._why_not_others(conv, site)
+            or self._why_not_methods(conv, site)
             or self._why_not_after(user, site)
             or self._why_not_holder(site)
         )
@@ -215,6 +218,34 @@ class Judge:
         for module in self.modules.values():
             if self._reached_from(_hooks(module, "_forward_hooks", "_forward_pre_hooks")) & ends:
                 return "a hook has them in reach"
+        return None
+
+    def _why_not_methods(self, conv: Node, site: Site) -> str | None:
+        """May another method than forward give what is between the two to whoever calls it?
+
+        It has to look up what has the convolution in it, and not the activation.
+        """
+        path, holders = site.convolution.split("."), self._places(site.holder)
+        shared = min(_common(path[:-1], holder.split(".")) for holder in holders)
+        names = {name for name in path[shared:] if not name.isdecimal()}
+        # What a Sequential has in it is not looked up by name; but the Sequential is.
+        named = [name for name in path[:shared] if not name.isdecimal()]
+        sequential = named[-1] if named and path[shared].isdecimal() else ""
+        gave: dict[tuple[types.CodeType, int], bool] = {}  # by the object it is a method of
+        for visit in self.trace.visits.values():
+            for value in visit.given:
+                key = visit.code, id(value)
+                gave[key] = gave.get(key, False) or conv in visit.returned
+        for depth in range(len(path)):
+            numbered = depth == shared and path[depth].isdecimal()  # self[0]
+            module = self.copies[".".join(path[:depth])]
+            for method in methods_of(module):
+                code = method.__code__
+                gives = gave.get((code, id(module)))  # None: it did not run
+                if gives is False or (gives and code.co_name == "forward"):
+                    continue
+                if numbered or uses(code, names) or (sequential and takes_apart(code, sequential)):
+                    return f"{method.__qualname__} may hand out the convolution's output"
         return None
 
     def _hidden_in(self, node: Node) -> set[int]:
@@ -289,6 +320,12 @@ class Judge:
             if self.copies[above] not in self.entered:
                 return f"it is {place} too, which was not called"
         return None
+
+
+def _common(these: Sequence[str], others: Sequence[str]) -> int:
+    """The length of the beginning that both have in common."""
+    pairs = zip(these, others, strict=False)
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def _apart(these: Sequence[Entry], others: Sequence[Entry]) -> Sequence[Entry]:

@@ -102,10 +102,13 @@ def convert(
             else sees the convolution's output in any run of the model's forward.
             bp.fusions(model) lists what was fused, and what was left alone and why; the logger
             "torch_convbp" is told too. What passes between the two is a from then on: to a hook
-            put on the convolution later, to a slice of a Sequential that ends there, to another
-            method. By nature outside of what is shown are a convolution that another model has
-            too, a copy.copy of the model, which shares its layers, and what torch.fx made of it
-            while it was fused. Revert before layers are replaced, or activations changed.
+            put on the convolution later, to a slice of a Sequential that ends there, to code that
+            is no method of the model's classes or has the layers in a list. By nature outside of
+            what is shown are a convolution that another model has too, a copy.copy of the model,
+            which shares its layers, and what torch.fx made of it while it was fused. Revert before
+            layers are replaced, or activations changed. The global random states of torch, Python
+            and NumPy are afterwards what they were: numbers that another thread draws meanwhile
+            are drawn again.
 
     Returns:
         The same model: outputs, gradients and state_dict are what they were.

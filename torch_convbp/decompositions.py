@@ -182,9 +182,11 @@ def max_pool2d(
         input, kernel_size, stride, padding, dilation, ceil_mode
     )
     height, width = input.shape[2:]
+    row = index // width
+    column = index - row * width  # not %, which ONNX lacks where width is symbolic
     # Which tap of the window (m, n) is at the position (i, j)? None, where all are outside.
     taps, inside = [], []
-    for axis, (size, position) in enumerate(((height, index // width), (width, index % width))):
+    for axis, (size, position) in enumerate(((height, row), (width, column))):
         count, step, spread = kernel_size[axis], stride[axis], dilation[axis]
         window = torch.arange(output.shape[2 + axis], device=input.device)
         first = (window * step - padding[axis])[(slice(None), None)[: 2 - axis]]

@@ -77,8 +77,10 @@ def _complex_conv2d(
     )
     if bias is not None:
         shapes.check_bias(bias.shape, weight.shape)
-        bias = torch.view_as_real(bias.resolve_conj()).flatten()
-    channels = torch.view_as_real(input.resolve_conj()).movedim(-1, 2).flatten(1, 2)
+        bias = torch.stack([bias.real, bias.imag], 1).flatten()
+    # Not view_as_real, whose derivative torch cannot compute of empty tensors.
+    channels = torch.stack([input.real, input.imag], 2).flatten(1, 2)
+    channels = channels.contiguous(memory_format=shapes.format_of(input))
     c, d = weight.real, weight.imag
     filters = torch.stack([torch.stack([c, -d], 2), torch.stack([d, c], 2)], 1)
     filters = filters.flatten(2, 3).flatten(0, 1)
@@ -86,7 +88,9 @@ def _complex_conv2d(
     # Autocast leaves complex numbers alone; it would not know these for complex.
     with torch.autocast("cuda" if input.is_cuda else "cpu", enabled=False):
         output = ops.conv2d(channels, filters, bias, *geometry)
-    return torch.complex(output[:, 0::2], output[:, 1::2])
+    # Not torch.complex, which keeps both parts for backward.
+    result = torch.view_as_complex(torch.stack([output[:, 0::2], output[:, 1::2]], -1))
+    return result.contiguous(memory_format=shapes.format_of(output))
 
 
 def conv2d(

@@ -23,6 +23,7 @@ from torch_convbp._fusable import Judge, Site, has_global_hooks, in_both
 from torch_convbp._graph import is_called_by_torch, is_leaf, is_ours
 from torch_convbp._tracing import Trace, structural_copy, text_of
 from torch_convbp._without_calls import class_before, class_without
+from torch_convbp.modules import as_node, is_node
 
 __all__ = ["Fused", "FusedActivation", "Fusions", "LeftAlone", "fuse", "fusions", "unfuse"]
 
@@ -94,6 +95,8 @@ class FusedActivation(nn.Module):
         self.__dict__["_g"] = activations.of_module(original)
 
     def forward(self, input: Tensor) -> Tensor:
+        if is_node(self, input):
+            return as_node(self, input)
         if not torch.compiler.is_compiling() and activations.of_module(self._original) != self._g:
             raise RuntimeError(
                 f"{self._original} was {self._g} when it was fused into {self._places()}; "
@@ -308,7 +311,8 @@ def fusions(model: nn.Module) -> Fusions:
     """What convert(model, fuse_activations=True) fused, and what it left alone, with the reasons.
 
     The reasons are found anew, by tracing copies of the model as convert does: its forward runs
-    with torch.fx's stand-ins for tensors, at least twice.
+    with torch.fx's stand-ins for tensors, at least twice. As there, random numbers that another
+    thread draws meanwhile are drawn again.
 
     Args:
         model: any module; it is not changed.

@@ -55,13 +55,13 @@ def _pair(name: str, value: Any, least: int) -> tuple[int, int]:
     return (height, width[0]) if width else (height, height)
 
 
-def _is_node(layer: nn.Module, input: Any) -> bool:
+def is_node(layer: nn.Module, input: Any) -> bool:
     """Is torch.fx tracing a model that the layer is a part of? Then it is one node of the graph, as
     torch.nn's own layers are; fx would look into it."""
     return isinstance(input, torch.fx.Proxy) and getattr(input.tracer, "root", None) is not layer
 
 
-def _node(layer: nn.Module, input: Any) -> Any:
+def as_node(layer: nn.Module, input: Any) -> Any:
     tracer: Any = input.tracer
     return tracer.create_proxy("call_module", tracer.path_of_module(layer), (input,), {})
 
@@ -153,8 +153,8 @@ class ConvBP2d(_WithActivation, nn.Conv2d):
             self.activation = g
 
     def forward(self, input: Tensor) -> Tensor:
-        if _is_node(self, input):
-            return _node(self, input)
+        if is_node(self, input):
+            return as_node(self, input)
         return super().forward(input)
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -210,8 +210,8 @@ class LinearBP(_WithActivation, nn.Linear):
             self.activation = g
 
     def forward(self, input: Tensor) -> Tensor:
-        if _is_node(self, input):
-            return _node(self, input)
+        if is_node(self, input):
+            return as_node(self, input)
         return functional.linear(input, self.weight, self.bias, activation=self.activation)
 
 
@@ -240,8 +240,8 @@ class MaxPoolBP2d(_Layer, nn.MaxPool2d):
         super().__init__(*windows, _window("dilation", dilation, 1), return_indices, ceil_mode)
 
     def forward(self, input: Tensor) -> Any:
-        if _is_node(self, input):
-            return _node(self, input)
+        if is_node(self, input):
+            return as_node(self, input)
         return functional.max_pool2d(
             input,
             self.kernel_size,
@@ -279,8 +279,8 @@ class AvgPoolBP2d(_Layer, nn.AvgPool2d):
         super().__init__(*windows, ceil_mode, count_include_pad, divisor_override)
 
     def forward(self, input: Tensor) -> Tensor:
-        if _is_node(self, input):
-            return _node(self, input)
+        if is_node(self, input):
+            return as_node(self, input)
         return functional.avg_pool2d(
             input,
             self.kernel_size,
