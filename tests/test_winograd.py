@@ -27,6 +27,7 @@ CASES = [
     Case("three_by_five", in_channels=3, out_channels=70, size=(3, 5), **SAME),
     Case("channels_130", in_channels=130, out_channels=150, size=(4, 4), batch=5, **SAME),
     Case("wide", in_channels=5, out_channels=3, size=(6, 300), batch=1, **SAME),
+    Case("one_row_of_tiles", in_channels=5, out_channels=3, size=(3, 1500), kernel=(3, 3)),
     Case("one_image", in_channels=64, out_channels=64, size=(28, 28), batch=1, **SAME),
 ]  # fmt: skip
 OTHERS = [  # not for it: computed directly

@@ -50,7 +50,8 @@ Winograd plan(TapConv tap, int64_t out, const Table<T>& kernels, int64_t channel
   const int64_t down = divide_up(c.h.count, out), across = divide_up(c.w.count, out);
   const int64_t columns = balanced_tile(across, std::min(across, most));
   const int64_t rows = columns < across ? 1 : balanced_tile(down, std::min(down, most / across));
-  const int64_t images = rows < down ? 1 : balanced_tile(c.batch, most / (down * across));
+  const int64_t images =
+      columns < across || rows < down ? 1 : balanced_tile(c.batch, most / (down * across));
   c.w.set_tile(columns * out);
   c.h.set_tile(rows * out);
   c.batch_tile = images;
