@@ -25,13 +25,16 @@ class Bounds:
     v: float
     least: float  # what a result below the normal numbers may lose
     stores_partial_sums: bool = False  # as torch's product of matrices does before it adds a bias
+    near: float = 0.0  # of the largest sum of magnitudes: what Winograd's algorithm may add to each
 
     @staticmethod
-    def of(dtype: torch.dtype, terms: int, stores_partial_sums: bool = False) -> Bounds:
+    def of(
+        dtype: torch.dtype, terms: int, stores_partial_sums: bool = False, near: float = 0.0
+    ) -> Bounds:
         accumulator = torch.float64 if dtype == torch.float64 else torch.float32
         eps = [torch.finfo(d).eps / 2 for d in (accumulator, dtype)]
         return Bounds(
-            terms, eps[0], eps[1], torch.finfo(dtype).smallest_normal, stores_partial_sums
+            terms, eps[0], eps[1], torch.finfo(dtype).smallest_normal, stores_partial_sums, near
         )
 
     @property
@@ -41,7 +44,11 @@ class Bounds:
         return summing + 2 * self.v * self.stores_partial_sums
 
     def sum(self, magnitude: Tensor, exact: Tensor) -> Tensor:
-        return self.summing * magnitude + 2 * self.v * exact.abs() + self.least
+        rounding = self.summing * magnitude + 2 * self.v * exact.abs() + self.least
+        return rounding + self.of_largest(magnitude)
+
+    def of_largest(self, magnitude: Tensor) -> float:
+        return self.near * magnitude.max().item() if self.near and magnitude.numel() else 0.0
 
 
 def round_off(
@@ -77,8 +84,11 @@ def round_off(
         # A gradient sums products of delta: what errs is delta, and the sum.
         spread = delta_error + bounds.summing * (delta.abs() + delta_error)
         gradients = torch.autograd.grad(output, [leaves[n] for n in wanted], grad)
-        errors = torch.autograd.grad(magnitude, [positive[n] for n in wanted], spread)
-        for name, gradient, error in zip(wanted, gradients, errors, strict=True):
+        leaves_of = [positive[n] for n in wanted]
+        errors = torch.autograd.grad(magnitude, leaves_of, spread, retain_graph=True)
+        sizes = torch.autograd.grad(magnitude, leaves_of, delta.abs() + delta_error)
+        for name, gradient, error, size in zip(wanted, gradients, errors, sizes, strict=True):
+            error = error + bounds.of_largest(size)
             exact[name] = gradient
             bound[name] = error + 2 * bounds.v * (gradient.abs() + error) + bounds.least
     return exact, bound
