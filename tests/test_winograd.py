@@ -34,6 +34,8 @@ OTHERS = [  # not for it: computed directly
     Case("stride", in_channels=16, out_channels=16, stride=(2, 1), **SAME),
     Case("dilation", in_channels=16, out_channels=16, dilation=(1, 2), **SAME),
     Case("kernel_5", in_channels=16, out_channels=16, kernel=(3, 5)),
+    Case("no_channels", in_channels=0, out_channels=16, **SAME),
+    Case("one_channel_a_group", in_channels=16, out_channels=16, groups=16, **SAME),
 ]
 
 

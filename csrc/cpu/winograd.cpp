@@ -26,11 +26,7 @@ constexpr int64_t kWeightGradLanes = 64, kWeightGradChannels = 128;
 
 template <typename T>
 Table<T> table(int64_t out) {
-#if defined(__x86_64__)
-  if (capability() >= Capability::kAvx512) return avx512::make_table<T>(out);
-  if (capability() >= Capability::kAvx2) return avx2::make_table<T>(out);
-#endif
-  return baseline::make_table<T>(out);
+  return CONVBP_IN_BEST_ISA(make_table<T>(out));
 }
 
 template <typename T>
@@ -100,7 +96,9 @@ TapConv forward(const ConvProblem& p) {
 bool takes(const ConvProblem& p) {
   for (const Spatial axis : {kHeight, kWidth})
     if (p.kernel[axis] != 3 || p.stride[axis] != 1 || p.dilation[axis] != 1) return false;
-  return p.in_channels > 1 || p.out_channels > 1 || p.groups == 1;
+  // Without channels there is nothing to transform; with one a group, make_tap_conv takes groups for
+  // lanes.
+  return p.in_channels > 0 && (p.in_channels > 1 || p.out_channels > 1 || p.groups == 1);
 }
 
 // A tile takes 36 products for 16 results of 9 products each, so four times fewer where tiles are
