@@ -7,7 +7,7 @@ between may be the rounding of a sum of so many products, and no more.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -298,17 +298,26 @@ def test_other_dtypes_are_refused(layer: str, dtype: torch.dtype) -> None:
 STEP = {"max_pool2d": 29}  # of its more than a thousand
 
 
+def differentiable(layer: str) -> Iterator[tuple[Callable[..., Tensor], list[Tensor]]]:
+    """Our function of the samples' tensors, and these, with gradients wanted."""
+    for sample in samples(layer, torch.float64)[:: STEP.get(layer, 1)]:
+        tensors, call = tensors_of(sample.input, *sample.args, **sample.kwargs)
+        yield (
+            lambda *t, call=call: first(call(SUBJECTS[layer].ours, *t)),
+            [t.requires_grad_() for t in tensors],
+        )
+
+
 # Where the OpInfo says that torch's own function has it, as it does for all of these.
 @pytest.mark.cell(TABLE, "gradcheck, forward mode and batched gradients of the samples")
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
 @every
 def test_gradcheck(layer: str) -> None:
     op = OPINFOS[layer]
-    for sample in samples(layer, torch.float64)[:: STEP.get(layer, 1)]:
-        tensors, call = tensors_of(sample.input, *sample.args, **sample.kwargs)
+    for function, tensors in differentiable(layer):
         torch.autograd.gradcheck(
-            lambda *t, call=call: first(call(SUBJECTS[layer].ours, *t)),
-            [t.requires_grad_() for t in tensors],
+            function,
+            tensors,
             fast_mode=True,
             check_forward_ad=op.supports_forward_ad,
             check_batched_grad=op.check_batched_grad,
@@ -320,11 +329,10 @@ def test_gradcheck(layer: str) -> None:
 @every
 def test_gradgradcheck(layer: str) -> None:
     op = OPINFOS[layer]
-    for sample in samples(layer, torch.float64)[:: STEP.get(layer, 1)]:
-        tensors, call = tensors_of(sample.input, *sample.args, **sample.kwargs)
+    for function, tensors in differentiable(layer):
         torch.autograd.gradgradcheck(
-            lambda *t, call=call: first(call(SUBJECTS[layer].ours, *t)),
-            [t.requires_grad_() for t in tensors],
+            function,
+            tensors,
             fast_mode=True,
             gen_non_contig_grad_outputs=True,
             check_fwd_over_rev=op.supports_fwgrad_bwgrad,

@@ -146,7 +146,6 @@ def parse(function: str, activation: ActivationLike) -> Activation | None:
     Raises:
         ValueError: no activation of that name, another number of parameters, or one is no number.
         TypeError: neither a name nor a module of one of the known types.
-        RuntimeError: an Activation of another name or number of parameters.
     """
     if activation is None:
         return None

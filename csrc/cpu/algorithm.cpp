@@ -1,6 +1,5 @@
 #include "algorithm.h"
 
-#include <algorithm>
 #include <atomic>
 #include <iterator>
 #include <stdexcept>
@@ -23,8 +22,9 @@ void set_algorithm(const std::string& name) {
       setting = i;
       return;
     }
-  throw std::runtime_error("conv_algorithm: expected \"auto\", \"direct\", \"winograd\" or \"plain\", but got \"" +
-                           name + "\"");
+  throw std::runtime_error(
+      "conv_algorithm: expected \"auto\", \"direct\", \"winograd\" or \"plain\", but got \"" + name +
+      "\"");
 }
 
 std::string algorithm_setting() {

@@ -11,3 +11,16 @@ Capability capability();
 const char* capability_name();
 
 }  // namespace convbp
+
+// The instruction sets that the convolution kernels are compiled for, a namespace each: M(namespace)
+// for each of them, and what is called in the best one that is used.
+#if defined(__x86_64__)
+#define CONVBP_FOR_EACH_ISA(M) M(baseline) M(avx2) M(avx512)
+#define CONVBP_IN_BEST_ISA(...)                               \
+  (capability() >= Capability::kAvx512 ? avx512::__VA_ARGS__  \
+   : capability() >= Capability::kAvx2 ? avx2::__VA_ARGS__    \
+                                       : baseline::__VA_ARGS__)
+#else
+#define CONVBP_FOR_EACH_ISA(M) M(baseline)
+#define CONVBP_IN_BEST_ISA(...) baseline::__VA_ARGS__
+#endif

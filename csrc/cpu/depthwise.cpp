@@ -16,15 +16,6 @@ constexpr int64_t kWidestVector = 64;
 // The rows a task reads should stay in the second-level cache.
 constexpr int64_t kBandBytes = 256 * 1024;
 
-template <typename T>
-Table<T> table() {
-#if defined(__x86_64__)
-  if (capability() >= Capability::kAvx512) return avx512::make_table<T>();
-  if (capability() >= Capability::kAvx2) return avx2::make_table<T>();
-#endif
-  return baseline::make_table<T>();
-}
-
 bool is_channels_last(const int64_t* stride) {
   return stride[1] == 1 && stride[3] != 1;
 }
@@ -52,7 +43,7 @@ void run(const ConvProblem& p, Axis h, Axis w, View<const T> source, View<const 
       filters[last ? tap * d.channels + c : c * taps + tap] =
           weight.at(c, 0, d.h.taps[tap / d.w.tap_count()], d.w.taps[tap % d.w.tap_count()]);
 
-  const Table<T> kernels = table<T>();
+  const Table<T> kernels = CONVBP_IN_BEST_ISA(make_table<T>());
   const auto kernel = last ? kernels.channels_last : kernels.planes;
   parallel_for(images * d.bands(), [&](int64_t begin, int64_t end) {
     kernel(d, source, filters, epilogue, result, begin, end);

@@ -23,15 +23,6 @@ using namespace convbp::CONVBP_ISA;
 template <typename T>
 using Vector = typename Simd<T>::Vector;
 
-template <typename T>
-CONVBP_INLINE Vector<T> load_vector(const T* p) {
-  return *reinterpret_cast<const Vector<T>*>(p);
-}
-template <typename T>
-CONVBP_INLINE void store_vector(T* p, Vector<T> v) {
-  *reinterpret_cast<Vector<T>*>(p) = v;
-}
-
 // The taps of an axis that meet the source from position t: [first, last).
 struct TapRange {
   int64_t first, last;
@@ -61,10 +52,10 @@ CONVBP_INLINE void run_of_pixels(const Depthwise& d, const std::vector<TapRow<T>
   for (int i = 0; i < kRun; ++i) acc[i] = start;
   for (const TapRow<T>& row : rows)
     for (int64_t tap = s.first; tap < s.last; ++tap) {
-      const Vector<T> filter = load_vector(row.filters + tap * d.channels + channel);
+      const Vector<T> filter = vector_at(row.filters + tap * d.channels + channel);
       const T* from = row.source + (t * d.w.step + d.w.offset[tap]) * pixel + channel;
 #pragma GCC unroll 16
-      for (int i = 0; i < kRun; ++i) acc[i] += load_vector(from + i * d.w.step * pixel) * filter;
+      for (int i = 0; i < kRun; ++i) acc[i] += vector_at(from + i * d.w.step * pixel) * filter;
     }
 #pragma GCC unroll 16
   for (int i = 0; i < kRun; ++i) sums[i] = acc[i];
@@ -95,7 +86,7 @@ CONVBP_TARGET void channels_last_tasks(const Depthwise& d, View<const T> source,
       // The last vector of channels ends with the last channel: some are computed twice.
       for (int64_t c0 = 0; c0 < d.channels; c0 += kLanes) {
         const int64_t c = std::min(c0, d.channels - kLanes);
-        const Vector<T> bias = epilogue.bias ? load_vector(epilogue.bias + c) : Vector<T>{};
+        const Vector<T> bias = epilogue.bias ? vector_at(epilogue.bias + c) : Vector<T>{};
         const auto finish = [&](int64_t t, Vector<T>* sums, int count) CONVBP_TARGET {
           const int64_t at = b * result.stride[0] + c +
                              (d.h.first + h * d.h.spacing) * result.stride[2] +
@@ -103,9 +94,9 @@ CONVBP_TARGET void channels_last_tasks(const Depthwise& d, View<const T> source,
           const int64_t apart = d.w.spacing * result.stride[3];
           if (epilogue.pre_activation)
             for (int i = 0; i < count; ++i)
-              store_vector(epilogue.pre_activation + at + i * apart, sums[i]);
+              vector_at(epilogue.pre_activation + at + i * apart) = sums[i];
           epilogue.activation.apply(reinterpret_cast<T*>(sums), count * kLanes);
-          for (int i = 0; i < count; ++i) store_vector(result.data + at + i * apart, sums[i]);
+          for (int i = 0; i < count; ++i) vector_at(result.data + at + i * apart) = sums[i];
         };
         const auto run = [&]<int kRun>(int64_t t, TapRange s) CONVBP_TARGET {
           Vector<T> sums[kRun];
@@ -171,7 +162,7 @@ CONVBP_INLINE void vectors_of_pixels(const Depthwise& d, const std::vector<TapRo
       const T* from = row.source + places[tap] + t;
 #pragma GCC unroll 4
       for (int v = 0; v < kVectors; ++v)
-        acc[v] += load_vector(from + v * Simd<T>::kLanes) * row.filters[tap];
+        acc[v] += vector_at(from + v * Simd<T>::kLanes) * row.filters[tap];
     }
 #pragma GCC unroll 4
   for (int v = 0; v < kVectors; ++v) sums[v] = acc[v];

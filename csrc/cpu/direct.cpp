@@ -24,12 +24,7 @@ constexpr int64_t kWeightGradBytes = 16 * 1024 * 1024;
 
 template <typename T>
 Table<T, Accumulator<T>> table() {
-  using Acc = Accumulator<T>;
-#if defined(__x86_64__)
-  if (capability() >= Capability::kAvx512) return avx512::make_table<T, Acc>();
-  if (capability() >= Capability::kAvx2) return avx2::make_table<T, Acc>();
-#endif
-  return baseline::make_table<T, Acc>();
+  return CONVBP_IN_BEST_ISA(make_table<T, Accumulator<T>>());
 }
 
 template <typename T, typename Acc>

@@ -86,12 +86,10 @@ CONVBP_INLINE void store_tile(T* to, const int64_t* at, int64_t lane_stride,
                               const Acc (&sums)[kRows][kBlock], int64_t rows, int64_t lanes) {
   if constexpr (std::is_same_v<T, Acc>)
     if (lane_stride == 1 && lanes == kBlock) {
-      using Vector = typename Simd<Acc>::Vector;
       for (int64_t i = 0; i < rows; ++i)
 #pragma GCC unroll 4
         for (int lane = 0; lane < kBlock; lane += Simd<Acc>::kLanes)
-          *reinterpret_cast<Vector*>(to + at[i] + lane) =
-              *reinterpret_cast<const Vector*>(&sums[i][lane]);
+          vector_at(to + at[i] + lane) = vector_at(&sums[i][lane]);
       return;
     }
   for (int64_t i = 0; i < rows;) {
@@ -122,8 +120,8 @@ CONVBP_TARGET void sum_pixels(const std::vector<Run>& runs, const Acc* patch,
   for (int i = 0; i < kTileRows; ++i)
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v)
-      *reinterpret_cast<Vector*>(sums + i * kBlock + v * kLanes) =
-          acc[i][v] + *reinterpret_cast<const Vector*>(bias + v * kLanes);
+      vector_at(sums + i * kBlock + v * kLanes) =
+          acc[i][v] + vector_at(bias + v * kLanes);
 }
 
 template <bool kDepthwise, typename Acc, int kVectors>
@@ -209,7 +207,7 @@ CONVBP_TARGET void add_to_rows(const WeightGrad& p, const TileExtent& e, int64_t
   for (int i = 0; i < kTileRows; ++i)
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v)
-      *reinterpret_cast<Vector*>(sums + i * p.lanes_padded() + v * kLanes) += acc[i][v];
+      vector_at(sums + i * p.lanes_padded() + v * kLanes) += acc[i][v];
 }
 
 template <bool kDepthwise, typename Acc, int kVectors>
@@ -286,11 +284,11 @@ CONVBP_TARGET void weight_grad_tasks(const WeightGrad& p, View<const T> input, V
           for (int64_t pixel = 0; pixel < pixels; ++pixel, delta_row += kBlock)
 #pragma GCC unroll 4
             for (int v = 0; v < kVectors; ++v)
-              acc[v] += *reinterpret_cast<const Vector*>(delta_row + v * kLanes);
+              acc[v] += vector_at(delta_row + v * kLanes);
           Acc* const to = group_sums + p.rows() * p.lanes_padded() + lane0 + lane;
 #pragma GCC unroll 4
           for (int v = 0; v < kVectors; ++v)
-            *reinterpret_cast<Vector*>(to + v * kLanes) += acc[v];
+            vector_at(to + v * kLanes) += acc[v];
         }
     }
   }

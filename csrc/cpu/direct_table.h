@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "../conv_problem.h"
+#include "capability.h"
 #include "direct_plan.h"
 #include "epilogue.h"
 
@@ -23,16 +24,12 @@ struct Table {
                             bool with_bias, Acc* sums, int64_t begin, int64_t end);
 };
 
-#define CONVBP_DECLARE_TABLES(isa)                                \
+#define CONVBP_DECLARE_TABLE(isa)                                 \
   namespace isa {                                                 \
   template <typename T, typename Acc>                             \
   Table<T, Acc> make_table();                                     \
   }
-CONVBP_DECLARE_TABLES(baseline)
-#if defined(__x86_64__)
-CONVBP_DECLARE_TABLES(avx2)
-CONVBP_DECLARE_TABLES(avx512)
-#endif
-#undef CONVBP_DECLARE_TABLES
+CONVBP_FOR_EACH_ISA(CONVBP_DECLARE_TABLE)
+#undef CONVBP_DECLARE_TABLE
 
 }  // namespace convbp::direct

@@ -62,19 +62,13 @@ CONVBP_INLINE void transpose_4x4(const float* from, int64_t from_step, float* to
 template <typename From, typename To>
 CONVBP_TARGET void copy_row(const From* from, int64_t from_c, int64_t from_x, int64_t channels,
                             int64_t width, To* to, int64_t to_c, int64_t to_x) {
-  const auto convert = [](From value) CONVBP_TARGET {
-    if constexpr (std::is_same_v<From, To>)
-      return value;
-    else
-      return static_cast<To>(value);
-  };
   if (from_c == 1 && to_c == 1) {
     if (std::is_same_v<From, To> && from_x == channels && to_x == channels) {
       std::memcpy(to, from, width * channels * sizeof(From));
       return;
     }
     for (int64_t x = 0; x < width; ++x)
-      for (int64_t c = 0; c < channels; ++c) to[x * to_x + c] = convert(from[x * from_x + c]);
+      for (int64_t c = 0; c < channels; ++c) to[x * to_x + c] = store<To>(from[x * from_x + c]);
     return;
   }
   constexpr int64_t kSide = 16;
@@ -96,7 +90,7 @@ CONVBP_TARGET void copy_row(const From* from, int64_t from_c, int64_t from_x, in
       // What whole fours leave: columns behind x, and channels behind c before them.
       for (int64_t cc = c0; cc < c1; ++cc)
         for (int64_t xx = cc < c ? x : x0; xx < x1; ++xx)
-          to[xx * to_x + cc * to_c] = convert(from[xx * from_x + cc * from_c]);
+          to[xx * to_x + cc * to_c] = store<To>(from[xx * from_x + cc * from_c]);
     }
 }
 

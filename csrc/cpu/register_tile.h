@@ -25,6 +25,16 @@ constexpr int kRows = CONVBP_VECTOR_BYTES == 64 ? 12 : 6;
 
 #define CONVBP_INLINE __attribute__((always_inline)) CONVBP_TARGET inline
 
+// The vector that begins at p.
+template <typename Acc>
+CONVBP_INLINE typename Simd<Acc>::Vector& vector_at(Acc* p) {
+  return *reinterpret_cast<typename Simd<Acc>::Vector*>(p);
+}
+template <typename Acc>
+CONVBP_INLINE const typename Simd<Acc>::Vector& vector_at(const Acc* p) {
+  return *reinterpret_cast<const typename Simd<Acc>::Vector*>(p);
+}
+
 // The loop everything else feeds: acc[i][:] += sum_q row[i][q * row_step] * lane[q][:], or,
 // depthwise, row[i][q * row_step + :] * lane[q][:].
 template <bool kDepthwise, typename Acc, int kTileRows, int kVectors>
@@ -33,17 +43,16 @@ CONVBP_INLINE void accumulate(typename Simd<Acc>::Vector (&acc)[kTileRows][kVect
                               const Acc* lane, int64_t count) {
   using Vector = typename Simd<Acc>::Vector;
   for (int64_t q = 0; q < count; ++q) {
-    const Vector* lanes = reinterpret_cast<const Vector*>(lane);
     Vector x[kVectors];
 #pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) x[v] = lanes[v];
+    for (int v = 0; v < kVectors; ++v) x[v] = vector_at(lane + v * Simd<Acc>::kLanes);
 #pragma GCC unroll 16
     for (int i = 0; i < kTileRows; ++i) {
       const Acc* r = row[i] + q * row_step;
 #pragma GCC unroll 4
       for (int v = 0; v < kVectors; ++v) {
         if constexpr (kDepthwise)
-          acc[i][v] += reinterpret_cast<const Vector*>(r)[v] * x[v];
+          acc[i][v] += vector_at(r + v * Simd<Acc>::kLanes) * x[v];
         else
           acc[i][v] += *r * x[v];
       }

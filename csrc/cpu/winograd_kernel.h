@@ -26,13 +26,6 @@ using namespace convbp::CONVBP_ISA;
 using Vector = Simd<float>::Vector;
 constexpr int kLanes = Simd<float>::kLanes, kVectors = 2, kBlock = kVectors * kLanes;
 
-CONVBP_INLINE Vector& vector_at(float* p) {
-  return *reinterpret_cast<Vector*>(p);
-}
-CONVBP_INLINE const Vector& vector_at(const float* p) {
-  return *reinterpret_cast<const Vector*>(p);
-}
-
 // An extent up to whole tiles.
 inline TileExtent whole_tiles(const Winograd& p, TileExtent e) {
   e.rows = p.whole(e.rows);

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "../conv_problem.h"
+#include "capability.h"
 #include "epilogue.h"
 #include "winograd_plan.h"
 
@@ -24,16 +25,12 @@ struct Table {
                             int64_t begin, int64_t end);
 };
 
-#define CONVBP_DECLARE_TABLES(isa)          \
+#define CONVBP_DECLARE_TABLE(isa)           \
   namespace isa {                           \
   template <typename T>                     \
   Table<T> make_table(int64_t out);         \
   }
-CONVBP_DECLARE_TABLES(baseline)
-#if defined(__x86_64__)
-CONVBP_DECLARE_TABLES(avx2)
-CONVBP_DECLARE_TABLES(avx512)
-#endif
-#undef CONVBP_DECLARE_TABLES
+CONVBP_FOR_EACH_ISA(CONVBP_DECLARE_TABLE)
+#undef CONVBP_DECLARE_TABLE
 
 }  // namespace convbp::winograd
