@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -199,7 +200,11 @@ def process(rank: int, folder: Path) -> None:
         model = way(network())
         losses = train(model, model.parameters(), pictures()[rank::2])
         torch.save({"losses": losses, **results_of(model)}, folder / f"{name} {rank}.pt")
+    dist.barrier()
     dist.destroy_process_group()
+    # Without taking the interpreter down: a thread of gloo may still hold a tensor, and to let go
+    # of it after that aborts the process (pytorch/pytorch#179291).
+    os._exit(0)
 
 
 @pytest.fixture(scope="module")
