@@ -9,18 +9,12 @@ namespace convbp::activation {
   template <typename A>                                 \
   const Functions<A>* find(const std::string& name);    \
   }
-CONVBP_DECLARE(baseline)
-#if defined(__x86_64__)
-CONVBP_DECLARE(avx2)
-#endif
+CONVBP_FOR_EACH_ISA(CONVBP_DECLARE)
 #undef CONVBP_DECLARE
 
 template <typename A>
 const Functions<A>* find(const std::string& name) {
-#if defined(__x86_64__)
-  if (capability() >= Capability::kAvx2) return avx2::find<A>(name);
-#endif
-  return baseline::find<A>(name);
+  return CONVBP_IN_BEST_ISA(find<A>(name));
 }
 template const Functions<float>* find(const std::string&);
 template const Functions<double>* find(const std::string&);

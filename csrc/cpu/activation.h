@@ -14,8 +14,9 @@ struct Functions {
   int parameters;
   // x[i] = g(x[i])
   void (*value)(A* x, int64_t count, const A* parameters);
-  // grad[i] = g'(p_i) * grad[i], from kept[i]: g's output or its input
-  void (*error_signal)(A* grad, const A* kept, int64_t count, const A* parameters);
+  // delta[i] = g'(p_i) * grad[i], from kept[i]: g's output or its input. delta may be grad.
+  void (*error_signal)(const A* grad, const A* kept, A* delta, int64_t count,
+                       const A* parameters);
 };
 
 // The row of this name, or null.
@@ -34,8 +35,8 @@ struct Activation {
   void apply(A* x, int64_t count) const {
     if (functions) functions->value(x, count, parameters);
   }
-  void error_signal(A* grad, const A* kept, int64_t count) const {
-    if (functions) functions->error_signal(grad, kept, count, parameters);
+  void error_signal(const A* grad, const A* kept, A* delta, int64_t count) const {
+    functions->error_signal(grad, kept, delta, count, parameters);
   }
 };
 

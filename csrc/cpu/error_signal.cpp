@@ -1,6 +1,7 @@
 #include "error_signal.h"
 
 #include <algorithm>
+#include <type_traits>
 
 #include "parallel.h"
 #include "scratch.h"
@@ -40,15 +41,22 @@ void parallel_pieces(int64_t count, const Body& body) {
   });
 }
 
-// delta[0 .. count) of one piece; the numbers before rounding stay in `piece`.
+// delta[0 .. count) of one piece, and where its numbers are before they are rounded: there, or in
+// `piece`.
 template <typename T, typename Acc>
-void error_signal_piece(const activation::Activation<Acc>& g, const T* grad, const T* kept,
-                        T* delta, int64_t count, Acc* piece) {
-  Acc kept_piece[kPiece] = {};
-  load_piece(grad, count, piece);
-  load_piece(kept, count, kept_piece);
-  g.error_signal(piece, kept_piece, count);
-  store_piece(piece, count, delta);
+const Acc* error_signal_piece(const activation::Activation<Acc>& g, const T* grad, const T* kept,
+                              T* delta, int64_t count, Acc (&piece)[kPiece]) {
+  if constexpr (std::is_same_v<T, Acc>) {
+    g.error_signal(grad, kept, delta, count);
+    return delta;
+  } else {
+    Acc kept_piece[kPiece];
+    load_piece(grad, count, piece);
+    load_piece(kept, count, kept_piece);
+    g.error_signal(piece, kept_piece, piece, count);
+    store_piece(piece, count, delta);
+    return piece;
+  }
 }
 
 template <typename Acc>
@@ -91,54 +99,63 @@ void error_signal_bias_grad(const activation::Activation<Accumulator<T>>& g, con
                             const T* kept, T* delta, const Channels& size, T* bias_grad) {
   using Acc = Accumulator<T>;
   const int64_t channels = size.channels, inner = size.inner;
-  if (channels == 0) return;  // the cut below divides by it
-  // Where channels lie innermost, a task takes all of a chunk's; else it takes one of them.
+  if (channels * inner == 0) {  // the cuts below divide by them
+    std::fill_n(bias_grad, channels, static_cast<T>(Acc(0)));
+    return;
+  }
+  // A task takes some channels of a chunk, as many as lie side by side for long enough: memory is
+  // read in its own order. Where channels lie innermost, that is all of them.
+  const int64_t width =
+      inner == 1 ? channels : std::clamp<int64_t>(kTask / inner, 1, channels);
+  const int64_t blocks = (channels + width - 1) / width;
   const int64_t wanted =
-      inner == 1 ? std::min(kChunks, size.outer * channels / kTask) : kChunks / channels;
+      inner == 1 ? std::min(kChunks, size.outer * channels / kTask) : kChunks / blocks;
   const int64_t chunks = std::max<int64_t>(1, std::min(wanted, size.outer));
   const Scratch block = Scratch::take<double>(ScratchName::kPartial, chunks * channels);
   double* const sums = block.data<double>();
-  const auto chunk_begin = [&](int64_t chunk) { return chunk * size.outer / chunks; };
 
-  if (inner == 1) {
-    const int64_t rows = std::max<int64_t>(1, kPiece / channels);
-    parallel_for(chunks, [&](int64_t begin, int64_t end) {
-      for (int64_t chunk = begin; chunk < end; ++chunk) {
-        double* const of_chunk = sums + chunk * channels;
-        std::fill_n(of_chunk, channels, 0.0);
-        pieces(chunk_begin(chunk), chunk_begin(chunk + 1), rows, [&](int64_t row, int64_t last) {
-          // Whole rows, or pieces of a row that is longer than one.
-          pieces(row * channels, last * channels, kPiece, [&](int64_t i, int64_t piece_end) {
-            Acc piece[kPiece];
-            error_signal_piece(g, grad + i, kept + i, delta + i, piece_end - i, piece);
-            const Acc* from = piece;
-            for (int64_t c = i % channels; i < piece_end; c = 0) {
-              const int64_t width = std::min(channels - c, piece_end - i);
-              for (int64_t x = 0; x < width; ++x) of_chunk[c + x] += from[x];
-              i += width;
-              from += width;
-            }
+  parallel_for(chunks * blocks, [&](int64_t begin, int64_t end) {
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t chunk = task / blocks, c0 = task % blocks * width;
+      const int64_t c1 = std::min(c0 + width, channels);
+      const int64_t o0 = chunk * size.outer / chunks, o1 = (chunk + 1) * size.outer / chunks;
+      double* const of_chunk = sums + chunk * channels;
+      std::fill(of_chunk + c0, of_chunk + c1, 0.0);
+      const auto signal = [&](int64_t first, int64_t last, const auto& add) {
+        pieces(first, last, kPiece, [&](int64_t i, int64_t end) {
+          Acc piece[kPiece];
+          add(i, error_signal_piece(g, grad + i, kept + i, delta + i, end - i, piece), end - i);
+        });
+      };
+      if (inner > 1) {
+        for (int64_t o = o0; o < o1; ++o)
+          signal((o * channels + c0) * inner, (o * channels + c1) * inner,
+                 [&](int64_t i, const Acc* x, int64_t count) {
+                   // The planes that the piece has a part of.
+                   for (const int64_t last = i + count; i < last;) {
+                     const int64_t plane = i / inner, part = std::min(last, (plane + 1) * inner) - i;
+                     of_chunk[plane % channels] += sum(x, part);
+                     x += part;
+                     i += part;
+                   }
+                 });
+      } else if (channels <= kPiece) {
+        pieces(o0, o1, kPiece / channels, [&](int64_t row, int64_t last) {
+          signal(row * channels, last * channels, [&](int64_t, const Acc* x, int64_t count) {
+            Acc column[kPiece] = {};
+            for (int64_t from = 0; from < count; from += channels)
+              for (int64_t c = 0; c < channels; ++c) column[c] += x[from + c];
+            for (int64_t c = 0; c < channels; ++c) of_chunk[c] += column[c];
           });
         });
-      }
-    });
-  } else {
-    parallel_for(chunks * channels, [&](int64_t begin, int64_t end) {
-      for (int64_t task = begin; task < end; ++task) {
-        const int64_t chunk = task / channels, c = task % channels;
-        double total = 0.0;
-        for (int64_t o = chunk_begin(chunk); o < chunk_begin(chunk + 1); ++o) {
-          const int64_t first = (o * channels + c) * inner;
-          pieces(first, first + inner, kPiece, [&](int64_t i, int64_t piece_end) {
-            Acc piece[kPiece];
-            error_signal_piece(g, grad + i, kept + i, delta + i, piece_end - i, piece);
-            total += sum(piece, piece_end - i);
+      } else {
+        for (int64_t o = o0; o < o1; ++o)
+          signal(o * channels, (o + 1) * channels, [&](int64_t i, const Acc* x, int64_t count) {
+            for (int64_t c = 0; c < count; ++c) of_chunk[i % channels + c] += x[c];
           });
-        }
-        sums[task] = total;
       }
-    });
-  }
+    }
+  });
 
   for (int64_t c = 0; c < channels; ++c) {
     double total = 0.0;

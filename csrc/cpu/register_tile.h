@@ -20,8 +20,13 @@ struct Simd {
       __attribute__((vector_size(CONVBP_VECTOR_BYTES), aligned(sizeof(Acc)), may_alias));
 };
 
-// Rows of the register tile: with 2 vectors each, what 16 registers hold, or the 32 of AVX-512.
+// Rows of the register tile: with 2 vectors each, what 16 registers hold, or the 32 of AVX-512 and
+// of NEON.
+#if defined(__aarch64__)
+constexpr int kRows = 12;
+#else
 constexpr int kRows = CONVBP_VECTOR_BYTES == 64 ? 12 : 6;
+#endif
 
 #define CONVBP_INLINE __attribute__((always_inline)) CONVBP_TARGET inline
 

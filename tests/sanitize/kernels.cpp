@@ -271,7 +271,7 @@ void try_elementwise(Random& random) {
   plain.each([&](T) {
     Acc x = static_cast<Acc>(from[index]);
     const Acc k = static_cast<Acc>(from_kept[index]);
-    g.error_signal(&x, &k, 1);
+    g.error_signal(&x, &k, &x, 1);
     sums[index++ / size.inner % size.channels] += static_cast<double>(x);
     return static_cast<T>(x);
   });
