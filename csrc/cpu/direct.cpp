@@ -8,6 +8,7 @@
 #include "parallel.h"
 #include "scratch.h"
 
+#include <algorithm>
 #include <utility>
 
 namespace convbp::direct {
@@ -52,23 +53,44 @@ void choose_tiles(TapConv& c, int64_t element_bytes, int64_t extra) {
   c.batch_tile = balanced_tile(c.batch, images);
 }
 
+// What a patch for all phases of an axis needs.
+Axis axis_of_patch(const Phases& phases) {
+  Axis a;
+  a.count = phases.axes.front().count;
+  a.source_size = phases.axes.front().source_size;
+  a.step = phases.axes.front().step;
+  for (const Axis& phase : phases.axes)
+    a.offset.insert(a.offset.end(), phase.offset.begin(), phase.offset.end());
+  std::sort(a.offset.begin(), a.offset.end());
+  a.offset.erase(std::unique(a.offset.begin(), a.offset.end()), a.offset.end());
+  a.taps.resize(a.offset.size());
+  return a;
+}
+
 template <typename T>
-void run_tap_conv(TapConv c, const Table<T, Accumulator<T>>& kernels, View<const T> source,
-                  const T* weight, const WeightStrides& strides, const Epilogue<T>& epilogue,
-                  View<T> result) {
+void run_tap_conv(const ConvProblem& p, Phases h, Phases w, View<const T> source,
+                  View<const T> weight, const Epilogue<T>& epilogue, View<T> result, bool forward) {
   using Acc = Accumulator<T>;
+  const auto kernels = table<T>();
+  DirectConv conv;
+  TapConv& c = conv.tap;
+  c = make_tap_conv(p, axis_of_patch(h), axis_of_patch(w), forward ? p.in_channels : p.out_channels,
+                    forward ? p.out_channels : p.in_channels, kernels.lanes());
+  conv.h = std::move(h);
+  conv.w = std::move(w);
   choose_tiles(c, sizeof(Acc), 0);
   spread_over_threads(c, 1, 32);
+  const WeightStrides strides = weight_strides(p, c, weight.stride, !forward, forward);
   const int64_t blocks = c.groups * c.blocks();
   const Scratch weight_block =
-      Scratch::take<Acc>(ScratchName::kWeight, blocks * c.packed_block_size());
+      Scratch::take<Acc>(ScratchName::kWeight, blocks * conv.packed_block_size());
   Acc* const packed = weight_block.data<Acc>();
   parallel_for(blocks, [&](int64_t begin, int64_t end) {
-    kernels.pack_weight(c, weight, strides, packed, begin, end);
+    kernels.pack_weight(conv, weight.data, strides, packed, begin, end);
   });
   const auto tap_conv = kernels.tap_conv[c.depthwise][is_wide(kernels, c)];
   parallel_for(c.tasks(), [&](int64_t begin, int64_t end) {
-    tap_conv(c, source, packed, epilogue, result, begin, end);
+    tap_conv(conv, source, packed, epilogue, result, begin, end);
   });
 }
 
@@ -89,27 +111,20 @@ WeightGrad plan_weight_grad(TapConv tap, int64_t element_bytes) {
 template <typename T>
 void conv2d(const ConvProblem& p, View<const T> input, View<const T> weight,
             const Epilogue<T>& epilogue, View<T> output) {
-  const auto kernels = table<T>();
-  const TapConv c = make_tap_conv(p, forward_axis(p, kHeight),
-                                                  forward_axis(p, kWidth), p.in_channels,
-                                                  p.out_channels, kernels.lanes());
-  run_tap_conv<T>(c, kernels, input, weight.data, weight_strides(p, c, weight.stride, 0, 1),
-                  epilogue, output);
+  run_tap_conv<T>(p, {{forward_axis(p, kHeight)}}, {{forward_axis(p, kWidth)}}, input, weight,
+                  epilogue, output, true);
 }
 
 template <typename T>
 void conv2d_input_grad(const ConvProblem& p, View<const T> weight, View<const T> delta,
                        View<T> input_grad) {
-  const auto kernels = table<T>();
-  for (int64_t i = 0; i < std::min(p.stride[kHeight], p.in_size[kHeight]); ++i)
-    for (int64_t j = 0; j < std::min(p.stride[kWidth], p.in_size[kWidth]); ++j) {
-      const TapConv c = make_tap_conv(p, input_grad_axis(p, kHeight, i),
-                                                      input_grad_axis(p, kWidth, j),
-                                                      p.out_channels, p.in_channels,
-                                                      kernels.lanes());
-      run_tap_conv<T>(c, kernels, delta, weight.data, weight_strides(p, c, weight.stride, 1, 0),
-                      {}, input_grad);
-    }
+  const auto phases = [&](Spatial axis) {
+    Phases all;
+    for (int64_t i = 0; i < std::min(p.stride[axis], p.in_size[axis]); ++i)
+      all.axes.push_back(input_grad_axis(p, axis, i));
+    return all;
+  };
+  run_tap_conv<T>(p, phases(kHeight), phases(kWidth), delta, weight, {}, input_grad, false);
 }
 
 template <typename T>

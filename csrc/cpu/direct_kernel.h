@@ -9,6 +9,8 @@
 //   weight gradient  rows are (tap, k), lanes are o, the sum runs over the pixels of a tile
 //   depthwise        the same loops, with a row's own lanes in place of a broadcast
 
+#include <algorithm>
+#include <array>
 #include <cstdint>
 #include <type_traits>
 #include <vector>
@@ -24,20 +26,28 @@ namespace convbp::direct::CONVBP_ISA {
 
 using namespace convbp::CONVBP_ISA;
 
-// Where in the patch each pixel of the tile starts, and where in the result it is written.
-template <typename T>
-void locate_pixels(const TapConv& c, const TileExtent& e, View<T> result, int64_t* in_patch,
-                   int64_t* in_result) {
-  const int64_t rows = c.h.patch_rows(e.rows), columns = c.w.patch_rows(e.columns);
+// Where each pixel of a phase of the tile starts in the patch, and where it is written.
+struct Place {
+  int64_t in_patch, in_result;
+};
+
+// From the tile's first result; `stride` is that of an image, a row and a column.
+inline void locate_pixels(const DirectConv& conv, int64_t phase, const TileExtent& e,
+                          const int64_t (&stride)[3], std::vector<Place>& places) {
+  const TapConv& c = conv.tap;
+  const Axis &h_phase = conv.h_phase(phase), &w_phase = conv.w_phase(phase);
+  const int64_t patch_rows = c.h.patch_rows(e.rows), patch_columns = c.w.patch_rows(e.columns);
+  const int64_t rows = Phases::positions(h_phase, e.h0, e.rows);
+  const int64_t columns = Phases::positions(w_phase, e.w0, e.columns);
+  places.clear();
   for (int64_t b = 0; b < e.images; ++b)
-    for (int64_t h = 0; h < e.rows; ++h)
-      for (int64_t w = 0; w < e.columns; ++w) {
-        *in_patch++ = ((b * rows + h * c.h.position_row()) * columns + w * c.w.position_row()) *
-                      c.reduce;
-        *in_result++ = (e.b0 + b) * result.stride[0] +
-                       (c.h.first + (e.h0 + h) * c.h.spacing) * result.stride[2] +
-                       (c.w.first + (e.w0 + w) * c.w.spacing) * result.stride[3];
-      }
+    for (int64_t h = 0; h < rows; ++h)
+      for (int64_t w = 0; w < columns; ++w)
+        places.push_back(
+            {((b * patch_rows + h * c.h.position_row()) * patch_columns + w * c.w.position_row()) *
+                 c.reduce,
+             b * stride[0] + (h_phase.first + h * h_phase.spacing) * stride[1] +
+                 (w_phase.first + w * w_phase.spacing) * stride[2]});
 }
 
 // Taps whose patch pixels lie one behind the other are read as one run of numbers; depthwise,
@@ -46,11 +56,17 @@ struct Run {
   int64_t start, length;
 };
 
-inline void find_runs(const TapConv& c, int64_t patch_columns, std::vector<Run>& runs) {
+inline void find_runs(const DirectConv& conv, int64_t phase, int64_t patch_columns,
+                      std::vector<Run>& runs) {
+  const TapConv& c = conv.tap;
+  const auto patch_row = [](const Axis& patch, int64_t offset) {
+    const auto& all = patch.offset;
+    return patch.tap_row(std::lower_bound(all.begin(), all.end(), offset) - all.begin());
+  };
   runs.clear();
-  for (int64_t r = 0; r < c.h.tap_count(); ++r)
-    for (int64_t s = 0; s < c.w.tap_count(); ++s) {
-      const int64_t start = (c.h.tap_row(r) * patch_columns + c.w.tap_row(s)) * c.reduce;
+  for (const int64_t h : conv.h_phase(phase).offset)
+    for (const int64_t w : conv.w_phase(phase).offset) {
+      const int64_t start = (patch_row(c.h, h) * patch_columns + patch_row(c.w, w)) * c.reduce;
       if (!c.depthwise && !runs.empty() && runs.back().start + runs.back().length == start)
         runs.back().length += c.depth();
       else
@@ -58,61 +74,52 @@ inline void find_runs(const TapConv& c, int64_t patch_columns, std::vector<Run>&
     }
 }
 
-// [group][lane block][tap][depth][lane of the block], zero in lanes that do not exist.
+// [group][lane block][phase][tap][depth][lane of the block], zero in lanes that do not exist.
 template <typename T, typename Acc>
-CONVBP_TARGET void pack_weight(const TapConv& c, const T* weight, const WeightStrides& stride,
+CONVBP_TARGET void pack_weight(const DirectConv& conv, const T* weight, const WeightStrides& stride,
                                Acc* packed, int64_t begin, int64_t end) {
+  const TapConv& c = conv.tap;
   for (int64_t task = begin; task < end; ++task) {
     const int64_t g = task / c.blocks(), lane0 = task % c.blocks() * c.block;
     const int64_t lanes = std::min(c.block, c.result_channels(g) - lane0);
-    Acc* to = packed + task * c.packed_block_size();
-    for (int64_t r = 0; r < c.h.tap_count(); ++r)
-      for (int64_t s = 0; s < c.w.tap_count(); ++s) {
-        const T* from = weight + g * stride.group + lane0 * stride.lane + c.h.taps[r] * stride.r +
-                        c.w.taps[s] * stride.s;
-        for (int64_t k = 0; k < c.depth(); ++k, to += c.block) {
-          for (int64_t lane = 0; lane < lanes; ++lane)
-            to[lane] = load<Acc>(from[lane * stride.lane + k * stride.reduce]);
-          for (int64_t lane = lanes; lane < c.block; ++lane) to[lane] = Acc(0);
+    Acc* to = packed + task * conv.packed_block_size();
+    for (int64_t phase = 0; phase < conv.phases(); ++phase)
+      for (const int64_t r : conv.h_phase(phase).taps)
+        for (const int64_t s : conv.w_phase(phase).taps) {
+          const T* from = weight + g * stride.group + lane0 * stride.lane + r * stride.r +
+                          s * stride.s;
+          for (int64_t k = 0; k < c.depth(); ++k, to += c.block) {
+            for (int64_t lane = 0; lane < lanes; ++lane)
+              to[lane] = load<Acc>(from[lane * stride.lane + k * stride.reduce]);
+            for (int64_t lane = lanes; lane < c.block; ++lane) to[lane] = Acc(0);
+          }
         }
-      }
   }
 }
 
-// to[at[i] + lane * lane_stride] = sums[i][lane]. Where lanes are not neighbours in memory, runs of
-// pixels mostly are.
-template <typename T, typename Acc, int kBlock>
-CONVBP_INLINE void store_tile(T* to, const int64_t* at, int64_t lane_stride,
-                              const Acc (&sums)[kRows][kBlock], int64_t rows, int64_t lanes) {
+template <int kBlock, typename T, typename Acc>
+CONVBP_INLINE void store_lanes(const Acc* sums, int64_t lanes, T* to) {
   if constexpr (std::is_same_v<T, Acc>)
-    if (lane_stride == 1 && lanes == kBlock) {
-      for (int64_t i = 0; i < rows; ++i)
+    if (lanes == kBlock) {
 #pragma GCC unroll 4
-        for (int lane = 0; lane < kBlock; lane += Simd<Acc>::kLanes)
-          vector_at(to + at[i] + lane) = vector_at(&sums[i][lane]);
+      for (int lane = 0; lane < kBlock; lane += Simd<Acc>::kLanes)
+        vector_at(to + lane) = vector_at(sums + lane);
       return;
     }
-  for (int64_t i = 0; i < rows;) {
-    int64_t run = 1;
-    if (lane_stride != 1)
-      while (i + run < rows && at[i + run] == at[i] + run) ++run;
-    unpack_row(&sums[i][0], int64_t{kBlock}, lanes, run, to + at[i], lane_stride, int64_t{1});
-    i += run;
-  }
+  for (int64_t lane = 0; lane < lanes; ++lane) to[lane] = store<T>(sums[lane]);
 }
 
 // The sums of kTileRows pixels over all taps, with bias: one register tile.
 template <int kTileRows, bool kDepthwise, typename Acc, int kVectors>
-CONVBP_TARGET void sum_pixels(const std::vector<Run>& runs, const Acc* patch,
-                              const int64_t* in_patch, const Acc* weight, const Acc* bias,
-                              Acc* sums) {
+CONVBP_TARGET void sum_pixels(const std::vector<Run>& runs, const Acc* patch, const Place* places,
+                              const Acc* weight, const Acc* bias, Acc* const* sums) {
   using Vector = typename Simd<Acc>::Vector;
   constexpr int kLanes = Simd<Acc>::kLanes, kBlock = kVectors * kLanes;
   Vector acc[kTileRows][kVectors] = {};
   for (const Run& run : runs) {
     const Acc* row[kTileRows];
 #pragma GCC unroll 16
-    for (int i = 0; i < kTileRows; ++i) row[i] = patch + in_patch[i] + run.start;
+    for (int i = 0; i < kTileRows; ++i) row[i] = patch + places[i].in_patch + run.start;
     accumulate<kDepthwise>(acc, row, 1, weight, run.length);
     weight += run.length * kBlock;
   }
@@ -120,8 +127,7 @@ CONVBP_TARGET void sum_pixels(const std::vector<Run>& runs, const Acc* patch,
   for (int i = 0; i < kTileRows; ++i)
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v)
-      vector_at(sums + i * kBlock + v * kLanes) =
-          acc[i][v] + vector_at(bias + v * kLanes);
+      vector_at(sums[i] + v * kLanes) = acc[i][v] + vector_at(bias + v * kLanes);
 }
 
 template <bool kDepthwise, typename Acc, int kVectors>
@@ -131,50 +137,93 @@ struct SumPixels {
 };
 
 template <typename T, typename Acc, int kVectors, bool kDepthwise>
-CONVBP_TARGET void tap_conv_tasks(const TapConv& c, View<const T> source, const Acc* packed,
+CONVBP_TARGET void tap_conv_tasks(const DirectConv& conv, View<const T> source, const Acc* packed,
                                   const Epilogue<T>& epilogue, View<T> result, int64_t begin,
                                   int64_t end) {
   constexpr int kBlock = kVectors * Simd<Acc>::kLanes;
+  const TapConv& c = conv.tap;
   const int64_t blocks_a_task = divide_up(c.blocks(), c.lane_split);
-  const int64_t most_pixels = c.batch_tile * c.h.tile * c.w.tile;
   const Scratch patch_block =
       Scratch::take<Acc>(ScratchName::kPatch, patch_size(c, c.batch_tile, c.h.tile, c.w.tile, c.reduce));
   Acc* const patch = patch_block.template data<Acc>();
-  std::vector<int64_t> in_patch(most_pixels), in_result(most_pixels);
-  std::vector<Run> runs;
+  // Where lanes are not neighbours in memory, finished results wait for whole rows of pixels.
+  const bool by_rows = result.stride[1] != 1;
+  const Scratch waiting_block = Scratch::take<Acc>(
+      ScratchName::kPixels, by_rows ? c.batch_tile * c.h.tile * conv.h.spacing() * c.w.tile *
+                                          conv.w.spacing() * kBlock
+                                    : 0);
+  Acc* const waiting = waiting_block.template data<Acc>();
+  std::vector<std::vector<Place>> places(conv.phases());
+  std::vector<std::vector<Run>> runs(conv.phases());
+  std::array<int64_t, 5> located{};
 
   for (int64_t task = begin; task < end; ++task) {
     const int64_t split = task % c.lane_split, pixel_task = task / c.lane_split;
     const int64_t spatial = pixel_task % c.spatial_tiles();
     const int64_t g = pixel_task / c.spatial_tiles() % c.groups;
     const TileExtent e = tile_extent(c, pixel_task / c.spatial_tiles() / c.groups, spatial);
-    const int64_t pixels = e.pixels();
+    const int64_t rows = conv.h.results(e.h0, e.rows), columns = conv.w.results(e.w0, e.columns);
     pack_patch(c, e, source, g * c.reduce, c.source_channels(g), patch, c.reduce);
-    locate_pixels(c, e, result, in_patch.data(), in_result.data());
-    find_runs(c, c.w.patch_rows(e.columns), runs);
+    const std::array<int64_t, 5> shape{e.images, e.rows, e.columns, rows, columns};
+    if (shape != located)
+      for (int64_t phase = 0; phase < conv.phases(); ++phase) {
+        if (by_rows)
+          locate_pixels(conv, phase, e, {rows * columns * kBlock, columns * kBlock, kBlock},
+                        places[phase]);
+        else
+          locate_pixels(conv, phase, e, {result.stride[0], result.stride[2], result.stride[3]},
+                        places[phase]);
+        find_runs(conv, phase, c.w.patch_rows(e.columns), runs[phase]);
+      }
+    located = shape;
 
     const int64_t last_block = std::min(c.blocks(), (split + 1) * blocks_a_task);
     for (int64_t block = split * blocks_a_task; block < last_block; ++block) {
-      const Acc* const weight = packed + (g * c.blocks() + block) * c.packed_block_size();
+      const Acc* weight = packed + (g * c.blocks() + block) * conv.packed_block_size();
       const int64_t channel0 = g * c.lanes + block * kBlock;
       const int64_t lanes = std::min<int64_t>(kBlock, c.result_channels(g) - block * kBlock);
+      const int64_t to = e.b0 * result.stride[0] + channel0 * result.stride[1] +
+                         e.h0 * conv.h.spacing() * result.stride[2] +
+                         e.w0 * conv.w.spacing() * result.stride[3];
       Acc bias_lanes[kBlock] = {};
       if (epilogue.bias)
         for (int64_t lane = 0; lane < lanes; ++lane)
           bias_lanes[lane] = load<Acc>(epilogue.bias[channel0 + lane]);
 
-      for (int64_t p = 0; p < pixels; p += kRows) {
-        const int64_t valid = std::min<int64_t>(kRows, pixels - p);
-        Acc sums[kRows][kBlock];
-        tile_function<SumPixels<kDepthwise, Acc, kVectors>>(valid)(
-            runs, patch, &in_patch[p], weight, bias_lanes, &sums[0][0]);
+      for (int64_t phase = 0; phase < conv.phases(); ++phase) {
+        const std::vector<Place>& pixels = places[phase];
+        const int64_t count = static_cast<int64_t>(pixels.size());
+        for (int64_t p = 0; p < count; p += kRows) {
+          const int64_t valid = std::min<int64_t>(kRows, count - p);
+          Acc sums[kRows][kBlock];
+          Acc* at[kRows];
+          for (int64_t i = 0; i < valid; ++i)
+            at[i] = by_rows ? waiting + pixels[p + i].in_result : sums[i];
+          tile_function<SumPixels<kDepthwise, Acc, kVectors>>(valid)(
+              runs[phase], patch, &pixels[p], weight, bias_lanes, at);
+          if (by_rows) continue;
+          const auto put = [&](T* result_at) CONVBP_TARGET {
+            for (int64_t i = 0; i < valid; ++i)
+              store_lanes<kBlock>(sums[i], lanes, result_at + pixels[p + i].in_result);
+          };
+          if (epilogue.pre_activation) put(epilogue.pre_activation + to);
+          epilogue.activation.apply(&sums[0][0], valid * kBlock);
+          put(result.data + to);
+        }
+        weight += conv.packed_phase_size(phase);
+      }
 
-        const int64_t to = channel0 * result.stride[1];
-        if (epilogue.pre_activation)
-          store_tile(epilogue.pre_activation + to, &in_result[p], result.stride[1], sums, valid,
-                     lanes);
-        epilogue.activation.apply(&sums[0][0], valid * kBlock);
-        store_tile(result.data + to, &in_result[p], result.stride[1], sums, valid, lanes);
+      if (by_rows) {
+        const auto put = [&](T* result_at) CONVBP_TARGET {
+          for (int64_t b = 0; b < e.images; ++b)
+            for (int64_t row = 0; row < rows; ++row)
+              unpack_row(waiting + (b * rows + row) * columns * kBlock, int64_t{kBlock}, lanes,
+                         columns, result_at + b * result.stride[0] + row * result.stride[2],
+                         result.stride[1], result.stride[3]);
+        };
+        if (epilogue.pre_activation) put(epilogue.pre_activation + to);
+        epilogue.activation.apply(waiting, e.images * rows * columns * kBlock);
+        put(result.data + to);
       }
     }
   }

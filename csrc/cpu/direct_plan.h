@@ -1,11 +1,48 @@
-// The direct algorithm's weight gradient in numbers.
+// What the direct algorithm computes, in numbers.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
+#include <vector>
 
 #include "tap_conv.h"
 
 namespace convbp::direct {
+
+// The phases of an axis: one of the forward convolution, of the input gradient one for each remainder
+// modulo the stride. A task computes them all from one patch.
+struct Phases {
+  std::vector<Axis> axes;
+  int64_t spacing() const { return axes.front().spacing; }
+  // Results of `positions` positions from t: of all phases, and of one.
+  int64_t results(int64_t t, int64_t positions) const {
+    int64_t size = 0;
+    for (const Axis& phase : axes) size += phase.count;
+    return std::min((t + positions) * spacing(), size) - t * spacing();
+  }
+  static int64_t positions(const Axis& phase, int64_t t, int64_t positions) {
+    return std::max<int64_t>(0, std::min(t + positions, phase.count) - t);
+  }
+};
+
+// The axes of `tap` are those of the patch: their offsets are the ones of any phase.
+struct DirectConv {
+  TapConv tap;
+  Phases h, w;
+
+  int64_t phases() const { return static_cast<int64_t>(h.axes.size() * w.axes.size()); }
+  const Axis& h_phase(int64_t phase) const { return h.axes[phase / w.axes.size()]; }
+  const Axis& w_phase(int64_t phase) const { return w.axes[phase % w.axes.size()]; }
+  // Packed weights of a lane block: [phase][tap][depth][lane of the block].
+  int64_t packed_phase_size(int64_t phase) const {
+    return h_phase(phase).tap_count() * w_phase(phase).tap_count() * tap.depth() * tap.block;
+  }
+  int64_t packed_block_size() const {
+    int64_t size = 0;
+    for (int64_t phase = 0; phase < phases(); ++phase) size += packed_phase_size(phase);
+    return size;
+  }
+};
 
 // The weight gradient: row j = (tap, k) of the gradient against lane o, summed over the
 // pixels of a chunk of tiles, then over the chunks. Chunks depend on the problem alone, so

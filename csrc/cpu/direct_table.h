@@ -15,10 +15,10 @@ template <typename T, typename Acc>
 struct Table {
   int vector_bytes;
   int64_t lanes() const { return vector_bytes / static_cast<int64_t>(sizeof(Acc)); }
-  void (*pack_weight)(const TapConv&, const T* weight, const WeightStrides&, Acc* packed,
+  void (*pack_weight)(const DirectConv&, const T* weight, const WeightStrides&, Acc* packed,
                       int64_t begin, int64_t end);
   // [depthwise?][lane blocks of one vector, or of two]
-  void (*tap_conv[2][2])(const TapConv&, View<const T> source, const Acc* packed,
+  void (*tap_conv[2][2])(const DirectConv&, View<const T> source, const Acc* packed,
                          const Epilogue<T>&, View<T> result, int64_t begin, int64_t end);
   void (*weight_grad[2][2])(const WeightGrad&, View<const T> input, View<const T> delta,
                             bool with_bias, Acc* sums, int64_t begin, int64_t end);
