@@ -21,6 +21,7 @@ constexpr int64_t kMostPixels = 1024;
 // The weight gradient is cut into about this many tasks, whatever the machine: the cut
 // fixes the order of its sums.
 constexpr int64_t kWeightGradTasks = 32;
+constexpr int64_t kWeightGradRows = 1024;
 constexpr int64_t kWeightGradBytes = 16 * 1024 * 1024;
 
 template <typename T>
@@ -33,13 +34,13 @@ bool is_wide(const Table<T, Acc>& kernels, const TapConv& c) {
   return c.block * static_cast<int64_t>(sizeof(Acc)) > kernels.vector_bytes;
 }
 
-// Chooses tiles so that a patch, plus `extra` numbers a pixel, fits into kPatchBytes.
-void choose_tiles(TapConv& c, int64_t element_bytes, int64_t extra) {
+// Chooses tiles so that a patch of so many channels, plus `extra` numbers a pixel, fits into kPatchBytes.
+void choose_tiles(TapConv& c, int64_t element_bytes, int64_t channels, int64_t extra) {
   const int64_t budget = kPatchBytes / element_bytes;
   int64_t images = 1, rows = 1, columns = c.w.count;
   const auto fits = [&](int64_t b, int64_t h, int64_t w) {
     const double patch =
-        static_cast<double>(b) * c.h.cheapest_rows(h) * c.w.cheapest_rows(w) * c.reduce;
+        static_cast<double>(b) * c.h.cheapest_rows(h) * c.w.cheapest_rows(w) * channels;
     const double pixels = static_cast<double>(b) * h * w;
     return patch + pixels * extra <= budget && pixels <= kMostPixels;
   };
@@ -78,7 +79,7 @@ void run_tap_conv(const ConvProblem& p, Phases h, Phases w, View<const T> source
                     forward ? p.out_channels : p.in_channels, kernels.lanes());
   conv.h = std::move(h);
   conv.w = std::move(w);
-  choose_tiles(c, sizeof(Acc), 0);
+  choose_tiles(c, sizeof(Acc), c.reduce, 0);
   spread_over_threads(c, 1, 32);
   const WeightStrides strides = weight_strides(p, c, weight.stride, !forward, forward);
   const int64_t blocks = c.groups * c.blocks();
@@ -98,11 +99,22 @@ WeightGrad plan_weight_grad(TapConv tap, int64_t element_bytes) {
   WeightGrad plan;
   plan.tap = std::move(tap);
   TapConv& c = plan.tap;
-  choose_tiles(c, element_bytes, std::min(c.lanes, plan.lanes_a_task));
-  plan.chunks = std::max<int64_t>(
-      1, std::min({plan.tiles(), kWeightGradTasks / (c.groups * plan.lane_tasks()),
-                   kWeightGradBytes / (c.groups * c.lanes * plan.rows() * element_bytes + 1)}));
-  if (plan.tasks() < kWeightGradTasks / 2) plan.lanes_a_task = 32;
+  constexpr int64_t kPanel = WeightGrad::kPanel;
+  const int64_t panels = std::max<int64_t>(1, kWeightGradRows / c.taps() / kPanel);
+  plan.channels_a_task =
+      c.depthwise ? c.reduce
+                  : std::min(c.reduce, kPanel * balanced_tile(divide_up(c.reduce, kPanel), panels));
+  choose_tiles(c, element_bytes, plan.channels_a_task, std::min(c.lanes, plan.lanes_a_task));
+  const auto cut = [&] {
+    plan.chunks = std::max<int64_t>(
+        1, std::min({plan.tiles(), kWeightGradTasks / plan.parts(),
+                     kWeightGradBytes / (plan.parts() * plan.sums_a_task() * element_bytes)}));
+  };
+  cut();
+  if (plan.tasks() < kWeightGradTasks / 2) {
+    plan.lanes_a_task = 32;
+    cut();
+  }
   return plan;
 }
 
@@ -137,28 +149,40 @@ void conv2d_weight_grad(const ConvProblem& p, View<const T> input, View<const T>
                          p.out_channels, kernels.lanes()),
       sizeof(Acc));
   const Scratch sums_block =
-      Scratch::take<Acc>(ScratchName::kPartial, plan.chunks * plan.sums_a_chunk());
+      Scratch::take<Acc>(ScratchName::kPartial, plan.tasks() * plan.sums_a_task());
   Acc* const sums = sums_block.data<Acc>();
-  const auto kernel = kernels.weight_grad[plan.tap.depthwise][is_wide(kernels, plan.tap)];
+  const TapConv& c = plan.tap;
+  const auto kernel = kernels.weight_grad[c.depthwise][is_wide(kernels, c)];
   parallel_for(plan.tasks(), [&](int64_t begin, int64_t end) {
     kernel(plan, input, delta, bias_grad != nullptr, sums, begin, end);
   });
 
-  // The chunks' sums, added in their order.
-  const TapConv& c = plan.tap;
-  const auto total = [&](int64_t o, int64_t row) {
-    const Acc* from = sums + o / c.lanes * plan.sums_a_group() + row * plan.lanes_padded() + o % c.lanes;
-    Acc sum = *from;
-    for (int64_t chunk = 1; chunk < plan.chunks; ++chunk) sum += from[chunk * plan.sums_a_chunk()];
-    return sum;
+  // The chunks' sums, added in their order; a few lanes at a time, which are neighbours there.
+  constexpr int64_t kNear = 16;
+  const int64_t sums_a_chunk = plan.parts() * plan.sums_a_task();
+  const auto totals = [&](const Acc* from, int64_t lanes, T* to, int64_t to_lane) {
+    Acc sum[kNear];
+    for (int64_t lane = 0; lane < lanes; ++lane) sum[lane] = from[lane];
+    for (int64_t chunk = 1; chunk < plan.chunks; ++chunk)
+      for (int64_t lane = 0; lane < lanes; ++lane) sum[lane] += from[chunk * sums_a_chunk + lane];
+    for (int64_t lane = 0; lane < lanes; ++lane) to[lane * to_lane] = store<T>(sum[lane]);
   };
-  parallel_for(p.groups * p.out_channels, [&](int64_t begin, int64_t end) {
-    for (int64_t o = begin; o < end; ++o) {
-      for (int64_t r = 0, row = 0; r < p.kernel[kHeight]; ++r)
+  const int64_t near_a_task = divide_up(plan.sums_a_row(), kNear);
+  parallel_for(plan.parts() * near_a_task, [&](int64_t begin, int64_t end) {
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t part = task / near_a_task, lane0 = task % near_a_task * kNear;
+      const int64_t first_lane = part % plan.lane_tasks() * plan.lanes_a_task;
+      const int64_t k0 = part / plan.lane_tasks() % plan.channel_tasks() * plan.channels_a_task;
+      const int64_t g = part / plan.lane_tasks() / plan.channel_tasks();
+      const int64_t o = g * c.lanes + first_lane + lane0;
+      const int64_t lanes = std::min(kNear, std::min(plan.lanes_a_task, c.result_channels(g) - first_lane) - lane0);
+      const int64_t channels = c.depthwise ? 1 : std::min(plan.channels_a_task, c.reduce - k0);
+      const Acc* row = sums + part * plan.sums_a_task() + lane0;
+      for (int64_t r = 0; r < p.kernel[kHeight]; ++r)
         for (int64_t s = 0; s < p.kernel[kWidth]; ++s)
-          for (int64_t k = 0; k < p.in_channels; ++k, ++row)
-            weight_grad.at(o, k, r, s) = store<T>(total(o, row));
-      if (bias_grad) bias_grad[o] = store<T>(total(o, plan.rows()));
+          for (int64_t k = k0; k < k0 + channels; ++k, row += plan.sums_a_row())
+            totals(row, lanes, &weight_grad.at(o, k, r, s), weight_grad.stride[0]);
+      if (bias_grad && k0 == 0) totals(row, lanes, bias_grad + o, 1);
     }
   });
 }

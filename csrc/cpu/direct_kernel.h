@@ -229,7 +229,7 @@ CONVBP_TARGET void tap_conv_tasks(const DirectConv& conv, View<const T> source, 
   }
 }
 
-constexpr int64_t kNearPixels = 64;
+constexpr int64_t kNearPixels = 128;
 
 // What lines of pixels [first, last) of a packed tile (those of all its images, counted through) add
 // to kTileRows rows of a lane block of the weight gradient.
@@ -241,12 +241,12 @@ CONVBP_TARGET void add_to_rows(const WeightGrad& p, const TileExtent& e, int64_t
   constexpr int kLanes = Simd<Acc>::kLanes, kBlock = kVectors * kLanes;
   const TapConv& c = p.tap;
   const int64_t patch_columns = c.w.patch_rows(e.columns), image_rows = c.h.patch_rows(e.rows);
-  const int64_t column_step = c.w.position_row() * p.pitch();
+  const int64_t column_step = c.w.position_row() * p.panel(), sums_a_row = p.sums_a_row();
   Vector acc[kTileRows][kVectors] = {};
   for (int64_t line = first; line < last; ++line) {
     const int64_t b = line / e.rows, h = line % e.rows;
     const Acc* const start =
-        patch + (b * image_rows + h * c.h.position_row()) * patch_columns * p.pitch();
+        patch + (b * image_rows + h * c.h.position_row()) * patch_columns * p.panel();
     const Acc* row[kTileRows];
 #pragma GCC unroll 16
     for (int i = 0; i < kTileRows; ++i) row[i] = start + row_offset[i];
@@ -256,7 +256,7 @@ CONVBP_TARGET void add_to_rows(const WeightGrad& p, const TileExtent& e, int64_t
   for (int i = 0; i < kTileRows; ++i)
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v)
-      vector_at(sums + i * p.lanes_padded() + v * kLanes) += acc[i][v];
+      vector_at(sums + i * sums_a_row + v * kLanes) += acc[i][v];
 }
 
 template <bool kDepthwise, typename Acc, int kVectors>
@@ -265,8 +265,8 @@ struct AddToRows {
   static constexpr auto kFunction = &add_to_rows<kTileRows, kDepthwise, Acc, kVectors>;
 };
 
-// One chunk's share of the weight gradient: its sums, [group][row][lane], are added up tile
-// by tile; the last row is the bias gradient's.
+// A chunk's share of some channels and lanes of the weight gradient: its sums, [row][lane], are added
+// up tile by tile; the last row is the bias gradient's.
 template <typename T, typename Acc, int kVectors, bool kDepthwise>
 CONVBP_TARGET void weight_grad_tasks(const WeightGrad& p, View<const T> input, View<const T> delta,
                                      bool with_bias, Acc* sums, int64_t begin, int64_t end) {
@@ -274,34 +274,43 @@ CONVBP_TARGET void weight_grad_tasks(const WeightGrad& p, View<const T> input, V
   constexpr int kLanes = Simd<Acc>::kLanes, kBlock = kVectors * kLanes;
   const TapConv& c = p.tap;
   const int64_t most_pixels = c.batch_tile * c.h.tile * c.w.tile;
+  const int64_t most_patch = patch_size(c, c.batch_tile, c.h.tile, c.w.tile, p.panel());
   const Scratch patch_block =
-      Scratch::take<Acc>(ScratchName::kPatch, patch_size(c, c.batch_tile, c.h.tile, c.w.tile, p.pitch()));
+      Scratch::take<Acc>(ScratchName::kPatch, p.panels(p.channels_a_task) * most_patch);
   const Scratch delta_block =
       Scratch::take<Acc>(ScratchName::kDelta, most_pixels * (p.lanes_a_task + kBlock));
   Acc* const patch = patch_block.template data<Acc>();
   Acc* const packed_delta = delta_block.template data<Acc>();
-  std::vector<int64_t> row_offset(p.rows());
+  std::vector<int64_t> row_offset(p.rows(p.channels_a_task));
 
   for (int64_t task = begin; task < end; ++task) {
     const int64_t lane_task = task % p.lane_tasks();
-    const int64_t g = task / p.lane_tasks() % c.groups;
-    const int64_t chunk = task / p.lane_tasks() / c.groups;
-    const int64_t lane0 = lane_task * p.lanes_a_task;
+    const int64_t channel_task = task / p.lane_tasks() % p.channel_tasks();
+    const int64_t g = task / p.lane_tasks() / p.channel_tasks() % c.groups;
+    const int64_t chunk = task / p.parts();
+    const int64_t lane0 = lane_task * p.lanes_a_task, k0 = channel_task * p.channels_a_task;
     const int64_t lanes = std::min(p.lanes_a_task, c.result_channels(g) - lane0);
-    Acc* const group_sums = sums + chunk * p.sums_a_chunk() + g * p.sums_a_group();
-    for (int64_t row = 0; row <= p.rows(); ++row)
-      fill_zero(group_sums + row * p.lanes_padded() + lane0, divide_up(lanes, kBlock) * kBlock);
+    const int64_t channels = std::min(p.channels_a_task, c.source_channels(g) - k0);
+    const int64_t rows = p.rows(channels);
+    Acc* const task_sums = sums + task * p.sums_a_task();
+    fill_zero(task_sums, (rows + 1) * p.sums_a_row());
 
     const int64_t last_tile = (chunk + 1) * p.tiles() / p.chunks;
     for (int64_t tile = chunk * p.tiles() / p.chunks; tile < last_tile; ++tile) {
       const TileExtent e = tile_extent(c, tile / c.spatial_tiles(), tile % c.spatial_tiles());
       const int64_t pixels = e.pixels();
       const int64_t patch_columns = c.w.patch_rows(e.columns);
-      pack_patch(c, e, input, g * c.reduce, c.source_channels(g), patch, p.pitch());
+      const int64_t panel_size = patch_size(c, e.images, e.rows, e.columns, p.panel());
+      for (int64_t panel = 0; panel < p.panels(channels); ++panel) {
+        const int64_t k = panel * p.panel();
+        pack_patch(c, e, input, g * c.reduce + k0 + k, std::min(p.panel(), channels - k),
+                   patch + panel * panel_size, p.panel());
+      }
       for (int64_t r = 0, row = 0; r < c.h.tap_count(); ++r)
         for (int64_t s = 0; s < c.w.tap_count(); ++s)
-          for (int64_t k = 0; k < c.depth(); ++k, ++row)
-            row_offset[row] = (c.h.tap_row(r) * patch_columns + c.w.tap_row(s)) * p.pitch() + k;
+          for (int64_t k = 0; k < (kDepthwise ? 1 : channels); ++k, ++row)
+            row_offset[row] = k / p.panel() * panel_size + k % p.panel() +
+                              (c.h.tap_row(r) * patch_columns + c.w.tap_row(s)) * p.panel();
 
       // Delta of the tile, [lane block][pixel][lane of the block].
       for (int64_t lane = 0; lane < lanes; lane += kBlock) {
@@ -317,16 +326,16 @@ CONVBP_TARGET void weight_grad_tasks(const WeightGrad& p, View<const T> input, V
       // Few pixels at a time: they are read again for each row, from the first-level cache.
       const int64_t lines = e.images * e.rows, step = divide_up(kNearPixels, e.columns);
       for (int64_t line = 0; line < lines; line += step)
-        for (int64_t row0 = 0; row0 < p.rows(); row0 += kRows) {
-          const int64_t valid = std::min<int64_t>(kRows, p.rows() - row0);
+        for (int64_t row0 = 0; row0 < rows; row0 += kRows) {
+          const int64_t valid = std::min<int64_t>(kRows, rows - row0);
           const auto add = tile_function<AddToRows<kDepthwise, Acc, kVectors>>(valid);
           for (int64_t lane = 0; lane < lanes; lane += kBlock)
             add(p, e, line, std::min(line + step, lines), patch, &row_offset[row0],
                 packed_delta + lane * pixels,
-                group_sums + row0 * p.lanes_padded() + lane0 + lane);
+                task_sums + row0 * p.sums_a_row() + lane);
         }
 
-      if (with_bias)
+      if (with_bias && channel_task == 0)
         for (int64_t lane = 0; lane < lanes; lane += kBlock) {
           const Acc* delta_row = packed_delta + lane * pixels;
           Vector acc[kVectors] = {};
@@ -334,7 +343,7 @@ CONVBP_TARGET void weight_grad_tasks(const WeightGrad& p, View<const T> input, V
 #pragma GCC unroll 4
             for (int v = 0; v < kVectors; ++v)
               acc[v] += vector_at(delta_row + v * kLanes);
-          Acc* const to = group_sums + p.rows() * p.lanes_padded() + lane0 + lane;
+          Acc* const to = task_sums + rows * p.sums_a_row() + lane;
 #pragma GCC unroll 4
           for (int v = 0; v < kVectors; ++v)
             vector_at(to + v * kLanes) += acc[v];

@@ -62,16 +62,20 @@ CONVBP_INLINE void transpose_4x4(const float* from, int64_t from_step, float* to
 template <typename From, typename To>
 CONVBP_TARGET void copy_row(const From* from, int64_t from_c, int64_t from_x, int64_t channels,
                             int64_t width, To* to, int64_t to_c, int64_t to_x) {
+  constexpr int64_t kSide = 16;
   if (from_c == 1 && to_c == 1) {
     if (std::is_same_v<From, To> && from_x == channels && to_x == channels) {
       std::memcpy(to, from, width * channels * sizeof(From));
       return;
     }
-    for (int64_t x = 0; x < width; ++x)
-      for (int64_t c = 0; c < channels; ++c) to[x * to_x + c] = store<To>(from[x * from_x + c]);
+    if (channels == kSide)  // so often that it is worth a loop of known length
+      for (int64_t x = 0; x < width; ++x)
+        for (int64_t c = 0; c < kSide; ++c) to[x * to_x + c] = store<To>(from[x * from_x + c]);
+    else
+      for (int64_t x = 0; x < width; ++x)
+        for (int64_t c = 0; c < channels; ++c) to[x * to_x + c] = store<To>(from[x * from_x + c]);
     return;
   }
-  constexpr int64_t kSide = 16;
   for (int64_t c0 = 0; c0 < channels; c0 += kSide)
     for (int64_t x0 = 0; x0 < width; x0 += kSide) {
       const int64_t c1 = std::min(c0 + kSide, channels), x1 = std::min(x0 + kSide, width);
