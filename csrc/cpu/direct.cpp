@@ -103,7 +103,9 @@ WeightGrad plan_weight_grad(TapConv tap, int64_t element_bytes) {
   const int64_t panels = std::max<int64_t>(1, kWeightGradRows / c.taps() / kPanel);
   plan.channels_a_task =
       c.depthwise ? c.reduce
-                  : std::min(c.reduce, kPanel * balanced_tile(divide_up(c.reduce, kPanel), panels));
+                  : std::clamp<int64_t>(
+                        kPanel * balanced_tile(divide_up(c.reduce, kPanel), panels), 1,
+                        std::max<int64_t>(1, c.reduce));
   choose_tiles(c, element_bytes, plan.channels_a_task, std::min(c.lanes, plan.lanes_a_task));
   const auto cut = [&] {
     plan.chunks = std::max<int64_t>(

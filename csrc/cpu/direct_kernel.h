@@ -235,18 +235,18 @@ constexpr int64_t kNearPixels = 128;
 // to kTileRows rows of a lane block of the weight gradient.
 template <int kTileRows, bool kDepthwise, typename Acc, int kVectors>
 CONVBP_TARGET void add_to_rows(const WeightGrad& p, const TileExtent& e, int64_t first,
-                               int64_t last, const Acc* patch, const int64_t* row_offset,
-                               const Acc* delta, Acc* sums) {
+                               int64_t last, const Acc* patch, int64_t patch_row,
+                               int64_t patch_image, const int64_t* row_offset, const Acc* delta,
+                               Acc* sums) {
   using Vector = typename Simd<Acc>::Vector;
   constexpr int kLanes = Simd<Acc>::kLanes, kBlock = kVectors * kLanes;
   const TapConv& c = p.tap;
-  const int64_t patch_columns = c.w.patch_rows(e.columns), image_rows = c.h.patch_rows(e.rows);
   const int64_t column_step = c.w.position_row() * p.panel(), sums_a_row = p.sums_a_row();
+  const int64_t row_step = c.h.position_row() * patch_row;
   Vector acc[kTileRows][kVectors] = {};
   for (int64_t line = first; line < last; ++line) {
     const int64_t b = line / e.rows, h = line % e.rows;
-    const Acc* const start =
-        patch + (b * image_rows + h * c.h.position_row()) * patch_columns * p.panel();
+    const Acc* const start = patch + b * patch_image + h * row_step;
     const Acc* row[kTileRows];
 #pragma GCC unroll 16
     for (int i = 0; i < kTileRows; ++i) row[i] = start + row_offset[i];
@@ -282,6 +282,7 @@ CONVBP_TARGET void weight_grad_tasks(const WeightGrad& p, View<const T> input, V
   Acc* const patch = patch_block.template data<Acc>();
   Acc* const packed_delta = delta_block.template data<Acc>();
   std::vector<int64_t> row_offset(p.rows(p.channels_a_task));
+  std::array<int64_t, 3> located{};
 
   for (int64_t task = begin; task < end; ++task) {
     const int64_t lane_task = task % p.lane_tasks();
@@ -301,16 +302,17 @@ CONVBP_TARGET void weight_grad_tasks(const WeightGrad& p, View<const T> input, V
       const int64_t pixels = e.pixels();
       const int64_t patch_columns = c.w.patch_rows(e.columns);
       const int64_t panel_size = patch_size(c, e.images, e.rows, e.columns, p.panel());
-      for (int64_t panel = 0; panel < p.panels(channels); ++panel) {
-        const int64_t k = panel * p.panel();
-        pack_patch(c, e, input, g * c.reduce + k0 + k, std::min(p.panel(), channels - k),
-                   patch + panel * panel_size, p.panel());
-      }
-      for (int64_t r = 0, row = 0; r < c.h.tap_count(); ++r)
-        for (int64_t s = 0; s < c.w.tap_count(); ++s)
+      pack_patch(c, e, input, g * c.reduce + k0, channels, patch, p.panel(), panel_size);
+      const std::array<int64_t, 3> shape{patch_columns, panel_size, channels};
+      if (shape != located)
+        for (int64_t tap = 0, row = 0; tap < c.taps(); ++tap) {
+          const int64_t place = c.h.tap_row(tap / c.w.tap_count()) * patch_columns +
+                                c.w.tap_row(tap % c.w.tap_count());
           for (int64_t k = 0; k < (kDepthwise ? 1 : channels); ++k, ++row)
-            row_offset[row] = k / p.panel() * panel_size + k % p.panel() +
-                              (c.h.tap_row(r) * patch_columns + c.w.tap_row(s)) * p.panel();
+            row_offset[row] =
+                place * p.panel() + k / p.panel() * panel_size + k % p.panel();
+        }
+      located = shape;
 
       // Delta of the tile, [lane block][pixel][lane of the block].
       for (int64_t lane = 0; lane < lanes; lane += kBlock) {
@@ -330,7 +332,8 @@ CONVBP_TARGET void weight_grad_tasks(const WeightGrad& p, View<const T> input, V
           const int64_t valid = std::min<int64_t>(kRows, rows - row0);
           const auto add = tile_function<AddToRows<kDepthwise, Acc, kVectors>>(valid);
           for (int64_t lane = 0; lane < lanes; lane += kBlock)
-            add(p, e, line, std::min(line + step, lines), patch, &row_offset[row0],
+            add(p, e, line, std::min(line + step, lines), patch, patch_columns * p.panel(),
+                panel_size / e.images, &row_offset[row0],
                 packed_delta + lane * pixels,
                 task_sums + row0 * p.sums_a_row() + lane);
         }

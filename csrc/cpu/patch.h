@@ -122,37 +122,43 @@ CONVBP_TARGET void fill_zero(Acc* to, int64_t count) {
 }
 
 // Packs what the tile `e` reads of some channels: [image][patch row][patch column][channel], where a
-// pixel has room for `pitch` channels.
+// pixel has room for `pitch` channels. Those beyond go to further panels of the same form, which are
+// `panel_size` numbers apart.
 template <typename T, typename Acc>
 CONVBP_TARGET void pack_patch(const TapConv& c, const TileExtent& e, View<const T> source,
-                              int64_t channel0, int64_t channels, Acc* patch, int64_t pitch) {
+                              int64_t channel0, int64_t channels, Acc* patch, int64_t pitch,
+                              int64_t panel_size = 0) {
   const int64_t rows = c.h.patch_rows(e.rows), columns = c.w.patch_rows(e.columns);
+  const auto pack_columns = [&](const T* from, int64_t channels, Acc* patch) CONVBP_TARGET {
+    if (c.w.dense) {
+      const int64_t j0 = c.w.source_position(0, e.w0);
+      const int64_t left = std::min(columns, std::max<int64_t>(0, -j0));
+      const int64_t end = std::max(left, std::min(columns, c.w.source_size - j0));
+      fill_zero(patch, left * pitch);
+      if (left < end)
+        pack_row(from + (j0 + left) * source.stride[3], source.stride[1], source.stride[3],
+                 channels, end - left, patch + left * pitch, pitch);
+      fill_zero(patch + end * pitch, (columns - end) * pitch);
+    } else {
+      for (int64_t column = 0; column < columns; ++column) {
+        const int64_t j = c.w.source_position(column, e.w0);
+        if (j < 0 || j >= c.w.source_size)
+          fill_zero(patch + column * pitch, pitch);
+        else
+          pack_row(from + j * source.stride[3], source.stride[1], source.stride[3], channels, 1,
+                   patch + column * pitch, pitch);
+      }
+    }
+  };
   for (int64_t b = 0; b < e.images; ++b)
     for (int64_t row = 0; row < rows; ++row, patch += columns * pitch) {
       const int64_t i = c.h.source_position(row, e.h0);
-      if (i < 0 || i >= c.h.source_size) {
-        fill_zero(patch, columns * pitch);
-        continue;
-      }
-      const T* from = &source.at(e.b0 + b, channel0, i, 0);
-      if (c.w.dense) {
-        const int64_t j0 = c.w.source_position(0, e.w0);
-        const int64_t left = std::min(columns, std::max<int64_t>(0, -j0));
-        const int64_t end = std::max(left, std::min(columns, c.w.source_size - j0));
-        fill_zero(patch, left * pitch);
-        if (left < end)
-          pack_row(from + (j0 + left) * source.stride[3], source.stride[1], source.stride[3],
-                   channels, end - left, patch + left * pitch, pitch);
-        fill_zero(patch + end * pitch, (columns - end) * pitch);
-      } else {
-        for (int64_t column = 0; column < columns; ++column) {
-          const int64_t j = c.w.source_position(column, e.w0);
-          if (j < 0 || j >= c.w.source_size)
-            fill_zero(patch + column * pitch, pitch);
-          else
-            pack_row(from + j * source.stride[3], source.stride[1], source.stride[3], channels, 1,
-                     patch + column * pitch, pitch);
-        }
+      for (int64_t k = 0; k < channels; k += pitch) {
+        Acc* const to = patch + k / pitch * panel_size;
+        if (i < 0 || i >= c.h.source_size)
+          fill_zero(to, columns * pitch);
+        else
+          pack_columns(&source.at(e.b0 + b, channel0 + k, i, 0), std::min(pitch, channels - k), to);
       }
     }
 }
