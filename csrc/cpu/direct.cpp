@@ -18,6 +18,8 @@ namespace {
 constexpr int64_t kPatchBytes = 128 * 1024;
 // Beyond this many pixels a larger tile saves nothing more.
 constexpr int64_t kMostPixels = 1024;
+constexpr int64_t kFewChannels = 4;
+constexpr int64_t kFewPixels = 100;
 // The weight gradient is cut into about this many tasks, whatever the machine: the cut
 // fixes the order of its sums.
 constexpr int64_t kWeightGradTasks = 32;
@@ -68,6 +70,15 @@ Axis axis_of_patch(const Phases& phases) {
   return a;
 }
 
+// Few result channels leave lanes empty, whatever the layout; few source channels make sums so short
+// that it counts how results are stored. Between small pictures' rows too many pixels are none.
+bool in_planes(const TapConv& c, const int64_t* result_stride) {
+  if (c.depthwise || c.h.count * c.w.count < kFewPixels) return false;
+  for (const Axis* a : {&c.h, &c.w})
+    if (a->dense_rows(a->count) > a->count * a->tap_count()) return false;
+  return c.lanes <= kFewChannels || (c.reduce <= kFewChannels && result_stride[3] == 1);
+}
+
 template <typename T>
 void run_tap_conv(const ConvProblem& p, Phases h, Phases w, View<const T> source,
                   View<const T> weight, const Epilogue<T>& epilogue, View<T> result, bool forward) {
@@ -79,6 +90,10 @@ void run_tap_conv(const ConvProblem& p, Phases h, Phases w, View<const T> source
                     forward ? p.out_channels : p.in_channels, kernels.lanes());
   conv.h = std::move(h);
   conv.w = std::move(w);
+  if (in_planes(c, result.stride)) {
+    conv.planes = true;
+    c.block = std::min<int64_t>(c.lanes, c.lanes <= kFewChannels ? kFewChannels : kernels.most_planes);
+  }
   choose_tiles(c, sizeof(Acc), c.reduce, 0);
   spread_over_threads(c, 1, 32);
   const WeightStrides strides = weight_strides(p, c, weight.stride, !forward, forward);
@@ -89,7 +104,8 @@ void run_tap_conv(const ConvProblem& p, Phases h, Phases w, View<const T> source
   parallel_for(blocks, [&](int64_t begin, int64_t end) {
     kernels.pack_weight(conv, weight.data, strides, packed, begin, end);
   });
-  const auto tap_conv = kernels.tap_conv[c.depthwise][is_wide(kernels, c)];
+  const auto tap_conv = conv.planes ? kernels.planes(c.block)
+                                    : kernels.tap_conv[c.depthwise][is_wide(kernels, c)];
   parallel_for(c.tasks(), [&](int64_t begin, int64_t end) {
     tap_conv(conv, source, packed, epilogue, result, begin, end);
   });

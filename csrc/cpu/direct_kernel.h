@@ -8,6 +8,8 @@
 //                    taps and channels: all of it in registers, stored once with bias and activation
 //   weight gradient  rows are (tap, k), lanes are o, the sum runs over the pixels of a tile
 //   depthwise        the same loops, with a row's own lanes in place of a broadcast
+//
+// Where one side has few channels, direct_planes.h takes pixels for lanes.
 
 #include <algorithm>
 #include <array>
@@ -16,6 +18,7 @@
 #include <vector>
 
 #include "direct_plan.h"
+#include "direct_planes.h"
 #include "direct_table.h"
 #include "element.h"
 #include "patch.h"
@@ -83,17 +86,21 @@ CONVBP_TARGET void pack_weight(const DirectConv& conv, const T* weight, const We
     const int64_t g = task / c.blocks(), lane0 = task % c.blocks() * c.block;
     const int64_t lanes = std::min(c.block, c.result_channels(g) - lane0);
     Acc* to = packed + task * conv.packed_block_size();
-    for (int64_t phase = 0; phase < conv.phases(); ++phase)
-      for (const int64_t r : conv.h_phase(phase).taps)
-        for (const int64_t s : conv.w_phase(phase).taps) {
-          const T* from = weight + g * stride.group + lane0 * stride.lane + r * stride.r +
-                          s * stride.s;
-          for (int64_t k = 0; k < c.depth(); ++k, to += c.block) {
-            for (int64_t lane = 0; lane < lanes; ++lane)
-              to[lane] = load<Acc>(from[lane * stride.lane + k * stride.reduce]);
-            for (int64_t lane = lanes; lane < c.block; ++lane) to[lane] = Acc(0);
-          }
+    for (int64_t phase = 0; phase < conv.phases(); ++phase) {
+      const std::vector<int64_t>&h = conv.h_phase(phase).taps, &w = conv.w_phase(phase).taps;
+      const int64_t taps = static_cast<int64_t>(h.size() * w.size());
+      for (int64_t tap = 0; tap < taps; ++tap) {
+        const T* from = weight + g * stride.group + lane0 * stride.lane +
+                        h[tap / w.size()] * stride.r + w[tap % w.size()] * stride.s;
+        for (int64_t k = 0; k < c.depth(); ++k) {
+          Acc* const at = to + (conv.planes ? k * taps + tap : tap * c.depth() + k) * c.block;
+          for (int64_t lane = 0; lane < lanes; ++lane)
+            at[lane] = load<Acc>(from[lane * stride.lane + k * stride.reduce]);
+          for (int64_t lane = lanes; lane < c.block; ++lane) at[lane] = Acc(0);
         }
+      }
+      to += conv.packed_phase_size(phase);
+    }
   }
 }
 
@@ -361,6 +368,8 @@ Table<T, Acc> make_table() {
           &pack_weight<T, Acc>,
           {{&tap_conv_tasks<T, Acc, 1, false>, &tap_conv_tasks<T, Acc, 2, false>},
            {&tap_conv_tasks<T, Acc, 1, true>, &tap_conv_tasks<T, Acc, 2, true>}},
+          &plane_tasks_of<T, Acc>,
+          kMostPlanes,
           {{&weight_grad_tasks<T, Acc, 1, false>, &weight_grad_tasks<T, Acc, 2, false>},
            {&weight_grad_tasks<T, Acc, 1, true>, &weight_grad_tasks<T, Acc, 2, true>}}};
 }

@@ -29,11 +29,15 @@ struct Phases {
 struct DirectConv {
   TapConv tap;
   Phases h, w;
+  // Pixels lie in the vector lanes, and a block is of as many result channels as there are rows of
+  // a register tile: for few channels, which leave lanes empty.
+  bool planes = false;
 
   int64_t phases() const { return static_cast<int64_t>(h.axes.size() * w.axes.size()); }
   const Axis& h_phase(int64_t phase) const { return h.axes[phase / w.axes.size()]; }
   const Axis& w_phase(int64_t phase) const { return w.axes[phase % w.axes.size()]; }
-  // Packed weights of a lane block: [phase][tap][depth][lane of the block].
+  // Packed weights of a lane block: [phase][tap][depth][lane of the block], in planes
+  // [phase][depth][tap][lane of the block].
   int64_t packed_phase_size(int64_t phase) const {
     return h_phase(phase).tap_count() * w_phase(phase).tap_count() * tap.depth() * tap.block;
   }

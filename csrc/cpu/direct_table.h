@@ -17,9 +17,13 @@ struct Table {
   int64_t lanes() const { return vector_bytes / static_cast<int64_t>(sizeof(Acc)); }
   void (*pack_weight)(const DirectConv&, const T* weight, const WeightStrides&, Acc* packed,
                       int64_t begin, int64_t end);
+  using TapConvTasks = void (*)(const DirectConv&, View<const T> source, const Acc* packed,
+                                const Epilogue<T>&, View<T> result, int64_t begin, int64_t end);
   // [depthwise?][lane blocks of one vector, or of two]
-  void (*tap_conv[2][2])(const DirectConv&, View<const T> source, const Acc* packed,
-                         const Epilogue<T>&, View<T> result, int64_t begin, int64_t end);
+  TapConvTasks tap_conv[2][2];
+  // The same in planes, for blocks of so many result channels: 1 to 4, or most_planes.
+  TapConvTasks (*planes)(int64_t block);
+  int64_t most_planes;
   void (*weight_grad[2][2])(const WeightGrad&, View<const T> input, View<const T> delta,
                             bool with_bias, Acc* sums, int64_t begin, int64_t end);
 };

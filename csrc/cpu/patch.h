@@ -76,6 +76,11 @@ CONVBP_TARGET void copy_row(const From* from, int64_t from_c, int64_t from_x, in
         for (int64_t c = 0; c < channels; ++c) to[x * to_x + c] = store<To>(from[x * from_x + c]);
     return;
   }
+  if (from_x == 1 && to_x == 1) {
+    for (int64_t c = 0; c < channels; ++c)
+      for (int64_t x = 0; x < width; ++x) to[c * to_c + x] = store<To>(from[c * from_c + x]);
+    return;
+  }
   for (int64_t c0 = 0; c0 < channels; c0 += kSide)
     for (int64_t x0 = 0; x0 < width; x0 += kSide) {
       const int64_t c1 = std::min(c0 + kSide, channels), x1 = std::min(x0 + kSide, width);
