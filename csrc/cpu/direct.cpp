@@ -9,6 +9,7 @@
 #include "scratch.h"
 
 #include <algorithm>
+#include <type_traits>
 #include <utility>
 
 namespace convbp::direct {
@@ -28,6 +29,10 @@ constexpr int64_t kWeightGradBytes = 16 * 1024 * 1024;
 
 template <typename T>
 Table<T, Accumulator<T>> table() {
+#if defined(__x86_64__)
+  if constexpr (std::is_same_v<T, BFloat16>)
+    if (capability() >= Capability::kAvx512Bf16) return avx512_bf16::make_table<T, float>();
+#endif
   return CONVBP_IN_BEST_ISA(make_table<T, Accumulator<T>>());
 }
 
@@ -85,14 +90,18 @@ void run_tap_conv(const ConvProblem& p, Phases h, Phases w, View<const T> source
   using Acc = Accumulator<T>;
   const auto kernels = table<T>();
   DirectConv conv;
+  conv.channels = forward ? p.in_channels : p.out_channels;
   TapConv& c = conv.tap;
-  c = make_tap_conv(p, axis_of_patch(h), axis_of_patch(w), forward ? p.in_channels : p.out_channels,
+  c = make_tap_conv(p, axis_of_patch(h), axis_of_patch(w), conv.channels,
                     forward ? p.out_channels : p.in_channels, kernels.lanes());
   conv.h = std::move(h);
   conv.w = std::move(w);
   if (in_planes(c, result.stride)) {
     conv.planes = true;
-    c.block = std::min<int64_t>(c.lanes, c.lanes <= kFewChannels ? kFewChannels : kernels.most_planes);
+    c.block = c.lanes <= kFewChannels ? c.lanes : kernels.most_planes;
+  } else if (kernels.pack_pairs && !c.depthwise) {
+    conv.pairs = true;
+    c.reduce = divide_up(c.reduce, 2);
   }
   choose_tiles(c, sizeof(Acc), c.reduce, 0);
   spread_over_threads(c, 1, 32);
@@ -100,12 +109,15 @@ void run_tap_conv(const ConvProblem& p, Phases h, Phases w, View<const T> source
   const int64_t blocks = c.groups * c.blocks();
   const Scratch weight_block =
       Scratch::take<Acc>(ScratchName::kWeight, blocks * conv.packed_block_size());
-  Acc* const packed = weight_block.data<Acc>();
+  void* const packed = weight_block.data<void>();
+  const auto pack_weight = conv.pairs ? kernels.pack_pairs : kernels.pack_weight;
   parallel_for(blocks, [&](int64_t begin, int64_t end) {
-    kernels.pack_weight(conv, weight.data, strides, packed, begin, end);
+    pack_weight(conv, weight.data, strides, packed, begin, end);
   });
-  const auto tap_conv = conv.planes ? kernels.planes(c.block)
-                                    : kernels.tap_conv[c.depthwise][is_wide(kernels, c)];
+  const bool wide = is_wide(kernels, c);
+  const auto tap_conv = conv.pairs    ? kernels.pairs[wide]
+                        : conv.planes ? kernels.planes(c.block)
+                                      : kernels.tap_conv[c.depthwise][wide];
   parallel_for(c.tasks(), [&](int64_t begin, int64_t end) {
     tap_conv(conv, source, packed, epilogue, result, begin, end);
   });

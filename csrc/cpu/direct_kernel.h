@@ -8,8 +8,14 @@
 //                    taps and channels: all of it in registers, stored once with bias and activation
 //   weight gradient  rows are (tap, k), lanes are o, the sum runs over the pixels of a tile
 //   depthwise        the same loops, with a row's own lanes in place of a broadcast
+//   pairs            bfloat16 where the processor adds the products of two neighbouring channels at
+//                    once: twice as many a cycle. Two of them are one number to the loops
 //
 // Where one side has few channels, direct_planes.h takes pixels for lanes.
+
+#if defined(CONVBP_BF16_PAIRS)
+#include <immintrin.h>
+#endif
 
 #include <algorithm>
 #include <array>
@@ -77,29 +83,33 @@ inline void find_runs(const DirectConv& conv, int64_t phase, int64_t patch_colum
     }
 }
 
-// [group][lane block][phase][tap][depth][lane of the block], zero in lanes that do not exist.
-template <typename T, typename Acc>
+// [group][lane block][phase][tap][depth][lane of the block], zero in lanes that do not exist. Of kPer
+// neighbouring channels, numbers of one lane lie side by side.
+template <int kPer, typename T, typename Packed>
 CONVBP_TARGET void pack_weight(const DirectConv& conv, const T* weight, const WeightStrides& stride,
-                               Acc* packed, int64_t begin, int64_t end) {
+                               void* packed, int64_t begin, int64_t end) {
   const TapConv& c = conv.tap;
   for (int64_t task = begin; task < end; ++task) {
     const int64_t g = task / c.blocks(), lane0 = task % c.blocks() * c.block;
     const int64_t lanes = std::min(c.block, c.result_channels(g) - lane0);
-    Acc* to = packed + task * conv.packed_block_size();
+    Packed* to = static_cast<Packed*>(packed) + task * conv.packed_block_size() * kPer;
+    const int64_t depth = c.depth() * kPer, channels = c.depthwise ? 1 : conv.channels;
     for (int64_t phase = 0; phase < conv.phases(); ++phase) {
       const std::vector<int64_t>&h = conv.h_phase(phase).taps, &w = conv.w_phase(phase).taps;
       const int64_t taps = static_cast<int64_t>(h.size() * w.size());
       for (int64_t tap = 0; tap < taps; ++tap) {
         const T* from = weight + g * stride.group + lane0 * stride.lane +
                         h[tap / w.size()] * stride.r + w[tap % w.size()] * stride.s;
-        for (int64_t k = 0; k < c.depth(); ++k) {
-          Acc* const at = to + (conv.planes ? k * taps + tap : tap * c.depth() + k) * c.block;
-          for (int64_t lane = 0; lane < lanes; ++lane)
-            at[lane] = load<Acc>(from[lane * stride.lane + k * stride.reduce]);
-          for (int64_t lane = lanes; lane < c.block; ++lane) at[lane] = Acc(0);
+        for (int64_t k = 0; k < depth; ++k) {
+          const int64_t row = conv.planes ? k * taps + tap : tap * c.depth() + k / kPer;
+          Packed* const at = to + row * c.block * kPer + k % kPer;
+          const int64_t filled = k < channels ? lanes : 0;
+          for (int64_t lane = 0; lane < filled; ++lane)
+            at[lane * kPer] = load<Packed>(from[lane * stride.lane + k * stride.reduce]);
+          for (int64_t lane = filled; lane < c.block; ++lane) at[lane * kPer] = Packed(0);
         }
       }
-      to += conv.packed_phase_size(phase);
+      to += conv.packed_phase_size(phase) * kPer;
     }
   }
 }
@@ -116,8 +126,35 @@ CONVBP_INLINE void store_lanes(const Acc* sums, int64_t lanes, T* to) {
   for (int64_t lane = 0; lane < lanes; ++lane) to[lane] = store<T>(sums[lane]);
 }
 
+#if defined(CONVBP_BF16_PAIRS)
+// accumulate(), where numbers are pairs of bfloat16: a pixel's in `row`, a lane's in `lane`.
+template <int kTileRows, int kVectors>
+CONVBP_INLINE void accumulate_pairs(Simd<float>::Vector (&acc)[kTileRows][kVectors],
+                                    const float* const (&row)[kTileRows], const float* lane,
+                                    int64_t count) {
+  typedef int Bits __attribute__((may_alias));
+  for (int64_t q = 0; q < count; ++q, lane += kVectors * Simd<float>::kLanes) {
+    __m512bh x[kVectors];
+#pragma GCC unroll 2
+    for (int v = 0; v < kVectors; ++v)
+      x[v] = (__m512bh)_mm512_loadu_si512(lane + v * Simd<float>::kLanes);
+#pragma GCC unroll 16
+    for (int i = 0; i < kTileRows; ++i) {
+      const auto pair =
+          (__m512bh)_mm512_set1_epi32(*reinterpret_cast<const Bits*>(row[i] + q));
+#pragma GCC unroll 2
+      for (int v = 0; v < kVectors; ++v)
+        acc[i][v] = (Simd<float>::Vector)_mm512_dpbf16_ps((__m512)acc[i][v], x[v], pair);
+    }
+  }
+}
+#endif
+
+// What a tap convolution multiplies: a source number and a lane's, those of one channel each, or pairs.
+enum class Product { kNumbers, kDepthwise, kPairs };
+
 // The sums of kTileRows pixels over all taps, with bias: one register tile.
-template <int kTileRows, bool kDepthwise, typename Acc, int kVectors>
+template <int kTileRows, Product kProduct, typename Acc, int kVectors>
 CONVBP_TARGET void sum_pixels(const std::vector<Run>& runs, const Acc* patch, const Place* places,
                               const Acc* weight, const Acc* bias, Acc* const* sums) {
   using Vector = typename Simd<Acc>::Vector;
@@ -127,7 +164,12 @@ CONVBP_TARGET void sum_pixels(const std::vector<Run>& runs, const Acc* patch, co
     const Acc* row[kTileRows];
 #pragma GCC unroll 16
     for (int i = 0; i < kTileRows; ++i) row[i] = patch + places[i].in_patch + run.start;
-    accumulate<kDepthwise>(acc, row, 1, weight, run.length);
+#if defined(CONVBP_BF16_PAIRS)
+    if constexpr (kProduct == Product::kPairs)
+      accumulate_pairs(acc, row, weight, run.length);
+    else
+#endif
+      accumulate<kProduct == Product::kDepthwise>(acc, row, 1, weight, run.length);
     weight += run.length * kBlock;
   }
 #pragma GCC unroll 16
@@ -137,14 +179,14 @@ CONVBP_TARGET void sum_pixels(const std::vector<Run>& runs, const Acc* patch, co
       vector_at(sums[i] + v * kLanes) = acc[i][v] + vector_at(bias + v * kLanes);
 }
 
-template <bool kDepthwise, typename Acc, int kVectors>
+template <Product kProduct, typename Acc, int kVectors>
 struct SumPixels {
   template <int kTileRows>
-  static constexpr auto kFunction = &sum_pixels<kTileRows, kDepthwise, Acc, kVectors>;
+  static constexpr auto kFunction = &sum_pixels<kTileRows, kProduct, Acc, kVectors>;
 };
 
-template <typename T, typename Acc, int kVectors, bool kDepthwise>
-CONVBP_TARGET void tap_conv_tasks(const DirectConv& conv, View<const T> source, const Acc* packed,
+template <typename T, typename Acc, int kVectors, Product kProduct>
+CONVBP_TARGET void tap_conv_tasks(const DirectConv& conv, View<const T> source, const void* packed,
                                   const Epilogue<T>& epilogue, View<T> result, int64_t begin,
                                   int64_t end) {
   constexpr int kBlock = kVectors * Simd<Acc>::kLanes;
@@ -170,7 +212,11 @@ CONVBP_TARGET void tap_conv_tasks(const DirectConv& conv, View<const T> source, 
     const int64_t g = pixel_task / c.spatial_tiles() % c.groups;
     const TileExtent e = tile_extent(c, pixel_task / c.spatial_tiles() / c.groups, spatial);
     const int64_t rows = conv.h.results(e.h0, e.rows), columns = conv.w.results(e.w0, e.columns);
-    pack_patch(c, e, source, g * c.reduce, c.source_channels(g), patch, c.reduce);
+    if constexpr (kProduct == Product::kPairs)
+      pack_patch(c, e, source, g * conv.channels, conv.channels, reinterpret_cast<T*>(patch),
+                 2 * c.reduce);
+    else
+      pack_patch(c, e, source, g * c.reduce, c.source_channels(g), patch, c.reduce);
     const std::array<int64_t, 5> shape{e.images, e.rows, e.columns, rows, columns};
     if (shape != located)
       for (int64_t phase = 0; phase < conv.phases(); ++phase) {
@@ -186,7 +232,8 @@ CONVBP_TARGET void tap_conv_tasks(const DirectConv& conv, View<const T> source, 
 
     const int64_t last_block = std::min(c.blocks(), (split + 1) * blocks_a_task);
     for (int64_t block = split * blocks_a_task; block < last_block; ++block) {
-      const Acc* weight = packed + (g * c.blocks() + block) * conv.packed_block_size();
+      const Acc* weight = static_cast<const Acc*>(packed) +
+                          (g * c.blocks() + block) * conv.packed_block_size();
       const int64_t channel0 = g * c.lanes + block * kBlock;
       const int64_t lanes = std::min<int64_t>(kBlock, c.result_channels(g) - block * kBlock);
       const int64_t to = e.b0 * result.stride[0] + channel0 * result.stride[1] +
@@ -206,7 +253,7 @@ CONVBP_TARGET void tap_conv_tasks(const DirectConv& conv, View<const T> source, 
           Acc* at[kRows];
           for (int64_t i = 0; i < valid; ++i)
             at[i] = by_rows ? waiting + pixels[p + i].in_result : sums[i];
-          tile_function<SumPixels<kDepthwise, Acc, kVectors>>(valid)(
+          tile_function<SumPixels<kProduct, Acc, kVectors>>(valid)(
               runs[phase], patch, &pixels[p], weight, bias_lanes, at);
           if (by_rows) continue;
           const auto put = [&](T* result_at) CONVBP_TARGET {
@@ -364,21 +411,33 @@ CONVBP_TARGET void weight_grad_tasks(const WeightGrad& p, View<const T> input, V
 
 template <typename T, typename Acc>
 Table<T, Acc> make_table() {
-  return {CONVBP_VECTOR_BYTES,
-          &pack_weight<T, Acc>,
-          {{&tap_conv_tasks<T, Acc, 1, false>, &tap_conv_tasks<T, Acc, 2, false>},
-           {&tap_conv_tasks<T, Acc, 1, true>, &tap_conv_tasks<T, Acc, 2, true>}},
-          &plane_tasks_of<T, Acc>,
-          kMostPlanes,
-          {{&weight_grad_tasks<T, Acc, 1, false>, &weight_grad_tasks<T, Acc, 2, false>},
-           {&weight_grad_tasks<T, Acc, 1, true>, &weight_grad_tasks<T, Acc, 2, true>}}};
+  constexpr auto kNumbers = Product::kNumbers, kDepthwise = Product::kDepthwise;
+  Table<T, Acc> table = {
+      CONVBP_VECTOR_BYTES,
+      &pack_weight<1, T, Acc>,
+      {{&tap_conv_tasks<T, Acc, 1, kNumbers>, &tap_conv_tasks<T, Acc, 2, kNumbers>},
+       {&tap_conv_tasks<T, Acc, 1, kDepthwise>, &tap_conv_tasks<T, Acc, 2, kDepthwise>}},
+      &plane_tasks_of<T, Acc>,
+      kMostPlanes,
+      nullptr,
+      {},
+      {{&weight_grad_tasks<T, Acc, 1, false>, &weight_grad_tasks<T, Acc, 2, false>},
+       {&weight_grad_tasks<T, Acc, 1, true>, &weight_grad_tasks<T, Acc, 2, true>}}};
+#if defined(CONVBP_BF16_PAIRS)
+  table.pack_pairs = &pack_weight<2, T, T>;
+  table.pairs[0] = &tap_conv_tasks<T, Acc, 1, Product::kPairs>;
+  table.pairs[1] = &tap_conv_tasks<T, Acc, 2, Product::kPairs>;
+#endif
+  return table;
 }
 
 // The element types every instruction set is compiled for.
+template Table<BFloat16, float> make_table();
+#if !defined(CONVBP_BF16_PAIRS)
 template Table<float, float> make_table();
 template Table<double, double> make_table();
-template Table<BFloat16, float> make_table();
 template Table<Half, float> make_table();
+#endif
 
 }  // namespace convbp::direct::CONVBP_ISA
 

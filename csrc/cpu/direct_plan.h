@@ -29,6 +29,10 @@ struct Phases {
 struct DirectConv {
   TapConv tap;
   Phases h, w;
+  int64_t channels = 0;  // of the source, a group
+  // Two channels are one number, a pair of bfloat16 whose products the processor adds at once: the
+  // tap convolution's channels are pairs.
+  bool pairs = false;
   // Pixels lie in the vector lanes, and a block is of as many result channels as there are rows of
   // a register tile: for few channels, which leave lanes empty.
   bool planes = false;

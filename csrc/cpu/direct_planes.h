@@ -102,7 +102,7 @@ CONVBP_TARGET void sum_planes(const std::vector<int64_t>& taps, const Acc* patch
 }
 
 template <typename T, typename Acc, int kOut>
-CONVBP_TARGET void plane_tasks(const DirectConv& conv, View<const T> source, const Acc* packed,
+CONVBP_TARGET void plane_tasks(const DirectConv& conv, View<const T> source, const void* packed,
                                const Epilogue<T>& epilogue, View<T> result, int64_t begin,
                                int64_t end) {
   constexpr int kStep = plane_vectors(kOut) * Simd<Acc>::kLanes;
@@ -128,7 +128,7 @@ CONVBP_TARGET void plane_tasks(const DirectConv& conv, View<const T> source, con
       pack_planes(p, e, b, source, g * c.reduce, patch);
       const int64_t last_block = std::min(c.blocks(), (split + 1) * blocks_a_task);
       for (int64_t block = split * blocks_a_task; block < last_block; ++block) {
-        const Acc* weight = packed + (g * c.blocks() + block) * conv.packed_block_size();
+        const Acc* weight = static_cast<const Acc*>(packed) + (g * c.blocks() + block) * conv.packed_block_size();
         const int64_t channel0 = g * c.lanes + block * kOut;
         const int64_t channels = std::min<int64_t>(kOut, c.lanes - block * kOut);
         Acc bias[kOut] = {};
