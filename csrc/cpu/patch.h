@@ -37,23 +37,69 @@ inline int64_t patch_size(const TapConv& c, int64_t images, int64_t rows, int64_
   return images * c.h.patch_rows(rows) * c.w.patch_rows(columns) * pitch;
 }
 
-// Four by four floats: to[j * to_step + i] = from[i * from_step + j]. Vectors of 16 bytes, which every
-// instruction set has and shuffles fastest.
-CONVBP_INLINE void transpose_4x4(const float* from, int64_t from_step, float* to, int64_t to_step) {
-  typedef float Four __attribute__((vector_size(16), aligned(4), may_alias));
-  const auto row = [&](int64_t i) CONVBP_TARGET {
-    return *reinterpret_cast<const Four*>(from + i * from_step);
-  };
-  const Four r0 = row(0), r1 = row(1), r2 = row(2), r3 = row(3);
-  const Four a = __builtin_shufflevector(r0, r1, 0, 4, 1, 5);
-  const Four b = __builtin_shufflevector(r2, r3, 0, 4, 1, 5);
-  const Four c = __builtin_shufflevector(r0, r1, 2, 6, 3, 7);
-  const Four d = __builtin_shufflevector(r2, r3, 2, 6, 3, 7);
-  const Four columns[4] = {
-      __builtin_shufflevector(a, b, 0, 1, 4, 5), __builtin_shufflevector(a, b, 2, 3, 6, 7),
-      __builtin_shufflevector(c, d, 0, 1, 4, 5), __builtin_shufflevector(c, d, 2, 3, 6, 7)};
+// Four numbers as floats: of 16 bytes, which every instruction set has and shuffles fastest.
+typedef float Four __attribute__((vector_size(16), aligned(4), may_alias));
+typedef uint32_t FourBits __attribute__((vector_size(16)));
+typedef uint16_t FourShort __attribute__((vector_size(8), aligned(2), may_alias));
+
+template <typename T>
+constexpr bool kHasFours = std::is_same_v<T, float> || std::is_same_v<T, BFloat16>;
+
+CONVBP_INLINE Four load_four(const float* p) {
+  return *reinterpret_cast<const Four*>(p);
+}
+CONVBP_INLINE Four load_four(const BFloat16* p) {
+  return reinterpret_cast<Four>(
+      __builtin_convertvector(*reinterpret_cast<const FourShort*>(p), FourBits) << 16);
+}
+CONVBP_INLINE void store_four(Four x, float* p) {
+  *reinterpret_cast<Four*>(p) = x;
+}
+// To the nearest, ties to even, as c10 rounds; NaN is one NaN.
+CONVBP_INLINE void store_four(Four x, BFloat16* p) {
+  const FourBits bits = reinterpret_cast<FourBits>(x);
+  const FourBits rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+  *reinterpret_cast<FourShort*>(p) =
+      __builtin_convertvector(x == x ? rounded : FourBits{} + 0x7fc0, FourShort);
+}
+
+CONVBP_INLINE void transpose(Four (&r)[4]) {
+  const Four a = __builtin_shufflevector(r[0], r[1], 0, 4, 1, 5);
+  const Four b = __builtin_shufflevector(r[2], r[3], 0, 4, 1, 5);
+  const Four c = __builtin_shufflevector(r[0], r[1], 2, 6, 3, 7);
+  const Four d = __builtin_shufflevector(r[2], r[3], 2, 6, 3, 7);
+  r[0] = __builtin_shufflevector(a, b, 0, 1, 4, 5);
+  r[1] = __builtin_shufflevector(a, b, 2, 3, 6, 7);
+  r[2] = __builtin_shufflevector(c, d, 0, 1, 4, 5);
+  r[3] = __builtin_shufflevector(c, d, 2, 3, 6, 7);
+}
+
+// Four by four numbers: to[j * to_step + i] = from[i * from_step + j].
+template <typename From, typename To>
+CONVBP_INLINE void transpose_4x4(const From* from, int64_t from_step, To* to, int64_t to_step) {
+  Four r[4];
 #pragma GCC unroll 4
-  for (int j = 0; j < 4; ++j) *reinterpret_cast<Four*>(to + j * to_step) = columns[j];
+  for (int i = 0; i < 4; ++i) r[i] = load_four(from + i * from_step);
+  transpose(r);
+#pragma GCC unroll 4
+  for (int j = 0; j < 4; ++j) store_four(r[j], to + j * to_step);
+}
+
+// Eight rows of four that stay bfloat16: as four rows of pairs.
+CONVBP_INLINE void transpose_8x4(const BFloat16* from, int64_t from_step, BFloat16* to,
+                                 int64_t to_step) {
+  typedef uint16_t EightShort __attribute__((vector_size(16)));
+  Four r[4];
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    const FourShort a = *reinterpret_cast<const FourShort*>(from + 2 * i * from_step);
+    const FourShort b = *reinterpret_cast<const FourShort*>(from + (2 * i + 1) * from_step);
+    const EightShort pairs = __builtin_shufflevector(a, b, 0, 4, 1, 5, 2, 6, 3, 7);
+    r[i] = reinterpret_cast<Four>(pairs);
+  }
+  transpose(r);
+#pragma GCC unroll 4
+  for (int j = 0; j < 4; ++j) *reinterpret_cast<Four*>(to + j * to_step) = r[j];
 }
 
 // to[x * to_x + c * to_c] = from[x * from_x + c * from_c], converted, for all x < width and
@@ -85,7 +131,12 @@ CONVBP_TARGET void copy_row(const From* from, int64_t from_c, int64_t from_x, in
     for (int64_t x0 = 0; x0 < width; x0 += kSide) {
       const int64_t c1 = std::min(c0 + kSide, channels), x1 = std::min(x0 + kSide, width);
       int64_t c = c0, x = x0;
-      if constexpr (std::is_same_v<From, float> && std::is_same_v<To, float>) {
+      if constexpr (std::is_same_v<From, BFloat16> && std::is_same_v<To, BFloat16>) {
+        if (from_x == 1 && to_c == 1)
+          for (x = x0; x + 4 <= x1; x += 4)
+            for (c = c0; c + 8 <= c1; c += 8)
+              transpose_8x4(from + c * from_c + x, from_c, to + x * to_x + c, to_x);
+      } else if constexpr (kHasFours<From> && kHasFours<To>) {
         if (from_x == 1 && to_c == 1) {
           for (x = x0; x + 4 <= x1; x += 4)
             for (c = c0; c + 4 <= c1; c += 4)
@@ -96,7 +147,7 @@ CONVBP_TARGET void copy_row(const From* from, int64_t from_c, int64_t from_x, in
               transpose_4x4(from + x * from_x + c, from_x, to + c * to_c + x, to_c);
         }
       }
-      // What whole fours leave: columns behind x, and channels behind c before them.
+      // What whole blocks leave: columns behind x, and channels behind c before them.
       for (int64_t cc = c0; cc < c1; ++cc)
         for (int64_t xx = cc < c ? x : x0; xx < x1; ++xx)
           to[xx * to_x + cc * to_c] = store<To>(from[xx * from_x + cc * from_c]);
