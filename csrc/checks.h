@@ -32,12 +32,18 @@ void check(bool condition, const Parts&... parts) {
   if (!condition) fail(parts...);
 }
 
-inline std::string text(const Ints& values) {
-  std::ostringstream out;
+// Sizes in a message. Nothing is written before a check has failed: it would cost more than a small
+// convolution.
+struct Text {
+  const Ints& values;
+};
+inline Text text(const Ints& values) {
+  return {values};
+}
+inline std::ostream& operator<<(std::ostream& out, Text text) {
   out << '[';
-  for (size_t i = 0; i < values.size(); ++i) out << (i ? ", " : "") << values[i];
-  out << ']';
-  return out.str();
+  for (size_t i = 0; i < text.values.size(); ++i) out << (i ? ", " : "") << text.values[i];
+  return out << ']';
 }
 
 inline Ints sizes_of(const Tensor& t) {

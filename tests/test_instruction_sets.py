@@ -15,6 +15,7 @@ CAPABILITIES = (
     "DEFAULT",
     "AVX2",
     "AVX512",
+    "AVX512_BF16",
 )  # each includes those before it; one that is added is tested
 FILES = [str(Path(__file__).with_name(name)) for name in ("test_exact.py", "test_exact_pools.py")]
 
@@ -41,7 +42,7 @@ def run_tests(capability: str, selection: str) -> None:
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
 def test_each_instruction_set(capability: str) -> None:
-    run_tests(capability, "ragged and float32 and not plain")
+    run_tests(capability, "ragged and (float32 or bfloat16) and not plain")
 
 
 @pytest.mark.slow

@@ -53,7 +53,8 @@ class _CPU:
             self.conv_algorithm = before
 
     def capability(self) -> str:
-        """The instruction set in use: "AVX512", "AVX2" or "DEFAULT" (what every processor has).
+        """The instruction set in use: "AVX512_BF16" (AVX512, and products of pairs of bfloat16),
+        "AVX512", "AVX2" or "DEFAULT" (what every processor has).
 
         The environment variable TORCH_CONVBP_CPU_CAPABILITY asks for a lower one; it is read
         once, by this function or by the first convolution.

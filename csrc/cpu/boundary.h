@@ -129,8 +129,9 @@ void dispatch(const Tensor& t, const Body& body) {
 // An activation there is, with as many parameters as it has.
 inline void check_activation(const std::string& name, const Doubles& parameters) {
   const auto* row = activation::find<double>(name);
-  check(row != nullptr, "Expected activation to be one of (name and number of parameters) ",
-        activation::names(), ", but got \"", name, '"');
+  if (!row)
+    fail("Expected activation to be one of (name and number of parameters) ", activation::names(),
+         ", but got \"", name, '"');
   check(parameters.size() == static_cast<size_t>(row->parameters), "Expected ", row->parameters,
         " parameters of activation ", name, ", but got ", parameters.size());
 }

@@ -13,14 +13,14 @@ Capability processor() {
   for (const bool has : {__builtin_cpu_supports("avx512f"), __builtin_cpu_supports("avx512bw"),
                          __builtin_cpu_supports("avx512dq"), __builtin_cpu_supports("avx512vl")})
     if (!has) return Capability::kAvx2;
-  return Capability::kAvx512;
+  return __builtin_cpu_supports("avx512bf16") ? Capability::kAvx512Bf16 : Capability::kAvx512;
 #else
   return Capability::kDefault;
 #endif
 }
 
 // In the order of Capability.
-constexpr const char* kNames[] = {"DEFAULT", "AVX2", "AVX512"};
+constexpr const char* kNames[] = {"DEFAULT", "AVX2", "AVX512", "AVX512_BF16"};
 
 Capability probe() {
   const int most = static_cast<int>(processor());

@@ -8,6 +8,8 @@
 #include "parallel.h"
 #include "scratch.h"
 
+#include <algorithm>
+#include <type_traits>
 #include <utility>
 
 namespace convbp::direct {
@@ -17,13 +19,20 @@ namespace {
 constexpr int64_t kPatchBytes = 128 * 1024;
 // Beyond this many pixels a larger tile saves nothing more.
 constexpr int64_t kMostPixels = 1024;
+constexpr int64_t kFewChannels = 4;
+constexpr int64_t kFewPixels = 100;
 // The weight gradient is cut into about this many tasks, whatever the machine: the cut
 // fixes the order of its sums.
 constexpr int64_t kWeightGradTasks = 32;
+constexpr int64_t kWeightGradRows = 1024;
 constexpr int64_t kWeightGradBytes = 16 * 1024 * 1024;
 
 template <typename T>
 Table<T, Accumulator<T>> table() {
+#if defined(__x86_64__)
+  if constexpr (std::is_same_v<T, BFloat16>)
+    if (capability() >= Capability::kAvx512Bf16) return avx512_bf16::make_table<T, float>();
+#endif
   return CONVBP_IN_BEST_ISA(make_table<T, Accumulator<T>>());
 }
 
@@ -32,13 +41,13 @@ bool is_wide(const Table<T, Acc>& kernels, const TapConv& c) {
   return c.block * static_cast<int64_t>(sizeof(Acc)) > kernels.vector_bytes;
 }
 
-// Chooses tiles so that a patch, plus `extra` numbers a pixel, fits into kPatchBytes.
-void choose_tiles(TapConv& c, int64_t element_bytes, int64_t extra) {
+// Chooses tiles so that a patch of so many channels, plus `extra` numbers a pixel, fits into kPatchBytes.
+void choose_tiles(TapConv& c, int64_t element_bytes, int64_t channels, int64_t extra) {
   const int64_t budget = kPatchBytes / element_bytes;
   int64_t images = 1, rows = 1, columns = c.w.count;
   const auto fits = [&](int64_t b, int64_t h, int64_t w) {
     const double patch =
-        static_cast<double>(b) * c.h.cheapest_rows(h) * c.w.cheapest_rows(w) * c.reduce;
+        static_cast<double>(b) * c.h.cheapest_rows(h) * c.w.cheapest_rows(w) * channels;
     const double pixels = static_cast<double>(b) * h * w;
     return patch + pixels * extra <= budget && pixels <= kMostPixels;
   };
@@ -52,23 +61,65 @@ void choose_tiles(TapConv& c, int64_t element_bytes, int64_t extra) {
   c.batch_tile = balanced_tile(c.batch, images);
 }
 
+// What a patch for all phases of an axis needs.
+Axis axis_of_patch(const Phases& phases) {
+  Axis a;
+  a.count = phases.axes.front().count;
+  a.source_size = phases.axes.front().source_size;
+  a.step = phases.axes.front().step;
+  for (const Axis& phase : phases.axes)
+    a.offset.insert(a.offset.end(), phase.offset.begin(), phase.offset.end());
+  std::sort(a.offset.begin(), a.offset.end());
+  a.offset.erase(std::unique(a.offset.begin(), a.offset.end()), a.offset.end());
+  a.taps.resize(a.offset.size());
+  return a;
+}
+
+// Few result channels leave lanes empty, whatever the layout; few source channels make sums so short
+// that it counts how results are stored. Between small pictures' rows too many pixels are none.
+bool in_planes(const TapConv& c, const int64_t* result_stride) {
+  if (c.depthwise || c.h.count * c.w.count < kFewPixels) return false;
+  for (const Axis* a : {&c.h, &c.w})
+    if (a->dense_rows(a->count) > a->count * a->tap_count()) return false;
+  return c.lanes <= kFewChannels || (c.reduce <= kFewChannels && result_stride[3] == 1);
+}
+
 template <typename T>
-void run_tap_conv(TapConv c, const Table<T, Accumulator<T>>& kernels, View<const T> source,
-                  const T* weight, const WeightStrides& strides, const Epilogue<T>& epilogue,
-                  View<T> result) {
+void run_tap_conv(const ConvProblem& p, Phases h, Phases w, View<const T> source,
+                  View<const T> weight, const Epilogue<T>& epilogue, View<T> result, bool forward) {
   using Acc = Accumulator<T>;
-  choose_tiles(c, sizeof(Acc), 0);
+  const auto kernels = table<T>();
+  DirectConv conv;
+  conv.channels = forward ? p.in_channels : p.out_channels;
+  TapConv& c = conv.tap;
+  c = make_tap_conv(p, axis_of_patch(h), axis_of_patch(w), conv.channels,
+                    forward ? p.out_channels : p.in_channels, kernels.lanes());
+  conv.h = std::move(h);
+  conv.w = std::move(w);
+  if (in_planes(c, result.stride)) {
+    conv.planes = true;
+    c.block = c.lanes <= kFewChannels ? c.lanes : kernels.most_planes;
+  } else if (kernels.pack_pairs && !c.depthwise) {
+    conv.pairs = true;
+    c.reduce = divide_up(c.reduce, 2);
+  }
+  choose_tiles(c, sizeof(Acc), c.reduce, 0);
   spread_over_threads(c, 1, 32);
+  const WeightStrides strides = weight_strides(p, c, weight.stride, !forward, forward);
   const int64_t blocks = c.groups * c.blocks();
   const Scratch weight_block =
-      Scratch::take<Acc>(ScratchName::kWeight, blocks * c.packed_block_size());
-  Acc* const packed = weight_block.data<Acc>();
+      Scratch::take<Acc>(ScratchName::kWeight, blocks * conv.packed_block_size());
+  void* const packed = weight_block.data<void>();
+  const auto pack_weight = conv.pairs ? kernels.pack_pairs : kernels.pack_weight;
   parallel_for(blocks, [&](int64_t begin, int64_t end) {
-    kernels.pack_weight(c, weight, strides, packed, begin, end);
+    pack_weight(conv, weight.data, strides, packed, begin, end);
   });
-  const auto tap_conv = kernels.tap_conv[c.depthwise][is_wide(kernels, c)];
+  const bool wide = is_wide(kernels, c);
+  const auto tap_conv = conv.pairs    ? kernels.pairs[wide]
+                        : conv.planes ? kernels.planes(c.block)
+                                      : kernels.tap_conv[c.depthwise][wide];
   parallel_for(c.tasks(), [&](int64_t begin, int64_t end) {
-    tap_conv(c, source, packed, epilogue, result, begin, end);
+    tap_conv(conv, source, packed, epilogue, result, begin, end);
   });
 }
 
@@ -76,11 +127,24 @@ WeightGrad plan_weight_grad(TapConv tap, int64_t element_bytes) {
   WeightGrad plan;
   plan.tap = std::move(tap);
   TapConv& c = plan.tap;
-  choose_tiles(c, element_bytes, std::min(c.lanes, plan.lanes_a_task));
-  plan.chunks = std::max<int64_t>(
-      1, std::min({plan.tiles(), kWeightGradTasks / (c.groups * plan.lane_tasks()),
-                   kWeightGradBytes / (c.groups * c.lanes * plan.rows() * element_bytes + 1)}));
-  if (plan.tasks() < kWeightGradTasks / 2) plan.lanes_a_task = 32;
+  constexpr int64_t kPanel = WeightGrad::kPanel;
+  const int64_t panels = std::max<int64_t>(1, kWeightGradRows / c.taps() / kPanel);
+  plan.channels_a_task =
+      c.depthwise ? c.reduce
+                  : std::clamp<int64_t>(
+                        kPanel * balanced_tile(divide_up(c.reduce, kPanel), panels), 1,
+                        std::max<int64_t>(1, c.reduce));
+  choose_tiles(c, element_bytes, plan.channels_a_task, std::min(c.lanes, plan.lanes_a_task));
+  const auto cut = [&] {
+    plan.chunks = std::max<int64_t>(
+        1, std::min({plan.tiles(), kWeightGradTasks / plan.parts(),
+                     kWeightGradBytes / (plan.parts() * plan.sums_a_task() * element_bytes)}));
+  };
+  cut();
+  if (plan.tasks() < kWeightGradTasks / 2) {
+    plan.lanes_a_task = 32;
+    cut();
+  }
   return plan;
 }
 
@@ -89,27 +153,20 @@ WeightGrad plan_weight_grad(TapConv tap, int64_t element_bytes) {
 template <typename T>
 void conv2d(const ConvProblem& p, View<const T> input, View<const T> weight,
             const Epilogue<T>& epilogue, View<T> output) {
-  const auto kernels = table<T>();
-  const TapConv c = make_tap_conv(p, forward_axis(p, kHeight),
-                                                  forward_axis(p, kWidth), p.in_channels,
-                                                  p.out_channels, kernels.lanes());
-  run_tap_conv<T>(c, kernels, input, weight.data, weight_strides(p, c, weight.stride, 0, 1),
-                  epilogue, output);
+  run_tap_conv<T>(p, {{forward_axis(p, kHeight)}}, {{forward_axis(p, kWidth)}}, input, weight,
+                  epilogue, output, true);
 }
 
 template <typename T>
 void conv2d_input_grad(const ConvProblem& p, View<const T> weight, View<const T> delta,
                        View<T> input_grad) {
-  const auto kernels = table<T>();
-  for (int64_t i = 0; i < std::min(p.stride[kHeight], p.in_size[kHeight]); ++i)
-    for (int64_t j = 0; j < std::min(p.stride[kWidth], p.in_size[kWidth]); ++j) {
-      const TapConv c = make_tap_conv(p, input_grad_axis(p, kHeight, i),
-                                                      input_grad_axis(p, kWidth, j),
-                                                      p.out_channels, p.in_channels,
-                                                      kernels.lanes());
-      run_tap_conv<T>(c, kernels, delta, weight.data, weight_strides(p, c, weight.stride, 1, 0),
-                      {}, input_grad);
-    }
+  const auto phases = [&](Spatial axis) {
+    Phases all;
+    for (int64_t i = 0; i < std::min(p.stride[axis], p.in_size[axis]); ++i)
+      all.axes.push_back(input_grad_axis(p, axis, i));
+    return all;
+  };
+  run_tap_conv<T>(p, phases(kHeight), phases(kWidth), delta, weight, {}, input_grad, false);
 }
 
 template <typename T>
@@ -122,28 +179,40 @@ void conv2d_weight_grad(const ConvProblem& p, View<const T> input, View<const T>
                          p.out_channels, kernels.lanes()),
       sizeof(Acc));
   const Scratch sums_block =
-      Scratch::take<Acc>(ScratchName::kPartial, plan.chunks * plan.sums_a_chunk());
+      Scratch::take<Acc>(ScratchName::kPartial, plan.tasks() * plan.sums_a_task());
   Acc* const sums = sums_block.data<Acc>();
-  const auto kernel = kernels.weight_grad[plan.tap.depthwise][is_wide(kernels, plan.tap)];
+  const TapConv& c = plan.tap;
+  const auto kernel = kernels.weight_grad[c.depthwise][is_wide(kernels, c)];
   parallel_for(plan.tasks(), [&](int64_t begin, int64_t end) {
     kernel(plan, input, delta, bias_grad != nullptr, sums, begin, end);
   });
 
-  // The chunks' sums, added in their order.
-  const TapConv& c = plan.tap;
-  const auto total = [&](int64_t o, int64_t row) {
-    const Acc* from = sums + o / c.lanes * plan.sums_a_group() + row * plan.lanes_padded() + o % c.lanes;
-    Acc sum = *from;
-    for (int64_t chunk = 1; chunk < plan.chunks; ++chunk) sum += from[chunk * plan.sums_a_chunk()];
-    return sum;
+  // The chunks' sums, added in their order; a few lanes at a time, which are neighbours there.
+  constexpr int64_t kNear = 16;
+  const int64_t sums_a_chunk = plan.parts() * plan.sums_a_task();
+  const auto totals = [&](const Acc* from, int64_t lanes, T* to, int64_t to_lane) {
+    Acc sum[kNear];
+    for (int64_t lane = 0; lane < lanes; ++lane) sum[lane] = from[lane];
+    for (int64_t chunk = 1; chunk < plan.chunks; ++chunk)
+      for (int64_t lane = 0; lane < lanes; ++lane) sum[lane] += from[chunk * sums_a_chunk + lane];
+    for (int64_t lane = 0; lane < lanes; ++lane) to[lane * to_lane] = store<T>(sum[lane]);
   };
-  parallel_for(p.groups * p.out_channels, [&](int64_t begin, int64_t end) {
-    for (int64_t o = begin; o < end; ++o) {
-      for (int64_t r = 0, row = 0; r < p.kernel[kHeight]; ++r)
+  const int64_t near_a_task = divide_up(plan.sums_a_row(), kNear);
+  parallel_for(plan.parts() * near_a_task, [&](int64_t begin, int64_t end) {
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t part = task / near_a_task, lane0 = task % near_a_task * kNear;
+      const int64_t first_lane = part % plan.lane_tasks() * plan.lanes_a_task;
+      const int64_t k0 = part / plan.lane_tasks() % plan.channel_tasks() * plan.channels_a_task;
+      const int64_t g = part / plan.lane_tasks() / plan.channel_tasks();
+      const int64_t o = g * c.lanes + first_lane + lane0;
+      const int64_t lanes = std::min(kNear, std::min(plan.lanes_a_task, c.result_channels(g) - first_lane) - lane0);
+      const int64_t channels = c.depthwise ? 1 : std::min(plan.channels_a_task, c.reduce - k0);
+      const Acc* row = sums + part * plan.sums_a_task() + lane0;
+      for (int64_t r = 0; r < p.kernel[kHeight]; ++r)
         for (int64_t s = 0; s < p.kernel[kWidth]; ++s)
-          for (int64_t k = 0; k < p.in_channels; ++k, ++row)
-            weight_grad.at(o, k, r, s) = store<T>(total(o, row));
-      if (bias_grad) bias_grad[o] = store<T>(total(o, plan.rows()));
+          for (int64_t k = k0; k < k0 + channels; ++k, row += plan.sums_a_row())
+            totals(row, lanes, &weight_grad.at(o, k, r, s), weight_grad.stride[0]);
+      if (bias_grad && k0 == 0) totals(row, lanes, bias_grad + o, 1);
     }
   });
 }

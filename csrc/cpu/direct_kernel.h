@@ -8,12 +8,23 @@
 //                    taps and channels: all of it in registers, stored once with bias and activation
 //   weight gradient  rows are (tap, k), lanes are o, the sum runs over the pixels of a tile
 //   depthwise        the same loops, with a row's own lanes in place of a broadcast
+//   pairs            bfloat16 where the processor adds the products of two neighbouring channels at
+//                    once: twice as many a cycle. Two of them are one number to the loops
+//
+// Where one side has few channels, direct_planes.h takes pixels for lanes.
 
+#if defined(CONVBP_BF16_PAIRS)
+#include <immintrin.h>
+#endif
+
+#include <algorithm>
+#include <array>
 #include <cstdint>
 #include <type_traits>
 #include <vector>
 
 #include "direct_plan.h"
+#include "direct_planes.h"
 #include "direct_table.h"
 #include "element.h"
 #include "patch.h"
@@ -24,20 +35,28 @@ namespace convbp::direct::CONVBP_ISA {
 
 using namespace convbp::CONVBP_ISA;
 
-// Where in the patch each pixel of the tile starts, and where in the result it is written.
-template <typename T>
-void locate_pixels(const TapConv& c, const TileExtent& e, View<T> result, int64_t* in_patch,
-                   int64_t* in_result) {
-  const int64_t rows = c.h.patch_rows(e.rows), columns = c.w.patch_rows(e.columns);
+// Where each pixel of a phase of the tile starts in the patch, and where it is written.
+struct Place {
+  int64_t in_patch, in_result;
+};
+
+// From the tile's first result; `stride` is that of an image, a row and a column.
+inline void locate_pixels(const DirectConv& conv, int64_t phase, const TileExtent& e,
+                          const int64_t (&stride)[3], std::vector<Place>& places) {
+  const TapConv& c = conv.tap;
+  const Axis &h_phase = conv.h_phase(phase), &w_phase = conv.w_phase(phase);
+  const int64_t patch_rows = c.h.patch_rows(e.rows), patch_columns = c.w.patch_rows(e.columns);
+  const int64_t rows = Phases::positions(h_phase, e.h0, e.rows);
+  const int64_t columns = Phases::positions(w_phase, e.w0, e.columns);
+  places.clear();
   for (int64_t b = 0; b < e.images; ++b)
-    for (int64_t h = 0; h < e.rows; ++h)
-      for (int64_t w = 0; w < e.columns; ++w) {
-        *in_patch++ = ((b * rows + h * c.h.position_row()) * columns + w * c.w.position_row()) *
-                      c.reduce;
-        *in_result++ = (e.b0 + b) * result.stride[0] +
-                       (c.h.first + (e.h0 + h) * c.h.spacing) * result.stride[2] +
-                       (c.w.first + (e.w0 + w) * c.w.spacing) * result.stride[3];
-      }
+    for (int64_t h = 0; h < rows; ++h)
+      for (int64_t w = 0; w < columns; ++w)
+        places.push_back(
+            {((b * patch_rows + h * c.h.position_row()) * patch_columns + w * c.w.position_row()) *
+                 c.reduce,
+             b * stride[0] + (h_phase.first + h * h_phase.spacing) * stride[1] +
+                 (w_phase.first + w * w_phase.spacing) * stride[2]});
 }
 
 // Taps whose patch pixels lie one behind the other are read as one run of numbers; depthwise,
@@ -46,11 +65,17 @@ struct Run {
   int64_t start, length;
 };
 
-inline void find_runs(const TapConv& c, int64_t patch_columns, std::vector<Run>& runs) {
+inline void find_runs(const DirectConv& conv, int64_t phase, int64_t patch_columns,
+                      std::vector<Run>& runs) {
+  const TapConv& c = conv.tap;
+  const auto patch_row = [](const Axis& patch, int64_t offset) {
+    const auto& all = patch.offset;
+    return patch.tap_row(std::lower_bound(all.begin(), all.end(), offset) - all.begin());
+  };
   runs.clear();
-  for (int64_t r = 0; r < c.h.tap_count(); ++r)
-    for (int64_t s = 0; s < c.w.tap_count(); ++s) {
-      const int64_t start = (c.h.tap_row(r) * patch_columns + c.w.tap_row(s)) * c.reduce;
+  for (const int64_t h : conv.h_phase(phase).offset)
+    for (const int64_t w : conv.w_phase(phase).offset) {
+      const int64_t start = (patch_row(c.h, h) * patch_columns + patch_row(c.w, w)) * c.reduce;
       if (!c.depthwise && !runs.empty() && runs.back().start + runs.back().length == start)
         runs.back().length += c.depth();
       else
@@ -58,146 +83,224 @@ inline void find_runs(const TapConv& c, int64_t patch_columns, std::vector<Run>&
     }
 }
 
-// [group][lane block][tap][depth][lane of the block], zero in lanes that do not exist.
-template <typename T, typename Acc>
-CONVBP_TARGET void pack_weight(const TapConv& c, const T* weight, const WeightStrides& stride,
-                               Acc* packed, int64_t begin, int64_t end) {
+// [group][lane block][phase][tap][depth][lane of the block], zero in lanes that do not exist. Of kPer
+// neighbouring channels, numbers of one lane lie side by side.
+template <int kPer, typename T, typename Packed>
+CONVBP_TARGET void pack_weight(const DirectConv& conv, const T* weight, const WeightStrides& stride,
+                               void* packed, int64_t begin, int64_t end) {
+  const TapConv& c = conv.tap;
   for (int64_t task = begin; task < end; ++task) {
     const int64_t g = task / c.blocks(), lane0 = task % c.blocks() * c.block;
     const int64_t lanes = std::min(c.block, c.result_channels(g) - lane0);
-    Acc* to = packed + task * c.packed_block_size();
-    for (int64_t r = 0; r < c.h.tap_count(); ++r)
-      for (int64_t s = 0; s < c.w.tap_count(); ++s) {
-        const T* from = weight + g * stride.group + lane0 * stride.lane + c.h.taps[r] * stride.r +
-                        c.w.taps[s] * stride.s;
-        for (int64_t k = 0; k < c.depth(); ++k, to += c.block) {
-          for (int64_t lane = 0; lane < lanes; ++lane)
-            to[lane] = load<Acc>(from[lane * stride.lane + k * stride.reduce]);
-          for (int64_t lane = lanes; lane < c.block; ++lane) to[lane] = Acc(0);
+    Packed* to = static_cast<Packed*>(packed) + task * conv.packed_block_size() * kPer;
+    const int64_t depth = c.depth() * kPer, channels = c.depthwise ? 1 : conv.channels;
+    for (int64_t phase = 0; phase < conv.phases(); ++phase) {
+      const std::vector<int64_t>&h = conv.h_phase(phase).taps, &w = conv.w_phase(phase).taps;
+      const int64_t taps = static_cast<int64_t>(h.size() * w.size());
+      for (int64_t tap = 0; tap < taps; ++tap) {
+        const T* from = weight + g * stride.group + lane0 * stride.lane +
+                        h[tap / w.size()] * stride.r + w[tap % w.size()] * stride.s;
+        for (int64_t k = 0; k < depth; ++k) {
+          const int64_t row = conv.planes ? k * taps + tap : tap * c.depth() + k / kPer;
+          Packed* const at = to + row * c.block * kPer + k % kPer;
+          const int64_t filled = k < channels ? lanes : 0;
+          for (int64_t lane = 0; lane < filled; ++lane)
+            at[lane * kPer] = load<Packed>(from[lane * stride.lane + k * stride.reduce]);
+          for (int64_t lane = filled; lane < c.block; ++lane) at[lane * kPer] = Packed(0);
         }
       }
+      to += conv.packed_phase_size(phase) * kPer;
+    }
   }
 }
 
-// to[at[i] + lane * lane_stride] = sums[i][lane]. Where lanes are not neighbours in memory, runs of
-// pixels mostly are.
-template <typename T, typename Acc, int kBlock>
-CONVBP_INLINE void store_tile(T* to, const int64_t* at, int64_t lane_stride,
-                              const Acc (&sums)[kRows][kBlock], int64_t rows, int64_t lanes) {
+template <int kBlock, typename T, typename Acc>
+CONVBP_INLINE void store_lanes(const Acc* sums, int64_t lanes, T* to) {
   if constexpr (std::is_same_v<T, Acc>)
-    if (lane_stride == 1 && lanes == kBlock) {
-      for (int64_t i = 0; i < rows; ++i)
+    if (lanes == kBlock) {
 #pragma GCC unroll 4
-        for (int lane = 0; lane < kBlock; lane += Simd<Acc>::kLanes)
-          vector_at(to + at[i] + lane) = vector_at(&sums[i][lane]);
+      for (int lane = 0; lane < kBlock; lane += Simd<Acc>::kLanes)
+        vector_at(to + lane) = vector_at(sums + lane);
       return;
     }
-  for (int64_t i = 0; i < rows;) {
-    int64_t run = 1;
-    if (lane_stride != 1)
-      while (i + run < rows && at[i + run] == at[i] + run) ++run;
-    unpack_row(&sums[i][0], int64_t{kBlock}, lanes, run, to + at[i], lane_stride, int64_t{1});
-    i += run;
-  }
+  for (int64_t lane = 0; lane < lanes; ++lane) to[lane] = store<T>(sums[lane]);
 }
 
+#if defined(CONVBP_BF16_PAIRS)
+// accumulate(), where numbers are pairs of bfloat16: a pixel's in `row`, a lane's in `lane`.
+template <int kTileRows, int kVectors>
+CONVBP_INLINE void accumulate_pairs(Simd<float>::Vector (&acc)[kTileRows][kVectors],
+                                    const float* const (&row)[kTileRows], const float* lane,
+                                    int64_t count) {
+  typedef int Bits __attribute__((may_alias));
+  for (int64_t q = 0; q < count; ++q, lane += kVectors * Simd<float>::kLanes) {
+    __m512bh x[kVectors];
+#pragma GCC unroll 2
+    for (int v = 0; v < kVectors; ++v)
+      x[v] = (__m512bh)_mm512_loadu_si512(lane + v * Simd<float>::kLanes);
+#pragma GCC unroll 16
+    for (int i = 0; i < kTileRows; ++i) {
+      const auto pair =
+          (__m512bh)_mm512_set1_epi32(*reinterpret_cast<const Bits*>(row[i] + q));
+#pragma GCC unroll 2
+      for (int v = 0; v < kVectors; ++v)
+        acc[i][v] = (Simd<float>::Vector)_mm512_dpbf16_ps((__m512)acc[i][v], x[v], pair);
+    }
+  }
+}
+#endif
+
+// What a tap convolution multiplies: a source number and a lane's, those of one channel each, or pairs.
+enum class Product { kNumbers, kDepthwise, kPairs };
+
 // The sums of kTileRows pixels over all taps, with bias: one register tile.
-template <int kTileRows, bool kDepthwise, typename Acc, int kVectors>
-CONVBP_TARGET void sum_pixels(const std::vector<Run>& runs, const Acc* patch,
-                              const int64_t* in_patch, const Acc* weight, const Acc* bias,
-                              Acc* sums) {
+template <int kTileRows, Product kProduct, typename Acc, int kVectors>
+CONVBP_TARGET void sum_pixels(const std::vector<Run>& runs, const Acc* patch, const Place* places,
+                              const Acc* weight, const Acc* bias, Acc* const* sums) {
   using Vector = typename Simd<Acc>::Vector;
   constexpr int kLanes = Simd<Acc>::kLanes, kBlock = kVectors * kLanes;
   Vector acc[kTileRows][kVectors] = {};
   for (const Run& run : runs) {
     const Acc* row[kTileRows];
 #pragma GCC unroll 16
-    for (int i = 0; i < kTileRows; ++i) row[i] = patch + in_patch[i] + run.start;
-    accumulate<kDepthwise>(acc, row, 1, weight, run.length);
+    for (int i = 0; i < kTileRows; ++i) row[i] = patch + places[i].in_patch + run.start;
+#if defined(CONVBP_BF16_PAIRS)
+    if constexpr (kProduct == Product::kPairs)
+      accumulate_pairs(acc, row, weight, run.length);
+    else
+#endif
+      accumulate<kProduct == Product::kDepthwise>(acc, row, 1, weight, run.length);
     weight += run.length * kBlock;
   }
 #pragma GCC unroll 16
   for (int i = 0; i < kTileRows; ++i)
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v)
-      vector_at(sums + i * kBlock + v * kLanes) =
-          acc[i][v] + vector_at(bias + v * kLanes);
+      vector_at(sums[i] + v * kLanes) = acc[i][v] + vector_at(bias + v * kLanes);
 }
 
-template <bool kDepthwise, typename Acc, int kVectors>
+template <Product kProduct, typename Acc, int kVectors>
 struct SumPixels {
   template <int kTileRows>
-  static constexpr auto kFunction = &sum_pixels<kTileRows, kDepthwise, Acc, kVectors>;
+  static constexpr auto kFunction = &sum_pixels<kTileRows, kProduct, Acc, kVectors>;
 };
 
-template <typename T, typename Acc, int kVectors, bool kDepthwise>
-CONVBP_TARGET void tap_conv_tasks(const TapConv& c, View<const T> source, const Acc* packed,
+template <typename T, typename Acc, int kVectors, Product kProduct>
+CONVBP_TARGET void tap_conv_tasks(const DirectConv& conv, View<const T> source, const void* packed,
                                   const Epilogue<T>& epilogue, View<T> result, int64_t begin,
                                   int64_t end) {
   constexpr int kBlock = kVectors * Simd<Acc>::kLanes;
+  const TapConv& c = conv.tap;
   const int64_t blocks_a_task = divide_up(c.blocks(), c.lane_split);
-  const int64_t most_pixels = c.batch_tile * c.h.tile * c.w.tile;
   const Scratch patch_block =
       Scratch::take<Acc>(ScratchName::kPatch, patch_size(c, c.batch_tile, c.h.tile, c.w.tile, c.reduce));
   Acc* const patch = patch_block.template data<Acc>();
-  std::vector<int64_t> in_patch(most_pixels), in_result(most_pixels);
-  std::vector<Run> runs;
+  // Where lanes are not neighbours in memory, finished results wait for whole rows of pixels.
+  const bool by_rows = result.stride[1] != 1;
+  const Scratch waiting_block = Scratch::take<Acc>(
+      ScratchName::kPixels, by_rows ? c.batch_tile * c.h.tile * conv.h.spacing() * c.w.tile *
+                                          conv.w.spacing() * kBlock
+                                    : 0);
+  Acc* const waiting = waiting_block.template data<Acc>();
+  std::vector<std::vector<Place>> places(conv.phases());
+  std::vector<std::vector<Run>> runs(conv.phases());
+  std::array<int64_t, 5> located{};
 
   for (int64_t task = begin; task < end; ++task) {
     const int64_t split = task % c.lane_split, pixel_task = task / c.lane_split;
     const int64_t spatial = pixel_task % c.spatial_tiles();
     const int64_t g = pixel_task / c.spatial_tiles() % c.groups;
     const TileExtent e = tile_extent(c, pixel_task / c.spatial_tiles() / c.groups, spatial);
-    const int64_t pixels = e.pixels();
-    pack_patch(c, e, source, g * c.reduce, c.source_channels(g), patch, c.reduce);
-    locate_pixels(c, e, result, in_patch.data(), in_result.data());
-    find_runs(c, c.w.patch_rows(e.columns), runs);
+    const int64_t rows = conv.h.results(e.h0, e.rows), columns = conv.w.results(e.w0, e.columns);
+    if constexpr (kProduct == Product::kPairs)
+      pack_patch(c, e, source, g * conv.channels, conv.channels, reinterpret_cast<T*>(patch),
+                 2 * c.reduce);
+    else
+      pack_patch(c, e, source, g * c.reduce, c.source_channels(g), patch, c.reduce);
+    const std::array<int64_t, 5> shape{e.images, e.rows, e.columns, rows, columns};
+    if (shape != located)
+      for (int64_t phase = 0; phase < conv.phases(); ++phase) {
+        if (by_rows)
+          locate_pixels(conv, phase, e, {rows * columns * kBlock, columns * kBlock, kBlock},
+                        places[phase]);
+        else
+          locate_pixels(conv, phase, e, {result.stride[0], result.stride[2], result.stride[3]},
+                        places[phase]);
+        find_runs(conv, phase, c.w.patch_rows(e.columns), runs[phase]);
+      }
+    located = shape;
 
     const int64_t last_block = std::min(c.blocks(), (split + 1) * blocks_a_task);
     for (int64_t block = split * blocks_a_task; block < last_block; ++block) {
-      const Acc* const weight = packed + (g * c.blocks() + block) * c.packed_block_size();
+      const Acc* weight = static_cast<const Acc*>(packed) +
+                          (g * c.blocks() + block) * conv.packed_block_size();
       const int64_t channel0 = g * c.lanes + block * kBlock;
       const int64_t lanes = std::min<int64_t>(kBlock, c.result_channels(g) - block * kBlock);
+      const int64_t to = e.b0 * result.stride[0] + channel0 * result.stride[1] +
+                         e.h0 * conv.h.spacing() * result.stride[2] +
+                         e.w0 * conv.w.spacing() * result.stride[3];
       Acc bias_lanes[kBlock] = {};
       if (epilogue.bias)
         for (int64_t lane = 0; lane < lanes; ++lane)
           bias_lanes[lane] = load<Acc>(epilogue.bias[channel0 + lane]);
 
-      for (int64_t p = 0; p < pixels; p += kRows) {
-        const int64_t valid = std::min<int64_t>(kRows, pixels - p);
-        Acc sums[kRows][kBlock];
-        tile_function<SumPixels<kDepthwise, Acc, kVectors>>(valid)(
-            runs, patch, &in_patch[p], weight, bias_lanes, &sums[0][0]);
+      for (int64_t phase = 0; phase < conv.phases(); ++phase) {
+        const std::vector<Place>& pixels = places[phase];
+        const int64_t count = static_cast<int64_t>(pixels.size());
+        for (int64_t p = 0; p < count; p += kRows) {
+          const int64_t valid = std::min<int64_t>(kRows, count - p);
+          Acc sums[kRows][kBlock];
+          Acc* at[kRows];
+          for (int64_t i = 0; i < valid; ++i)
+            at[i] = by_rows ? waiting + pixels[p + i].in_result : sums[i];
+          tile_function<SumPixels<kProduct, Acc, kVectors>>(valid)(
+              runs[phase], patch, &pixels[p], weight, bias_lanes, at);
+          if (by_rows) continue;
+          const auto put = [&](T* result_at) CONVBP_TARGET {
+            for (int64_t i = 0; i < valid; ++i)
+              store_lanes<kBlock>(sums[i], lanes, result_at + pixels[p + i].in_result);
+          };
+          if (epilogue.pre_activation) put(epilogue.pre_activation + to);
+          epilogue.activation.apply(&sums[0][0], valid * kBlock);
+          put(result.data + to);
+        }
+        weight += conv.packed_phase_size(phase);
+      }
 
-        const int64_t to = channel0 * result.stride[1];
-        if (epilogue.pre_activation)
-          store_tile(epilogue.pre_activation + to, &in_result[p], result.stride[1], sums, valid,
-                     lanes);
-        epilogue.activation.apply(&sums[0][0], valid * kBlock);
-        store_tile(result.data + to, &in_result[p], result.stride[1], sums, valid, lanes);
+      if (by_rows) {
+        const auto put = [&](T* result_at) CONVBP_TARGET {
+          for (int64_t b = 0; b < e.images; ++b)
+            for (int64_t row = 0; row < rows; ++row)
+              unpack_row(waiting + (b * rows + row) * columns * kBlock, int64_t{kBlock}, lanes,
+                         columns, result_at + b * result.stride[0] + row * result.stride[2],
+                         result.stride[1], result.stride[3]);
+        };
+        if (epilogue.pre_activation) put(epilogue.pre_activation + to);
+        epilogue.activation.apply(waiting, e.images * rows * columns * kBlock);
+        put(result.data + to);
       }
     }
   }
 }
 
-constexpr int64_t kNearPixels = 64;
+constexpr int64_t kNearPixels = 128;
 
 // What lines of pixels [first, last) of a packed tile (those of all its images, counted through) add
 // to kTileRows rows of a lane block of the weight gradient.
 template <int kTileRows, bool kDepthwise, typename Acc, int kVectors>
 CONVBP_TARGET void add_to_rows(const WeightGrad& p, const TileExtent& e, int64_t first,
-                               int64_t last, const Acc* patch, const int64_t* row_offset,
-                               const Acc* delta, Acc* sums) {
+                               int64_t last, const Acc* patch, int64_t patch_row,
+                               int64_t patch_image, const int64_t* row_offset, const Acc* delta,
+                               Acc* sums) {
   using Vector = typename Simd<Acc>::Vector;
   constexpr int kLanes = Simd<Acc>::kLanes, kBlock = kVectors * kLanes;
   const TapConv& c = p.tap;
-  const int64_t patch_columns = c.w.patch_rows(e.columns), image_rows = c.h.patch_rows(e.rows);
-  const int64_t column_step = c.w.position_row() * p.pitch();
+  const int64_t column_step = c.w.position_row() * p.panel(), sums_a_row = p.sums_a_row();
+  const int64_t row_step = c.h.position_row() * patch_row;
   Vector acc[kTileRows][kVectors] = {};
   for (int64_t line = first; line < last; ++line) {
     const int64_t b = line / e.rows, h = line % e.rows;
-    const Acc* const start =
-        patch + (b * image_rows + h * c.h.position_row()) * patch_columns * p.pitch();
+    const Acc* const start = patch + b * patch_image + h * row_step;
     const Acc* row[kTileRows];
 #pragma GCC unroll 16
     for (int i = 0; i < kTileRows; ++i) row[i] = start + row_offset[i];
@@ -207,7 +310,7 @@ CONVBP_TARGET void add_to_rows(const WeightGrad& p, const TileExtent& e, int64_t
   for (int i = 0; i < kTileRows; ++i)
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v)
-      vector_at(sums + i * p.lanes_padded() + v * kLanes) += acc[i][v];
+      vector_at(sums + i * sums_a_row + v * kLanes) += acc[i][v];
 }
 
 template <bool kDepthwise, typename Acc, int kVectors>
@@ -216,8 +319,8 @@ struct AddToRows {
   static constexpr auto kFunction = &add_to_rows<kTileRows, kDepthwise, Acc, kVectors>;
 };
 
-// One chunk's share of the weight gradient: its sums, [group][row][lane], are added up tile
-// by tile; the last row is the bias gradient's.
+// A chunk's share of some channels and lanes of the weight gradient: its sums, [row][lane], are added
+// up tile by tile; the last row is the bias gradient's.
 template <typename T, typename Acc, int kVectors, bool kDepthwise>
 CONVBP_TARGET void weight_grad_tasks(const WeightGrad& p, View<const T> input, View<const T> delta,
                                      bool with_bias, Acc* sums, int64_t begin, int64_t end) {
@@ -225,34 +328,45 @@ CONVBP_TARGET void weight_grad_tasks(const WeightGrad& p, View<const T> input, V
   constexpr int kLanes = Simd<Acc>::kLanes, kBlock = kVectors * kLanes;
   const TapConv& c = p.tap;
   const int64_t most_pixels = c.batch_tile * c.h.tile * c.w.tile;
+  const int64_t most_patch = patch_size(c, c.batch_tile, c.h.tile, c.w.tile, p.panel());
   const Scratch patch_block =
-      Scratch::take<Acc>(ScratchName::kPatch, patch_size(c, c.batch_tile, c.h.tile, c.w.tile, p.pitch()));
+      Scratch::take<Acc>(ScratchName::kPatch, p.panels(p.channels_a_task) * most_patch);
   const Scratch delta_block =
       Scratch::take<Acc>(ScratchName::kDelta, most_pixels * (p.lanes_a_task + kBlock));
   Acc* const patch = patch_block.template data<Acc>();
   Acc* const packed_delta = delta_block.template data<Acc>();
-  std::vector<int64_t> row_offset(p.rows());
+  std::vector<int64_t> row_offset(p.rows(p.channels_a_task));
+  std::array<int64_t, 3> located{};
 
   for (int64_t task = begin; task < end; ++task) {
     const int64_t lane_task = task % p.lane_tasks();
-    const int64_t g = task / p.lane_tasks() % c.groups;
-    const int64_t chunk = task / p.lane_tasks() / c.groups;
-    const int64_t lane0 = lane_task * p.lanes_a_task;
+    const int64_t channel_task = task / p.lane_tasks() % p.channel_tasks();
+    const int64_t g = task / p.lane_tasks() / p.channel_tasks() % c.groups;
+    const int64_t chunk = task / p.parts();
+    const int64_t lane0 = lane_task * p.lanes_a_task, k0 = channel_task * p.channels_a_task;
     const int64_t lanes = std::min(p.lanes_a_task, c.result_channels(g) - lane0);
-    Acc* const group_sums = sums + chunk * p.sums_a_chunk() + g * p.sums_a_group();
-    for (int64_t row = 0; row <= p.rows(); ++row)
-      fill_zero(group_sums + row * p.lanes_padded() + lane0, divide_up(lanes, kBlock) * kBlock);
+    const int64_t channels = std::min(p.channels_a_task, c.source_channels(g) - k0);
+    const int64_t rows = p.rows(channels);
+    Acc* const task_sums = sums + task * p.sums_a_task();
+    fill_zero(task_sums, (rows + 1) * p.sums_a_row());
 
     const int64_t last_tile = (chunk + 1) * p.tiles() / p.chunks;
     for (int64_t tile = chunk * p.tiles() / p.chunks; tile < last_tile; ++tile) {
       const TileExtent e = tile_extent(c, tile / c.spatial_tiles(), tile % c.spatial_tiles());
       const int64_t pixels = e.pixels();
       const int64_t patch_columns = c.w.patch_rows(e.columns);
-      pack_patch(c, e, input, g * c.reduce, c.source_channels(g), patch, p.pitch());
-      for (int64_t r = 0, row = 0; r < c.h.tap_count(); ++r)
-        for (int64_t s = 0; s < c.w.tap_count(); ++s)
-          for (int64_t k = 0; k < c.depth(); ++k, ++row)
-            row_offset[row] = (c.h.tap_row(r) * patch_columns + c.w.tap_row(s)) * p.pitch() + k;
+      const int64_t panel_size = patch_size(c, e.images, e.rows, e.columns, p.panel());
+      pack_patch(c, e, input, g * c.reduce + k0, channels, patch, p.panel(), panel_size);
+      const std::array<int64_t, 3> shape{patch_columns, panel_size, channels};
+      if (shape != located)
+        for (int64_t tap = 0, row = 0; tap < c.taps(); ++tap) {
+          const int64_t place = c.h.tap_row(tap / c.w.tap_count()) * patch_columns +
+                                c.w.tap_row(tap % c.w.tap_count());
+          for (int64_t k = 0; k < (kDepthwise ? 1 : channels); ++k, ++row)
+            row_offset[row] =
+                place * p.panel() + k / p.panel() * panel_size + k % p.panel();
+        }
+      located = shape;
 
       // Delta of the tile, [lane block][pixel][lane of the block].
       for (int64_t lane = 0; lane < lanes; lane += kBlock) {
@@ -268,16 +382,17 @@ CONVBP_TARGET void weight_grad_tasks(const WeightGrad& p, View<const T> input, V
       // Few pixels at a time: they are read again for each row, from the first-level cache.
       const int64_t lines = e.images * e.rows, step = divide_up(kNearPixels, e.columns);
       for (int64_t line = 0; line < lines; line += step)
-        for (int64_t row0 = 0; row0 < p.rows(); row0 += kRows) {
-          const int64_t valid = std::min<int64_t>(kRows, p.rows() - row0);
+        for (int64_t row0 = 0; row0 < rows; row0 += kRows) {
+          const int64_t valid = std::min<int64_t>(kRows, rows - row0);
           const auto add = tile_function<AddToRows<kDepthwise, Acc, kVectors>>(valid);
           for (int64_t lane = 0; lane < lanes; lane += kBlock)
-            add(p, e, line, std::min(line + step, lines), patch, &row_offset[row0],
+            add(p, e, line, std::min(line + step, lines), patch, patch_columns * p.panel(),
+                panel_size / e.images, &row_offset[row0],
                 packed_delta + lane * pixels,
-                group_sums + row0 * p.lanes_padded() + lane0 + lane);
+                task_sums + row0 * p.sums_a_row() + lane);
         }
 
-      if (with_bias)
+      if (with_bias && channel_task == 0)
         for (int64_t lane = 0; lane < lanes; lane += kBlock) {
           const Acc* delta_row = packed_delta + lane * pixels;
           Vector acc[kVectors] = {};
@@ -285,7 +400,7 @@ CONVBP_TARGET void weight_grad_tasks(const WeightGrad& p, View<const T> input, V
 #pragma GCC unroll 4
             for (int v = 0; v < kVectors; ++v)
               acc[v] += vector_at(delta_row + v * kLanes);
-          Acc* const to = group_sums + p.rows() * p.lanes_padded() + lane0 + lane;
+          Acc* const to = task_sums + rows * p.sums_a_row() + lane;
 #pragma GCC unroll 4
           for (int v = 0; v < kVectors; ++v)
             vector_at(to + v * kLanes) += acc[v];
@@ -296,19 +411,33 @@ CONVBP_TARGET void weight_grad_tasks(const WeightGrad& p, View<const T> input, V
 
 template <typename T, typename Acc>
 Table<T, Acc> make_table() {
-  return {CONVBP_VECTOR_BYTES,
-          &pack_weight<T, Acc>,
-          {{&tap_conv_tasks<T, Acc, 1, false>, &tap_conv_tasks<T, Acc, 2, false>},
-           {&tap_conv_tasks<T, Acc, 1, true>, &tap_conv_tasks<T, Acc, 2, true>}},
-          {{&weight_grad_tasks<T, Acc, 1, false>, &weight_grad_tasks<T, Acc, 2, false>},
-           {&weight_grad_tasks<T, Acc, 1, true>, &weight_grad_tasks<T, Acc, 2, true>}}};
+  constexpr auto kNumbers = Product::kNumbers, kDepthwise = Product::kDepthwise;
+  Table<T, Acc> table = {
+      CONVBP_VECTOR_BYTES,
+      &pack_weight<1, T, Acc>,
+      {{&tap_conv_tasks<T, Acc, 1, kNumbers>, &tap_conv_tasks<T, Acc, 2, kNumbers>},
+       {&tap_conv_tasks<T, Acc, 1, kDepthwise>, &tap_conv_tasks<T, Acc, 2, kDepthwise>}},
+      &plane_tasks_of<T, Acc>,
+      kMostPlanes,
+      nullptr,
+      {},
+      {{&weight_grad_tasks<T, Acc, 1, false>, &weight_grad_tasks<T, Acc, 2, false>},
+       {&weight_grad_tasks<T, Acc, 1, true>, &weight_grad_tasks<T, Acc, 2, true>}}};
+#if defined(CONVBP_BF16_PAIRS)
+  table.pack_pairs = &pack_weight<2, T, T>;
+  table.pairs[0] = &tap_conv_tasks<T, Acc, 1, Product::kPairs>;
+  table.pairs[1] = &tap_conv_tasks<T, Acc, 2, Product::kPairs>;
+#endif
+  return table;
 }
 
 // The element types every instruction set is compiled for.
+template Table<BFloat16, float> make_table();
+#if !defined(CONVBP_BF16_PAIRS)
 template Table<float, float> make_table();
 template Table<double, double> make_table();
-template Table<BFloat16, float> make_table();
 template Table<Half, float> make_table();
+#endif
 
 }  // namespace convbp::direct::CONVBP_ISA
 

@@ -15,11 +15,20 @@ template <typename T, typename Acc>
 struct Table {
   int vector_bytes;
   int64_t lanes() const { return vector_bytes / static_cast<int64_t>(sizeof(Acc)); }
-  void (*pack_weight)(const TapConv&, const T* weight, const WeightStrides&, Acc* packed,
-                      int64_t begin, int64_t end);
+  // Packed weights are of type Acc, or pairs.
+  using PackWeight = void (*)(const DirectConv&, const T* weight, const WeightStrides&,
+                              void* packed, int64_t begin, int64_t end);
+  using TapConvTasks = void (*)(const DirectConv&, View<const T> source, const void* packed,
+                                const Epilogue<T>&, View<T> result, int64_t begin, int64_t end);
+  PackWeight pack_weight;
   // [depthwise?][lane blocks of one vector, or of two]
-  void (*tap_conv[2][2])(const TapConv&, View<const T> source, const Acc* packed,
-                         const Epilogue<T>&, View<T> result, int64_t begin, int64_t end);
+  TapConvTasks tap_conv[2][2];
+  // The same in planes, for blocks of so many result channels: 1 to 4, or most_planes.
+  TapConvTasks (*planes)(int64_t block);
+  int64_t most_planes;
+  // The same of pairs, or null: [lane blocks of one vector, or of two]
+  PackWeight pack_pairs;
+  TapConvTasks pairs[2];
   void (*weight_grad[2][2])(const WeightGrad&, View<const T> input, View<const T> delta,
                             bool with_bias, Acc* sums, int64_t begin, int64_t end);
 };
@@ -30,6 +39,9 @@ struct Table {
   Table<T, Acc> make_table();                                     \
   }
 CONVBP_FOR_EACH_ISA(CONVBP_DECLARE_TABLE)
+#if defined(__x86_64__)
+CONVBP_DECLARE_TABLE(avx512_bf16)
+#endif
 #undef CONVBP_DECLARE_TABLE
 
 }  // namespace convbp::direct

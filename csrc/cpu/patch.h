@@ -37,23 +37,69 @@ inline int64_t patch_size(const TapConv& c, int64_t images, int64_t rows, int64_
   return images * c.h.patch_rows(rows) * c.w.patch_rows(columns) * pitch;
 }
 
-// Four by four floats: to[j * to_step + i] = from[i * from_step + j]. Vectors of 16 bytes, which every
-// instruction set has and shuffles fastest.
-CONVBP_INLINE void transpose_4x4(const float* from, int64_t from_step, float* to, int64_t to_step) {
-  typedef float Four __attribute__((vector_size(16), aligned(4), may_alias));
-  const auto row = [&](int64_t i) CONVBP_TARGET {
-    return *reinterpret_cast<const Four*>(from + i * from_step);
-  };
-  const Four r0 = row(0), r1 = row(1), r2 = row(2), r3 = row(3);
-  const Four a = __builtin_shufflevector(r0, r1, 0, 4, 1, 5);
-  const Four b = __builtin_shufflevector(r2, r3, 0, 4, 1, 5);
-  const Four c = __builtin_shufflevector(r0, r1, 2, 6, 3, 7);
-  const Four d = __builtin_shufflevector(r2, r3, 2, 6, 3, 7);
-  const Four columns[4] = {
-      __builtin_shufflevector(a, b, 0, 1, 4, 5), __builtin_shufflevector(a, b, 2, 3, 6, 7),
-      __builtin_shufflevector(c, d, 0, 1, 4, 5), __builtin_shufflevector(c, d, 2, 3, 6, 7)};
+// Four numbers as floats: of 16 bytes, which every instruction set has and shuffles fastest.
+typedef float Four __attribute__((vector_size(16), aligned(4), may_alias));
+typedef uint32_t FourBits __attribute__((vector_size(16)));
+typedef uint16_t FourShort __attribute__((vector_size(8), aligned(2), may_alias));
+
+template <typename T>
+constexpr bool kHasFours = std::is_same_v<T, float> || std::is_same_v<T, BFloat16>;
+
+CONVBP_INLINE Four load_four(const float* p) {
+  return *reinterpret_cast<const Four*>(p);
+}
+CONVBP_INLINE Four load_four(const BFloat16* p) {
+  return reinterpret_cast<Four>(
+      __builtin_convertvector(*reinterpret_cast<const FourShort*>(p), FourBits) << 16);
+}
+CONVBP_INLINE void store_four(Four x, float* p) {
+  *reinterpret_cast<Four*>(p) = x;
+}
+// To the nearest, ties to even, as c10 rounds; NaN is one NaN.
+CONVBP_INLINE void store_four(Four x, BFloat16* p) {
+  const FourBits bits = reinterpret_cast<FourBits>(x);
+  const FourBits rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+  *reinterpret_cast<FourShort*>(p) =
+      __builtin_convertvector(x == x ? rounded : FourBits{} + 0x7fc0, FourShort);
+}
+
+CONVBP_INLINE void transpose(Four (&r)[4]) {
+  const Four a = __builtin_shufflevector(r[0], r[1], 0, 4, 1, 5);
+  const Four b = __builtin_shufflevector(r[2], r[3], 0, 4, 1, 5);
+  const Four c = __builtin_shufflevector(r[0], r[1], 2, 6, 3, 7);
+  const Four d = __builtin_shufflevector(r[2], r[3], 2, 6, 3, 7);
+  r[0] = __builtin_shufflevector(a, b, 0, 1, 4, 5);
+  r[1] = __builtin_shufflevector(a, b, 2, 3, 6, 7);
+  r[2] = __builtin_shufflevector(c, d, 0, 1, 4, 5);
+  r[3] = __builtin_shufflevector(c, d, 2, 3, 6, 7);
+}
+
+// Four by four numbers: to[j * to_step + i] = from[i * from_step + j].
+template <typename From, typename To>
+CONVBP_INLINE void transpose_4x4(const From* from, int64_t from_step, To* to, int64_t to_step) {
+  Four r[4];
 #pragma GCC unroll 4
-  for (int j = 0; j < 4; ++j) *reinterpret_cast<Four*>(to + j * to_step) = columns[j];
+  for (int i = 0; i < 4; ++i) r[i] = load_four(from + i * from_step);
+  transpose(r);
+#pragma GCC unroll 4
+  for (int j = 0; j < 4; ++j) store_four(r[j], to + j * to_step);
+}
+
+// Eight rows of four that stay bfloat16: as four rows of pairs.
+CONVBP_INLINE void transpose_8x4(const BFloat16* from, int64_t from_step, BFloat16* to,
+                                 int64_t to_step) {
+  typedef uint16_t EightShort __attribute__((vector_size(16)));
+  Four r[4];
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    const FourShort a = *reinterpret_cast<const FourShort*>(from + 2 * i * from_step);
+    const FourShort b = *reinterpret_cast<const FourShort*>(from + (2 * i + 1) * from_step);
+    const EightShort pairs = __builtin_shufflevector(a, b, 0, 4, 1, 5, 2, 6, 3, 7);
+    r[i] = reinterpret_cast<Four>(pairs);
+  }
+  transpose(r);
+#pragma GCC unroll 4
+  for (int j = 0; j < 4; ++j) *reinterpret_cast<Four*>(to + j * to_step) = r[j];
 }
 
 // to[x * to_x + c * to_c] = from[x * from_x + c * from_c], converted, for all x < width and
@@ -62,21 +108,35 @@ CONVBP_INLINE void transpose_4x4(const float* from, int64_t from_step, float* to
 template <typename From, typename To>
 CONVBP_TARGET void copy_row(const From* from, int64_t from_c, int64_t from_x, int64_t channels,
                             int64_t width, To* to, int64_t to_c, int64_t to_x) {
+  constexpr int64_t kSide = 16;
   if (from_c == 1 && to_c == 1) {
     if (std::is_same_v<From, To> && from_x == channels && to_x == channels) {
       std::memcpy(to, from, width * channels * sizeof(From));
       return;
     }
-    for (int64_t x = 0; x < width; ++x)
-      for (int64_t c = 0; c < channels; ++c) to[x * to_x + c] = store<To>(from[x * from_x + c]);
+    if (channels == kSide)  // so often that it is worth a loop of known length
+      for (int64_t x = 0; x < width; ++x)
+        for (int64_t c = 0; c < kSide; ++c) to[x * to_x + c] = store<To>(from[x * from_x + c]);
+    else
+      for (int64_t x = 0; x < width; ++x)
+        for (int64_t c = 0; c < channels; ++c) to[x * to_x + c] = store<To>(from[x * from_x + c]);
     return;
   }
-  constexpr int64_t kSide = 16;
+  if (from_x == 1 && to_x == 1) {
+    for (int64_t c = 0; c < channels; ++c)
+      for (int64_t x = 0; x < width; ++x) to[c * to_c + x] = store<To>(from[c * from_c + x]);
+    return;
+  }
   for (int64_t c0 = 0; c0 < channels; c0 += kSide)
     for (int64_t x0 = 0; x0 < width; x0 += kSide) {
       const int64_t c1 = std::min(c0 + kSide, channels), x1 = std::min(x0 + kSide, width);
       int64_t c = c0, x = x0;
-      if constexpr (std::is_same_v<From, float> && std::is_same_v<To, float>) {
+      if constexpr (std::is_same_v<From, BFloat16> && std::is_same_v<To, BFloat16>) {
+        if (from_x == 1 && to_c == 1)
+          for (x = x0; x + 4 <= x1; x += 4)
+            for (c = c0; c + 8 <= c1; c += 8)
+              transpose_8x4(from + c * from_c + x, from_c, to + x * to_x + c, to_x);
+      } else if constexpr (kHasFours<From> && kHasFours<To>) {
         if (from_x == 1 && to_c == 1) {
           for (x = x0; x + 4 <= x1; x += 4)
             for (c = c0; c + 4 <= c1; c += 4)
@@ -87,7 +147,7 @@ CONVBP_TARGET void copy_row(const From* from, int64_t from_c, int64_t from_x, in
               transpose_4x4(from + x * from_x + c, from_x, to + c * to_c + x, to_c);
         }
       }
-      // What whole fours leave: columns behind x, and channels behind c before them.
+      // What whole blocks leave: columns behind x, and channels behind c before them.
       for (int64_t cc = c0; cc < c1; ++cc)
         for (int64_t xx = cc < c ? x : x0; xx < x1; ++xx)
           to[xx * to_x + cc * to_c] = store<To>(from[xx * from_x + cc * from_c]);
@@ -118,37 +178,43 @@ CONVBP_TARGET void fill_zero(Acc* to, int64_t count) {
 }
 
 // Packs what the tile `e` reads of some channels: [image][patch row][patch column][channel], where a
-// pixel has room for `pitch` channels.
+// pixel has room for `pitch` channels. Those beyond go to further panels of the same form, which are
+// `panel_size` numbers apart.
 template <typename T, typename Acc>
 CONVBP_TARGET void pack_patch(const TapConv& c, const TileExtent& e, View<const T> source,
-                              int64_t channel0, int64_t channels, Acc* patch, int64_t pitch) {
+                              int64_t channel0, int64_t channels, Acc* patch, int64_t pitch,
+                              int64_t panel_size = 0) {
   const int64_t rows = c.h.patch_rows(e.rows), columns = c.w.patch_rows(e.columns);
+  const auto pack_columns = [&](const T* from, int64_t channels, Acc* patch) CONVBP_TARGET {
+    if (c.w.dense) {
+      const int64_t j0 = c.w.source_position(0, e.w0);
+      const int64_t left = std::min(columns, std::max<int64_t>(0, -j0));
+      const int64_t end = std::max(left, std::min(columns, c.w.source_size - j0));
+      fill_zero(patch, left * pitch);
+      if (left < end)
+        pack_row(from + (j0 + left) * source.stride[3], source.stride[1], source.stride[3],
+                 channels, end - left, patch + left * pitch, pitch);
+      fill_zero(patch + end * pitch, (columns - end) * pitch);
+    } else {
+      for (int64_t column = 0; column < columns; ++column) {
+        const int64_t j = c.w.source_position(column, e.w0);
+        if (j < 0 || j >= c.w.source_size)
+          fill_zero(patch + column * pitch, pitch);
+        else
+          pack_row(from + j * source.stride[3], source.stride[1], source.stride[3], channels, 1,
+                   patch + column * pitch, pitch);
+      }
+    }
+  };
   for (int64_t b = 0; b < e.images; ++b)
     for (int64_t row = 0; row < rows; ++row, patch += columns * pitch) {
       const int64_t i = c.h.source_position(row, e.h0);
-      if (i < 0 || i >= c.h.source_size) {
-        fill_zero(patch, columns * pitch);
-        continue;
-      }
-      const T* from = &source.at(e.b0 + b, channel0, i, 0);
-      if (c.w.dense) {
-        const int64_t j0 = c.w.source_position(0, e.w0);
-        const int64_t left = std::min(columns, std::max<int64_t>(0, -j0));
-        const int64_t end = std::max(left, std::min(columns, c.w.source_size - j0));
-        fill_zero(patch, left * pitch);
-        if (left < end)
-          pack_row(from + (j0 + left) * source.stride[3], source.stride[1], source.stride[3],
-                   channels, end - left, patch + left * pitch, pitch);
-        fill_zero(patch + end * pitch, (columns - end) * pitch);
-      } else {
-        for (int64_t column = 0; column < columns; ++column) {
-          const int64_t j = c.w.source_position(column, e.w0);
-          if (j < 0 || j >= c.w.source_size)
-            fill_zero(patch + column * pitch, pitch);
-          else
-            pack_row(from + j * source.stride[3], source.stride[1], source.stride[3], channels, 1,
-                     patch + column * pitch, pitch);
-        }
+      for (int64_t k = 0; k < channels; k += pitch) {
+        Acc* const to = patch + k / pitch * panel_size;
+        if (i < 0 || i >= c.h.source_size)
+          fill_zero(to, columns * pitch);
+        else
+          pack_columns(&source.at(e.b0 + b, channel0 + k, i, 0), std::min(pitch, channels - k), to);
       }
     }
 }

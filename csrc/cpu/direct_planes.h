@@ -1,0 +1,185 @@
+// The tap convolution for few channels: pixels in the vector lanes. Part of direct_kernel.h.
+//
+//   patch          [channel][row modulo step][column modulo step][row][column], zeros at the edges
+//   register tile  kOut result channels x kPlaneVectors vectors of neighbouring pixels. Vectors run
+//                  through the patch as if it were one line: what they compute between the end of a
+//                  row and the beginning of the next is not stored.
+//   inner loop     a vector load for each vector, a broadcast weight for each channel
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "direct_plan.h"
+#include "direct_table.h"
+#include "element.h"
+#include "epilogue.h"
+#include "patch.h"
+#include "register_tile.h"
+#include "scratch.h"
+
+namespace convbp::direct::CONVBP_ISA {
+
+using namespace convbp::CONVBP_ISA;
+
+constexpr int kMostPlanes = 2 * kRows / 3;
+
+// Accumulators fill the registers.
+constexpr int plane_vectors(int out) {
+  return std::min(8, 2 * kRows / out);
+}
+
+// A tile's patch in numbers.
+struct PlanePatch {
+  const TapConv& c;
+  int64_t rows, columns;  // of one remainder modulo the step
+  PlanePatch(const TapConv& c, int64_t tile_rows, int64_t tile_columns)
+      : c(c), rows(length(c.h, tile_rows)), columns(length(c.w, tile_columns)) {}
+  static int64_t length(const Axis& a, int64_t positions) {
+    return a.offset.empty() ? positions
+                            : positions + (a.offset.back() - a.offset.front()) / a.step;
+  }
+  int64_t channel() const { return c.h.step * c.w.step * rows * columns; }
+  // Where the position (0, 0) of the tile finds source position (h, w), counted from the first tap's.
+  int64_t place(int64_t h, int64_t w) const {
+    return ((h % c.h.step * c.w.step + w % c.w.step) * rows + h / c.h.step) * columns +
+           w / c.w.step;
+  }
+};
+
+template <typename T, typename Acc>
+CONVBP_TARGET void pack_planes(const PlanePatch& p, const TileExtent& e, int64_t b,
+                               View<const T> source, int64_t channel0, Acc* patch) {
+  const TapConv& c = p.c;
+  const int64_t i0 = e.h0 * c.h.step + c.h.min_offset(), j0 = e.w0 * c.w.step + c.w.min_offset();
+  for (int64_t h = 0; h < c.h.step * p.rows; ++h)
+    for (int64_t w = 0; w < c.w.step; ++w) {
+      // Columns [first, last) of this remainder are inside.
+      const int64_t i = i0 + h, j = j0 + w, step = c.w.step;
+      int64_t first = std::min(p.columns, j < 0 ? divide_up(-j, step) : 0);
+      const int64_t inside = c.w.source_size > j ? divide_up(c.w.source_size - j, step) : 0;
+      int64_t last = std::max(first, std::min(p.columns, inside));
+      if (i < 0 || i >= c.h.source_size) first = last = p.columns;
+      Acc* const to = patch + p.place(h, w);
+      for (int64_t k = 0; k < c.reduce; ++k) {
+        fill_zero(to + k * p.channel(), first);
+        fill_zero(to + k * p.channel() + last, p.columns - last);
+      }
+      if (first < last)
+        copy_row(&source.at(b, channel0, i, j + first * step), source.stride[1],
+                 step * source.stride[3], c.reduce, last - first, to + first, p.channel(),
+                 int64_t{1});
+    }
+}
+
+template <int kOut, typename Acc>
+CONVBP_TARGET void sum_planes(const std::vector<int64_t>& taps, const Acc* patch,
+                              int64_t patch_channel, int64_t channels, const Acc* weight,
+                              const Acc* bias, Acc* sums, int64_t sums_channel) {
+  using Vector = typename Simd<Acc>::Vector;
+  constexpr int kLanes = Simd<Acc>::kLanes, kVectors = plane_vectors(kOut);
+  Vector acc[kOut][kVectors] = {};
+#pragma GCC unroll 16
+  for (int i = 0; i < kOut; ++i)
+#pragma GCC unroll 16
+    for (int v = 0; v < kVectors; ++v) acc[i][v] += bias[i];
+  for (int64_t k = 0; k < channels; ++k, patch += patch_channel)
+    for (const int64_t tap : taps) {
+      Vector x[kVectors];
+#pragma GCC unroll 16
+      for (int v = 0; v < kVectors; ++v) x[v] = vector_at(patch + tap + v * kLanes);
+#pragma GCC unroll 16
+      for (int i = 0; i < kOut; ++i)
+#pragma GCC unroll 16
+        for (int v = 0; v < kVectors; ++v) acc[i][v] += weight[i] * x[v];
+      weight += kOut;
+    }
+#pragma GCC unroll 16
+  for (int i = 0; i < kOut; ++i)
+#pragma GCC unroll 16
+    for (int v = 0; v < kVectors; ++v) vector_at(sums + i * sums_channel + v * kLanes) = acc[i][v];
+}
+
+template <typename T, typename Acc, int kOut>
+CONVBP_TARGET void plane_tasks(const DirectConv& conv, View<const T> source, const void* packed,
+                               const Epilogue<T>& epilogue, View<T> result, int64_t begin,
+                               int64_t end) {
+  constexpr int kStep = plane_vectors(kOut) * Simd<Acc>::kLanes;
+  const TapConv& c = conv.tap;
+  const PlanePatch most(c, c.h.tile, c.w.tile);
+  // The last vectors of a tile reach over its end.
+  const Scratch patch_block =
+      Scratch::take<Acc>(ScratchName::kPatch, c.reduce * most.channel() + kStep);
+  const int64_t sums_channel = divide_up(most.rows * most.columns, kStep) * kStep;
+  const Scratch sums_block = Scratch::take<Acc>(ScratchName::kPixels, kOut * sums_channel);
+  Acc *const patch = patch_block.template data<Acc>(), *const sums = sums_block.template data<Acc>();
+  fill_zero(patch + c.reduce * most.channel(), kStep);
+  const int64_t blocks_a_task = divide_up(c.blocks(), c.lane_split);
+  std::vector<int64_t> taps;
+
+  for (int64_t task = begin; task < end; ++task) {
+    const int64_t split = task % c.lane_split, pixel_task = task / c.lane_split;
+    const int64_t g = pixel_task / c.spatial_tiles() % c.groups;
+    const TileExtent e = tile_extent(c, pixel_task / c.spatial_tiles() / c.groups,
+                                     pixel_task % c.spatial_tiles());
+    const PlanePatch p(c, e.rows, e.columns);
+    for (int64_t b = e.b0; b < e.b0 + e.images; ++b) {
+      pack_planes(p, e, b, source, g * c.reduce, patch);
+      const int64_t last_block = std::min(c.blocks(), (split + 1) * blocks_a_task);
+      for (int64_t block = split * blocks_a_task; block < last_block; ++block) {
+        const Acc* weight = static_cast<const Acc*>(packed) + (g * c.blocks() + block) * conv.packed_block_size();
+        const int64_t channel0 = g * c.lanes + block * kOut;
+        const int64_t channels = std::min<int64_t>(kOut, c.lanes - block * kOut);
+        Acc bias[kOut] = {};
+        if (epilogue.bias)
+          for (int64_t i = 0; i < channels; ++i) bias[i] = load<Acc>(epilogue.bias[channel0 + i]);
+
+        for (int64_t phase = 0; phase < conv.phases(); ++phase) {
+          const Axis &h = conv.h_phase(phase), &w = conv.w_phase(phase);
+          const int64_t rows = Phases::positions(h, e.h0, e.rows);
+          const int64_t columns = Phases::positions(w, e.w0, e.columns);
+          taps.clear();
+          for (const int64_t r : h.offset)
+            for (const int64_t s : w.offset)
+              taps.push_back(p.place(r - c.h.min_offset(), s - c.w.min_offset()));
+          const int64_t count = rows && columns ? (rows - 1) * p.columns + columns : 0;
+          for (int64_t t = 0; t < count; t += kStep)
+            sum_planes<kOut>(taps, patch + t, p.channel(), c.reduce, weight, bias, sums + t,
+                             sums_channel);
+          weight += conv.packed_phase_size(phase);
+
+          const auto put = [&](T* to) CONVBP_TARGET {
+            to += b * result.stride[0] + channel0 * result.stride[1] +
+                  (w.first + e.w0 * w.spacing) * result.stride[3];
+            for (int64_t t = 0; t < rows; ++t)
+              copy_row(sums + t * p.columns, sums_channel, int64_t{1}, channels, columns,
+                       to + (h.first + (e.h0 + t) * h.spacing) * result.stride[2], result.stride[1],
+                       w.spacing * result.stride[3]);
+          };
+          if (epilogue.pre_activation) put(epilogue.pre_activation);
+          for (int64_t i = 0; i < channels; ++i)
+            epilogue.activation.apply(sums + i * sums_channel, count);
+          put(result.data);
+        }
+      }
+    }
+  }
+}
+
+template <typename T, typename Acc>
+typename Table<T, Acc>::TapConvTasks plane_tasks_of(int64_t block) {
+  switch (block) {
+    case 1:
+      return &plane_tasks<T, Acc, 1>;
+    case 2:
+      return &plane_tasks<T, Acc, 2>;
+    case 3:
+      return &plane_tasks<T, Acc, 3>;
+    default:
+      static_assert(kMostPlanes == 8 || kMostPlanes == 4);
+      return block == 4 ? &plane_tasks<T, Acc, 4> : &plane_tasks<T, Acc, kMostPlanes>;
+  }
+}
+
+}  // namespace convbp::direct::CONVBP_ISA
