@@ -105,12 +105,11 @@ def derivative_wanted(*args: Any) -> bool:
     # The tangents themselves are asked: forward_ad knows nothing of a level that a compiled
     # graph has entered. There is one level, number 0.
     # Sparse ones have none that could be asked; the operators refuse them.
-    return any(
-        isinstance(a, torch.Tensor)
-        and a.layout is torch.strided
-        and _unpack_dual(a, level=0)[1] is not None
-        for a in args
-    )
+    for a in args:
+        if isinstance(a, torch.Tensor) and a.layout is torch.strided:
+            if _unpack_dual(a, level=0)[1] is not None:
+                return True
+    return False
 
 
 def below_autograd(operator: torch._ops.OpOverload, *args: Any, **kwargs: Any) -> Any:
