@@ -36,11 +36,10 @@ bool plain_only() {
 }
 
 Algorithm choose_algorithm(const ConvProblem& p, Operator op, Element element,
-                           const int64_t* source_stride, const int64_t* result_stride) {
+                           const int64_t* source_stride, const int64_t* other_stride) {
   const int now = setting;
   if (now == kPlainOnly) return Algorithm::kPlain;
-  if (op != Operator::kWeightGrad && element != Element::kHalf &&
-      depthwise::takes(p, source_stride, result_stride))
+  if (element != Element::kHalf && depthwise::takes(p, source_stride, other_stride))
     return Algorithm::kDepthwise;
   if (now == kDirectOnly || element == Element::kFloat64 || !winograd::takes(p))
     return Algorithm::kDirect;

@@ -22,6 +22,6 @@ bool plain_only();
 // tensors with these strides (of the source and the result; null for the weight gradient). Neither the
 // batch nor the number of threads has a say: a sample's results must not depend on them.
 Algorithm choose_algorithm(const ConvProblem& problem, Operator op, Element element,
-                           const int64_t* source_stride, const int64_t* result_stride);
+                           const int64_t* source_stride, const int64_t* other_stride);
 
 }  // namespace convbp

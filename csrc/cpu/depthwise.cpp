@@ -2,7 +2,7 @@
 #include "depthwise.h"
 
 #include <algorithm>
-#include <utility>
+#include <vector>
 
 #include "capability.h"
 #include "depthwise_table.h"
@@ -20,67 +20,128 @@ bool is_channels_last(const int64_t* stride) {
   return stride[1] == 1 && stride[3] != 1;
 }
 
-template <typename T>
-void run(const ConvProblem& p, Axis h, Axis w, View<const T> source, View<const T> weight,
-         const Epilogue<T>& epilogue, View<T> result) {
-  Depthwise d;
-  d.batch = p.batch;
-  d.channels = p.groups;
-  d.h = std::move(h);
-  d.w = std::move(w);
-  const bool last = is_channels_last(result.stride);
-  const int64_t row_bytes = d.w.source_size * (last ? d.channels : 1) * sizeof(T);
-  d.band = std::clamp<int64_t>(kBandBytes / row_bytes - d.h.dense_rows(1), 1, d.h.count);
-  const int64_t images = d.batch * (last ? 1 : d.channels);
-  while (images * d.bands() < 3 * thread_count() && d.band > 4) d.band = divide_up(d.band, 2);
-  d.band = balanced_tile(d.h.count, d.band);
+// The weight gradient is cut into about this many tasks, whatever the machine.
+constexpr int64_t kWeightGradTasks = 32;
 
-  const int64_t taps = d.h.tap_count() * d.w.tap_count();
-  const Scratch filter_block = Scratch::take<T>(ScratchName::kWeight, taps * d.channels);
-  T* const filters = filter_block.template data<T>();
-  for (int64_t c = 0; c < d.channels; ++c)
-    for (int64_t tap = 0; tap < taps; ++tap)
-      filters[last ? tap * d.channels + c : c * taps + tap] =
-          weight.at(c, 0, d.h.taps[tap / d.w.tap_count()], d.w.taps[tap % d.w.tap_count()]);
+// Rows of a band: what they read stays in the second-level cache.
+int64_t rows_of_band(const Depthwise& d, bool last, int64_t element_bytes) {
+  const int64_t row_bytes = d.w.source_size * (last ? d.channels : 1) * element_bytes;
+  return std::clamp<int64_t>(kBandBytes / std::max<int64_t>(1, row_bytes) - d.h.dense_rows(1), 1,
+                             std::max<int64_t>(1, d.h.count));
+}
+
+// The phases of a tap convolution (one of the forward convolution), band by band.
+template <typename T>
+void run(const ConvProblem& p, const std::vector<Axis>& h, const std::vector<Axis>& w,
+         View<const T> source, View<const T> weight, const Epilogue<T>& epilogue, View<T> result) {
+  const bool last = is_channels_last(result.stride);
+  std::vector<Depthwise> phases;
+  for (const Axis& height : h)
+    for (const Axis& width : w) phases.push_back({p.batch, p.groups, height, width, 1});
+  const Depthwise& first = phases.front();  // no other has more rows
+  int64_t band = rows_of_band(first, last, sizeof(T));
+  const int64_t images = p.batch * (last ? 1 : p.groups);
+  while (images * divide_up(first.h.count, band) < 3 * thread_count() && band > 4)
+    band = divide_up(band, 2);
+  band = balanced_tile(first.h.count, band);
+  int64_t taps = 0;
+  for (Depthwise& d : phases) {
+    d.band = band;
+    taps += d.taps();
+  }
+
+  const Scratch filter_block = Scratch::take<T>(ScratchName::kWeight, taps * p.groups);
+  T* filters = filter_block.template data<T>();
+  for (const Depthwise& d : phases) {
+    for (int64_t c = 0; c < d.channels; ++c)
+      for (int64_t tap = 0; tap < d.taps(); ++tap)
+        filters[last ? tap * d.channels + c : c * d.taps() + tap] =
+            weight.at(c, 0, d.h.taps[tap / d.w.tap_count()], d.w.taps[tap % d.w.tap_count()]);
+    filters += d.taps() * d.channels;
+  }
 
   const Table<T> kernels = CONVBP_IN_BEST_ISA(make_table<T>());
   const auto kernel = last ? kernels.channels_last : kernels.planes;
-  parallel_for(images * d.bands(), [&](int64_t begin, int64_t end) {
-    kernel(d, source, filters, epilogue, result, begin, end);
+  parallel_for(images * first.bands(), [&](int64_t begin, int64_t end) {
+    kernel(phases, source, filter_block.template data<T>(), epilogue, result, begin, end);
   });
 }
 
 }  // namespace
 
-bool takes(const ConvProblem& p, const int64_t* source_stride, const int64_t* result_stride) {
+bool takes(const ConvProblem& p, const int64_t* source_stride, const int64_t* other_stride) {
   if (p.groups == 1 || p.in_channels != 1 || p.out_channels != 1) return false;
   for (const Spatial axis : {kHeight, kWidth})
     // Rows between the taps would be copied too.
     if (p.dilation[axis] > 2 || p.stride[axis] > p.kernel[axis]) return false;
-  if (is_channels_last(source_stride) != is_channels_last(result_stride)) return false;
+  if (is_channels_last(source_stride) != is_channels_last(other_stride)) return false;
   if (is_channels_last(source_stride)) return p.groups * 4 >= kWidestVector;
-  return source_stride[3] == 1 && result_stride[3] == 1;
+  return source_stride[3] == 1 && other_stride[3] == 1;
 }
 
 template <typename T>
 void conv2d(const ConvProblem& p, View<const T> input, View<const T> weight,
             const Epilogue<T>& epilogue, View<T> output) {
-  run<T>(p, forward_axis(p, kHeight), forward_axis(p, kWidth), input, weight, epilogue, output);
+  run<T>(p, {forward_axis(p, kHeight)}, {forward_axis(p, kWidth)}, input, weight, epilogue, output);
 }
 
 template <typename T>
 void conv2d_input_grad(const ConvProblem& p, View<const T> weight, View<const T> delta,
                        View<T> input_grad) {
-  for (int64_t i = 0; i < std::min(p.stride[kHeight], p.in_size[kHeight]); ++i)
-    for (int64_t j = 0; j < std::min(p.stride[kWidth], p.in_size[kWidth]); ++j)
-      run<T>(p, input_grad_axis(p, kHeight, i), input_grad_axis(p, kWidth, j), delta, weight, {},
-             input_grad);
+  const auto phases = [&](Spatial axis) {
+    std::vector<Axis> all;
+    for (int64_t i = 0; i < std::min(p.stride[axis], p.in_size[axis]); ++i)
+      all.push_back(input_grad_axis(p, axis, i));
+    return all;
+  };
+  run<T>(p, phases(kHeight), phases(kWidth), delta, weight, {}, input_grad);
+}
+
+template <typename T>
+void conv2d_weight_grad(const ConvProblem& p, View<const T> input, View<const T> delta,
+                        View<T> weight_grad, T* bias_grad) {
+  const Table<T> kernels = CONVBP_IN_BEST_ISA(make_table<T>());
+  WeightGrad plan;
+  Depthwise& d = plan.conv;
+  d = {p.batch, p.groups, forward_axis(p, kHeight), forward_axis(p, kWidth), 1};
+  plan.channels_last = is_channels_last(input.stride);
+  plan.lanes = kernels.vector_bytes / static_cast<int64_t>(sizeof(T));
+  d.band = balanced_tile(d.h.count, rows_of_band(d, plan.channels_last, sizeof(T)));
+  const int64_t bands = d.batch * d.bands();
+  if (plan.channels_last && bands > 0 && bands < kWeightGradTasks)
+    d.band = balanced_tile(d.h.count, divide_up(d.h.count, kWeightGradTasks / d.batch));
+  plan.chunks = std::clamp<int64_t>(d.batch * d.bands(), 1, kWeightGradTasks);
+  plan.channels_a_part = plan.channels_last
+                             ? d.channels
+                             : divide_up(d.channels, kWeightGradTasks / plan.chunks);
+  const Scratch sums_block =
+      Scratch::take<T>(ScratchName::kPartial, plan.chunks * plan.sums_a_chunk());
+  T* const sums = sums_block.template data<T>();
+  const auto kernel = kernels.weight_grad[plan.channels_last];
+  parallel_for(plan.chunks * plan.parts(), [&](int64_t begin, int64_t end) {
+    kernel(plan, input, delta, sums, begin, end);
+  });
+
+  const auto total = [&](int64_t c, int64_t tap) {
+    T sum = sums[plan.place(c, tap)];
+    for (int64_t chunk = 1; chunk < plan.chunks; ++chunk)
+      sum += sums[chunk * plan.sums_a_chunk() + plan.place(c, tap)];
+    return sum;
+  };
+  parallel_for(d.channels, [&](int64_t begin, int64_t end) {
+    for (int64_t c = begin; c < end; ++c) {
+      for (int64_t tap = 0; tap < d.taps(); ++tap)
+        weight_grad.at(c, 0, tap / p.kernel[kWidth], tap % p.kernel[kWidth]) = total(c, tap);
+      if (bias_grad) bias_grad[c] = total(c, d.taps());
+    }
+  });
 }
 
 #define CONVBP_INSTANTIATE(T)                                                                    \
   template void conv2d(const ConvProblem&, View<const T>, View<const T>, const Epilogue<T>&,     \
                        View<T>);                                                                 \
-  template void conv2d_input_grad(const ConvProblem&, View<const T>, View<const T>, View<T>);
+  template void conv2d_input_grad(const ConvProblem&, View<const T>, View<const T>, View<T>);    \
+  template void conv2d_weight_grad(const ConvProblem&, View<const T>, View<const T>, View<T>, T*);
 CONVBP_INSTANTIATE(float)
 CONVBP_INSTANTIATE(double)
 #undef CONVBP_INSTANTIATE
