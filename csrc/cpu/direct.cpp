@@ -16,6 +16,7 @@ namespace {
 
 // A patch should stay in the second-level cache beside a block of weights.
 constexpr int64_t kPatchBytes = 128 * 1024;
+constexpr int64_t kPlanesBytes = 384 * 1024;
 // Beyond this many pixels a larger tile saves nothing more.
 constexpr int64_t kMostPixels = 1024;
 constexpr int64_t kFewChannels = 4;
@@ -37,8 +38,9 @@ bool is_wide(const Table<T, Acc>& kernels, const TapConv& c) {
 }
 
 // Chooses tiles so that a patch of so many channels, plus `extra` numbers a pixel, fits into kPatchBytes.
-void choose_tiles(TapConv& c, int64_t element_bytes, int64_t channels, int64_t extra) {
-  const int64_t budget = kPatchBytes / element_bytes;
+void choose_tiles(TapConv& c, int64_t bytes, int64_t element_bytes, int64_t channels,
+                  int64_t extra) {
+  const int64_t budget = bytes / element_bytes;
   int64_t images = 1, rows = 1, columns = c.w.count;
   const auto fits = [&](int64_t b, int64_t h, int64_t w) {
     const double patch =
@@ -92,9 +94,9 @@ void run_tap_conv(const ConvProblem& p, Phases h, Phases w, View<const T> source
   conv.w = std::move(w);
   if (in_planes(c, result.stride)) {
     conv.planes = true;
-    c.block = std::min<int64_t>(c.lanes, c.lanes <= kFewChannels ? kFewChannels : kernels.most_planes);
+    c.block = c.lanes <= kFewChannels ? c.lanes : kernels.most_planes;
   }
-  choose_tiles(c, sizeof(Acc), c.reduce, 0);
+  choose_tiles(c, conv.planes ? kPlanesBytes : kPatchBytes, sizeof(Acc), c.reduce, 0);
   spread_over_threads(c, 1, 32);
   const WeightStrides strides = weight_strides(p, c, weight.stride, !forward, forward);
   const int64_t blocks = c.groups * c.blocks();
@@ -122,7 +124,7 @@ WeightGrad plan_weight_grad(TapConv tap, int64_t element_bytes) {
                   : std::clamp<int64_t>(
                         kPanel * balanced_tile(divide_up(c.reduce, kPanel), panels), 1,
                         std::max<int64_t>(1, c.reduce));
-  choose_tiles(c, element_bytes, plan.channels_a_task, std::min(c.lanes, plan.lanes_a_task));
+  choose_tiles(c, kPatchBytes, element_bytes, plan.channels_a_task, std::min(c.lanes, plan.lanes_a_task));
   const auto cut = [&] {
     plan.chunks = std::max<int64_t>(
         1, std::min({plan.tiles(), kWeightGradTasks / plan.parts(),
