@@ -2,9 +2,7 @@
 //
 //   patch          [channel][row modulo step][column modulo step][row][column], zeros at the edges,
 //                  each plane with room for a vector behind it
-//   register tile  kOut result channels x kPlaneVectors vectors of neighbouring pixels. Vectors run
-//                  through the patch as if it were one line: what they compute between the end of a
-//                  row and the beginning of the next is not stored.
+//   register tile  kOut result channels x plane_vectors(kOut) vectors of neighbouring pixels
 //   inner loop     a vector load for each vector, a broadcast weight for each channel
 #pragma once
 
@@ -30,9 +28,6 @@ constexpr int kMostPlanes = 2 * kRows / 3;
 constexpr int plane_vectors(int out) {
   return std::min(8, ((CONVBP_VECTOR_BYTES == 64 ? 32 : 16) - 1) / (out + 1));
 }
-// Sums that wait in the first-level cache for being stored.
-constexpr int64_t kWaitingSums = 9216;
-
 // A tile's patch in numbers.
 struct PlanePatch {
   const TapConv& c;
@@ -92,22 +87,23 @@ CONVBP_TARGET void pack_planes(const PlanePatch& p, const TileExtent& e, int64_t
   }
 }
 
-template <int kOut, typename Acc>
-CONVBP_TARGET void sum_planes(const std::vector<int64_t>& taps, const Acc* patch,
+// The sums of kOut channels over all taps, with bias: one register tile, to[v][i * to_channel + :].
+template <int kOut, typename Acc, int kVectors>
+CONVBP_TARGET void sum_planes(const std::vector<int64_t>& taps, const Acc* const (&from)[kVectors],
                               int64_t patch_channel, int64_t channels, const Acc* weight,
-                              const Acc* bias, Acc* sums, int64_t sums_channel) {
+                              const Acc* bias, Acc* const (&to)[kVectors], int64_t to_channel) {
   using Vector = typename Simd<Acc>::Vector;
-  constexpr int kLanes = Simd<Acc>::kLanes, kVectors = plane_vectors(kOut);
   Vector acc[kOut][kVectors] = {};
 #pragma GCC unroll 16
   for (int i = 0; i < kOut; ++i)
 #pragma GCC unroll 16
     for (int v = 0; v < kVectors; ++v) acc[i][v] += bias[i];
-  for (int64_t k = 0; k < channels; ++k, patch += patch_channel)
+  int64_t channel = 0;
+  for (int64_t k = 0; k < channels; ++k, channel += patch_channel)
     for (const int64_t tap : taps) {
       Vector x[kVectors];
 #pragma GCC unroll 16
-      for (int v = 0; v < kVectors; ++v) x[v] = vector_at(patch + tap + v * kLanes);
+      for (int v = 0; v < kVectors; ++v) x[v] = vector_at(from[v] + channel + tap);
 #pragma GCC unroll 16
       for (int i = 0; i < kOut; ++i)
 #pragma GCC unroll 16
@@ -117,25 +113,19 @@ CONVBP_TARGET void sum_planes(const std::vector<int64_t>& taps, const Acc* patch
 #pragma GCC unroll 16
   for (int i = 0; i < kOut; ++i)
 #pragma GCC unroll 16
-    for (int v = 0; v < kVectors; ++v) vector_at(sums + i * sums_channel + v * kLanes) = acc[i][v];
+    for (int v = 0; v < kVectors; ++v) vector_at(to[v] + i * to_channel) = acc[i][v];
 }
 
 template <typename T, typename Acc, int kOut>
 CONVBP_TARGET void plane_tasks(const DirectConv& conv, View<const T> source, const Acc* packed,
                                const Epilogue<T>& epilogue, View<T> result, int64_t begin,
                                int64_t end) {
-  constexpr int kStep = plane_vectors(kOut) * Simd<Acc>::kLanes;
+  constexpr int kLanes = Simd<Acc>::kLanes, kVectors = plane_vectors(kOut);
   const TapConv& c = conv.tap;
   const PlanePatch most(c, c.h.tile, c.w.tile);
-  // The last vectors of a tile reach over its end.
   const Scratch patch_block =
-      Scratch::take<Acc>(ScratchName::kPatch, c.reduce * most.channel() + kStep);
-  const int64_t rows_at_once =
-      balanced_tile(c.h.tile, std::max<int64_t>(1, kWaitingSums / kOut / most.columns));
-  const int64_t sums_channel = divide_up(rows_at_once * most.columns, kStep) * kStep;
-  const Scratch sums_block = Scratch::take<Acc>(ScratchName::kPixels, kOut * sums_channel);
-  Acc *const patch = patch_block.template data<Acc>(), *const sums = sums_block.template data<Acc>();
-  fill_zero(patch + c.reduce * most.channel(), kStep);
+      Scratch::take<Acc>(ScratchName::kPatch, c.reduce * most.channel());
+  Acc* const patch = patch_block.template data<Acc>();
   const int64_t blocks_a_task = divide_up(c.blocks(), c.lane_split);
   std::vector<int64_t> taps;
 
@@ -167,28 +157,50 @@ CONVBP_TARGET void plane_tasks(const DirectConv& conv, View<const T> source, con
           for (const int64_t r : h.offset)
             for (const int64_t s : w.offset)
               taps.push_back(p.place(r - c.h.min_offset(), s - c.w.min_offset()));
-          for (int64_t row = 0; columns && row < rows; row += rows_at_once) {
-            const int64_t some = std::min(rows_at_once, rows - row);
-            const int64_t count = (some - 1) * p.columns + columns;
-            for (int64_t t = 0; t < count; t += kStep)
-              sum_planes<kOut>(taps, patch + row * p.columns + t, p.channel(), c.reduce, weight,
-                               bias, sums + t, sums_channel);
-
-            const int64_t together = result.stride[1] == 1 ? channels : 1;
-            const auto put = [&](T* to) CONVBP_TARGET {
-              to += b * result.stride[0] + channel0 * result.stride[1] +
-                    (h.first + (e.h0 + row) * h.spacing) * result.stride[2] +
-                    (w.first + e.w0 * w.spacing) * result.stride[3];
-              for (int64_t i = 0; i < channels; i += together)
-                for (int64_t t = 0; t < some; ++t)
-                  copy_row(sums + i * sums_channel + t * p.columns, sums_channel, int64_t{1},
-                           together, columns,
-                           to + i * result.stride[1] + t * h.spacing * result.stride[2],
-                           result.stride[1], w.spacing * result.stride[3]);
+          const int64_t row_step = h.spacing * result.stride[2];
+          const int64_t column_step = w.spacing * result.stride[3];
+          const int64_t start = b * result.stride[0] + channel0 * result.stride[1] +
+                                (h.first + e.h0 * h.spacing) * result.stride[2] +
+                                (w.first + e.w0 * w.spacing) * result.stride[3];
+          const bool in_place = std::is_same_v<T, Acc> && column_step == 1 && channels == kOut &&
+                                columns >= kLanes && !epilogue.pre_activation &&
+                                !epilogue.activation.functions;
+          // The last vector of a row ends with it: some pixels are computed twice.
+          const int64_t width = std::min<int64_t>(kLanes, columns);
+          const int64_t across = divide_up(columns, kLanes);
+          for (int64_t first = 0; first < rows * across; first += kVectors) {
+            const Acc* from[kVectors];
+            int64_t at[kVectors];
+            Acc sums[kOut][kVectors * kLanes];
+            Acc* to[kVectors];
+            for (int v = 0; v < kVectors; ++v) {
+              const int64_t vector = std::min(first + v, rows * across - 1);
+              const int64_t row = vector / across;
+              const int64_t column = std::min(vector % across * kLanes, columns - width);
+              from[v] = patch + row * p.columns + column;
+              at[v] = start + row * row_step + column * column_step;
+              to[v] = &sums[0][v * kLanes];
+              if constexpr (std::is_same_v<T, Acc>)
+                if (in_place) to[v] = result.data + at[v];
+            }
+            sum_planes<kOut>(taps, from, p.channel(), c.reduce, weight, bias, to,
+                             in_place ? result.stride[1] : kVectors * kLanes);
+            if (in_place) continue;
+            const auto put = [&](T* result_data) CONVBP_TARGET {
+              for (int64_t i = 0; i < channels; ++i)
+                for (int v = 0; v < kVectors; ++v) {
+                  T* const to = result_data + at[v] + i * result.stride[1];
+                  const Acc* const sum = &sums[i][v * kLanes];
+                  if constexpr (std::is_same_v<T, Acc>)
+                    if (column_step == 1 && width == kLanes) {
+                      vector_at(to) = vector_at(sum);
+                      continue;
+                    }
+                  for (int64_t j = 0; j < width; ++j) to[j * column_step] = store<T>(sum[j]);
+                }
             };
             if (epilogue.pre_activation) put(epilogue.pre_activation);
-            for (int64_t i = 0; i < channels; ++i)
-              epilogue.activation.apply(sums + i * sums_channel, count);
+            epilogue.activation.apply(&sums[0][0], kOut * kVectors * kLanes);
             put(result.data);
           }
           weight += conv.packed_phase_size(phase);
