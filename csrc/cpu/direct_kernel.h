@@ -122,19 +122,22 @@ CONVBP_TARGET void sum_pixels(const std::vector<Run>& runs, const Acc* patch, co
                               const Acc* weight, const Acc* bias, Acc* const* sums) {
   using Vector = typename Simd<Acc>::Vector;
   constexpr int kLanes = Simd<Acc>::kLanes, kBlock = kVectors * kLanes;
-  Vector acc[kTileRows][kVectors] = {};
-  for (const Run& run : runs) {
-    const Acc* row[kTileRows];
+  int64_t offset[kTileRows];
+  Vector acc[kTileRows][kVectors];
 #pragma GCC unroll 16
-    for (int i = 0; i < kTileRows; ++i) row[i] = patch + places[i].in_patch + run.start;
-    accumulate<kDepthwise>(acc, row, 1, weight, run.length);
+  for (int i = 0; i < kTileRows; ++i) {
+    offset[i] = places[i].in_patch;
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) acc[i][v] = vector_at(bias + v * kLanes);
+  }
+  for (const Run& run : runs) {
+    accumulate<kDepthwise>(acc, patch + run.start, offset, 1, weight, kBlock, run.length);
     weight += run.length * kBlock;
   }
 #pragma GCC unroll 16
   for (int i = 0; i < kTileRows; ++i)
 #pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v)
-      vector_at(sums[i] + v * kLanes) = acc[i][v] + vector_at(bias + v * kLanes);
+    for (int v = 0; v < kVectors; ++v) vector_at(sums[i] + v * kLanes) = acc[i][v];
 }
 
 template <bool kDepthwise, typename Acc, int kVectors>
@@ -142,6 +145,8 @@ struct SumPixels {
   template <int kTileRows>
   static constexpr auto kFunction = &sum_pixels<kTileRows, kDepthwise, Acc, kVectors>;
 };
+
+constexpr int64_t kNearWeights = 16 * 1024;
 
 template <typename T, typename Acc, int kVectors, bool kDepthwise>
 CONVBP_TARGET void tap_conv_tasks(const DirectConv& conv, View<const T> source, const Acc* packed,
@@ -160,6 +165,13 @@ CONVBP_TARGET void tap_conv_tasks(const DirectConv& conv, View<const T> source, 
                                           conv.w.spacing() * kBlock
                                     : 0);
   Acc* const waiting = waiting_block.template data<Acc>();
+  const bool in_place = !by_rows && !epilogue.pre_activation && !epilogue.activation.functions;
+  // Pixel by pixel where the weights of several blocks stay in the cache, so that whole pixels are
+  // written at once.
+  const int64_t block_size = conv.packed_block_size();
+  const int64_t blocks_at_once =
+      by_rows ? 1 : std::max<int64_t>(1, kNearWeights / std::max<int64_t>(1, block_size));
+  std::vector<Acc> bias(c.blocks() * kBlock);
   std::vector<std::vector<Place>> places(conv.phases());
   std::vector<std::vector<Run>> runs(conv.phases());
   std::array<int64_t, 5> located{};
@@ -184,53 +196,60 @@ CONVBP_TARGET void tap_conv_tasks(const DirectConv& conv, View<const T> source, 
       }
     located = shape;
 
-    const int64_t last_block = std::min(c.blocks(), (split + 1) * blocks_a_task);
-    for (int64_t block = split * blocks_a_task; block < last_block; ++block) {
-      const Acc* weight = packed + (g * c.blocks() + block) * conv.packed_block_size();
-      const int64_t channel0 = g * c.lanes + block * kBlock;
-      const int64_t lanes = std::min<int64_t>(kBlock, c.result_channels(g) - block * kBlock);
-      const int64_t to = e.b0 * result.stride[0] + channel0 * result.stride[1] +
-                         e.h0 * conv.h.spacing() * result.stride[2] +
-                         e.w0 * conv.w.spacing() * result.stride[3];
-      Acc bias_lanes[kBlock] = {};
-      if (epilogue.bias)
-        for (int64_t lane = 0; lane < lanes; ++lane)
-          bias_lanes[lane] = load<Acc>(epilogue.bias[channel0 + lane]);
+    if (epilogue.bias)
+      for (int64_t lane = 0; lane < c.result_channels(g); ++lane)
+        bias[lane] = load<Acc>(epilogue.bias[g * c.lanes + lane]);
+    const int64_t result_at = e.b0 * result.stride[0] + g * c.lanes * result.stride[1] +
+                              e.h0 * conv.h.spacing() * result.stride[2] +
+                              e.w0 * conv.w.spacing() * result.stride[3];
 
+    const auto tile = [&](int64_t block, int64_t phase, const Acc* weight, const Place* pixels,
+                          int64_t count) CONVBP_TARGET {
+      const int64_t lanes = std::min<int64_t>(kBlock, c.result_channels(g) - block * kBlock);
+      const int64_t to = result_at + block * kBlock * result.stride[1];
+      Acc sums[kRows][kBlock];
+      Acc* at[kRows];
+      for (int64_t i = 0; i < count; ++i) {
+        at[i] = by_rows ? waiting + pixels[i].in_result : sums[i];
+        if constexpr (std::is_same_v<T, Acc>)
+          if (in_place && lanes == kBlock) at[i] = result.data + to + pixels[i].in_result;
+      }
+      tile_function<SumPixels<kDepthwise, Acc, kVectors>>(count)(
+          runs[phase], patch, pixels, weight, &bias[block * kBlock], at);
+      if (at[0] != sums[0]) return;
+      const auto put = [&](T* data) CONVBP_TARGET {
+        for (int64_t i = 0; i < count; ++i)
+          store_lanes<kBlock>(sums[i], lanes, data + to + pixels[i].in_result);
+      };
+      if (epilogue.pre_activation) put(epilogue.pre_activation);
+      epilogue.activation.apply(&sums[0][0], count * kBlock);
+      put(result.data);
+    };
+    const int64_t last_block = std::min(c.blocks(), (split + 1) * blocks_a_task);
+    for (int64_t block0 = split * blocks_a_task; block0 < last_block; block0 += blocks_at_once) {
+      const int64_t block1 = std::min(block0 + blocks_at_once, last_block);
+      const Acc* weight = packed + g * c.blocks() * block_size;
       for (int64_t phase = 0; phase < conv.phases(); ++phase) {
-        const std::vector<Place>& pixels = places[phase];
-        const int64_t count = static_cast<int64_t>(pixels.size());
-        for (int64_t p = 0; p < count; p += kRows) {
-          const int64_t valid = std::min<int64_t>(kRows, count - p);
-          Acc sums[kRows][kBlock];
-          Acc* at[kRows];
-          for (int64_t i = 0; i < valid; ++i)
-            at[i] = by_rows ? waiting + pixels[p + i].in_result : sums[i];
-          tile_function<SumPixels<kDepthwise, Acc, kVectors>>(valid)(
-              runs[phase], patch, &pixels[p], weight, bias_lanes, at);
-          if (by_rows) continue;
-          const auto put = [&](T* result_at) CONVBP_TARGET {
-            for (int64_t i = 0; i < valid; ++i)
-              store_lanes<kBlock>(sums[i], lanes, result_at + pixels[p + i].in_result);
-          };
-          if (epilogue.pre_activation) put(epilogue.pre_activation + to);
-          epilogue.activation.apply(&sums[0][0], valid * kBlock);
-          put(result.data + to);
-        }
+        const int64_t count = static_cast<int64_t>(places[phase].size());
+        for (int64_t p = 0; p < count; p += kRows)
+          for (int64_t block = block0; block < block1; ++block)
+            tile(block, phase, weight + block * block_size, &places[phase][p],
+                 std::min<int64_t>(kRows, count - p));
         weight += conv.packed_phase_size(phase);
       }
-
       if (by_rows) {
-        const auto put = [&](T* result_at) CONVBP_TARGET {
+        const int64_t lanes = std::min<int64_t>(kBlock, c.result_channels(g) - block0 * kBlock);
+        const auto put = [&](T* data) CONVBP_TARGET {
+          data += result_at + block0 * kBlock * result.stride[1];
           for (int64_t b = 0; b < e.images; ++b)
             for (int64_t row = 0; row < rows; ++row)
               unpack_row(waiting + (b * rows + row) * columns * kBlock, int64_t{kBlock}, lanes,
-                         columns, result_at + b * result.stride[0] + row * result.stride[2],
+                         columns, data + b * result.stride[0] + row * result.stride[2],
                          result.stride[1], result.stride[3]);
         };
-        if (epilogue.pre_activation) put(epilogue.pre_activation + to);
+        if (epilogue.pre_activation) put(epilogue.pre_activation);
         epilogue.activation.apply(waiting, e.images * rows * columns * kBlock);
-        put(result.data + to);
+        put(result.data);
       }
     }
   }
@@ -250,14 +269,15 @@ CONVBP_TARGET void add_to_rows(const WeightGrad& p, const TileExtent& e, int64_t
   const TapConv& c = p.tap;
   const int64_t column_step = c.w.position_row() * p.panel(), sums_a_row = p.sums_a_row();
   const int64_t row_step = c.h.position_row() * patch_row;
+  int64_t offset[kTileRows];
+#pragma GCC unroll 16
+  for (int i = 0; i < kTileRows; ++i) offset[i] = row_offset[i];
   Vector acc[kTileRows][kVectors] = {};
   for (int64_t line = first; line < last; ++line) {
     const int64_t b = line / e.rows, h = line % e.rows;
     const Acc* const start = patch + b * patch_image + h * row_step;
-    const Acc* row[kTileRows];
-#pragma GCC unroll 16
-    for (int i = 0; i < kTileRows; ++i) row[i] = start + row_offset[i];
-    accumulate<kDepthwise>(acc, row, column_step, delta + line * e.columns * kBlock, e.columns);
+    accumulate<kDepthwise>(acc, start, offset, column_step, delta + line * e.columns * kBlock,
+                           kBlock, e.columns);
   }
 #pragma GCC unroll 16
   for (int i = 0; i < kTileRows; ++i)

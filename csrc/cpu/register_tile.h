@@ -35,12 +35,14 @@ CONVBP_INLINE const typename Simd<Acc>::Vector& vector_at(const Acc* p) {
   return *reinterpret_cast<const typename Simd<Acc>::Vector*>(p);
 }
 
-// The loop everything else feeds: acc[i][:] += sum_q row[i][q * row_step] * lane[q][:], or,
-// depthwise, row[i][q * row_step + :] * lane[q][:].
+// The loop everything else feeds, with row[i] = rows + offset[i]:
+// acc[i][:] += sum_q row[i][q * row_step] * lane[q * lane_step + :], or, depthwise,
+// row[i][q * row_step + :] * lane[q * lane_step + :].
 template <bool kDepthwise, typename Acc, int kTileRows, int kVectors>
 CONVBP_INLINE void accumulate(typename Simd<Acc>::Vector (&acc)[kTileRows][kVectors],
-                              const Acc* const (&row)[kTileRows], int64_t row_step,
-                              const Acc* lane, int64_t count) {
+                              const Acc* rows, const int64_t (&offset)[kTileRows],
+                              int64_t row_step, const Acc* lane, int64_t lane_step,
+                              int64_t count) {
   using Vector = typename Simd<Acc>::Vector;
   for (int64_t q = 0; q < count; ++q) {
     Vector x[kVectors];
@@ -48,7 +50,7 @@ CONVBP_INLINE void accumulate(typename Simd<Acc>::Vector (&acc)[kTileRows][kVect
     for (int v = 0; v < kVectors; ++v) x[v] = vector_at(lane + v * Simd<Acc>::kLanes);
 #pragma GCC unroll 16
     for (int i = 0; i < kTileRows; ++i) {
-      const Acc* r = row[i] + q * row_step;
+      const Acc* r = rows + offset[i];
 #pragma GCC unroll 4
       for (int v = 0; v < kVectors; ++v) {
         if constexpr (kDepthwise)
@@ -57,8 +59,20 @@ CONVBP_INLINE void accumulate(typename Simd<Acc>::Vector (&acc)[kTileRows][kVect
           acc[i][v] += *r * x[v];
       }
     }
-    lane += kVectors * Simd<Acc>::kLanes;
+    rows += row_step;
+    lane += lane_step;
   }
+}
+
+// The same for rows anywhere and lanes without gaps.
+template <bool kDepthwise, typename Acc, int kTileRows, int kVectors>
+CONVBP_INLINE void accumulate(typename Simd<Acc>::Vector (&acc)[kTileRows][kVectors],
+                              const Acc* const (&row)[kTileRows], int64_t row_step,
+                              const Acc* lane, int64_t count) {
+  int64_t offset[kTileRows];
+#pragma GCC unroll 16
+  for (int i = 0; i < kTileRows; ++i) offset[i] = row[i] - row[0];
+  accumulate<kDepthwise>(acc, row[0], offset, row_step, lane, kVectors * Simd<Acc>::kLanes, count);
 }
 
 // Tile::kFunction of as many rows as there are, 1 to kRows: rows left over cost what they are.
