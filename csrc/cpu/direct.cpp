@@ -20,6 +20,7 @@ constexpr int64_t kPlanesBytes = 384 * 1024;
 // Beyond this many pixels a larger tile saves nothing more.
 constexpr int64_t kMostPixels = 1024;
 constexpr int64_t kFewChannels = 4;
+constexpr int64_t kShortSum = 160;
 constexpr int64_t kFewPixels = 100;
 // The weight gradient is cut into about this many tasks, whatever the machine: the cut
 // fixes the order of its sums.
@@ -96,6 +97,9 @@ void run_tap_conv(const ConvProblem& p, Phases h, Phases w, View<const T> source
     conv.planes = true;
     c.block = c.lanes <= kFewChannels ? c.lanes : kernels.most_planes;
   }
+  const bool short_sums = kernels.short_sums && !conv.planes && !c.depthwise &&
+                          c.reduce * c.taps() <= kShortSum && c.lanes % (4 * kernels.lanes()) == 0;
+  if (short_sums) c.block = 4 * kernels.lanes();
   choose_tiles(c, conv.planes ? kPlanesBytes : kPatchBytes, sizeof(Acc), c.reduce, 0);
   spread_over_threads(c, 1, 32);
   const WeightStrides strides = weight_strides(p, c, weight.stride, !forward, forward);
@@ -107,6 +111,7 @@ void run_tap_conv(const ConvProblem& p, Phases h, Phases w, View<const T> source
     kernels.pack_weight(conv, weight.data, strides, packed, begin, end);
   });
   const auto tap_conv = conv.planes ? kernels.planes(c.block)
+                        : short_sums ? kernels.short_sums
                                     : kernels.tap_conv[c.depthwise][is_wide(kernels, c)];
   parallel_for(c.tasks(), [&](int64_t begin, int64_t end) {
     tap_conv(conv, source, packed, epilogue, result, begin, end);

@@ -122,16 +122,16 @@ CONVBP_TARGET void sum_pixels(const std::vector<Run>& runs, const Acc* patch, co
                               const Acc* weight, const Acc* bias, Acc* const* sums) {
   using Vector = typename Simd<Acc>::Vector;
   constexpr int kLanes = Simd<Acc>::kLanes, kBlock = kVectors * kLanes;
-  int64_t offset[kTileRows];
   Vector acc[kTileRows][kVectors];
 #pragma GCC unroll 16
-  for (int i = 0; i < kTileRows; ++i) {
-    offset[i] = places[i].in_patch;
+  for (int i = 0; i < kTileRows; ++i)
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) acc[i][v] = vector_at(bias + v * kLanes);
-  }
   for (const Run& run : runs) {
-    accumulate<kDepthwise>(acc, patch + run.start, offset, 1, weight, kBlock, run.length);
+    const Acc* row[kTileRows];
+#pragma GCC unroll 16
+    for (int i = 0; i < kTileRows; ++i) row[i] = patch + places[i].in_patch + run.start;
+    accumulate<kDepthwise>(acc, row, 1, weight, run.length);
     weight += run.length * kBlock;
   }
 #pragma GCC unroll 16
@@ -148,11 +148,16 @@ struct SumPixels {
 
 constexpr int64_t kNearWeights = 16 * 1024;
 
+// Rows of a register tile of so many vectors.
+constexpr int tile_rows(int vectors) {
+  return vectors == 4 ? kRows / 2 : kRows;
+}
+
 template <typename T, typename Acc, int kVectors, bool kDepthwise>
 CONVBP_TARGET void tap_conv_tasks(const DirectConv& conv, View<const T> source, const Acc* packed,
                                   const Epilogue<T>& epilogue, View<T> result, int64_t begin,
                                   int64_t end) {
-  constexpr int kBlock = kVectors * Simd<Acc>::kLanes;
+  constexpr int kBlock = kVectors * Simd<Acc>::kLanes, kTileRows = tile_rows(kVectors);
   const TapConv& c = conv.tap;
   const int64_t blocks_a_task = divide_up(c.blocks(), c.lane_split);
   const Scratch patch_block =
@@ -207,14 +212,14 @@ CONVBP_TARGET void tap_conv_tasks(const DirectConv& conv, View<const T> source, 
                           int64_t count) CONVBP_TARGET {
       const int64_t lanes = std::min<int64_t>(kBlock, c.result_channels(g) - block * kBlock);
       const int64_t to = result_at + block * kBlock * result.stride[1];
-      Acc sums[kRows][kBlock];
-      Acc* at[kRows];
+      Acc sums[kTileRows][kBlock];
+      Acc* at[kTileRows];
       for (int64_t i = 0; i < count; ++i) {
         at[i] = by_rows ? waiting + pixels[i].in_result : sums[i];
         if constexpr (std::is_same_v<T, Acc>)
           if (in_place && lanes == kBlock) at[i] = result.data + to + pixels[i].in_result;
       }
-      tile_function<SumPixels<kDepthwise, Acc, kVectors>>(count)(
+      tile_function<SumPixels<kDepthwise, Acc, kVectors>, kTileRows>(count)(
           runs[phase], patch, pixels, weight, &bias[block * kBlock], at);
       if (at[0] != sums[0]) return;
       const auto put = [&](T* data) CONVBP_TARGET {
@@ -231,10 +236,10 @@ CONVBP_TARGET void tap_conv_tasks(const DirectConv& conv, View<const T> source, 
       const Acc* weight = packed + g * c.blocks() * block_size;
       for (int64_t phase = 0; phase < conv.phases(); ++phase) {
         const int64_t count = static_cast<int64_t>(places[phase].size());
-        for (int64_t p = 0; p < count; p += kRows)
+        for (int64_t p = 0; p < count; p += kTileRows)
           for (int64_t block = block0; block < block1; ++block)
             tile(block, phase, weight + block * block_size, &places[phase][p],
-                 std::min<int64_t>(kRows, count - p));
+                 std::min<int64_t>(kTileRows, count - p));
         weight += conv.packed_phase_size(phase);
       }
       if (by_rows) {
@@ -386,6 +391,7 @@ template <typename T, typename Acc>
 Table<T, Acc> make_table() {
   return {CONVBP_VECTOR_BYTES,
           &pack_weight<T, Acc>,
+          CONVBP_VECTOR_BYTES == 64 ? &tap_conv_tasks<T, Acc, 4, false> : nullptr,
           {{&tap_conv_tasks<T, Acc, 1, false>, &tap_conv_tasks<T, Acc, 2, false>},
            {&tap_conv_tasks<T, Acc, 1, true>, &tap_conv_tasks<T, Acc, 2, true>}},
           &plane_tasks_of<T, Acc>,

@@ -75,16 +75,16 @@ CONVBP_INLINE void accumulate(typename Simd<Acc>::Vector (&acc)[kTileRows][kVect
   accumulate<kDepthwise>(acc, row[0], offset, row_step, lane, kVectors * Simd<Acc>::kLanes, count);
 }
 
-// Tile::kFunction of as many rows as there are, 1 to kRows: rows left over cost what they are.
+// Tile::kFunction of as many rows as there are, 1 to kMost: rows left over cost what they are.
 template <typename Tile, int... kCounts>
 auto tile_function_of(int64_t rows, std::integer_sequence<int, kCounts...>) {
   static constexpr decltype(Tile::template kFunction<1>) functions[] = {
       Tile::template kFunction<kCounts + 1>...};
   return functions[rows - 1];
 }
-template <typename Tile>
+template <typename Tile, int kMost = kRows>
 auto tile_function(int64_t rows) {
-  return tile_function_of<Tile>(rows, std::make_integer_sequence<int, kRows>());
+  return tile_function_of<Tile>(rows, std::make_integer_sequence<int, kMost>());
 }
 
 }  // namespace convbp::CONVBP_ISA
