@@ -262,27 +262,29 @@ CONVBP_TARGET void tap_conv_tasks(const DirectConv& conv, View<const T> source, 
 
 constexpr int64_t kNearPixels = 128;
 
-// What lines of pixels [first, last) of a packed tile (those of all its images, counted through) add
-// to kTileRows rows of a lane block of the weight gradient.
+// Pixels of a tile: the first one, and how far apart they are.
+template <typename Acc>
+struct Pixels {
+  const Acc* start;
+  int64_t image, row, column;
+};
+
+// What lines of pixels [first, last) of a tile (those of all its images, `rows` each, counted through)
+// add to kTileRows rows of a lane block of the weight gradient.
 template <int kTileRows, bool kDepthwise, typename Acc, int kVectors>
-CONVBP_TARGET void add_to_rows(const WeightGrad& p, const TileExtent& e, int64_t first,
-                               int64_t last, const Acc* patch, int64_t patch_row,
-                               int64_t patch_image, const int64_t* row_offset, const Acc* delta,
-                               Acc* sums) {
+CONVBP_TARGET void add_to_rows(int64_t first, int64_t last, int64_t rows, int64_t columns,
+                               const Pixels<Acc>& patch, const int64_t* row_offset,
+                               const Pixels<Acc>& delta, Acc* sums, int64_t sums_a_row) {
   using Vector = typename Simd<Acc>::Vector;
-  constexpr int kLanes = Simd<Acc>::kLanes, kBlock = kVectors * kLanes;
-  const TapConv& c = p.tap;
-  const int64_t column_step = c.w.position_row() * p.panel(), sums_a_row = p.sums_a_row();
-  const int64_t row_step = c.h.position_row() * patch_row;
+  constexpr int kLanes = Simd<Acc>::kLanes;
   int64_t offset[kTileRows];
 #pragma GCC unroll 16
   for (int i = 0; i < kTileRows; ++i) offset[i] = row_offset[i];
   Vector acc[kTileRows][kVectors] = {};
   for (int64_t line = first; line < last; ++line) {
-    const int64_t b = line / e.rows, h = line % e.rows;
-    const Acc* const start = patch + b * patch_image + h * row_step;
-    accumulate<kDepthwise>(acc, start, offset, column_step, delta + line * e.columns * kBlock,
-                           kBlock, e.columns);
+    const int64_t b = line / rows, h = line % rows;
+    accumulate<kDepthwise>(acc, patch.start + b * patch.image + h * patch.row, offset, patch.column,
+                           delta.start + b * delta.image + h * delta.row, delta.column, columns);
   }
 #pragma GCC unroll 16
   for (int i = 0; i < kTileRows; ++i)
@@ -346,42 +348,61 @@ CONVBP_TARGET void weight_grad_tasks(const WeightGrad& p, View<const T> input, V
         }
       located = shape;
 
-      // Delta of the tile, [lane block][pixel][lane of the block].
-      for (int64_t lane = 0; lane < lanes; lane += kBlock) {
-        Acc* to = packed_delta + lane * pixels;
-        const int64_t width = std::min<int64_t>(kBlock, lanes - lane);
-        for (int64_t b = 0; b < e.images; ++b)
-          for (int64_t h = 0; h < e.rows; ++h, to += e.columns * kBlock) {
-            pack_row(&delta.at(e.b0 + b, g * c.lanes + lane0 + lane, e.h0 + h, e.w0),
-                     delta.stride[1], delta.stride[3], width, e.columns, to, int64_t{kBlock});
-          }
+      const int64_t patch_row = patch_columns * p.panel();
+      const Pixels<Acc> patch_pixels{patch, panel_size / e.images, c.h.position_row() * patch_row,
+                                     c.w.position_row() * p.panel()};
+      // Delta of the tile, [lane block][pixel][lane of the block], or where it is.
+      Pixels<Acc> delta_pixels{packed_delta, e.rows * e.columns * kBlock, e.columns * kBlock, kBlock};
+      int64_t delta_lanes = pixels;  // apart
+      bool in_place = false;
+      if constexpr (std::is_same_v<T, Acc>) in_place = delta.stride[1] == 1 && lanes % kBlock == 0;
+      if (in_place) {
+        if constexpr (std::is_same_v<T, Acc>)
+          delta_pixels = {&delta.at(e.b0, g * c.lanes + lane0, e.h0, e.w0), delta.stride[0],
+                          delta.stride[2], delta.stride[3]};
+        delta_lanes = 1;
+      } else {
+        for (int64_t lane = 0; lane < lanes; lane += kBlock) {
+          Acc* to = packed_delta + lane * pixels;
+          const int64_t width = std::min<int64_t>(kBlock, lanes - lane);
+          for (int64_t b = 0; b < e.images; ++b)
+            for (int64_t h = 0; h < e.rows; ++h, to += e.columns * kBlock)
+              pack_row(&delta.at(e.b0 + b, g * c.lanes + lane0 + lane, e.h0 + h, e.w0),
+                       delta.stride[1], delta.stride[3], width, e.columns, to, int64_t{kBlock});
+        }
       }
+      const auto delta_of = [&](int64_t lane) {
+        Pixels<Acc> block = delta_pixels;
+        block.start += lane * delta_lanes;
+        return block;
+      };
 
       // Few pixels at a time: they are read again for each row, from the first-level cache.
       const int64_t lines = e.images * e.rows, step = divide_up(kNearPixels, e.columns);
+      const int64_t rows_at_once = balanced_tile(rows, kRows);
       for (int64_t line = 0; line < lines; line += step)
-        for (int64_t row0 = 0; row0 < rows; row0 += kRows) {
-          const int64_t valid = std::min<int64_t>(kRows, rows - row0);
-          const auto add = tile_function<AddToRows<kDepthwise, Acc, kVectors>>(valid);
+        for (int64_t row0 = 0; row0 < rows; row0 += rows_at_once) {
+          const auto add = tile_function<AddToRows<kDepthwise, Acc, kVectors>>(
+              std::min(rows_at_once, rows - row0));
           for (int64_t lane = 0; lane < lanes; lane += kBlock)
-            add(p, e, line, std::min(line + step, lines), patch, patch_columns * p.panel(),
-                panel_size / e.images, &row_offset[row0],
-                packed_delta + lane * pixels,
-                task_sums + row0 * p.sums_a_row() + lane);
+            add(line, std::min(line + step, lines), e.rows, e.columns, patch_pixels,
+                &row_offset[row0], delta_of(lane), task_sums + row0 * p.sums_a_row() + lane,
+                p.sums_a_row());
         }
 
       if (with_bias && channel_task == 0)
         for (int64_t lane = 0; lane < lanes; lane += kBlock) {
-          const Acc* delta_row = packed_delta + lane * pixels;
+          const Pixels<Acc> block = delta_of(lane);
           Vector acc[kVectors] = {};
-          for (int64_t pixel = 0; pixel < pixels; ++pixel, delta_row += kBlock)
+          for (int64_t line = 0; line < lines; ++line)
+            for (int64_t w = 0; w < e.columns; ++w)
 #pragma GCC unroll 4
-            for (int v = 0; v < kVectors; ++v)
-              acc[v] += vector_at(delta_row + v * kLanes);
+              for (int v = 0; v < kVectors; ++v)
+                acc[v] += vector_at(block.start + line / e.rows * block.image +
+                                    line % e.rows * block.row + w * block.column + v * kLanes);
           Acc* const to = task_sums + rows * p.sums_a_row() + lane;
 #pragma GCC unroll 4
-          for (int v = 0; v < kVectors; ++v)
-            vector_at(to + v * kLanes) += acc[v];
+          for (int v = 0; v < kVectors; ++v) vector_at(to + v * kLanes) += acc[v];
         }
     }
   }
