@@ -17,9 +17,11 @@ namespace {
 
 // A patch should stay in the second-level cache beside a block of weights.
 constexpr int64_t kPatchBytes = 128 * 1024;
+constexpr int64_t kPlanesBytes = 384 * 1024;
 // Beyond this many pixels a larger tile saves nothing more.
 constexpr int64_t kMostPixels = 1024;
 constexpr int64_t kFewChannels = 4;
+constexpr int64_t kShortSum = 160;
 constexpr int64_t kFewPixels = 100;
 // The weight gradient is cut into about this many tasks, whatever the machine: the cut
 // fixes the order of its sums.
@@ -42,8 +44,9 @@ bool is_wide(const Table<T, Acc>& kernels, const TapConv& c) {
 }
 
 // Chooses tiles so that a patch of so many channels, plus `extra` numbers a pixel, fits into kPatchBytes.
-void choose_tiles(TapConv& c, int64_t element_bytes, int64_t channels, int64_t extra) {
-  const int64_t budget = kPatchBytes / element_bytes;
+void choose_tiles(TapConv& c, int64_t bytes, int64_t element_bytes, int64_t channels,
+                  int64_t extra) {
+  const int64_t budget = bytes / element_bytes;
   int64_t images = 1, rows = 1, columns = c.w.count;
   const auto fits = [&](int64_t b, int64_t h, int64_t w) {
     const double patch =
@@ -103,7 +106,10 @@ void run_tap_conv(const ConvProblem& p, Phases h, Phases w, View<const T> source
     conv.pairs = true;
     c.reduce = divide_up(c.reduce, 2);
   }
-  choose_tiles(c, sizeof(Acc), c.reduce, 0);
+  const bool short_sums = kernels.short_sums && !conv.planes && !conv.pairs && !c.depthwise &&
+                          c.reduce * c.taps() <= kShortSum && c.lanes % (4 * kernels.lanes()) == 0;
+  if (short_sums) c.block = 4 * kernels.lanes();
+  choose_tiles(c, conv.planes ? kPlanesBytes : kPatchBytes, sizeof(Acc), c.reduce, 0);
   spread_over_threads(c, 1, 32);
   const WeightStrides strides = weight_strides(p, c, weight.stride, !forward, forward);
   const int64_t blocks = c.groups * c.blocks();
@@ -117,6 +123,7 @@ void run_tap_conv(const ConvProblem& p, Phases h, Phases w, View<const T> source
   const bool wide = is_wide(kernels, c);
   const auto tap_conv = conv.pairs    ? kernels.pairs[wide]
                         : conv.planes ? kernels.planes(c.block)
+                        : short_sums  ? kernels.short_sums
                                       : kernels.tap_conv[c.depthwise][wide];
   parallel_for(c.tasks(), [&](int64_t begin, int64_t end) {
     tap_conv(conv, source, packed, epilogue, result, begin, end);
@@ -134,7 +141,7 @@ WeightGrad plan_weight_grad(TapConv tap, int64_t element_bytes) {
                   : std::clamp<int64_t>(
                         kPanel * balanced_tile(divide_up(c.reduce, kPanel), panels), 1,
                         std::max<int64_t>(1, c.reduce));
-  choose_tiles(c, element_bytes, plan.channels_a_task, std::min(c.lanes, plan.lanes_a_task));
+  choose_tiles(c, kPatchBytes, element_bytes, plan.channels_a_task, std::min(c.lanes, plan.lanes_a_task));
   const auto cut = [&] {
     plan.chunks = std::max<int64_t>(
         1, std::min({plan.tiles(), kWeightGradTasks / plan.parts(),

@@ -159,7 +159,11 @@ CONVBP_TARGET void sum_pixels(const std::vector<Run>& runs, const Acc* patch, co
                               const Acc* weight, const Acc* bias, Acc* const* sums) {
   using Vector = typename Simd<Acc>::Vector;
   constexpr int kLanes = Simd<Acc>::kLanes, kBlock = kVectors * kLanes;
-  Vector acc[kTileRows][kVectors] = {};
+  Vector acc[kTileRows][kVectors];
+#pragma GCC unroll 16
+  for (int i = 0; i < kTileRows; ++i)
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) acc[i][v] = vector_at(bias + v * kLanes);
   for (const Run& run : runs) {
     const Acc* row[kTileRows];
 #pragma GCC unroll 16
@@ -175,8 +179,7 @@ CONVBP_TARGET void sum_pixels(const std::vector<Run>& runs, const Acc* patch, co
 #pragma GCC unroll 16
   for (int i = 0; i < kTileRows; ++i)
 #pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v)
-      vector_at(sums[i] + v * kLanes) = acc[i][v] + vector_at(bias + v * kLanes);
+    for (int v = 0; v < kVectors; ++v) vector_at(sums[i] + v * kLanes) = acc[i][v];
 }
 
 template <Product kProduct, typename Acc, int kVectors>
@@ -185,11 +188,18 @@ struct SumPixels {
   static constexpr auto kFunction = &sum_pixels<kTileRows, kProduct, Acc, kVectors>;
 };
 
+constexpr int64_t kNearWeights = 16 * 1024;
+
+// Rows of a register tile of so many vectors.
+constexpr int tile_rows(int vectors) {
+  return vectors == 4 ? kRows / 2 : kRows;
+}
+
 template <typename T, typename Acc, int kVectors, Product kProduct>
 CONVBP_TARGET void tap_conv_tasks(const DirectConv& conv, View<const T> source, const void* packed,
                                   const Epilogue<T>& epilogue, View<T> result, int64_t begin,
                                   int64_t end) {
-  constexpr int kBlock = kVectors * Simd<Acc>::kLanes;
+  constexpr int kBlock = kVectors * Simd<Acc>::kLanes, kTileRows = tile_rows(kVectors);
   const TapConv& c = conv.tap;
   const int64_t blocks_a_task = divide_up(c.blocks(), c.lane_split);
   const Scratch patch_block =
@@ -202,6 +212,13 @@ CONVBP_TARGET void tap_conv_tasks(const DirectConv& conv, View<const T> source, 
                                           conv.w.spacing() * kBlock
                                     : 0);
   Acc* const waiting = waiting_block.template data<Acc>();
+  const bool in_place = !by_rows && !epilogue.pre_activation && !epilogue.activation.functions;
+  // Pixel by pixel where the weights of several blocks stay in the cache, so that whole pixels are
+  // written at once.
+  const int64_t block_size = conv.packed_block_size();
+  const int64_t blocks_at_once =
+      by_rows ? 1 : std::max<int64_t>(1, kNearWeights / std::max<int64_t>(1, block_size));
+  std::vector<Acc> bias(c.blocks() * kBlock);
   std::vector<std::vector<Place>> places(conv.phases());
   std::vector<std::vector<Run>> runs(conv.phases());
   std::array<int64_t, 5> located{};
@@ -230,54 +247,60 @@ CONVBP_TARGET void tap_conv_tasks(const DirectConv& conv, View<const T> source, 
       }
     located = shape;
 
-    const int64_t last_block = std::min(c.blocks(), (split + 1) * blocks_a_task);
-    for (int64_t block = split * blocks_a_task; block < last_block; ++block) {
-      const Acc* weight = static_cast<const Acc*>(packed) +
-                          (g * c.blocks() + block) * conv.packed_block_size();
-      const int64_t channel0 = g * c.lanes + block * kBlock;
-      const int64_t lanes = std::min<int64_t>(kBlock, c.result_channels(g) - block * kBlock);
-      const int64_t to = e.b0 * result.stride[0] + channel0 * result.stride[1] +
-                         e.h0 * conv.h.spacing() * result.stride[2] +
-                         e.w0 * conv.w.spacing() * result.stride[3];
-      Acc bias_lanes[kBlock] = {};
-      if (epilogue.bias)
-        for (int64_t lane = 0; lane < lanes; ++lane)
-          bias_lanes[lane] = load<Acc>(epilogue.bias[channel0 + lane]);
+    if (epilogue.bias)
+      for (int64_t lane = 0; lane < c.result_channels(g); ++lane)
+        bias[lane] = load<Acc>(epilogue.bias[g * c.lanes + lane]);
+    const int64_t result_at = e.b0 * result.stride[0] + g * c.lanes * result.stride[1] +
+                              e.h0 * conv.h.spacing() * result.stride[2] +
+                              e.w0 * conv.w.spacing() * result.stride[3];
 
+    const auto tile = [&](int64_t block, int64_t phase, const Acc* weight, const Place* pixels,
+                          int64_t count) CONVBP_TARGET {
+      const int64_t lanes = std::min<int64_t>(kBlock, c.result_channels(g) - block * kBlock);
+      const int64_t to = result_at + block * kBlock * result.stride[1];
+      Acc sums[kTileRows][kBlock];
+      Acc* at[kTileRows];
+      for (int64_t i = 0; i < count; ++i) {
+        at[i] = by_rows ? waiting + pixels[i].in_result : sums[i];
+        if constexpr (std::is_same_v<T, Acc>)
+          if (in_place && lanes == kBlock) at[i] = result.data + to + pixels[i].in_result;
+      }
+      tile_function<SumPixels<kProduct, Acc, kVectors>, kTileRows>(count)(
+          runs[phase], patch, pixels, weight, &bias[block * kBlock], at);
+      if (at[0] != sums[0]) return;
+      const auto put = [&](T* data) CONVBP_TARGET {
+        for (int64_t i = 0; i < count; ++i)
+          store_lanes<kBlock>(sums[i], lanes, data + to + pixels[i].in_result);
+      };
+      if (epilogue.pre_activation) put(epilogue.pre_activation);
+      epilogue.activation.apply(&sums[0][0], count * kBlock);
+      put(result.data);
+    };
+    const int64_t last_block = std::min(c.blocks(), (split + 1) * blocks_a_task);
+    for (int64_t block0 = split * blocks_a_task; block0 < last_block; block0 += blocks_at_once) {
+      const int64_t block1 = std::min(block0 + blocks_at_once, last_block);
+      const Acc* weight = static_cast<const Acc*>(packed) + g * c.blocks() * block_size;
       for (int64_t phase = 0; phase < conv.phases(); ++phase) {
-        const std::vector<Place>& pixels = places[phase];
-        const int64_t count = static_cast<int64_t>(pixels.size());
-        for (int64_t p = 0; p < count; p += kRows) {
-          const int64_t valid = std::min<int64_t>(kRows, count - p);
-          Acc sums[kRows][kBlock];
-          Acc* at[kRows];
-          for (int64_t i = 0; i < valid; ++i)
-            at[i] = by_rows ? waiting + pixels[p + i].in_result : sums[i];
-          tile_function<SumPixels<kProduct, Acc, kVectors>>(valid)(
-              runs[phase], patch, &pixels[p], weight, bias_lanes, at);
-          if (by_rows) continue;
-          const auto put = [&](T* result_at) CONVBP_TARGET {
-            for (int64_t i = 0; i < valid; ++i)
-              store_lanes<kBlock>(sums[i], lanes, result_at + pixels[p + i].in_result);
-          };
-          if (epilogue.pre_activation) put(epilogue.pre_activation + to);
-          epilogue.activation.apply(&sums[0][0], valid * kBlock);
-          put(result.data + to);
-        }
+        const int64_t count = static_cast<int64_t>(places[phase].size());
+        for (int64_t p = 0; p < count; p += kTileRows)
+          for (int64_t block = block0; block < block1; ++block)
+            tile(block, phase, weight + block * block_size, &places[phase][p],
+                 std::min<int64_t>(kTileRows, count - p));
         weight += conv.packed_phase_size(phase);
       }
-
       if (by_rows) {
-        const auto put = [&](T* result_at) CONVBP_TARGET {
+        const int64_t lanes = std::min<int64_t>(kBlock, c.result_channels(g) - block0 * kBlock);
+        const auto put = [&](T* data) CONVBP_TARGET {
+          data += result_at + block0 * kBlock * result.stride[1];
           for (int64_t b = 0; b < e.images; ++b)
             for (int64_t row = 0; row < rows; ++row)
               unpack_row(waiting + (b * rows + row) * columns * kBlock, int64_t{kBlock}, lanes,
-                         columns, result_at + b * result.stride[0] + row * result.stride[2],
+                         columns, data + b * result.stride[0] + row * result.stride[2],
                          result.stride[1], result.stride[3]);
         };
-        if (epilogue.pre_activation) put(epilogue.pre_activation + to);
+        if (epilogue.pre_activation) put(epilogue.pre_activation);
         epilogue.activation.apply(waiting, e.images * rows * columns * kBlock);
-        put(result.data + to);
+        put(result.data);
       }
     }
   }
@@ -285,26 +308,29 @@ CONVBP_TARGET void tap_conv_tasks(const DirectConv& conv, View<const T> source, 
 
 constexpr int64_t kNearPixels = 128;
 
-// What lines of pixels [first, last) of a packed tile (those of all its images, counted through) add
-// to kTileRows rows of a lane block of the weight gradient.
+// Pixels of a tile: the first one, and how far apart they are.
+template <typename Acc>
+struct Pixels {
+  const Acc* start;
+  int64_t image, row, column;
+};
+
+// What lines of pixels [first, last) of a tile (those of all its images, `rows` each, counted through)
+// add to kTileRows rows of a lane block of the weight gradient.
 template <int kTileRows, bool kDepthwise, typename Acc, int kVectors>
-CONVBP_TARGET void add_to_rows(const WeightGrad& p, const TileExtent& e, int64_t first,
-                               int64_t last, const Acc* patch, int64_t patch_row,
-                               int64_t patch_image, const int64_t* row_offset, const Acc* delta,
-                               Acc* sums) {
+CONVBP_TARGET void add_to_rows(int64_t first, int64_t last, int64_t rows, int64_t columns,
+                               const Pixels<Acc>& patch, const int64_t* row_offset,
+                               const Pixels<Acc>& delta, Acc* sums, int64_t sums_a_row) {
   using Vector = typename Simd<Acc>::Vector;
-  constexpr int kLanes = Simd<Acc>::kLanes, kBlock = kVectors * kLanes;
-  const TapConv& c = p.tap;
-  const int64_t column_step = c.w.position_row() * p.panel(), sums_a_row = p.sums_a_row();
-  const int64_t row_step = c.h.position_row() * patch_row;
+  constexpr int kLanes = Simd<Acc>::kLanes;
+  int64_t offset[kTileRows];
+#pragma GCC unroll 16
+  for (int i = 0; i < kTileRows; ++i) offset[i] = row_offset[i];
   Vector acc[kTileRows][kVectors] = {};
   for (int64_t line = first; line < last; ++line) {
-    const int64_t b = line / e.rows, h = line % e.rows;
-    const Acc* const start = patch + b * patch_image + h * row_step;
-    const Acc* row[kTileRows];
-#pragma GCC unroll 16
-    for (int i = 0; i < kTileRows; ++i) row[i] = start + row_offset[i];
-    accumulate<kDepthwise>(acc, row, column_step, delta + line * e.columns * kBlock, e.columns);
+    const int64_t b = line / rows, h = line % rows;
+    accumulate<kDepthwise>(acc, patch.start + b * patch.image + h * patch.row, offset, patch.column,
+                           delta.start + b * delta.image + h * delta.row, delta.column, columns);
   }
 #pragma GCC unroll 16
   for (int i = 0; i < kTileRows; ++i)
@@ -368,42 +394,61 @@ CONVBP_TARGET void weight_grad_tasks(const WeightGrad& p, View<const T> input, V
         }
       located = shape;
 
-      // Delta of the tile, [lane block][pixel][lane of the block].
-      for (int64_t lane = 0; lane < lanes; lane += kBlock) {
-        Acc* to = packed_delta + lane * pixels;
-        const int64_t width = std::min<int64_t>(kBlock, lanes - lane);
-        for (int64_t b = 0; b < e.images; ++b)
-          for (int64_t h = 0; h < e.rows; ++h, to += e.columns * kBlock) {
-            pack_row(&delta.at(e.b0 + b, g * c.lanes + lane0 + lane, e.h0 + h, e.w0),
-                     delta.stride[1], delta.stride[3], width, e.columns, to, int64_t{kBlock});
-          }
+      const int64_t patch_row = patch_columns * p.panel();
+      const Pixels<Acc> patch_pixels{patch, panel_size / e.images, c.h.position_row() * patch_row,
+                                     c.w.position_row() * p.panel()};
+      // Delta of the tile, [lane block][pixel][lane of the block], or where it is.
+      Pixels<Acc> delta_pixels{packed_delta, e.rows * e.columns * kBlock, e.columns * kBlock, kBlock};
+      int64_t delta_lanes = pixels;  // apart
+      bool in_place = false;
+      if constexpr (std::is_same_v<T, Acc>) in_place = delta.stride[1] == 1 && lanes % kBlock == 0;
+      if (in_place) {
+        if constexpr (std::is_same_v<T, Acc>)
+          delta_pixels = {&delta.at(e.b0, g * c.lanes + lane0, e.h0, e.w0), delta.stride[0],
+                          delta.stride[2], delta.stride[3]};
+        delta_lanes = 1;
+      } else {
+        for (int64_t lane = 0; lane < lanes; lane += kBlock) {
+          Acc* to = packed_delta + lane * pixels;
+          const int64_t width = std::min<int64_t>(kBlock, lanes - lane);
+          for (int64_t b = 0; b < e.images; ++b)
+            for (int64_t h = 0; h < e.rows; ++h, to += e.columns * kBlock)
+              pack_row(&delta.at(e.b0 + b, g * c.lanes + lane0 + lane, e.h0 + h, e.w0),
+                       delta.stride[1], delta.stride[3], width, e.columns, to, int64_t{kBlock});
+        }
       }
+      const auto delta_of = [&](int64_t lane) {
+        Pixels<Acc> block = delta_pixels;
+        block.start += lane * delta_lanes;
+        return block;
+      };
 
       // Few pixels at a time: they are read again for each row, from the first-level cache.
       const int64_t lines = e.images * e.rows, step = divide_up(kNearPixels, e.columns);
+      const int64_t rows_at_once = balanced_tile(rows, kRows);
       for (int64_t line = 0; line < lines; line += step)
-        for (int64_t row0 = 0; row0 < rows; row0 += kRows) {
-          const int64_t valid = std::min<int64_t>(kRows, rows - row0);
-          const auto add = tile_function<AddToRows<kDepthwise, Acc, kVectors>>(valid);
+        for (int64_t row0 = 0; row0 < rows; row0 += rows_at_once) {
+          const auto add = tile_function<AddToRows<kDepthwise, Acc, kVectors>>(
+              std::min(rows_at_once, rows - row0));
           for (int64_t lane = 0; lane < lanes; lane += kBlock)
-            add(p, e, line, std::min(line + step, lines), patch, patch_columns * p.panel(),
-                panel_size / e.images, &row_offset[row0],
-                packed_delta + lane * pixels,
-                task_sums + row0 * p.sums_a_row() + lane);
+            add(line, std::min(line + step, lines), e.rows, e.columns, patch_pixels,
+                &row_offset[row0], delta_of(lane), task_sums + row0 * p.sums_a_row() + lane,
+                p.sums_a_row());
         }
 
       if (with_bias && channel_task == 0)
         for (int64_t lane = 0; lane < lanes; lane += kBlock) {
-          const Acc* delta_row = packed_delta + lane * pixels;
+          const Pixels<Acc> block = delta_of(lane);
           Vector acc[kVectors] = {};
-          for (int64_t pixel = 0; pixel < pixels; ++pixel, delta_row += kBlock)
+          for (int64_t line = 0; line < lines; ++line)
+            for (int64_t w = 0; w < e.columns; ++w)
 #pragma GCC unroll 4
-            for (int v = 0; v < kVectors; ++v)
-              acc[v] += vector_at(delta_row + v * kLanes);
+              for (int v = 0; v < kVectors; ++v)
+                acc[v] += vector_at(block.start + line / e.rows * block.image +
+                                    line % e.rows * block.row + w * block.column + v * kLanes);
           Acc* const to = task_sums + rows * p.sums_a_row() + lane;
 #pragma GCC unroll 4
-          for (int v = 0; v < kVectors; ++v)
-            vector_at(to + v * kLanes) += acc[v];
+          for (int v = 0; v < kVectors; ++v) vector_at(to + v * kLanes) += acc[v];
         }
     }
   }
@@ -415,6 +460,7 @@ Table<T, Acc> make_table() {
   Table<T, Acc> table = {
       CONVBP_VECTOR_BYTES,
       &pack_weight<1, T, Acc>,
+      CONVBP_VECTOR_BYTES == 64 ? &tap_conv_tasks<T, Acc, 4, kNumbers> : nullptr,
       {{&tap_conv_tasks<T, Acc, 1, kNumbers>, &tap_conv_tasks<T, Acc, 2, kNumbers>},
        {&tap_conv_tasks<T, Acc, 1, kDepthwise>, &tap_conv_tasks<T, Acc, 2, kDepthwise>}},
       &plane_tasks_of<T, Acc>,

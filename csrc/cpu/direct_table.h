@@ -21,6 +21,8 @@ struct Table {
   using TapConvTasks = void (*)(const DirectConv&, View<const T> source, const void* packed,
                                 const Epilogue<T>&, View<T> result, int64_t begin, int64_t end);
   PackWeight pack_weight;
+  // Lane blocks of four vectors: where sums are short. Null where registers are too few.
+  TapConvTasks short_sums;
   // [depthwise?][lane blocks of one vector, or of two]
   TapConvTasks tap_conv[2][2];
   // The same in planes, for blocks of so many result channels: 1 to 4, or most_planes.

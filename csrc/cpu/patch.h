@@ -102,6 +102,18 @@ CONVBP_INLINE void transpose_8x4(const BFloat16* from, int64_t from_step, BFloat
   for (int j = 0; j < 4; ++j) *reinterpret_cast<Four*>(to + j * to_step) = r[j];
 }
 
+// Every other number: to[i] = from[2 * i]. Reads what lies between them, but nothing behind the last.
+template <int... kLane>
+CONVBP_INLINE void copy_every_other(const float* from, int64_t count, float* to,
+                                    std::integer_sequence<int, kLane...>) {
+  constexpr int kLanes = sizeof...(kLane);
+  int64_t i = 0;
+  for (; i + kLanes < count; i += kLanes)
+    vector_at(to + i) = __builtin_shufflevector(
+        vector_at(from + 2 * i), vector_at(from + 2 * i + kLanes), (2 * kLane)...);
+  for (; i < count; ++i) to[i] = from[2 * i];
+}
+
 // to[x * to_x + c * to_c] = from[x * from_x + c * from_c], converted, for all x < width and
 // c < channels. Blocks fill whole cache lines of the destination, one after the other: to go along a
 // whole row for each channel would evict lines before they are full.
@@ -122,6 +134,13 @@ CONVBP_TARGET void copy_row(const From* from, int64_t from_c, int64_t from_x, in
         for (int64_t c = 0; c < channels; ++c) to[x * to_x + c] = store<To>(from[x * from_x + c]);
     return;
   }
+  if constexpr (std::is_same_v<From, float> && std::is_same_v<To, float>)
+    if (from_x == 2 && to_x == 1) {
+      for (int64_t c = 0; c < channels; ++c)
+        copy_every_other(from + c * from_c, width, to + c * to_c,
+                         std::make_integer_sequence<int, Simd<float>::kLanes>());
+      return;
+    }
   if (from_x == 1 && to_x == 1) {
     for (int64_t c = 0; c < channels; ++c)
       for (int64_t x = 0; x < width; ++x) to[c * to_c + x] = store<To>(from[c * from_c + x]);

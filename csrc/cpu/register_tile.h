@@ -40,12 +40,14 @@ CONVBP_INLINE const typename Simd<Acc>::Vector& vector_at(const Acc* p) {
   return *reinterpret_cast<const typename Simd<Acc>::Vector*>(p);
 }
 
-// The loop everything else feeds: acc[i][:] += sum_q row[i][q * row_step] * lane[q][:], or,
-// depthwise, row[i][q * row_step + :] * lane[q][:].
+// The loop everything else feeds, with row[i] = rows + offset[i]:
+// acc[i][:] += sum_q row[i][q * row_step] * lane[q * lane_step + :], or, depthwise,
+// row[i][q * row_step + :] * lane[q * lane_step + :].
 template <bool kDepthwise, typename Acc, int kTileRows, int kVectors>
 CONVBP_INLINE void accumulate(typename Simd<Acc>::Vector (&acc)[kTileRows][kVectors],
-                              const Acc* const (&row)[kTileRows], int64_t row_step,
-                              const Acc* lane, int64_t count) {
+                              const Acc* rows, const int64_t (&offset)[kTileRows],
+                              int64_t row_step, const Acc* lane, int64_t lane_step,
+                              int64_t count) {
   using Vector = typename Simd<Acc>::Vector;
   for (int64_t q = 0; q < count; ++q) {
     Vector x[kVectors];
@@ -53,7 +55,7 @@ CONVBP_INLINE void accumulate(typename Simd<Acc>::Vector (&acc)[kTileRows][kVect
     for (int v = 0; v < kVectors; ++v) x[v] = vector_at(lane + v * Simd<Acc>::kLanes);
 #pragma GCC unroll 16
     for (int i = 0; i < kTileRows; ++i) {
-      const Acc* r = row[i] + q * row_step;
+      const Acc* r = rows + offset[i];
 #pragma GCC unroll 4
       for (int v = 0; v < kVectors; ++v) {
         if constexpr (kDepthwise)
@@ -62,20 +64,32 @@ CONVBP_INLINE void accumulate(typename Simd<Acc>::Vector (&acc)[kTileRows][kVect
           acc[i][v] += *r * x[v];
       }
     }
-    lane += kVectors * Simd<Acc>::kLanes;
+    rows += row_step;
+    lane += lane_step;
   }
 }
 
-// Tile::kFunction of as many rows as there are, 1 to kRows: rows left over cost what they are.
+// The same for rows anywhere and lanes without gaps.
+template <bool kDepthwise, typename Acc, int kTileRows, int kVectors>
+CONVBP_INLINE void accumulate(typename Simd<Acc>::Vector (&acc)[kTileRows][kVectors],
+                              const Acc* const (&row)[kTileRows], int64_t row_step,
+                              const Acc* lane, int64_t count) {
+  int64_t offset[kTileRows];
+#pragma GCC unroll 16
+  for (int i = 0; i < kTileRows; ++i) offset[i] = row[i] - row[0];
+  accumulate<kDepthwise>(acc, row[0], offset, row_step, lane, kVectors * Simd<Acc>::kLanes, count);
+}
+
+// Tile::kFunction of as many rows as there are, 1 to kMost: rows left over cost what they are.
 template <typename Tile, int... kCounts>
 auto tile_function_of(int64_t rows, std::integer_sequence<int, kCounts...>) {
   static constexpr decltype(Tile::template kFunction<1>) functions[] = {
       Tile::template kFunction<kCounts + 1>...};
   return functions[rows - 1];
 }
-template <typename Tile>
+template <typename Tile, int kMost = kRows>
 auto tile_function(int64_t rows) {
-  return tile_function_of<Tile>(rows, std::make_integer_sequence<int, kRows>());
+  return tile_function_of<Tile>(rows, std::make_integer_sequence<int, kMost>());
 }
 
 }  // namespace convbp::CONVBP_ISA
