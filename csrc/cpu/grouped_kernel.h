@@ -7,13 +7,16 @@
 //
 //   tap convolution  a run of pixels in registers; a permuted pixel serves three taps of a row
 //   weight gradient  accumulators are three taps of a row by channels of the sum
+//
+// A task takes several bundles of a tile, so that channels last, memory is read and written in long
+// runs; each bundle's patch and results lie together and fit into the first-level cache.
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
 #include <type_traits>
 #include <vector>
 
-#include "element.h"
 #include "grouped_table.h"
 #include "patch.h"
 #include "register_tile.h"
@@ -23,8 +26,8 @@ namespace convbp::grouped::CONVBP_ISA {
 
 using namespace convbp::CONVBP_ISA;
 
-template <typename Acc>
-using Vector = typename Simd<Acc>::Vector;
+template <typename T>
+using Vector = typename Simd<T>::Vector;
 
 // Pixels of a run, and channels of the sum that the weight gradient takes together: beside them,
 // registers hold three taps' filters, a permutation and a pixel.
@@ -32,28 +35,125 @@ constexpr int kMostRun = CONVBP_VECTOR_BYTES == 64 ? 16 : 10;
 constexpr int kMostDepth = 4;
 
 // Lane numbers.
-template <typename Acc>
-struct Lanes {
-  using Integer = std::conditional_t<sizeof(Acc) == 8, int64_t, int32_t>;
-  typedef Integer Type __attribute__((vector_size(CONVBP_VECTOR_BYTES)));
-};
+template <typename T>
+using Lanes __attribute__((vector_size(CONVBP_VECTOR_BYTES))) =
+    std::conditional_t<sizeof(T) == 8, int64_t, int32_t>;
 
-// Lane l of the result takes lane first[l] of a pixel for the first channel of its group.
-template <typename Acc>
-CONVBP_INLINE typename Lanes<Acc>::Type first_channels(const TapConv& c) {
-  typename Lanes<Acc>::Type first = {};
-  for (int64_t l = 0; l < Simd<Acc>::kLanes; ++l)
-    first[l] = std::min<int64_t>(l / c.lanes * c.reduce, Simd<Acc>::kLanes - 1);
-  return first;
+// Lanes of a pixel that hold the first channel of each result lane's group. Result lanes that do not
+// exist take any.
+template <typename T>
+CONVBP_TARGET void find_first_channels(const TapConv& c, Lanes<T>& lanes) {
+  for (int64_t l = 0; l < Simd<T>::kLanes; ++l)
+    lanes[l] = std::min<int64_t>(l / c.lanes * c.reduce, Simd<T>::kLanes - 1);
 }
 
-// Channel k of each lane's group, of the pixel at `from`.
-template <bool kBroadcast, typename Acc>
-CONVBP_INLINE Vector<Acc> channel(const Acc* from, int64_t k, typename Lanes<Acc>::Type lanes) {
+// Channel k of each lane's group, of the pixel at `from`; `lanes` says where they are.
+template <bool kBroadcast, typename T>
+CONVBP_INLINE Vector<T> channel(const T* from, int64_t k, const Lanes<T>& lanes) {
   if constexpr (kBroadcast)
-    return from[k] - Vector<Acc>{};
+    return from[k] - Vector<T>{};
   else
     return __builtin_shuffle(vector_at(from), lanes);
+}
+
+// Numbers a pixel takes in the patch: known here, it makes addresses constants.
+template <bool kBroadcast, typename T>
+constexpr int64_t kPitch = kBroadcast ? kMostChannels : Simd<T>::kLanes;
+
+template <typename T>
+CONVBP_INLINE void copy_few(const T* from, T* to, int64_t count) {
+  constexpr int kLanes = Simd<T>::kLanes;
+  for (; count >= kLanes; count -= kLanes, from += kLanes, to += kLanes)
+    vector_at(to) = vector_at(from);
+#pragma GCC unroll 4
+  for (int part = kLanes / 2; part > 0; part /= 2)
+    if (count & part) {
+      std::memcpy(to, from, part * sizeof(T));
+      from += part;
+      to += part;
+    }
+}
+
+// Bundles that a task takes at a time.
+struct Bundles {
+  int64_t first, count;
+};
+
+// What the tile `e` reads of some bundles: [bundle][patch row][patch column][channel]. Channels that
+// do not exist are left as they are: what is made of them is stored nowhere.
+template <typename T>
+CONVBP_TARGET void pack_bundles(const Grouped& g, const TileExtent& e, View<const T> source,
+                                Bundles bundles, T* patch) {
+  const TapConv& c = g.tap;
+  const int64_t rows = c.h.patch_rows(e.rows), columns = c.w.patch_rows(e.columns);
+  const int64_t pitch = g.pitch(), size = rows * columns * pitch;
+  const int64_t j0 = c.w.source_position(0, e.w0);
+  const int64_t left = std::min(columns, std::max<int64_t>(0, -j0));
+  const int64_t right = std::max(left, std::min(columns, c.w.source_size - j0));
+  const int64_t channels = g.together * c.reduce;
+  for (int64_t row = 0; row < rows; ++row, patch += columns * pitch) {
+    const int64_t i = c.h.source_position(row, e.h0);
+    const bool inside = i >= 0 && i < c.h.source_size && left < right;
+    for (int64_t b = 0; b < bundles.count; ++b) {
+      fill_zero(patch + b * size, (inside ? left : columns) * pitch);
+      if (inside) fill_zero(patch + b * size + right * pitch, (columns - right) * pitch);
+    }
+    if (!inside) continue;
+    const T* from = &source.at(e.b0, bundles.first * channels, i, j0 + left);
+    if (source.stride[1] == 1) {
+      for (int64_t x = left; x < right; ++x, from += source.stride[3])
+        for (int64_t b = 0; b < bundles.count; ++b)
+          copy_few(from + b * channels, patch + b * size + x * pitch,
+                   g.groups_of(bundles.first + b) * c.reduce);
+    } else {
+      for (int64_t b = 0; b < bundles.count; ++b)
+        copy_row(from + b * channels * source.stride[1], source.stride[1], source.stride[3],
+                 g.groups_of(bundles.first + b) * c.reduce, right - left,
+                 patch + b * size + left * pitch, int64_t{1}, pitch);
+    }
+  }
+}
+
+// Results of the tile's pixels, [bundle][vector][pixel][lane], and tensors: `copy` is called with the
+// pieces that belong together, (in the tensor, in the results, channels, pixels).
+template <bool kToTensor, typename T, typename Tensor>
+CONVBP_TARGET void copy_results(const Grouped& g, const TileExtent& e, Bundles bundles,
+                                Tensor* tensor, const int64_t* stride, T* results) {
+  constexpr int kLanes = Simd<T>::kLanes;
+  const TapConv& c = g.tap;
+  const int64_t down = c.h.spacing * stride[2], across = c.w.spacing * stride[3];
+  tensor += e.b0 * stride[0] + bundles.first * g.together * c.lanes * stride[1] +
+            (c.h.first + e.h0 * c.h.spacing) * stride[2] +
+            (c.w.first + e.w0 * c.w.spacing) * stride[3];
+  // Rows that lie one behind the other are one.
+  const bool one = down == e.columns * across;
+  const int64_t rows = one ? 1 : e.rows, columns = one ? e.rows * e.columns : e.columns;
+  const int64_t vectors = g.vectors(), size = e.pixels() * kLanes;
+  for (int64_t h = 0; h < rows; ++h, tensor += down, results += columns * kLanes) {
+    if (stride[1] == 1) {
+      for (int64_t x = 0; x < columns; ++x)
+        for (int64_t b = 0; b < bundles.count; ++b)
+          for (int64_t v = 0; v < vectors; ++v) {
+            Tensor* const there = tensor + x * across + b * g.together * c.lanes + v * kLanes;
+            T* const here = results + (b * vectors + v) * size + x * kLanes;
+            if constexpr (kToTensor)
+              copy_few<T>(here, there, g.lanes_of(bundles.first + b, v));
+            else
+              copy_few<T>(there, here, g.lanes_of(bundles.first + b, v));
+          }
+    } else {
+      for (int64_t b = 0; b < bundles.count; ++b)
+        for (int64_t v = 0; v < vectors; ++v) {
+          Tensor* const there = tensor + (b * g.together * c.lanes + v * kLanes) * stride[1];
+          T* const here = results + (b * vectors + v) * size;
+          const int64_t lanes = g.lanes_of(bundles.first + b, v);
+          if constexpr (kToTensor)
+            copy_row<T, T>(here, 1, kLanes, lanes, columns, there, stride[1], across);
+          else
+            copy_row<T, T>(there, stride[1], across, lanes, columns, here, 1, kLanes);
+        }
+    }
+  }
 }
 
 // Taps of a filter row, three neighbours or one.
@@ -80,35 +180,36 @@ inline void find_tap_runs(const Grouped& g, int64_t patch_columns, std::vector<T
 }
 
 // The sums of kRun neighbouring pixels, kStep apart in the patch where taps come in threes.
-template <int kRun, int kStep, bool kBroadcast, typename Acc>
-CONVBP_TARGET void sum_run(const Grouped& g, const std::vector<TapRun>& runs, const Acc* patch,
-                           const Acc* filters, const Acc* bias, Acc* sums) {
-  constexpr int kLanes = Simd<Acc>::kLanes;
-  const int64_t depth = g.tap.reduce, pitch = kBroadcast ? depth : kLanes;
+template <int kRun, int kStep, bool kBroadcast, typename T>
+CONVBP_TARGET void sum_run(const Grouped& g, const std::vector<TapRun>& runs,
+                           const Lanes<T>& first_channels, const T* patch, const T* filters,
+                           const T* bias, T* sums) {
+  constexpr int kLanes = Simd<T>::kLanes;
+  constexpr int64_t pitch = kPitch<kBroadcast, T>;
+  const int64_t depth = g.tap.reduce;
   const int64_t step = g.tap.w.position_row() * pitch;
-  const auto first = first_channels<Acc>(g.tap);
-  Vector<Acc> acc[kRun];
+  Vector<T> acc[kRun];
 #pragma GCC unroll 32
   for (int i = 0; i < kRun; ++i) acc[i] = vector_at(bias);
   for (const TapRun& run : runs) {
-    const Acc* const source = patch + run.start;
-    const Acc* filter = filters + run.tap * depth * kLanes;
-    auto lanes = first;
+    const T* const source = patch + run.start;
+    const T* filter = filters + run.tap * depth * kLanes;
+    Lanes<T> lanes = first_channels;
     for (int64_t k = 0; k < depth; ++k, ++lanes, filter += kLanes) {
-      const Acc* from = source;
+      const T* from = source;
       if (run.taps == 3) {
-        const Vector<Acc> w[3] = {vector_at(filter), vector_at(filter + depth * kLanes),
+        const Vector<T> w[3] = {vector_at(filter), vector_at(filter + depth * kLanes),
                                   vector_at(filter + 2 * depth * kLanes)};
 #pragma GCC unroll 64
         for (int j = 0; j < (kRun - 1) * kStep + 3; ++j, from += pitch) {
-          const Vector<Acc> x = channel<kBroadcast>(from, k, lanes);
+          const Vector<T> x = channel<kBroadcast>(from, k, lanes);
 #pragma GCC unroll 3
           for (int s = 0; s < 3; ++s)
             if (j >= s && (j - s) % kStep == 0 && (j - s) / kStep < kRun)
               acc[(j - s) / kStep] += x * w[s];
         }
       } else {
-        const Vector<Acc> w = vector_at(filter);
+        const Vector<T> w = vector_at(filter);
 #pragma GCC unroll 32
         for (int i = 0; i < kRun; ++i, from += step) acc[i] += channel<kBroadcast>(from, k, lanes) * w;
       }
@@ -118,122 +219,104 @@ CONVBP_TARGET void sum_run(const Grouped& g, const std::vector<TapRun>& runs, co
   for (int i = 0; i < kRun; ++i) vector_at(sums + i * kLanes) = acc[i];
 }
 
-template <int kStep, bool kBroadcast, typename Acc>
+template <int kStep, bool kBroadcast, typename T>
 struct SumRun {
   template <int kRun>
-  static constexpr auto kFunction = &sum_run<kRun, kStep, kBroadcast, Acc>;
+  static constexpr auto kFunction = &sum_run<kRun, kStep, kBroadcast, T>;
 };
 
 // sum_run of that many pixels, for the tap convolution's step.
-template <bool kBroadcast, typename Acc>
+template <bool kBroadcast, typename T>
 auto sum_run_of(const TapConv& c, int64_t pixels) {
   constexpr auto counts = std::make_integer_sequence<int, kMostRun>();
-  return c.w.position_row() == 2 ? tile_function_of<SumRun<2, kBroadcast, Acc>>(pixels, counts)
-                                 : tile_function_of<SumRun<1, kBroadcast, Acc>>(pixels, counts);
-}
-
-// Sums of the tile's pixels, [pixel][lane], to where they belong.
-template <typename T, typename Acc>
-CONVBP_TARGET void store_sums(const TapConv& c, const TileExtent& e, const Acc* sums, int64_t lanes,
-                              int64_t channel0, T* to, const int64_t* stride) {
-  constexpr int kLanes = Simd<Acc>::kLanes;
-  to += e.b0 * stride[0] + channel0 * stride[1] + (c.h.first + e.h0 * c.h.spacing) * stride[2] +
-        (c.w.first + e.w0 * c.w.spacing) * stride[3];
-  const int64_t down = c.h.spacing * stride[2], across = c.w.spacing * stride[3];
-  // Rows that lie one behind the other are one.
-  const bool one = down == e.columns * across;
-  const int64_t rows = one ? 1 : e.rows, columns = one ? e.rows * e.columns : e.columns;
-  for (int64_t h = 0; h < rows; ++h, sums += columns * kLanes) {
-    T* const row = to + h * down;
-    if constexpr (std::is_same_v<T, Acc>)
-      if (stride[1] == 1 && lanes == kLanes) {
-        for (int64_t i = 0; i < columns; ++i)
-          vector_at(row + i * across) = vector_at(sums + i * kLanes);
-        continue;
-      }
-    unpack_row(sums, int64_t{kLanes}, lanes, columns, row, stride[1], across);
-  }
+  return c.w.position_row() == 2 ? tile_function_of<SumRun<2, kBroadcast, T>>(pixels, counts)
+                                 : tile_function_of<SumRun<1, kBroadcast, T>>(pixels, counts);
 }
 
 template <bool kBroadcast, typename T>
-CONVBP_TARGET void tap_conv_tasks_of(const Grouped& g, View<const T> source,
-                                     const Accumulator<T>* filters, const Epilogue<T>& epilogue,
-                                     View<T> result, int64_t begin, int64_t end) {
-  using Acc = Accumulator<T>;
-  constexpr int kLanes = Simd<Acc>::kLanes;
+CONVBP_TARGET void tap_conv_tasks_of(const Grouped& g, View<const T> source, const T* filters,
+                                     const Epilogue<T>& epilogue, View<T> result, int64_t begin,
+                                     int64_t end) {
+  constexpr int kLanes = Simd<T>::kLanes;
   const TapConv& c = g.tap;
-  const Scratch patch_block = Scratch::take<Acc>(
-      ScratchName::kPatch, patch_size(c, 1, c.h.tile, c.w.tile, g.pitch()));
-  const Scratch sums_block =
-      Scratch::take<Acc>(ScratchName::kPixels, c.h.tile * c.w.tile * kLanes);
-  Acc* const patch = patch_block.template data<Acc>();
-  Acc* const sums = sums_block.template data<Acc>();
+  const Scratch patch_block = Scratch::take<T>(
+      ScratchName::kPatch,
+      g.bundles_a_task * patch_size(c, 1, c.h.tile, c.w.tile, g.pitch()));
+  const Scratch sums_block = Scratch::take<T>(
+      ScratchName::kPixels, g.bundles_a_task * g.vectors() * c.h.tile * c.w.tile * kLanes);
+  T* const patch = patch_block.template data<T>();
+  T* const sums = sums_block.template data<T>();
+  Lanes<T> first_channels;
+  find_first_channels<T>(c, first_channels);
   std::vector<TapRun> runs;
 
   for (int64_t task = begin; task < end; ++task) {
-    const int64_t bundle = task % g.bundles(), tile = task / g.bundles();
+    const int64_t tile = task / g.bundle_tasks(), bundle0 = task % g.bundle_tasks() * g.bundles_a_task;
+    const Bundles bundles{bundle0, std::min(g.bundles_a_task, g.bundles() - bundle0)};
     const TileExtent e = tile_extent(c, tile / c.spatial_tiles(), tile % c.spatial_tiles());
     const int64_t patch_columns = c.w.patch_rows(e.columns);
-    pack_patch(c, e, source, bundle * g.together * c.reduce, g.groups_of(bundle) * c.reduce, patch,
-               g.pitch());
+    pack_bundles(g, e, source, bundles, patch);
     find_tap_runs(g, patch_columns, runs);
     const int64_t runs_a_row = divide_up(e.columns, kMostRun);
 
-    for (int64_t v = 0; v < g.vectors(); ++v) {
-      const int64_t lanes = g.lanes_of(bundle, v);
-      const int64_t channel0 = bundle * g.together * c.lanes + v * kLanes;
-      Acc bias[kLanes] = {};
-      if (epilogue.bias)
-        for (int64_t lane = 0; lane < lanes; ++lane)
-          bias[lane] = load<Acc>(epilogue.bias[channel0 + lane]);
-      for (int64_t n = 0; n < runs_a_row; ++n) {
-        const int64_t w = n * e.columns / runs_a_row;
-        const auto sum = sum_run_of<kBroadcast, Acc>(c, (n + 1) * e.columns / runs_a_row - w);
-        for (int64_t h = 0; h < e.rows; ++h)
-          sum(g, runs,
-              patch + (h * c.h.position_row() * patch_columns + w * c.w.position_row()) * g.pitch(),
-              filters + (bundle * g.vectors() + v) * g.filters_size(), bias,
-              sums + (h * e.columns + w) * kLanes);
+    T* to = sums;
+    for (int64_t b = 0; b < bundles.count; ++b)
+      for (int64_t v = 0; v < g.vectors(); ++v, to += e.pixels() * kLanes) {
+        const T* const from = patch + b * patch_size(c, 1, e.rows, e.columns, g.pitch());
+        const int64_t vector = (bundle0 + b) * g.vectors() + v;
+        T bias[kLanes] = {};
+        if (epilogue.bias)
+          for (int64_t lane = 0; lane < g.lanes_of(bundle0 + b, v); ++lane)
+            bias[lane] = epilogue.bias[(bundle0 + b) * g.together * c.lanes + v * kLanes + lane];
+        for (int64_t n = 0; n < runs_a_row; ++n) {
+          const int64_t w = n * e.columns / runs_a_row;
+          const auto sum = sum_run_of<kBroadcast, T>(c, (n + 1) * e.columns / runs_a_row - w);
+          for (int64_t h = 0; h < e.rows; ++h)
+            sum(g, runs, first_channels,
+                from + (h * c.h.position_row() * patch_columns + w * c.w.position_row()) * g.pitch(),
+                filters + vector * g.filters_size(), bias, to + (h * e.columns + w) * kLanes);
+        }
       }
-      if (epilogue.pre_activation)
-        store_sums(c, e, sums, lanes, channel0, epilogue.pre_activation, result.stride);
-      epilogue.activation.apply(sums, e.pixels() * kLanes);
-      store_sums(c, e, sums, lanes, channel0, result.data, result.stride);
-    }
+    if (epilogue.pre_activation)
+      copy_results<true>(g, e, bundles, epilogue.pre_activation, result.stride, sums);
+    epilogue.activation.apply(sums, to - sums);
+    copy_results<true>(g, e, bundles, result.data, result.stride, sums);
   }
 }
 
 template <typename T>
 CONVBP_TARGET void tap_conv_tasks(const Grouped& g, View<const T> source,
-                                  const Accumulator<T>* filters, const Epilogue<T>& epilogue,
+                                  const T* filters, const Epilogue<T>& epilogue,
                                   View<T> result, int64_t begin, int64_t end) {
   return (g.together == 1 ? &tap_conv_tasks_of<true, T> : &tap_conv_tasks_of<false, T>)(
       g, source, filters, epilogue, result, begin, end);
 }
 
 // What a tile adds to the sums of kTaps neighbouring taps and kDepth channels.
-template <int kDepth, int kTaps, bool kBroadcast, typename Acc>
-CONVBP_TARGET void add_to_taps(const Grouped& g, const TileExtent& e, const Acc* patch,
-                               int64_t k0, const Acc* delta, Acc* sums) {
-  constexpr int kLanes = Simd<Acc>::kLanes;
+template <int kDepth, int kTaps, bool kBroadcast, typename T>
+CONVBP_TARGET void add_to_taps(const Grouped& g, const TileExtent& e,
+                               const Lanes<T>& first_channels, const T* patch, int64_t k0,
+                               const T* delta, T* sums) {
+  constexpr int kLanes = Simd<T>::kLanes;
+  constexpr int64_t pitch = kPitch<kBroadcast, T>;
   const TapConv& c = g.tap;
-  const int64_t depth = c.reduce, pitch = kBroadcast ? depth : kLanes;
+  const int64_t depth = c.reduce;
   const int64_t step = c.w.position_row() * pitch;
   const int64_t line = c.h.position_row() * c.w.patch_rows(e.columns) * pitch;
-  const auto first = first_channels<Acc>(c) + static_cast<typename Lanes<Acc>::Integer>(k0);
-  Vector<Acc> acc[kTaps][kDepth] = {};
+  const Lanes<T> first = first_channels + static_cast<std::decay_t<decltype(first_channels[0])>>(k0);
+  Vector<T> acc[kTaps][kDepth] = {};
   for (int64_t h = 0; h < e.rows; ++h, patch += line, delta += e.columns * kLanes) {
     if (kTaps > 1 && step == pitch) {
       // A pixel meets the deltas of as many positions as there are taps.
       const auto column = [&](int64_t j, bool inside) CONVBP_TARGET {
-        Vector<Acc> x[kDepth];
+        Vector<T> x[kDepth];
 #pragma GCC unroll 8
         for (int k = 0; k < kDepth; ++k)
           x[k] = channel<kBroadcast>(patch + j * pitch, k0 + k, first + k);
 #pragma GCC unroll 3
         for (int s = 0; s < kTaps; ++s) {
           if (!inside && (j < s || j - s >= e.columns)) continue;
-          const Vector<Acc> d = vector_at(delta + (j - s) * kLanes);
+          const Vector<T> d = vector_at(delta + (j - s) * kLanes);
 #pragma GCC unroll 8
           for (int k = 0; k < kDepth; ++k) acc[s][k] += x[k] * d;
         }
@@ -244,7 +327,7 @@ CONVBP_TARGET void add_to_taps(const Grouped& g, const TileExtent& e, const Acc*
       for (int64_t j = e.columns; j < e.columns + kTaps - 1; ++j) column(j, false);
     } else {
       for (int64_t i = 0; i < e.columns; ++i) {
-        const Vector<Acc> d = vector_at(delta + i * kLanes);
+        const Vector<T> d = vector_at(delta + i * kLanes);
 #pragma GCC unroll 3
         for (int s = 0; s < kTaps; ++s)
 #pragma GCC unroll 8
@@ -259,75 +342,66 @@ CONVBP_TARGET void add_to_taps(const Grouped& g, const TileExtent& e, const Acc*
     for (int k = 0; k < kDepth; ++k) vector_at(sums + (s * depth + k0 + k) * kLanes) += acc[s][k];
 }
 
-template <int kTaps, bool kBroadcast, typename Acc>
+template <int kTaps, bool kBroadcast, typename T>
 struct AddToTaps {
   template <int kDepth>
-  static constexpr auto kFunction = &add_to_taps<kDepth, kTaps, kBroadcast, Acc>;
+  static constexpr auto kFunction = &add_to_taps<kDepth, kTaps, kBroadcast, T>;
 };
 
 template <bool kBroadcast, typename T>
-CONVBP_TARGET void weight_grad_tasks_of(const WeightGrad& plan, View<const T> input,
-                                        View<const T> delta, Accumulator<T>* sums, int64_t begin,
-                                        int64_t end) {
-  using Acc = Accumulator<T>;
-  constexpr int kLanes = Simd<Acc>::kLanes;
+CONVBP_TARGET void weight_grad_tasks_of(const Grouped& g, View<const T> input, View<const T> delta,
+                                        T* sums, int64_t begin, int64_t end) {
+  constexpr int kLanes = Simd<T>::kLanes;
   constexpr auto depths = std::make_integer_sequence<int, kMostDepth>();
-  const Grouped& g = plan.grouped;
   const TapConv& c = g.tap;
-  const Scratch patch_block = Scratch::take<Acc>(
-      ScratchName::kPatch, patch_size(c, 1, c.h.tile, c.w.tile, g.pitch()));
-  const Scratch delta_block =
-      Scratch::take<Acc>(ScratchName::kDelta, c.h.tile * c.w.tile * kLanes);
-  Acc* const patch = patch_block.template data<Acc>();
-  Acc* const packed_delta = delta_block.template data<Acc>();
+  const Scratch patch_block = Scratch::take<T>(
+      ScratchName::kPatch,
+      g.bundles_a_task * patch_size(c, 1, c.h.tile, c.w.tile, g.pitch()));
+  const Scratch delta_block = Scratch::take<T>(
+      ScratchName::kDelta, g.bundles_a_task * g.vectors() * c.h.tile * c.w.tile * kLanes);
+  T* const patch = patch_block.template data<T>();
+  T* const packed_delta = delta_block.template data<T>();
+  Lanes<T> first_channels;
+  find_first_channels<T>(c, first_channels);
   std::vector<TapRun> runs;
 
   for (int64_t task = begin; task < end; ++task) {
-    const int64_t chunk = task / plan.bundle_tasks();
-    const int64_t bundle0 = task % plan.bundle_tasks() * plan.bundles_a_task;
-    const int64_t bundle1 = std::min(bundle0 + plan.bundles_a_task, g.bundles());
-    const auto sums_of = [&](int64_t bundle) {
-      return sums + chunk * plan.sums_a_chunk() + bundle * g.vectors() * plan.sums_a_vector();
-    };
-    if (bundle0 < bundle1) fill_zero(sums_of(bundle0), sums_of(bundle1) - sums_of(bundle0));
-    const int64_t last_tile = (chunk + 1) * g.tiles() / plan.chunks;
-    for (int64_t tile = chunk * g.tiles() / plan.chunks; tile < last_tile; ++tile) {
+    const int64_t chunk = task / g.bundle_tasks(), bundle0 = task % g.bundle_tasks() * g.bundles_a_task;
+    const Bundles bundles{bundle0, std::min(g.bundles_a_task, g.bundles() - bundle0)};
+    T* const task_sums =
+        sums + chunk * g.sums_a_chunk() + bundle0 * g.vectors() * g.sums_a_vector();
+    fill_zero(task_sums, bundles.count * g.vectors() * g.sums_a_vector());
+    const int64_t last_tile = (chunk + 1) * g.tiles() / g.chunks;
+    for (int64_t tile = chunk * g.tiles() / g.chunks; tile < last_tile; ++tile) {
       const TileExtent e = tile_extent(c, tile / c.spatial_tiles(), tile % c.spatial_tiles());
       find_tap_runs(g, c.w.patch_rows(e.columns), runs);
-      for (int64_t bundle = bundle0; bundle < bundle1; ++bundle) {
-        pack_patch(c, e, input, bundle * g.together * c.reduce, g.groups_of(bundle) * c.reduce,
-                   patch, g.pitch());
+      pack_bundles(g, e, input, bundles, patch);
+      copy_results<false>(g, e, bundles, delta.data, delta.stride, packed_delta);
+      for (int64_t b = 0; b < bundles.count; ++b)
         for (int64_t v = 0; v < g.vectors(); ++v) {
-          Acc* const vector_sums = sums_of(bundle) + v * plan.sums_a_vector();
-          const int64_t channel0 = bundle * g.together * c.lanes + v * kLanes;
-          for (int64_t h = 0; h < e.rows; ++h)
-            pack_row(&delta.at(e.b0, channel0, e.h0 + h, e.w0), delta.stride[1], delta.stride[3],
-                     g.lanes_of(bundle, v), e.columns, packed_delta + h * e.columns * kLanes,
-                     int64_t{kLanes});
+          const T* const from = patch + b * patch_size(c, 1, e.rows, e.columns, g.pitch());
+          const T* const d = packed_delta + (b * g.vectors() + v) * e.pixels() * kLanes;
+          T* const to = task_sums + (b * g.vectors() + v) * g.sums_a_vector();
           for (const TapRun& run : runs)
             for (int64_t k = 0; k < c.reduce; k += kMostDepth) {
               const int64_t depth = std::min<int64_t>(kMostDepth, c.reduce - k);
-              (run.taps == 3 ? tile_function_of<AddToTaps<3, kBroadcast, Acc>>(depth, depths)
-                             : tile_function_of<AddToTaps<1, kBroadcast, Acc>>(depth, depths))(
-                  g, e, patch + run.start, k, packed_delta,
-                  vector_sums + run.tap * c.reduce * kLanes);
+              (run.taps == 3 ? tile_function_of<AddToTaps<3, kBroadcast, T>>(depth, depths)
+                             : tile_function_of<AddToTaps<1, kBroadcast, T>>(depth, depths))(
+                  g, e, first_channels, from + run.start, k, d, to + run.tap * c.reduce * kLanes);
             }
-          Vector<Acc> bias = {};
-          for (int64_t i = 0; i < e.pixels(); ++i) bias += vector_at(packed_delta + i * kLanes);
-          vector_at(vector_sums + g.filters_size()) += bias;
+          Vector<T> bias = {};
+          for (int64_t i = 0; i < e.pixels(); ++i) bias += vector_at(d + i * kLanes);
+          vector_at(to + g.filters_size()) += bias;
         }
-      }
     }
   }
 }
 
 template <typename T>
-CONVBP_TARGET void weight_grad_tasks(const WeightGrad& plan, View<const T> input,
-                                     View<const T> delta, Accumulator<T>* sums, int64_t begin,
-                                     int64_t end) {
-  return (plan.grouped.together == 1 ? &weight_grad_tasks_of<true, T>
-                                     : &weight_grad_tasks_of<false, T>)(plan, input, delta, sums,
-                                                                       begin, end);
+CONVBP_TARGET void weight_grad_tasks(const Grouped& g, View<const T> input, View<const T> delta,
+                                     T* sums, int64_t begin, int64_t end) {
+  return (g.together == 1 ? &weight_grad_tasks_of<true, T> : &weight_grad_tasks_of<false, T>)(
+      g, input, delta, sums, begin, end);
 }
 
 template <typename T>
