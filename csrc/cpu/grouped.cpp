@@ -12,9 +12,8 @@
 namespace convbp::grouped {
 namespace {
 
-// A bundle's patch and results should stay in the first-level cache, a task's in the second-level one.
+// A tile's patch and results should stay in the first-level cache.
 constexpr int64_t kTileBytes = 32 * 1024;
-constexpr int64_t kBundlesATask = 8;
 // Rows a tile should have before it is cut across: each brings filter rows of its neighbours along.
 constexpr int64_t kTileRows = 4;
 // The weight gradient is cut into about this many tasks, whatever the machine, and its partial sums
@@ -46,7 +45,6 @@ Grouped plan(const ConvProblem& p, Axis h, Axis w, int64_t reduce, int64_t lanes
   c.h = std::move(h);
   c.w = std::move(w);
   g.together = groups_together(p, c.block);
-  g.bundles_a_task = balanced_tile(g.bundles(), kBundlesATask);
 
   const auto fits = [&](int64_t rows, int64_t columns) {
     const int64_t patch = c.h.dense_rows(rows) * c.w.dense_rows(columns) * g.pitch();
@@ -90,10 +88,8 @@ template <typename T>
 void run(const ConvProblem& p, Grouped g, const Table<T>& kernels, View<const T> source,
          View<const T> weight, int lane, int reduce, const Epilogue<T>& epilogue, View<T> result) {
   TapConv& c = g.tap;
-  while (g.tiles() * g.bundle_tasks() < 3 * thread_count() && c.h.tile > kTileRows)
+  while (g.tiles() * g.bundles() < 3 * thread_count() && c.h.tile > kTileRows)
     c.h.tile = divide_up(c.h.tile, 2);
-  while (g.tiles() * g.bundle_tasks() < 3 * thread_count() && g.bundles_a_task > 1)
-    g.bundles_a_task = divide_up(g.bundles_a_task, 2);
   const int64_t vectors = g.bundles() * g.vectors();
   const Scratch filter_block =
       Scratch::take<T>(ScratchName::kWeight, vectors * g.filters_size());
@@ -101,7 +97,7 @@ void run(const ConvProblem& p, Grouped g, const Table<T>& kernels, View<const T>
   parallel_for(vectors, [&](int64_t begin, int64_t end) {
     pack_filters(g, weight, p.out_channels * weight.stride[0], lane, reduce, filters, begin, end);
   });
-  parallel_for(g.tiles() * g.bundle_tasks(), [&](int64_t begin, int64_t end) {
+  parallel_for(g.tiles() * g.bundles(), [&](int64_t begin, int64_t end) {
     kernels.tap_conv(g, source, filters, epilogue, result, begin, end);
   });
 }
@@ -148,12 +144,11 @@ void conv2d_weight_grad(const ConvProblem& p, View<const T> input, View<const T>
   Grouped g = plan(p, forward_axis(p, kHeight), forward_axis(p, kWidth), p.in_channels,
                    p.out_channels, kernels);
   const TapConv& c = g.tap;
-  const int64_t most_chunks =
-      std::min(divide_up(kWeightGradTasks, g.bundle_tasks()),
-               kWeightGradBytes / (g.sums_a_chunk() * static_cast<int64_t>(sizeof(T))));
-  g.chunks = std::clamp<int64_t>(most_chunks, 1, std::max<int64_t>(1, g.tiles()));
-  while (g.chunks * g.bundle_tasks() < kWeightGradTasks / 2 && g.bundles_a_task > 1)
-    g.bundles_a_task = divide_up(g.bundles_a_task, 2);
+  g.chunks = std::clamp<int64_t>(
+      kWeightGradBytes / (g.sums_a_chunk() * static_cast<int64_t>(sizeof(T))), 1,
+      std::clamp<int64_t>(g.tiles(), 1, kWeightGradTasks));
+  g.bundles_a_task =
+      divide_up(g.bundles(), std::min(g.bundles(), divide_up(kWeightGradTasks, g.chunks)));
   const Scratch sums_block = Scratch::take<T>(ScratchName::kPartial, g.chunks * g.sums_a_chunk());
   T* const sums = sums_block.template data<T>();
   parallel_for(g.chunks * g.bundle_tasks(), [&](int64_t begin, int64_t end) {

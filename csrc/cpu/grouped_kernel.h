@@ -8,8 +8,8 @@
 //   tap convolution  a run of pixels in registers; a permuted pixel serves three taps of a row
 //   weight gradient  accumulators are three taps of a row by channels of the sum
 //
-// A task takes several bundles of a tile, so that channels last, memory is read and written in long
-// runs; each bundle's patch and results lie together and fit into the first-level cache.
+// A tile's patch and results of one bundle fit into the first-level cache; what comes next is asked
+// for while it is computed.
 
 #include <algorithm>
 #include <cstdint>
@@ -36,8 +36,12 @@ constexpr int kMostDepth = 4;
 
 // Lane numbers.
 template <typename T>
-using Lanes __attribute__((vector_size(CONVBP_VECTOR_BYTES))) =
-    std::conditional_t<sizeof(T) == 8, int64_t, int32_t>;
+struct LaneNumbers {
+  using Integer = std::conditional_t<sizeof(T) == 8, int64_t, int32_t>;
+  typedef Integer Type __attribute__((vector_size(CONVBP_VECTOR_BYTES)));
+};
+template <typename T>
+using Lanes = typename LaneNumbers<T>::Type;
 
 // Lanes of a pixel that hold the first channel of each result lane's group. Result lanes that do not
 // exist take any.
@@ -74,85 +78,92 @@ CONVBP_INLINE void copy_few(const T* from, T* to, int64_t count) {
     }
 }
 
-// Bundles that a task takes at a time.
-struct Bundles {
-  int64_t first, count;
-};
-
-// What the tile `e` reads of some bundles: [bundle][patch row][patch column][channel]. Channels that
-// do not exist are left as they are: what is made of them is stored nowhere.
+// What the tile `e` reads of a bundle: [patch row][patch column][channel]. Channels that do not exist
+// are left as they are: what is made of them is stored nowhere.
 template <typename T>
-CONVBP_TARGET void pack_bundles(const Grouped& g, const TileExtent& e, View<const T> source,
-                                Bundles bundles, T* patch) {
+CONVBP_TARGET void pack_bundle(const Grouped& g, const TileExtent& e, View<const T> source,
+                               int64_t bundle, T* patch) {
   const TapConv& c = g.tap;
   const int64_t rows = c.h.patch_rows(e.rows), columns = c.w.patch_rows(e.columns);
-  const int64_t pitch = g.pitch(), size = rows * columns * pitch;
+  const int64_t pitch = g.pitch(), channels = g.groups_of(bundle) * c.reduce;
   const int64_t j0 = c.w.source_position(0, e.w0);
   const int64_t left = std::min(columns, std::max<int64_t>(0, -j0));
   const int64_t right = std::max(left, std::min(columns, c.w.source_size - j0));
-  const int64_t channels = g.together * c.reduce;
   for (int64_t row = 0; row < rows; ++row, patch += columns * pitch) {
     const int64_t i = c.h.source_position(row, e.h0);
-    const bool inside = i >= 0 && i < c.h.source_size && left < right;
-    for (int64_t b = 0; b < bundles.count; ++b) {
-      fill_zero(patch + b * size, (inside ? left : columns) * pitch);
-      if (inside) fill_zero(patch + b * size + right * pitch, (columns - right) * pitch);
+    if (i < 0 || i >= c.h.source_size || left == right) {
+      fill_zero(patch, columns * pitch);
+      continue;
     }
-    if (!inside) continue;
-    const T* from = &source.at(e.b0, bundles.first * channels, i, j0 + left);
-    if (source.stride[1] == 1) {
-      for (int64_t x = left; x < right; ++x, from += source.stride[3])
-        for (int64_t b = 0; b < bundles.count; ++b)
-          copy_few(from + b * channels, patch + b * size + x * pitch,
-                   g.groups_of(bundles.first + b) * c.reduce);
+    fill_zero(patch, left * pitch);
+    fill_zero(patch + right * pitch, (columns - right) * pitch);
+    const T* const from = &source.at(e.b0, bundle * g.together * c.reduce, i, j0 + left);
+    if (source.stride[1] == 1)
+      for (int64_t x = left; x < right; ++x)
+        copy_few(from + (x - left) * source.stride[3], patch + x * pitch, channels);
+    else
+      copy_row(from, source.stride[1], source.stride[3], channels, right - left,
+               patch + left * pitch, int64_t{1}, pitch);
+  }
+}
+
+// A vector of lanes of a tile's results, [pixel][lane], to or from a tensor.
+template <bool kToTensor, typename T, typename Tensor>
+CONVBP_TARGET void copy_results(const Grouped& g, const TileExtent& e, int64_t bundle, int64_t vector,
+                                Tensor* tensor, const int64_t* stride, T* results) {
+  constexpr int kLanes = Simd<T>::kLanes;
+  const TapConv& c = g.tap;
+  const int64_t lanes = g.lanes_of(bundle, vector);
+  const int64_t down = c.h.spacing * stride[2], across = c.w.spacing * stride[3];
+  tensor += g.result_place(e.b0, e.h0, e.w0, bundle, vector, stride);
+  // Rows that lie one behind the other are one.
+  const bool one = down == e.columns * across;
+  const int64_t rows = one ? 1 : e.rows, columns = one ? e.rows * e.columns : e.columns;
+  for (int64_t h = 0; h < rows; ++h, tensor += down, results += columns * kLanes) {
+    if constexpr (kToTensor) {
+      if (stride[1] == 1)
+        for (int64_t x = 0; x < columns; ++x)
+          copy_few<T>(results + x * kLanes, tensor + x * across, lanes);
+      else
+        copy_row<T, T>(results, 1, kLanes, lanes, columns, tensor, stride[1], across);
     } else {
-      for (int64_t b = 0; b < bundles.count; ++b)
-        copy_row(from + b * channels * source.stride[1], source.stride[1], source.stride[3],
-                 g.groups_of(bundles.first + b) * c.reduce, right - left,
-                 patch + b * size + left * pitch, int64_t{1}, pitch);
+      if (stride[1] == 1)
+        for (int64_t x = 0; x < columns; ++x)
+          copy_few<T>(tensor + x * across, results + x * kLanes, lanes);
+      else
+        copy_row<T, T>(tensor, stride[1], across, lanes, columns, results, 1, kLanes);
     }
   }
 }
 
-// Results of the tile's pixels, [bundle][vector][pixel][lane], and tensors: `copy` is called with the
-// pieces that belong together, (in the tensor, in the results, channels, pixels).
-template <bool kToTensor, typename T, typename Tensor>
-CONVBP_TARGET void copy_results(const Grouped& g, const TileExtent& e, Bundles bundles,
-                                Tensor* tensor, const int64_t* stride, T* results) {
-  constexpr int kLanes = Simd<T>::kLanes;
+// Asks for a row of pixels that will be read or written soon: a bundle's pieces of memory are too
+// short for the processor to foresee the next one.
+template <bool kWrite, typename T>
+CONVBP_INLINE void prefetch_row(const T* row, int64_t channels, int64_t stride_c, int64_t columns,
+                                int64_t stride_x) {
+  constexpr int64_t kLine = 64 / sizeof(T);
+  if (stride_c == 1)
+    for (int64_t x = 0; x < columns; ++x) __builtin_prefetch(row + x * stride_x, kWrite, 3);
+  else
+    for (int64_t c = 0; c < channels; ++c)
+      for (int64_t x = 0; x < columns; x += kLine)
+        __builtin_prefetch(row + c * stride_c + x * stride_x, kWrite, 3);
+}
+
+// The source rows of a tile that are its `part`th of `parts`.
+template <typename T>
+CONVBP_INLINE void prefetch_source(const Grouped& g, const TileExtent& e, View<const T> source,
+                                   int64_t bundle, int64_t part, int64_t parts) {
   const TapConv& c = g.tap;
-  const int64_t down = c.h.spacing * stride[2], across = c.w.spacing * stride[3];
-  tensor += e.b0 * stride[0] + bundles.first * g.together * c.lanes * stride[1] +
-            (c.h.first + e.h0 * c.h.spacing) * stride[2] +
-            (c.w.first + e.w0 * c.w.spacing) * stride[3];
-  // Rows that lie one behind the other are one.
-  const bool one = down == e.columns * across;
-  const int64_t rows = one ? 1 : e.rows, columns = one ? e.rows * e.columns : e.columns;
-  const int64_t vectors = g.vectors(), size = e.pixels() * kLanes;
-  for (int64_t h = 0; h < rows; ++h, tensor += down, results += columns * kLanes) {
-    if (stride[1] == 1) {
-      for (int64_t x = 0; x < columns; ++x)
-        for (int64_t b = 0; b < bundles.count; ++b)
-          for (int64_t v = 0; v < vectors; ++v) {
-            Tensor* const there = tensor + x * across + b * g.together * c.lanes + v * kLanes;
-            T* const here = results + (b * vectors + v) * size + x * kLanes;
-            if constexpr (kToTensor)
-              copy_few<T>(here, there, g.lanes_of(bundles.first + b, v));
-            else
-              copy_few<T>(there, here, g.lanes_of(bundles.first + b, v));
-          }
-    } else {
-      for (int64_t b = 0; b < bundles.count; ++b)
-        for (int64_t v = 0; v < vectors; ++v) {
-          Tensor* const there = tensor + (b * g.together * c.lanes + v * kLanes) * stride[1];
-          T* const here = results + (b * vectors + v) * size;
-          const int64_t lanes = g.lanes_of(bundles.first + b, v);
-          if constexpr (kToTensor)
-            copy_row<T, T>(here, 1, kLanes, lanes, columns, there, stride[1], across);
-          else
-            copy_row<T, T>(there, stride[1], across, lanes, columns, here, 1, kLanes);
-        }
-    }
+  const int64_t rows = c.h.patch_rows(e.rows);
+  const int64_t j = std::max<int64_t>(0, c.w.source_position(0, e.w0));
+  const int64_t columns = std::min(c.w.patch_rows(e.columns), c.w.source_size - j);
+  for (int64_t row = part * rows / parts; row < (part + 1) * rows / parts; ++row) {
+    const int64_t i = c.h.source_position(row, e.h0);
+    if (i >= 0 && i < c.h.source_size && columns > 0)
+      prefetch_row<false>(&source.at(e.b0, bundle * g.together * c.reduce, i, j),
+                          g.groups_of(bundle) * c.reduce, source.stride[1], columns,
+                          source.stride[3]);
   }
 }
 
@@ -239,48 +250,52 @@ CONVBP_TARGET void tap_conv_tasks_of(const Grouped& g, View<const T> source, con
                                      int64_t end) {
   constexpr int kLanes = Simd<T>::kLanes;
   const TapConv& c = g.tap;
-  const Scratch patch_block = Scratch::take<T>(
-      ScratchName::kPatch,
-      g.bundles_a_task * patch_size(c, 1, c.h.tile, c.w.tile, g.pitch()));
-  const Scratch sums_block = Scratch::take<T>(
-      ScratchName::kPixels, g.bundles_a_task * g.vectors() * c.h.tile * c.w.tile * kLanes);
+  const Scratch patch_block =
+      Scratch::take<T>(ScratchName::kPatch, patch_size(c, 1, c.h.tile, c.w.tile, g.pitch()));
+  const Scratch sums_block =
+      Scratch::take<T>(ScratchName::kPixels, c.h.tile * c.w.tile * kLanes);
   T* const patch = patch_block.template data<T>();
   T* const sums = sums_block.template data<T>();
   Lanes<T> first_channels;
   find_first_channels<T>(c, first_channels);
   std::vector<TapRun> runs;
+  const auto extent = [&](int64_t task) {
+    const int64_t tile = task / g.bundles();
+    return tile_extent(c, tile / c.spatial_tiles(), tile % c.spatial_tiles());
+  };
 
   for (int64_t task = begin; task < end; ++task) {
-    const int64_t tile = task / g.bundle_tasks(), bundle0 = task % g.bundle_tasks() * g.bundles_a_task;
-    const Bundles bundles{bundle0, std::min(g.bundles_a_task, g.bundles() - bundle0)};
-    const TileExtent e = tile_extent(c, tile / c.spatial_tiles(), tile % c.spatial_tiles());
+    const int64_t bundle = task % g.bundles(), next = std::min(task + 1, end - 1);
+    const TileExtent e = extent(task), e_next = extent(next);
     const int64_t patch_columns = c.w.patch_rows(e.columns);
-    pack_bundles(g, e, source, bundles, patch);
+    pack_bundle(g, e, source, bundle, patch);
     find_tap_runs(g, patch_columns, runs);
     const int64_t runs_a_row = divide_up(e.columns, kMostRun);
 
-    T* to = sums;
-    for (int64_t b = 0; b < bundles.count; ++b)
-      for (int64_t v = 0; v < g.vectors(); ++v, to += e.pixels() * kLanes) {
-        const T* const from = patch + b * patch_size(c, 1, e.rows, e.columns, g.pitch());
-        const int64_t vector = (bundle0 + b) * g.vectors() + v;
-        T bias[kLanes] = {};
-        if (epilogue.bias)
-          for (int64_t lane = 0; lane < g.lanes_of(bundle0 + b, v); ++lane)
-            bias[lane] = epilogue.bias[(bundle0 + b) * g.together * c.lanes + v * kLanes + lane];
+    for (int64_t v = 0; v < g.vectors(); ++v) {
+      const int64_t lanes = g.lanes_of(bundle, v);
+      T bias[kLanes] = {};
+      if (epilogue.bias)
+        copy_few(epilogue.bias + bundle * g.together * c.lanes + v * kLanes, bias, lanes);
+      const T* const row = result.data + g.result_place(e.b0, e.h0, e.w0, bundle, v, result.stride);
+      for (int64_t h = 0; h < e.rows; ++h) {
+        prefetch_row<true>(row + h * c.h.spacing * result.stride[2], lanes, result.stride[1],
+                           e.columns, c.w.spacing * result.stride[3]);
+        if (v == 0) prefetch_source(g, e_next, source, next % g.bundles(), h, e.rows);
         for (int64_t n = 0; n < runs_a_row; ++n) {
           const int64_t w = n * e.columns / runs_a_row;
-          const auto sum = sum_run_of<kBroadcast, T>(c, (n + 1) * e.columns / runs_a_row - w);
-          for (int64_t h = 0; h < e.rows; ++h)
-            sum(g, runs, first_channels,
-                from + (h * c.h.position_row() * patch_columns + w * c.w.position_row()) * g.pitch(),
-                filters + vector * g.filters_size(), bias, to + (h * e.columns + w) * kLanes);
+          sum_run_of<kBroadcast, T>(c, (n + 1) * e.columns / runs_a_row - w)(
+              g, runs, first_channels,
+              patch + (h * c.h.position_row() * patch_columns + w * c.w.position_row()) * g.pitch(),
+              filters + (bundle * g.vectors() + v) * g.filters_size(), bias,
+              sums + (h * e.columns + w) * kLanes);
         }
       }
-    if (epilogue.pre_activation)
-      copy_results<true>(g, e, bundles, epilogue.pre_activation, result.stride, sums);
-    epilogue.activation.apply(sums, to - sums);
-    copy_results<true>(g, e, bundles, result.data, result.stride, sums);
+      if (epilogue.pre_activation)
+        copy_results<true>(g, e, bundle, v, epilogue.pre_activation, result.stride, sums);
+      epilogue.activation.apply(sums, e.pixels() * kLanes);
+      copy_results<true>(g, e, bundle, v, result.data, result.stride, sums);
+    }
   }
 }
 
@@ -303,7 +318,7 @@ CONVBP_TARGET void add_to_taps(const Grouped& g, const TileExtent& e,
   const int64_t depth = c.reduce;
   const int64_t step = c.w.position_row() * pitch;
   const int64_t line = c.h.position_row() * c.w.patch_rows(e.columns) * pitch;
-  const Lanes<T> first = first_channels + static_cast<std::decay_t<decltype(first_channels[0])>>(k0);
+  const Lanes<T> first = first_channels + static_cast<typename LaneNumbers<T>::Integer>(k0);
   Vector<T> acc[kTaps][kDepth] = {};
   for (int64_t h = 0; h < e.rows; ++h, patch += line, delta += e.columns * kLanes) {
     if (kTaps > 1 && step == pitch) {
@@ -354,46 +369,61 @@ CONVBP_TARGET void weight_grad_tasks_of(const Grouped& g, View<const T> input, V
   constexpr int kLanes = Simd<T>::kLanes;
   constexpr auto depths = std::make_integer_sequence<int, kMostDepth>();
   const TapConv& c = g.tap;
-  const Scratch patch_block = Scratch::take<T>(
-      ScratchName::kPatch,
-      g.bundles_a_task * patch_size(c, 1, c.h.tile, c.w.tile, g.pitch()));
-  const Scratch delta_block = Scratch::take<T>(
-      ScratchName::kDelta, g.bundles_a_task * g.vectors() * c.h.tile * c.w.tile * kLanes);
+  const Scratch patch_block =
+      Scratch::take<T>(ScratchName::kPatch, patch_size(c, 1, c.h.tile, c.w.tile, g.pitch()));
+  const Scratch delta_block =
+      Scratch::take<T>(ScratchName::kDelta, c.h.tile * c.w.tile * kLanes);
   T* const patch = patch_block.template data<T>();
   T* const packed_delta = delta_block.template data<T>();
   Lanes<T> first_channels;
   find_first_channels<T>(c, first_channels);
   std::vector<TapRun> runs;
+  const auto extent = [&](int64_t tile) {
+    return tile_extent(c, tile / c.spatial_tiles(), tile % c.spatial_tiles());
+  };
 
   for (int64_t task = begin; task < end; ++task) {
-    const int64_t chunk = task / g.bundle_tasks(), bundle0 = task % g.bundle_tasks() * g.bundles_a_task;
-    const Bundles bundles{bundle0, std::min(g.bundles_a_task, g.bundles() - bundle0)};
-    T* const task_sums =
-        sums + chunk * g.sums_a_chunk() + bundle0 * g.vectors() * g.sums_a_vector();
-    fill_zero(task_sums, bundles.count * g.vectors() * g.sums_a_vector());
+    const int64_t chunk = task / g.bundle_tasks();
+    const int64_t bundle0 = task % g.bundle_tasks() * g.bundles_a_task;
+    const int64_t bundle1 = std::min(bundle0 + g.bundles_a_task, g.bundles());
+    const auto sums_of = [&](int64_t bundle, int64_t v) {
+      return sums + chunk * g.sums_a_chunk() + (bundle * g.vectors() + v) * g.sums_a_vector();
+    };
+    fill_zero(sums_of(bundle0, 0), sums_of(bundle1, 0) - sums_of(bundle0, 0));
     const int64_t last_tile = (chunk + 1) * g.tiles() / g.chunks;
-    for (int64_t tile = chunk * g.tiles() / g.chunks; tile < last_tile; ++tile) {
-      const TileExtent e = tile_extent(c, tile / c.spatial_tiles(), tile % c.spatial_tiles());
-      find_tap_runs(g, c.w.patch_rows(e.columns), runs);
-      pack_bundles(g, e, input, bundles, patch);
-      copy_results<false>(g, e, bundles, delta.data, delta.stride, packed_delta);
-      for (int64_t b = 0; b < bundles.count; ++b)
+    for (int64_t tile = chunk * g.tiles() / g.chunks; tile < last_tile; ++tile)
+      for (int64_t bundle = bundle0; bundle < bundle1; ++bundle) {
+        const bool same_tile = bundle + 1 < bundle1;
+        const int64_t next = same_tile ? bundle + 1 : bundle0;
+        const TileExtent e = extent(tile);
+        const TileExtent e_next = extent(same_tile ? tile : std::min(tile + 1, last_tile - 1));
+        find_tap_runs(g, c.w.patch_rows(e.columns), runs);
+        pack_bundle(g, e, input, bundle, patch);
         for (int64_t v = 0; v < g.vectors(); ++v) {
-          const T* const from = patch + b * patch_size(c, 1, e.rows, e.columns, g.pitch());
-          const T* const d = packed_delta + (b * g.vectors() + v) * e.pixels() * kLanes;
-          T* const to = task_sums + (b * g.vectors() + v) * g.sums_a_vector();
-          for (const TapRun& run : runs)
+          copy_results<false>(g, e, bundle, v, delta.data, delta.stride, packed_delta);
+          T* const to = sums_of(bundle, v);
+          const int64_t parts = static_cast<int64_t>(runs.size());
+          for (int64_t n = 0; n < parts; ++n) {
+            prefetch_source(g, e_next, input, next, n, parts);
+            const T* const row =
+                delta.data + g.result_place(e_next.b0, e_next.h0, e_next.w0, next, v, delta.stride);
+            for (int64_t h = n * e_next.rows / parts; h < (n + 1) * e_next.rows / parts; ++h)
+              prefetch_row<false>(row + h * delta.stride[2], g.lanes_of(next, v), delta.stride[1],
+                                  e_next.columns, delta.stride[3]);
+            const TapRun& run = runs[n];
             for (int64_t k = 0; k < c.reduce; k += kMostDepth) {
               const int64_t depth = std::min<int64_t>(kMostDepth, c.reduce - k);
               (run.taps == 3 ? tile_function_of<AddToTaps<3, kBroadcast, T>>(depth, depths)
                              : tile_function_of<AddToTaps<1, kBroadcast, T>>(depth, depths))(
-                  g, e, first_channels, from + run.start, k, d, to + run.tap * c.reduce * kLanes);
+                  g, e, first_channels, patch + run.start, k, packed_delta,
+                  to + run.tap * c.reduce * kLanes);
             }
+          }
           Vector<T> bias = {};
-          for (int64_t i = 0; i < e.pixels(); ++i) bias += vector_at(d + i * kLanes);
+          for (int64_t i = 0; i < e.pixels(); ++i) bias += vector_at(packed_delta + i * kLanes);
           vector_at(to + g.filters_size()) += bias;
         }
-    }
+      }
   }
 }
 

@@ -16,8 +16,8 @@ namespace convbp::grouped {
 constexpr int64_t kMostChannels = 16;
 
 // The tap convolution, and how its groups lie in vectors. A *bundle* is as many whole groups as one
-// vector holds, or one group that takes one vector or more. Tasks are some bundles of a tile, or of
-// a chunk of tiles for the weight gradient, where every chunk has its own sums.
+// vector holds, or one group that takes one vector or more. A task is a bundle of a tile; for the
+// weight gradient, some bundles of a chunk of tiles, which has its own sums.
 struct Grouped {
   TapConv tap;           // its block is a vector, its batch_tile one image
   int64_t together = 1;  // groups a bundle
@@ -36,6 +36,13 @@ struct Grouped {
     return std::min(tap.block, groups_of(bundle) * tap.lanes - vector * tap.block);
   }
   int64_t tiles() const { return tap.batch * tap.spatial_tiles(); }
+  // Where a tensor with these strides has pixel (h, w) of a vector of image b's results.
+  int64_t result_place(int64_t b, int64_t h, int64_t w, int64_t bundle, int64_t vector,
+                       const int64_t* stride) const {
+    return b * stride[0] + (bundle * together * tap.lanes + vector * tap.block) * stride[1] +
+           (tap.h.first + h * tap.h.spacing) * stride[2] +
+           (tap.w.first + w * tap.w.spacing) * stride[3];
+  }
   // Filters of a vector of lanes, [tap][channel of the sum][lane]. Their gradient has the sums of
   // the bias gradient behind it.
   int64_t filters_size() const { return tap.taps() * tap.reduce * tap.block; }
