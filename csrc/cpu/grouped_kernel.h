@@ -64,6 +64,7 @@ CONVBP_INLINE Vector<T> channel(const T* from, int64_t k, const Lanes<T>& lanes)
 template <bool kBroadcast, typename T>
 constexpr int64_t kPitch = kBroadcast ? kMostChannels : Simd<T>::kLanes;
 
+// to[i] = from[i] for i < count, without a loop over the last few.
 template <typename T>
 CONVBP_INLINE void copy_few(const T* from, T* to, int64_t count) {
   constexpr int kLanes = Simd<T>::kLanes;
@@ -78,6 +79,16 @@ CONVBP_INLINE void copy_few(const T* from, T* to, int64_t count) {
     }
 }
 
+// The same of pixels.
+template <typename T>
+CONVBP_TARGET void copy_pixels(const T* from, int64_t from_x, T* to, int64_t to_x, int64_t channels,
+                               int64_t pixels) {
+  if (channels == Simd<T>::kLanes)
+    for (int64_t x = 0; x < pixels; ++x) vector_at(to + x * to_x) = vector_at(from + x * from_x);
+  else
+    for (int64_t x = 0; x < pixels; ++x) copy_few(from + x * from_x, to + x * to_x, channels);
+}
+
 // What the tile `e` reads of a bundle: [patch row][patch column][channel]. Channels that do not exist
 // are left as they are: what is made of them is stored nowhere.
 template <typename T>
@@ -86,11 +97,11 @@ CONVBP_TARGET void pack_bundle(const Grouped& g, const TileExtent& e, View<const
   const TapConv& c = g.tap;
   const int64_t rows = c.h.patch_rows(e.rows), columns = c.w.patch_rows(e.columns);
   const int64_t pitch = g.pitch(), channels = g.groups_of(bundle) * c.reduce;
-  const int64_t j0 = c.w.source_position(0, e.w0);
+  const int64_t i0 = c.h.source_position(0, e.h0), j0 = c.w.source_position(0, e.w0);
   const int64_t left = std::min(columns, std::max<int64_t>(0, -j0));
   const int64_t right = std::max(left, std::min(columns, c.w.source_size - j0));
   for (int64_t row = 0; row < rows; ++row, patch += columns * pitch) {
-    const int64_t i = c.h.source_position(row, e.h0);
+    const int64_t i = i0 + row;
     if (i < 0 || i >= c.h.source_size || left == right) {
       fill_zero(patch, columns * pitch);
       continue;
@@ -99,8 +110,7 @@ CONVBP_TARGET void pack_bundle(const Grouped& g, const TileExtent& e, View<const
     fill_zero(patch + right * pitch, (columns - right) * pitch);
     const T* const from = &source.at(e.b0, bundle * g.together * c.reduce, i, j0 + left);
     if (source.stride[1] == 1)
-      for (int64_t x = left; x < right; ++x)
-        copy_few(from + (x - left) * source.stride[3], patch + x * pitch, channels);
+      copy_pixels(from, source.stride[3], patch + left * pitch, pitch, channels, right - left);
     else
       copy_row(from, source.stride[1], source.stride[3], channels, right - left,
                patch + left * pitch, int64_t{1}, pitch);
@@ -122,14 +132,12 @@ CONVBP_TARGET void copy_results(const Grouped& g, const TileExtent& e, int64_t b
   for (int64_t h = 0; h < rows; ++h, tensor += down, results += columns * kLanes) {
     if constexpr (kToTensor) {
       if (stride[1] == 1)
-        for (int64_t x = 0; x < columns; ++x)
-          copy_few<T>(results + x * kLanes, tensor + x * across, lanes);
+        copy_pixels<T>(results, kLanes, tensor, across, lanes, columns);
       else
         copy_row<T, T>(results, 1, kLanes, lanes, columns, tensor, stride[1], across);
     } else {
       if (stride[1] == 1)
-        for (int64_t x = 0; x < columns; ++x)
-          copy_few<T>(tensor + x * across, results + x * kLanes, lanes);
+        copy_pixels<T>(tensor, across, results, kLanes, lanes, columns);
       else
         copy_row<T, T>(tensor, stride[1], across, lanes, columns, results, 1, kLanes);
     }
@@ -143,11 +151,11 @@ CONVBP_INLINE void prefetch_row(const T* row, int64_t channels, int64_t stride_c
                                 int64_t stride_x) {
   constexpr int64_t kLine = 64 / sizeof(T);
   if (stride_c == 1)
-    for (int64_t x = 0; x < columns; ++x) __builtin_prefetch(row + x * stride_x, kWrite, 3);
+    for (int64_t x = 0; x < columns; ++x) __builtin_prefetch(row + x * stride_x, kWrite, kWrite ? 3 : 2);
   else
     for (int64_t c = 0; c < channels; ++c)
       for (int64_t x = 0; x < columns; x += kLine)
-        __builtin_prefetch(row + c * stride_c + x * stride_x, kWrite, 3);
+        __builtin_prefetch(row + c * stride_c + x * stride_x, kWrite, kWrite ? 3 : 2);
 }
 
 // The source rows of a tile that are its `part`th of `parts`.
@@ -156,10 +164,11 @@ CONVBP_INLINE void prefetch_source(const Grouped& g, const TileExtent& e, View<c
                                    int64_t bundle, int64_t part, int64_t parts) {
   const TapConv& c = g.tap;
   const int64_t rows = c.h.patch_rows(e.rows);
+  const int64_t i0 = c.h.source_position(0, e.h0);
   const int64_t j = std::max<int64_t>(0, c.w.source_position(0, e.w0));
   const int64_t columns = std::min(c.w.patch_rows(e.columns), c.w.source_size - j);
   for (int64_t row = part * rows / parts; row < (part + 1) * rows / parts; ++row) {
-    const int64_t i = c.h.source_position(row, e.h0);
+    const int64_t i = i0 + row;
     if (i >= 0 && i < c.h.source_size && columns > 0)
       prefetch_row<false>(&source.at(e.b0, bundle * g.together * c.reduce, i, j),
                           g.groups_of(bundle) * c.reduce, source.stride[1], columns,
@@ -259,6 +268,8 @@ CONVBP_TARGET void tap_conv_tasks_of(const Grouped& g, View<const T> source, con
   Lanes<T> first_channels;
   find_first_channels<T>(c, first_channels);
   std::vector<TapRun> runs;
+  // Results to store at a time: a run, or of planes some whole cache lines.
+  const int64_t rows_at_once = result.stride[1] == 1 ? 1 : divide_up(64, c.w.tile);
   const auto extent = [&](int64_t task) {
     const int64_t tile = task / g.bundles();
     return tile_extent(c, tile / c.spatial_tiles(), tile % c.spatial_tiles());
@@ -277,24 +288,30 @@ CONVBP_TARGET void tap_conv_tasks_of(const Grouped& g, View<const T> source, con
       T bias[kLanes] = {};
       if (epilogue.bias)
         copy_few(epilogue.bias + bundle * g.together * c.lanes + v * kLanes, bias, lanes);
-      const T* const row = result.data + g.result_place(e.b0, e.h0, e.w0, bundle, v, result.stride);
-      for (int64_t h = 0; h < e.rows; ++h) {
-        prefetch_row<true>(row + h * c.h.spacing * result.stride[2], lanes, result.stride[1],
-                           e.columns, c.w.spacing * result.stride[3]);
-        if (v == 0) prefetch_source(g, e_next, source, next % g.bundles(), h, e.rows);
-        for (int64_t n = 0; n < runs_a_row; ++n) {
-          const int64_t w = n * e.columns / runs_a_row;
-          sum_run_of<kBroadcast, T>(c, (n + 1) * e.columns / runs_a_row - w)(
-              g, runs, first_channels,
-              patch + (h * c.h.position_row() * patch_columns + w * c.w.position_row()) * g.pitch(),
-              filters + (bundle * g.vectors() + v) * g.filters_size(), bias,
-              sums + (h * e.columns + w) * kLanes);
+      for (TileExtent part = e; part.h0 < e.h0 + e.rows; part.h0 += part.rows) {
+        part.rows = std::min(rows_at_once, e.h0 + e.rows - part.h0);
+        const T* const row =
+            result.data + g.result_place(part.b0, part.h0, part.w0, bundle, v, result.stride);
+        for (int64_t h = 0; h < part.rows; ++h) {
+          prefetch_row<true>(row + h * c.h.spacing * result.stride[2], lanes, result.stride[1],
+                             e.columns, c.w.spacing * result.stride[3]);
+          const int64_t in_tile = part.h0 - e.h0 + h;
+          if (v == 0) prefetch_source(g, e_next, source, next % g.bundles(), in_tile, e.rows);
+          for (int64_t n = 0; n < runs_a_row; ++n) {
+            const int64_t w = n * e.columns / runs_a_row;
+            sum_run_of<kBroadcast, T>(c, (n + 1) * e.columns / runs_a_row - w)(
+                g, runs, first_channels,
+                patch + (in_tile * c.h.position_row() * patch_columns + w * c.w.position_row()) *
+                            g.pitch(),
+                filters + (bundle * g.vectors() + v) * g.filters_size(), bias,
+                sums + (h * e.columns + w) * kLanes);
+          }
         }
+        if (epilogue.pre_activation)
+          copy_results<true>(g, part, bundle, v, epilogue.pre_activation, result.stride, sums);
+        epilogue.activation.apply(sums, part.pixels() * kLanes);
+        copy_results<true>(g, part, bundle, v, result.data, result.stride, sums);
       }
-      if (epilogue.pre_activation)
-        copy_results<true>(g, e, bundle, v, epilogue.pre_activation, result.stride, sums);
-      epilogue.activation.apply(sums, e.pixels() * kLanes);
-      copy_results<true>(g, e, bundle, v, result.data, result.stride, sums);
     }
   }
 }
