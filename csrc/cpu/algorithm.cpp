@@ -5,6 +5,7 @@
 #include <stdexcept>
 
 #include "depthwise.h"
+#include "grouped.h"
 #include "winograd.h"
 
 namespace convbp {
@@ -41,6 +42,8 @@ Algorithm choose_algorithm(const ConvProblem& p, Operator op, Element element,
   if (now == kPlainOnly) return Algorithm::kPlain;
   if (element != Element::kHalf && depthwise::takes(p, source_stride, other_stride))
     return Algorithm::kDepthwise;
+  if (element != Element::kHalf && grouped::takes(p, element == Element::kFloat64 ? 8 : 4))
+    return Algorithm::kGrouped;
   if (now == kDirectOnly || element == Element::kFloat64 || !winograd::takes(p))
     return Algorithm::kDirect;
   return now == kWinogradWherePossible || winograd::pays(p, op) ? Algorithm::kWinograd

@@ -14,6 +14,7 @@
 #include "depthwise.h"
 #include "direct.h"
 #include "epilogue.h"
+#include "grouped.h"
 #include "parallel.h"
 #include "plain.h"
 #include "winograd.h"
@@ -80,6 +81,11 @@ Tensor convolve(const char* op, const Tensor& input, const Tensor& weight,
           return depthwise::conv2d<T>(p, view<const T>(input), view<const T>(weight), epilogue,
                                      view<T>(output));
         break;
+      case Algorithm::kGrouped:
+        if constexpr (sizeof(T) >= sizeof(float))
+          return grouped::conv2d<T>(p, view<const T>(input), view<const T>(weight), epilogue,
+                                    view<T>(output));
+        break;
       case Algorithm::kWinograd:
         if constexpr (!std::is_same_v<T, double>)
           return winograd::conv2d<T>(p, view<const T>(input), view<const T>(weight), epilogue,
@@ -139,6 +145,11 @@ Tensor conv2d_input_grad(const Ints& input_size, const Tensor& weight, const Ten
           return depthwise::conv2d_input_grad<T>(p, view<const T>(weight), view<const T>(delta),
                                                 view<T>(input_grad));
         break;
+      case Algorithm::kGrouped:
+        if constexpr (sizeof(T) >= sizeof(float))
+          return grouped::conv2d_input_grad<T>(p, view<const T>(weight), view<const T>(delta),
+                                              view<T>(input_grad));
+        break;
       case Algorithm::kWinograd:
         if constexpr (!std::is_same_v<T, double>)
           return winograd::conv2d_input_grad<T>(p, view<const T>(weight), view<const T>(delta),
@@ -177,6 +188,11 @@ Tensor weight_grad(const char* op, const Tensor& input, const Ints& weight_size,
         if constexpr (sizeof(T) >= sizeof(float))
           return depthwise::conv2d_weight_grad<T>(p, view<const T>(input), view<const T>(delta),
                                                   view<T>(weight_grad), bias_data);
+        break;
+      case Algorithm::kGrouped:
+        if constexpr (sizeof(T) >= sizeof(float))
+          return grouped::conv2d_weight_grad<T>(p, view<const T>(input), view<const T>(delta),
+                                               view<T>(weight_grad), bias_data);
         break;
       case Algorithm::kWinograd:
         if constexpr (!std::is_same_v<T, double>)
