@@ -17,6 +17,7 @@
 #include "../../csrc/cpu/depthwise.h"
 #include "../../csrc/cpu/direct.h"
 #include "../../csrc/cpu/error_signal.h"
+#include "../../csrc/cpu/grouped.h"
 #include "../../csrc/cpu/plain.h"
 #include "../../csrc/cpu/pool.h"
 #include "../../csrc/cpu/pool_plain.h"
@@ -315,6 +316,7 @@ void try_all(const char* name, int64_t problems, uint64_t seed) {
   for (int64_t i = 0; i < problems; ++i) {
     in_a_new_thread(try_convolution<T>, seed + i, name);
     in_a_new_thread(try_special_convolution<T>, seed + i, name);
+    if constexpr (sizeof(T) >= 4) in_a_new_thread(try_grouped_convolution<T>, seed + i, name);
     in_a_new_thread(try_pools<T>, seed + i, name);
     in_a_new_thread(try_elementwise<T>, seed + i, name);
   }
