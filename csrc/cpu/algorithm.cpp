@@ -42,12 +42,12 @@ Algorithm choose_algorithm(const ConvProblem& p, Operator op, Element element,
   if (now == kPlainOnly) return Algorithm::kPlain;
   if (element != Element::kHalf && depthwise::takes(p, source_stride, other_stride))
     return Algorithm::kDepthwise;
+  const bool winograd_can = element != Element::kFloat64 && winograd::takes(p);
+  if (now == kWinogradWherePossible && winograd_can) return Algorithm::kWinograd;
   if (element != Element::kHalf && grouped::takes(p, element == Element::kFloat64 ? 8 : 4))
     return Algorithm::kGrouped;
-  if (now == kDirectOnly || element == Element::kFloat64 || !winograd::takes(p))
-    return Algorithm::kDirect;
-  return now == kWinogradWherePossible || winograd::pays(p, op) ? Algorithm::kWinograd
-                                                               : Algorithm::kDirect;
+  return now != kDirectOnly && winograd_can && winograd::pays(p, op) ? Algorithm::kWinograd
+                                                                     : Algorithm::kDirect;
 }
 
 }  // namespace convbp

@@ -8,8 +8,9 @@
 //   tap convolution  a run of pixels in registers; a permuted pixel serves three taps of a row
 //   weight gradient  accumulators are three taps of a row by channels of the sum
 //
-// A tile's patch and results of one bundle fit into the first-level cache; what comes next is asked
-// for while it is computed.
+// A tile's patch of one bundle fits into the first-level cache; what comes next is asked for while it
+// is computed. The loops alone reach 97 % of peak, with 8 channels a group and memory 60 % (Zen 4,
+// 2 cores: 140 GF/s; with 4 channels, where half the time is memory's, 120 GF/s).
 
 #include <algorithm>
 #include <cstdint>
@@ -32,7 +33,10 @@ using Vector = typename Simd<T>::Vector;
 // Pixels of a run, and channels of the sum that the weight gradient takes together: beside them,
 // registers hold three taps' filters, a permutation and a pixel.
 constexpr int kMostRun = CONVBP_VECTOR_BYTES == 64 ? 16 : 10;
-constexpr int kMostDepth = 4;
+constexpr int kMostDepth = CONVBP_VECTOR_BYTES == 64 ? 4 : 2;
+
+// Is there an instruction that permutes the lanes of a vector? Else a bundle is one group.
+constexpr bool kPermutes = CONVBP_VECTOR_BYTES >= 32;
 
 // Lane numbers.
 template <typename T>
@@ -219,7 +223,7 @@ CONVBP_TARGET void sum_run(const Grouped& g, const std::vector<TapRun>& runs,
       const T* from = source;
       if (run.taps == 3) {
         const Vector<T> w[3] = {vector_at(filter), vector_at(filter + depth * kLanes),
-                                  vector_at(filter + 2 * depth * kLanes)};
+                                vector_at(filter + 2 * depth * kLanes)};
 #pragma GCC unroll 64
         for (int j = 0; j < (kRun - 1) * kStep + 3; ++j, from += pitch) {
           const Vector<T> x = channel<kBroadcast>(from, k, lanes);
@@ -231,7 +235,8 @@ CONVBP_TARGET void sum_run(const Grouped& g, const std::vector<TapRun>& runs,
       } else {
         const Vector<T> w = vector_at(filter);
 #pragma GCC unroll 32
-        for (int i = 0; i < kRun; ++i, from += step) acc[i] += channel<kBroadcast>(from, k, lanes) * w;
+        for (int i = 0; i < kRun; ++i, from += step)
+          acc[i] += channel<kBroadcast>(from, k, lanes) * w;
       }
     }
   }
@@ -317,11 +322,13 @@ CONVBP_TARGET void tap_conv_tasks_of(const Grouped& g, View<const T> source, con
 }
 
 template <typename T>
-CONVBP_TARGET void tap_conv_tasks(const Grouped& g, View<const T> source,
-                                  const T* filters, const Epilogue<T>& epilogue,
-                                  View<T> result, int64_t begin, int64_t end) {
-  return (g.together == 1 ? &tap_conv_tasks_of<true, T> : &tap_conv_tasks_of<false, T>)(
-      g, source, filters, epilogue, result, begin, end);
+CONVBP_TARGET void tap_conv_tasks(const Grouped& g, View<const T> source, const T* filters,
+                                  const Epilogue<T>& epilogue, View<T> result, int64_t begin,
+                                  int64_t end) {
+  if (g.together == 1)
+    tap_conv_tasks_of<true>(g, source, filters, epilogue, result, begin, end);
+  else if constexpr (kPermutes)
+    tap_conv_tasks_of<false>(g, source, filters, epilogue, result, begin, end);
 }
 
 // What a tile adds to the sums of kTaps neighbouring taps and kDepth channels.
@@ -447,14 +454,15 @@ CONVBP_TARGET void weight_grad_tasks_of(const Grouped& g, View<const T> input, V
 template <typename T>
 CONVBP_TARGET void weight_grad_tasks(const Grouped& g, View<const T> input, View<const T> delta,
                                      T* sums, int64_t begin, int64_t end) {
-  return (g.together == 1 ? &weight_grad_tasks_of<true, T> : &weight_grad_tasks_of<false, T>)(
-      g, input, delta, sums, begin, end);
+  if (g.together == 1)
+    weight_grad_tasks_of<true>(g, input, delta, sums, begin, end);
+  else if constexpr (kPermutes)
+    weight_grad_tasks_of<false>(g, input, delta, sums, begin, end);
 }
 
 template <typename T>
 Table<T> make_table() {
-  return {CONVBP_VECTOR_BYTES, CONVBP_VECTOR_BYTES >= 32, &tap_conv_tasks<T>,
-          &weight_grad_tasks<T>};
+  return {CONVBP_VECTOR_BYTES, kPermutes, &tap_conv_tasks<T>, &weight_grad_tasks<T>};
 }
 
 template Table<float> make_table();

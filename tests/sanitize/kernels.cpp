@@ -17,6 +17,7 @@
 #include "../../csrc/cpu/depthwise.h"
 #include "../../csrc/cpu/direct.h"
 #include "../../csrc/cpu/error_signal.h"
+#include "../../csrc/cpu/grouped.h"
 #include "../../csrc/cpu/plain.h"
 #include "../../csrc/cpu/pool.h"
 #include "../../csrc/cpu/pool_plain.h"
@@ -171,6 +172,52 @@ void try_special_convolution(Random& random) {
   }
 }
 
+template <typename T>
+void try_grouped_convolution(Random& random) {
+  ConvProblem p = random_conv(random);
+  p.groups = random.number(2, 9);
+  p.in_channels = random.number(1, 16);
+  p.out_channels = random.in(2) ? p.in_channels : random.number(1, 16);
+  const int64_t pixels =
+      p.batch * std::max(p.in_size[0] * p.in_size[1], p.out_size[0] * p.out_size[1]);
+  if (pixels > 2000 || !grouped::takes(p, sizeof(T))) return;  // the loop nests are slow
+  const Size of_input{p.batch, p.groups * p.in_channels, p.in_size[0], p.in_size[1]};
+  const Size of_weight{p.groups * p.out_channels, p.in_channels, p.kernel[0], p.kernel[1]};
+  const Size of_output{p.batch, of_weight[0], p.out_size[0], p.out_size[1]};
+  const Size of_bias{1, 1, 1, of_weight[0]};
+  const Layout layout = dense_layout(random);
+  Tensor<T> input(of_input, any_layout(random)), weight(of_weight, any_layout(random));
+  Tensor<T> delta(of_output, any_layout(random)), bias(of_bias);
+  input.fill(random), weight.fill(random), delta.fill(random), bias.fill(random);
+  if (p.batch) {
+    Tensor<T> output(of_output, layout), plain_output(of_output, layout);
+    Tensor<T> kept(of_output, layout), plain_kept(of_output, layout);
+    Epilogue<T> epilogue;
+    if (random.in(2)) epilogue.bias = bias.read().data;
+    epilogue.activation = any_activation<T>(random);
+    const bool keep = random.in(2);
+    if (keep) epilogue.pre_activation = kept.view().data;
+    grouped::conv2d<T>(p, input.read(), weight.read(), epilogue, output.view());
+    if (keep) epilogue.pre_activation = plain_kept.view().data;
+    plain::conv2d<T>(p, input.read(), weight.read(), epilogue, plain_output.view());
+    expect_equal(output, plain_output, "grouped conv2d");
+    if (keep) expect_equal(kept, plain_kept, "grouped conv2d, pre-activation");
+    Tensor<T> grad(of_input, layout), plain_grad(of_input, layout);
+    grouped::conv2d_input_grad<T>(p, weight.read(), delta.read(), grad.view());
+    plain::conv2d_input_grad<T>(p, weight.read(), delta.read(), plain_grad.view());
+    expect_equal(grad, plain_grad, "grouped conv2d_input_grad");
+  }
+  Tensor<T> grad(of_weight, layout), plain_grad(of_weight, layout);
+  Tensor<T> bias_grad(of_bias), plain_bias_grad(of_bias);
+  const bool with_bias = random.in(2);
+  grouped::conv2d_weight_grad<T>(p, input.read(), delta.read(), grad.view(),
+                                 with_bias ? bias_grad.view().data : nullptr);
+  plain::conv2d_weight_grad<T>(p, input.read(), delta.read(), plain_grad.view(),
+                               with_bias ? plain_bias_grad.view().data : nullptr);
+  expect_equal(grad, plain_grad, "grouped conv2d_weight_grad");
+  expect_equal(bias_grad, plain_bias_grad, "grouped conv2d_weight_grad, bias");
+}
+
 template <typename T, typename Offset>
 void try_max_pool(const PoolProblem& p, Random& random) {
   const Size of_input{p.batch, p.channels, p.in_size[0], p.in_size[1]};
@@ -315,6 +362,7 @@ void try_all(const char* name, int64_t problems, uint64_t seed) {
   for (int64_t i = 0; i < problems; ++i) {
     in_a_new_thread(try_convolution<T>, seed + i, name);
     in_a_new_thread(try_special_convolution<T>, seed + i, name);
+    if constexpr (sizeof(T) >= 4) in_a_new_thread(try_grouped_convolution<T>, seed + i, name);
     in_a_new_thread(try_pools<T>, seed + i, name);
     in_a_new_thread(try_elementwise<T>, seed + i, name);
   }
