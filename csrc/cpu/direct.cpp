@@ -17,15 +17,18 @@ namespace {
 
 // A patch should stay in the second-level cache beside a block of weights.
 constexpr int64_t kPatchBytes = 128 * 1024;
+// In planes nothing else needs the cache, and planes are best read as a whole.
 constexpr int64_t kPlanesBytes = 384 * 1024;
 // Beyond this many pixels a larger tile saves nothing more.
 constexpr int64_t kMostPixels = 1024;
+// Up to here there are few channels, and few products in a sum.
 constexpr int64_t kFewChannels = 4;
 constexpr int64_t kShortSum = 160;
 constexpr int64_t kFewPixels = 100;
 // The weight gradient is cut into about this many tasks, whatever the machine: the cut
 // fixes the order of its sums.
 constexpr int64_t kWeightGradTasks = 32;
+// So many rows of sums stay in the second-level cache.
 constexpr int64_t kWeightGradRows = 1024;
 constexpr int64_t kWeightGradBytes = 16 * 1024 * 1024;
 
@@ -43,7 +46,8 @@ bool is_wide(const Table<T, Acc>& kernels, const TapConv& c) {
   return c.block * static_cast<int64_t>(sizeof(Acc)) > kernels.vector_bytes;
 }
 
-// Chooses tiles so that a patch of so many channels, plus `extra` numbers a pixel, fits into kPatchBytes.
+// Chooses tiles so that a patch of so many channels, plus `extra` numbers a pixel, fits into so many
+// bytes.
 void choose_tiles(TapConv& c, int64_t bytes, int64_t element_bytes, int64_t channels,
                   int64_t extra) {
   const int64_t budget = bytes / element_bytes;
@@ -79,11 +83,14 @@ Axis axis_of_patch(const Phases& phases) {
 }
 
 // Few result channels leave lanes empty, whatever the layout; few source channels make sums so short
-// that it counts how results are stored. Between small pictures' rows too many pixels are none.
+// that it counts how results are stored. Not for small pictures, whose rows fill no vector, nor where
+// most rows of a patch would lie between the taps.
 bool in_planes(const TapConv& c, const int64_t* result_stride) {
   if (c.depthwise || c.h.count * c.w.count < kFewPixels) return false;
   for (const Axis* a : {&c.h, &c.w})
-    if (a->dense_rows(a->count) > a->count * a->tap_count()) return false;
+    if (a->dense_rows(a->count) > a->count * a->tap_count() ||
+        a->dense_rows(1) > 2 * a->tap_count())
+      return false;
   return c.lanes <= kFewChannels || (c.reduce <= kFewChannels && result_stride[3] == 1);
 }
 
@@ -107,7 +114,8 @@ void run_tap_conv(const ConvProblem& p, Phases h, Phases w, View<const T> source
     c.reduce = divide_up(c.reduce, 2);
   }
   const bool short_sums = kernels.short_sums && !conv.planes && !conv.pairs && !c.depthwise &&
-                          c.reduce * c.taps() <= kShortSum && c.lanes % (4 * kernels.lanes()) == 0;
+                          result.stride[1] == 1 && c.reduce * c.taps() <= kShortSum &&
+                          c.lanes % (4 * kernels.lanes()) == 0;
   if (short_sums) c.block = 4 * kernels.lanes();
   choose_tiles(c, conv.planes ? kPlanesBytes : kPatchBytes, sizeof(Acc), c.reduce, 0);
   spread_over_threads(c, 1, 32);
@@ -138,10 +146,10 @@ WeightGrad plan_weight_grad(TapConv tap, int64_t element_bytes) {
   const int64_t panels = std::max<int64_t>(1, kWeightGradRows / c.taps() / kPanel);
   plan.channels_a_task =
       c.depthwise ? c.reduce
-                  : std::clamp<int64_t>(
-                        kPanel * balanced_tile(divide_up(c.reduce, kPanel), panels), 1,
-                        std::max<int64_t>(1, c.reduce));
-  choose_tiles(c, kPatchBytes, element_bytes, plan.channels_a_task, std::min(c.lanes, plan.lanes_a_task));
+                  : std::min(std::max<int64_t>(1, c.reduce),
+                             kPanel * balanced_tile(divide_up(c.reduce, kPanel), panels));
+  choose_tiles(c, kPatchBytes, element_bytes, plan.channels_a_task,
+               std::min(c.lanes, plan.lanes_a_task));
   const auto cut = [&] {
     plan.chunks = std::max<int64_t>(
         1, std::min({plan.tiles(), kWeightGradTasks / plan.parts(),
@@ -212,7 +220,8 @@ void conv2d_weight_grad(const ConvProblem& p, View<const T> input, View<const T>
       const int64_t k0 = part / plan.lane_tasks() % plan.channel_tasks() * plan.channels_a_task;
       const int64_t g = part / plan.lane_tasks() / plan.channel_tasks();
       const int64_t o = g * c.lanes + first_lane + lane0;
-      const int64_t lanes = std::min(kNear, std::min(plan.lanes_a_task, c.result_channels(g) - first_lane) - lane0);
+      const int64_t lanes = std::min(
+          kNear, std::min(plan.lanes_a_task, c.result_channels(g) - first_lane) - lane0);
       const int64_t channels = c.depthwise ? 1 : std::min(plan.channels_a_task, c.reduce - k0);
       const Acc* row = sums + part * plan.sums_a_task() + lane0;
       for (int64_t r = 0; r < p.kernel[kHeight]; ++r)

@@ -9,8 +9,8 @@
 
 namespace convbp::direct {
 
-// The phases of an axis: one of the forward convolution, of the input gradient one for each remainder
-// modulo the stride. A task computes them all from one patch.
+// The phases of an axis: one of the forward convolution, of the input gradient one for each
+// remainder modulo the stride. A task computes them all from one patch.
 struct Phases {
   std::vector<Axis> axes;
   int64_t spacing() const { return axes.front().spacing; }

@@ -102,6 +102,42 @@ CONVBP_INLINE void transpose_8x4(const BFloat16* from, int64_t from_step, BFloat
   for (int j = 0; j < 4; ++j) *reinterpret_cast<Four*>(to + j * to_step) = r[j];
 }
 
+// The step of a transpose that swaps lanes kApart apart between two rows kApart apart.
+template <int kApart, int... kLane>
+CONVBP_INLINE void swap_lanes(Simd<float>::Vector& a, Simd<float>::Vector& b,
+                              std::integer_sequence<int, kLane...>) {
+  constexpr int kLanes = sizeof...(kLane);
+  const auto first = __builtin_shufflevector(
+      a, b, (kLane & kApart ? kLanes + kLane - kApart : kLane)...);
+  b = __builtin_shufflevector(a, b, (kLane & kApart ? kLanes + kLane : kLane + kApart)...);
+  a = first;
+}
+
+template <int kApart, int kLanes>
+CONVBP_INLINE void swap_all_lanes(Simd<float>::Vector (&row)[kLanes]) {
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes; ++i)
+    if (!(i & kApart))
+      swap_lanes<kApart>(row[i], row[i + kApart], std::make_integer_sequence<int, kLanes>());
+  if constexpr (kApart > 1) swap_all_lanes<kApart / 2>(row);
+}
+
+// As many rows as a vector has lanes: to[j * to_step + i] = from[i * from_step + j]. Reads and writes
+// each cache line once, where planes a power of two apart meet in the same cache sets.
+CONVBP_INLINE void transpose_vectors(const float* from, int64_t from_step, float* to,
+                                     int64_t to_step) {
+  constexpr int kLanes = Simd<float>::kLanes;
+  Simd<float>::Vector row[kLanes];
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes; ++i) {
+    row[i] = vector_at(from + i * from_step);
+    __builtin_prefetch(from + i * from_step + 64);
+  }
+  swap_all_lanes<kLanes / 2>(row);
+#pragma GCC unroll 16
+  for (int j = 0; j < kLanes; ++j) vector_at(to + j * to_step) = row[j];
+}
+
 // Every other number: to[i] = from[2 * i]. Reads what lies between them, but nothing behind the last.
 template <int... kLane>
 CONVBP_INLINE void copy_every_other(const float* from, int64_t count, float* to,
@@ -150,17 +186,26 @@ CONVBP_TARGET void copy_row(const From* from, int64_t from_c, int64_t from_x, in
     for (int64_t x0 = 0; x0 < width; x0 += kSide) {
       const int64_t c1 = std::min(c0 + kSide, channels), x1 = std::min(x0 + kSide, width);
       int64_t c = c0, x = x0;
+      const bool pack = from_x == 1 && to_c == 1, unpack = from_c == 1 && to_x == 1;
+      if constexpr (std::is_same_v<From, float> && std::is_same_v<To, float>)
+        if ((pack || unpack) && c1 - c0 == kSide && x1 - x0 == kSide) {
+          for (c = c0; c < c1; c += Simd<float>::kLanes)
+            for (x = x0; x < x1; x += Simd<float>::kLanes)
+              transpose_vectors(from + x * from_x + c * from_c, pack ? from_c : from_x,
+                                to + x * to_x + c * to_c, pack ? to_x : to_c);
+          continue;
+        }
       if constexpr (std::is_same_v<From, BFloat16> && std::is_same_v<To, BFloat16>) {
-        if (from_x == 1 && to_c == 1)
+        if (pack)
           for (x = x0; x + 4 <= x1; x += 4)
             for (c = c0; c + 8 <= c1; c += 8)
               transpose_8x4(from + c * from_c + x, from_c, to + x * to_x + c, to_x);
       } else if constexpr (kHasFours<From> && kHasFours<To>) {
-        if (from_x == 1 && to_c == 1) {
+        if (pack) {
           for (x = x0; x + 4 <= x1; x += 4)
             for (c = c0; c + 4 <= c1; c += 4)
               transpose_4x4(from + c * from_c + x, from_c, to + x * to_x + c, to_x);
-        } else if (from_c == 1 && to_x == 1) {
+        } else if (unpack) {
           for (c = c0; c + 4 <= c1; c += 4)
             for (x = x0; x + 4 <= x1; x += 4)
               transpose_4x4(from + x * from_x + c, from_x, to + c * to_c + x, to_c);
