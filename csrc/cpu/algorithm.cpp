@@ -5,6 +5,7 @@
 #include <stdexcept>
 
 #include "depthwise.h"
+#include "pointwise.h"
 #include "winograd.h"
 
 namespace convbp {
@@ -42,6 +43,9 @@ Algorithm choose_algorithm(const ConvProblem& p, Operator op, Element element,
   if (op != Operator::kWeightGrad && element != Element::kHalf &&
       depthwise::takes(p, source_stride, result_stride))
     return Algorithm::kDepthwise;
+  if (op != Operator::kWeightGrad && element != Element::kHalf &&
+      pointwise::takes(p, source_stride, result_stride))
+    return Algorithm::kPointwise;
   if (now == kDirectOnly || element == Element::kFloat64 || !winograd::takes(p))
     return Algorithm::kDirect;
   return now == kWinogradWherePossible || winograd::pays(p, op) ? Algorithm::kWinograd

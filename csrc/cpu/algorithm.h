@@ -7,7 +7,7 @@
 
 namespace convbp {
 
-enum class Algorithm { kPlain, kDirect, kDepthwise, kWinograd };
+enum class Algorithm { kPlain, kDirect, kDepthwise, kPointwise, kWinograd };
 // The type of the elements, where an algorithm's choice looks at it.
 enum class Element { kFloat32, kFloat64, kHalf };
 enum class Operator { kForward, kInputGrad, kWeightGrad };

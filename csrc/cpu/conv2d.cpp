@@ -16,6 +16,7 @@
 #include "epilogue.h"
 #include "parallel.h"
 #include "plain.h"
+#include "pointwise.h"
 #include "winograd.h"
 
 namespace convbp {
@@ -80,6 +81,11 @@ Tensor convolve(const char* op, const Tensor& input, const Tensor& weight,
           return depthwise::conv2d<T>(p, view<const T>(input), view<const T>(weight), epilogue,
                                      view<T>(output));
         break;
+      case Algorithm::kPointwise:
+        if constexpr (sizeof(T) >= sizeof(float))
+          return pointwise::conv2d<T>(p, view<const T>(input), view<const T>(weight), epilogue,
+                                      view<T>(output));
+        break;
       case Algorithm::kWinograd:
         if constexpr (!std::is_same_v<T, double>)
           return winograd::conv2d<T>(p, view<const T>(input), view<const T>(weight), epilogue,
@@ -139,6 +145,11 @@ Tensor conv2d_input_grad(const Ints& input_size, const Tensor& weight, const Ten
           return depthwise::conv2d_input_grad<T>(p, view<const T>(weight), view<const T>(delta),
                                                 view<T>(input_grad));
         break;
+      case Algorithm::kPointwise:
+        if constexpr (sizeof(T) >= sizeof(float))
+          return pointwise::conv2d_input_grad<T>(p, view<const T>(weight), view<const T>(delta),
+                                                view<T>(input_grad));
+        break;
       case Algorithm::kWinograd:
         if constexpr (!std::is_same_v<T, double>)
           return winograd::conv2d_input_grad<T>(p, view<const T>(weight), view<const T>(delta),
@@ -173,7 +184,8 @@ Tensor weight_grad(const char* op, const Tensor& input, const Ints& weight_size,
         return direct::conv2d_weight_grad<T>(p, view<const T>(input), view<const T>(delta),
                                              view<T>(weight_grad), bias_data);
       case Algorithm::kDepthwise:
-        break;  // has none
+      case Algorithm::kPointwise:
+        break;  // have none
       case Algorithm::kWinograd:
         if constexpr (!std::is_same_v<T, double>)
           return winograd::conv2d_weight_grad<T>(p, view<const T>(input), view<const T>(delta),
