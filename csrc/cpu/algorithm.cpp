@@ -43,8 +43,7 @@ Algorithm choose_algorithm(const ConvProblem& p, Operator op, Element element,
   if (op != Operator::kWeightGrad && element != Element::kHalf &&
       depthwise::takes(p, source_stride, result_stride))
     return Algorithm::kDepthwise;
-  if (op != Operator::kWeightGrad && element != Element::kHalf &&
-      pointwise::takes(p, source_stride, result_stride))
+  if (element != Element::kHalf && pointwise::takes(p, source_stride, result_stride))
     return Algorithm::kPointwise;
   if (now == kDirectOnly || element == Element::kFloat64 || !winograd::takes(p))
     return Algorithm::kDirect;

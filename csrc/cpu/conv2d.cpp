@@ -176,7 +176,8 @@ Tensor weight_grad(const char* op, const Tensor& input, const Ints& weight_size,
     using T = decltype(element);
     T* const bias_data =
         bias_grad ? static_cast<T*>(bias_grad->mutable_data_ptr()) : nullptr;
-    switch (choose_algorithm(p, Operator::kWeightGrad, element_of<T>(), nullptr, nullptr)) {
+    switch (choose_algorithm(p, Operator::kWeightGrad, element_of<T>(),
+                             view<const T>(input).stride, view<const T>(delta).stride)) {
       case Algorithm::kPlain:
         return plain::conv2d_weight_grad<T>(p, view<const T>(input), view<const T>(delta),
                                             view<T>(weight_grad), bias_data);
@@ -184,8 +185,12 @@ Tensor weight_grad(const char* op, const Tensor& input, const Ints& weight_size,
         return direct::conv2d_weight_grad<T>(p, view<const T>(input), view<const T>(delta),
                                              view<T>(weight_grad), bias_data);
       case Algorithm::kDepthwise:
+        break;  // has none
       case Algorithm::kPointwise:
-        break;  // have none
+        if constexpr (sizeof(T) >= sizeof(float))
+          return pointwise::conv2d_weight_grad<T>(p, view<const T>(input), view<const T>(delta),
+                                                  view<T>(weight_grad), bias_data);
+        break;
       case Algorithm::kWinograd:
         if constexpr (!std::is_same_v<T, double>)
           return winograd::conv2d_weight_grad<T>(p, view<const T>(input), view<const T>(delta),

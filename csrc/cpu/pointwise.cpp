@@ -15,6 +15,10 @@ namespace {
 constexpr int64_t kSourceBytes = 256 * 1024;
 constexpr int64_t kMostPixels = 192;
 constexpr int64_t kLeastChannels = 16;
+// The weight gradient is cut into about this many tasks, whatever the machine: the cut fixes the order
+// of its sums.
+constexpr int64_t kWeightGradTasks = 32;
+constexpr int64_t kWeightGradBytes = 16 * 1024 * 1024;
 
 template <typename T>
 Table<T> table() {
@@ -104,10 +108,38 @@ void conv2d_input_grad(const ConvProblem& p, View<const T> weight, View<const T>
          every(input_grad, p.stride));
 }
 
+template <typename T>
+void conv2d_weight_grad(const ConvProblem& c, View<const T> input, View<const T> delta,
+                        View<T> weight_grad, T* bias_grad) {
+  const Table<T> kernels = table<T>();
+  const bool planes = !is_channels_last(input.stride);
+  const View<const T> source = every(input, c.stride);
+  // Of planes, lanes are transposed: the fewer, the better.
+  const bool rows_are_o = planes && c.out_channels > c.in_channels;
+  Outer p{c.batch, c.out_size[kHeight], c.out_size[kWidth], c.groups,
+          rows_are_o ? c.out_channels : c.in_channels, rows_are_o ? c.in_channels : c.out_channels,
+          rows_are_o};
+  p.chunks = std::clamp<int64_t>(
+      std::min(kWeightGradTasks / p.parts(),
+               kWeightGradBytes / (p.parts() * p.sums_a_part() * static_cast<int64_t>(sizeof(T)))),
+      1, std::max<int64_t>(1, divide_up(p.pixels(), 2 * Outer::kPanel)));
+  const Scratch sums_block =
+      Scratch::take<T>(ScratchName::kPartial, p.tasks() * p.sums_a_part());
+  T* const sums = sums_block.template data<T>();
+  parallel_for(p.tasks(), [&](int64_t begin, int64_t end) {
+    kernels.outer[planes](p, rows_are_o ? delta : source, rows_are_o ? source : delta,
+                          bias_grad != nullptr, sums, begin, end);
+  });
+  parallel_for(p.parts(), [&](int64_t begin, int64_t end) {
+    kernels.finish(p, sums, weight_grad, bias_grad, begin, end);
+  });
+}
+
 #define CONVBP_INSTANTIATE(T)                                                                    \
   template void conv2d(const ConvProblem&, View<const T>, View<const T>, const Epilogue<T>&,     \
                        View<T>);                                                                 \
-  template void conv2d_input_grad(const ConvProblem&, View<const T>, View<const T>, View<T>);
+  template void conv2d_input_grad(const ConvProblem&, View<const T>, View<const T>, View<T>);    \
+  template void conv2d_weight_grad(const ConvProblem&, View<const T>, View<const T>, View<T>, T*);
 CONVBP_INSTANTIATE(float)
 CONVBP_INSTANTIATE(double)
 #undef CONVBP_INSTANTIATE

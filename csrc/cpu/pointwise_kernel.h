@@ -300,12 +300,144 @@ CONVBP_TARGET void planes_tasks(const Product& p, View<const T> source, const T*
   }
 }
 
-//OUTER
+// kTileRows rows, lanes of a block, a panel of pixels: added to sums[row][lane]. Channels last, the
+// rows are neighbours and `step` apart from pixel to pixel; of planes it is the other way round.
+template <int kTileRows, typename T, bool kPlanes>
+CONVBP_TARGET void outer_tile(const T* rows, int64_t step, const T* lane, int64_t lane_step,
+                              int64_t count, T* sums, int64_t pitch) {
+  constexpr int kLanes = Simd<T>::kLanes;
+  Vector<T> acc[kTileRows][2] = {};
+  const T* row[kTileRows];
+#pragma GCC unroll 16
+  for (int i = 0; i < kTileRows; ++i) row[i] = rows + i * (kPlanes ? step : 1);
+  multiply<T>(acc, row, kPlanes ? 1 : step, lane, lane_step, count);
+#pragma GCC unroll 16
+  for (int i = 0; i < kTileRows; ++i)
+#pragma GCC unroll 4
+    for (int v = 0; v < 2; ++v) vector_at(sums + i * pitch + v * kLanes) += acc[i][v];
+}
+
+template <typename T, bool kPlanes>
+struct OuterTile {
+  template <int kTileRows>
+  static constexpr auto kFunction = &outer_tile<kTileRows, T, kPlanes>;
+};
+
+template <typename T, bool kPlanes>
+CONVBP_TARGET void outer_tasks(const Outer& p, View<const T> rows_view, View<const T> lanes_view,
+                               bool with_bias, T* sums, int64_t begin, int64_t end) {
+  constexpr int64_t kPad = 64 / sizeof(T);
+  const int64_t row_pitch = kPlanes ? Outer::kPanel + kPad : p.row_range() + kPad;
+  const Scratch row_block = Scratch::take<T>(
+      ScratchName::kPatch, row_pitch * (kPlanes ? p.row_range() : Outer::kPanel));
+  const Scratch lane_block = Scratch::take<T>(ScratchName::kDelta, p.lane_range() * Outer::kPanel);
+  T* const row_panel = row_block.template data<T>();
+  T* const lane_panel = lane_block.template data<T>();
+  std::vector<Run> runs;
+
+  for (int64_t task = begin; task < end; ++task) {
+    const int64_t part = task % p.parts(), chunk = task / p.parts();
+    const int64_t row0 = part % p.row_ranges() * Outer::kRange;
+    const int64_t lane0 = part / p.row_ranges() % p.lane_ranges() * Outer::kRange;
+    const int64_t g = part / p.row_ranges() / p.lane_ranges();
+    const int64_t rows = std::min(Outer::kRange, p.rows - row0);
+    const int64_t lanes = std::min(Outer::kRange, p.lanes - lane0);
+    T* const part_sums = sums + task * p.sums_a_part();
+    T* const bias_sums = part_sums + p.row_range() * p.lane_range();
+    fill_zero(part_sums, p.sums_a_part());
+    const T* const from_rows = rows_view.data + (g * p.rows + row0) * rows_view.stride[1];
+    const T* const from_lanes = lanes_view.data + (g * p.lanes + lane0) * lanes_view.stride[1];
+
+    const int64_t last = (chunk + 1) * p.pixels() / p.chunks;
+    for (int64_t first = chunk * p.pixels() / p.chunks; first < last; first += Outer::kPanel) {
+      const int64_t pixels = std::min(Outer::kPanel, last - first);
+      find_runs(p, first, pixels, rows_view.stride, lanes_view.stride, runs);
+      const bool even = !kPlanes && runs.size() == 1;
+      const T* row = row_panel;
+      int64_t row_step = row_pitch;
+      if (even && !is_crowded<T>(rows_view.stride[3])) {
+        row = from_rows + runs[0].a;
+        row_step = rows_view.stride[3];
+      } else {
+        for (const Run& run : runs)
+          if constexpr (kPlanes)
+            for (int64_t i = 0; i < rows; ++i)
+              copy_run(from_rows + run.a + i * rows_view.stride[1], rows_view.stride[3], run.count,
+                       row_panel + i * row_pitch + run.first, 1);
+          else
+            for (int64_t i = 0; i < run.count; ++i)
+              std::memcpy(row_panel + (run.first + i) * row_pitch,
+                          from_rows + run.a + i * rows_view.stride[3], rows * sizeof(T));
+      }
+      const bool lanes_in_place = even && !is_crowded<T>(lanes_view.stride[3]);
+      for (int64_t l = 0; l < lanes; l += kBlock<T>) {
+        const int64_t width = std::min<int64_t>(kBlock<T>, lanes - l);
+        const T* lane = lane_panel;
+        int64_t lane_step = kBlock<T>;
+        if (lanes_in_place && width == kBlock<T>) {
+          lane = from_lanes + l + runs[0].b;
+          lane_step = lanes_view.stride[3];
+        } else {
+          for (const Run& run : runs)
+            pack_row(from_lanes + l * lanes_view.stride[1] + run.b, lanes_view.stride[1],
+                     lanes_view.stride[3], width, run.count, lane_panel + run.first * kBlock<T>,
+                     int64_t{kBlock<T>});
+        }
+        for (int64_t r = 0; r < rows; r += kRows)
+          tile_function<OuterTile<T, kPlanes>>(std::min<int64_t>(kRows, rows - r))(
+              row + r * (kPlanes ? row_step : 1), row_step, lane, lane_step, pixels,
+              part_sums + r * p.lane_range() + l, p.lane_range());
+        if (with_bias && !p.rows_are_o && row0 == 0)
+          for (int64_t q = 0; q < pixels; ++q)
+            for (int v = 0; v < 2; ++v)
+              vector_at(bias_sums + l + v * Simd<T>::kLanes) +=
+                  vector_at(lane + q * lane_step + v * Simd<T>::kLanes);
+      }
+      if (with_bias && p.rows_are_o && lane0 == 0)  // planes: the rows are copied
+        for (int64_t r = 0; r < rows; ++r) {
+          Vector<T> sum = {};
+          int64_t q = 0;
+          for (; q + Simd<T>::kLanes <= pixels; q += Simd<T>::kLanes)
+            sum += vector_at(row + r * row_step + q);
+          for (; q < pixels; ++q) sum[0] += row[r * row_step + q];
+          for (int lane = 0; lane < Simd<T>::kLanes; ++lane) bias_sums[r] += sum[lane];
+        }
+    }
+  }
+}
+
+template <typename T>
+CONVBP_TARGET void finish(const Outer& p, T* sums, View<T> weight_grad, T* bias_grad, int64_t begin,
+                          int64_t end) {
+  for (int64_t part = begin; part < end; ++part) {
+    T* const total = sums + part * p.sums_a_part();
+    for (int64_t chunk = 1; chunk < p.chunks; ++chunk) {
+      const T* const add = total + chunk * p.parts() * p.sums_a_part();
+      for (int64_t i = 0; i < p.sums_a_part(); ++i) total[i] += add[i];
+    }
+    const int64_t row0 = part % p.row_ranges() * Outer::kRange;
+    const int64_t lane0 = part / p.row_ranges() % p.lane_ranges() * Outer::kRange;
+    const int64_t g = part / p.row_ranges() / p.lane_ranges();
+    const int64_t rows = std::min(Outer::kRange, p.rows - row0);
+    const int64_t lanes = std::min(Outer::kRange, p.lanes - lane0);
+    const int64_t o_first = g * (p.rows_are_o ? p.rows : p.lanes);
+    const int64_t row_stride = weight_grad.stride[p.rows_are_o ? 0 : 1];
+    const int64_t lane_stride = weight_grad.stride[p.rows_are_o ? 1 : 0];
+    copy_row(total, 1, p.lane_range(), lanes, rows,
+             weight_grad.data + o_first * weight_grad.stride[0] + row0 * row_stride +
+                 lane0 * lane_stride,
+             lane_stride, row_stride);
+    if (bias_grad && (p.rows_are_o ? lane0 : row0) == 0)
+      std::memcpy(bias_grad + o_first + (p.rows_are_o ? row0 : lane0),
+                  total + p.row_range() * p.lane_range(),
+                  (p.rows_are_o ? rows : lanes) * sizeof(T));
+  }
+}
 
 template <typename T>
 Table<T> make_table() {
   return {CONVBP_VECTOR_BYTES, kRows, &pack_weight<T>, &channels_last_tasks<T>, &planes_tasks<T>,
-          nullptr, nullptr};
+          {&outer_tasks<T, false>, &outer_tasks<T, true>}, &finish<T>};
 }
 
 template Table<float> make_table();

@@ -39,8 +39,7 @@ struct Outer {
   int64_t batch, height, width;
   int64_t groups;
   int64_t rows, lanes;
-  bool planes;       // pixels are neighbours in memory, not channels
-  bool rows_are_o;   // rows are output channels and lanes are input channels, or the other way round
+  bool rows_are_o;  // rows are output channels and lanes are input channels, or the other way round
   int64_t chunks = 1;
 
   int64_t pixels() const { return batch * height * width; }
@@ -66,8 +65,8 @@ struct Table {
                         View<T> result, int64_t begin, int64_t end);
   void (*planes)(const Product&, View<const T> source, const T* packed, const Epilogue<T>&,
                  View<T> result, int64_t begin, int64_t end);
-  void (*outer)(const Outer&, View<const T> rows, View<const T> lanes, bool with_bias, T* sums,
-                int64_t begin, int64_t end);
+  void (*outer[2])(const Outer&, View<const T> rows, View<const T> lanes, bool with_bias, T* sums,
+                   int64_t begin, int64_t end);  // [planes?]
   // Adds up the chunks, in their order, and stores them; task: a part.
   void (*finish)(const Outer&, T* sums, View<T> weight_grad, T* bias_grad, int64_t begin, int64_t end);
 };
