@@ -57,15 +57,20 @@ inline void find_runs(const Shape& s, int64_t first, int64_t count, const int64_
   }
 }
 
-// acc[i][:] += sum_q row[i][q * row_step] * lane[q * lane_step + :]
-template <typename T, int kTileRows, int kVectors>
+// acc[i][:] += sum_q row[i][q * row_step] * lane[q * lane_step + :]; kAhead: the lanes come from the
+// second-level cache, and are asked for that many steps before.
+template <int kAhead, typename T, int kTileRows, int kVectors>
 CONVBP_INLINE void multiply(Vector<T> (&acc)[kTileRows][kVectors], const T* const (&row)[kTileRows],
                             int64_t row_step, const T* lane, int64_t lane_step, int64_t count) {
   int64_t at = 0;
   for (int64_t q = 0; q < count; ++q) {
     Vector<T> x[kVectors];
 #pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) x[v] = vector_at(lane + v * Simd<T>::kLanes);
+    for (int v = 0; v < kVectors; ++v) {
+      x[v] = vector_at(lane + v * Simd<T>::kLanes);
+      if constexpr (kAhead > 0)
+        __builtin_prefetch(lane + v * Simd<T>::kLanes + kAhead * lane_step);
+    }
 #pragma GCC unroll 16
     for (int i = 0; i < kTileRows; ++i)
 #pragma GCC unroll 4
@@ -95,7 +100,7 @@ CONVBP_TARGET void pixels_tile(const T* source, const int64_t* in_source, int64_
   const T* row[kTileRows];
 #pragma GCC unroll 16
   for (int i = 0; i < kTileRows; ++i) row[i] = source + in_source[i];
-  multiply<T>(acc, row, 1, packed, kBlock<T>, reduce);
+  multiply<8, T>(acc, row, 1, packed, kBlock<T>, reduce);
 #pragma GCC unroll 16
   for (int i = 0; i < kTileRows; ++i)
 #pragma GCC unroll 4
@@ -194,7 +199,7 @@ CONVBP_TARGET void channels_tile(const T* panel, int64_t reduce, const T* packed
   const T* row[kTileRows];
 #pragma GCC unroll 16
   for (int i = 0; i < kTileRows; ++i) row[i] = packed + i;
-  multiply<T>(acc, row, kRows, panel, kBlock<T>, reduce);
+  multiply<0, T>(acc, row, kRows, panel, kBlock<T>, reduce);
 #pragma GCC unroll 16
   for (int i = 0; i < kTileRows; ++i)
 #pragma GCC unroll 4
@@ -310,7 +315,7 @@ CONVBP_TARGET void outer_tile(const T* rows, int64_t step, const T* lane, int64_
   const T* row[kTileRows];
 #pragma GCC unroll 16
   for (int i = 0; i < kTileRows; ++i) row[i] = rows + i * (kPlanes ? step : 1);
-  multiply<T>(acc, row, kPlanes ? 1 : step, lane, lane_step, count);
+  multiply<0, T>(acc, row, kPlanes ? 1 : step, lane, lane_step, count);
 #pragma GCC unroll 16
   for (int i = 0; i < kTileRows; ++i)
 #pragma GCC unroll 4
