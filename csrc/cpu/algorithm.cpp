@@ -6,6 +6,7 @@
 
 #include "depthwise.h"
 #include "grouped.h"
+#include "pointwise.h"
 #include "winograd.h"
 
 namespace convbp {
@@ -46,6 +47,8 @@ Algorithm choose_algorithm(const ConvProblem& p, Operator op, Element element,
   if (now == kWinogradWherePossible && winograd_can) return Algorithm::kWinograd;
   if (element != Element::kHalf && grouped::takes(p, element == Element::kFloat64 ? 8 : 4))
     return Algorithm::kGrouped;
+  if (element != Element::kHalf && pointwise::takes(p, source_stride, other_stride))
+    return Algorithm::kPointwise;
   return now != kDirectOnly && winograd_can && winograd::pays(p, op) ? Algorithm::kWinograd
                                                                      : Algorithm::kDirect;
 }

@@ -7,7 +7,7 @@
 
 namespace convbp {
 
-enum class Algorithm { kPlain, kDirect, kDepthwise, kGrouped, kWinograd };
+enum class Algorithm { kPlain, kDirect, kDepthwise, kGrouped, kPointwise, kWinograd };
 // The type of the elements, where an algorithm's choice looks at it.
 enum class Element { kFloat32, kFloat64, kHalf };
 enum class Operator { kForward, kInputGrad, kWeightGrad };
@@ -19,8 +19,8 @@ std::string algorithm_setting();
 bool plain_only();
 
 // The algorithm that computes this operator of this problem under the present setting, between
-// tensors with these strides (of the source and the result; null for the weight gradient). Neither the
-// batch nor the number of threads has a say: a sample's results must not depend on them.
+// tensors with these strides (of the source and the result; of the input and delta for the weight
+// gradient). Neither the batch nor the number of threads has a say: a sample's results must not depend on them.
 Algorithm choose_algorithm(const ConvProblem& problem, Operator op, Element element,
                            const int64_t* source_stride, const int64_t* other_stride);
 

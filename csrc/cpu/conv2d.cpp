@@ -17,6 +17,7 @@
 #include "grouped.h"
 #include "parallel.h"
 #include "plain.h"
+#include "pointwise.h"
 #include "winograd.h"
 
 namespace convbp {
@@ -86,6 +87,11 @@ Tensor convolve(const char* op, const Tensor& input, const Tensor& weight,
           return grouped::conv2d<T>(p, view<const T>(input), view<const T>(weight), epilogue,
                                     view<T>(output));
         break;
+      case Algorithm::kPointwise:
+        if constexpr (sizeof(T) >= sizeof(float))
+          return pointwise::conv2d<T>(p, view<const T>(input), view<const T>(weight), epilogue,
+                                      view<T>(output));
+        break;
       case Algorithm::kWinograd:
         if constexpr (!std::is_same_v<T, double>)
           return winograd::conv2d<T>(p, view<const T>(input), view<const T>(weight), epilogue,
@@ -150,6 +156,11 @@ Tensor conv2d_input_grad(const Ints& input_size, const Tensor& weight, const Ten
           return grouped::conv2d_input_grad<T>(p, view<const T>(weight), view<const T>(delta),
                                               view<T>(input_grad));
         break;
+      case Algorithm::kPointwise:
+        if constexpr (sizeof(T) >= sizeof(float))
+          return pointwise::conv2d_input_grad<T>(p, view<const T>(weight), view<const T>(delta),
+                                                view<T>(input_grad));
+        break;
       case Algorithm::kWinograd:
         if constexpr (!std::is_same_v<T, double>)
           return winograd::conv2d_input_grad<T>(p, view<const T>(weight), view<const T>(delta),
@@ -193,6 +204,11 @@ Tensor weight_grad(const char* op, const Tensor& input, const Ints& weight_size,
         if constexpr (sizeof(T) >= sizeof(float))
           return grouped::conv2d_weight_grad<T>(p, view<const T>(input), view<const T>(delta),
                                                view<T>(weight_grad), bias_data);
+        break;
+      case Algorithm::kPointwise:
+        if constexpr (sizeof(T) >= sizeof(float))
+          return pointwise::conv2d_weight_grad<T>(p, view<const T>(input), view<const T>(delta),
+                                                  view<T>(weight_grad), bias_data);
         break;
       case Algorithm::kWinograd:
         if constexpr (!std::is_same_v<T, double>)

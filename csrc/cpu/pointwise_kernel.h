@@ -1,0 +1,451 @@
+// The pointwise kernels. Included once per instruction set, as register_tile.h.
+//
+// What is computed stands in plain.h, with R = S = 1: matrix products. How:
+//
+//   channels_last  rows are pixels, read in place; lanes are the computed channels, from packed weights
+//   planes         lanes are pixels, copied once into a panel [channel][pixel]; rows are the computed
+//                  channels, from packed weights: nothing is transposed
+//   weight grad    rows and lanes are input and output channels, the sum runs over the pixels;
+//                  channels_last reads both in place, planes transposes the smaller of the two
+//
+// All sums of a result run in registers, in the order of the channels. The two operands of the inner
+// loop take 5 and 2 bytes a cycle, which the second-level cache gives: only what is read again
+// need lie there, and no sum is cut.
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+#include "patch.h"
+#include "pointwise_table.h"
+#include "register_tile.h"
+#include "scratch.h"
+
+namespace convbp::pointwise::CONVBP_ISA {
+
+using namespace convbp::CONVBP_ISA;
+
+template <typename T>
+using Vector = typename Simd<T>::Vector;
+
+template <typename T>
+constexpr int kBlock = 2 * Simd<T>::kLanes;
+
+// Pixels evenly spaced in two tensors: offsets of the first in each.
+struct Run {
+  int64_t first, count, a, b;
+};
+
+// Pixels [first, first + count), counted through all images.
+template <typename Shape>
+inline void find_runs(const Shape& s, int64_t first, int64_t count, const int64_t* a, const int64_t* b,
+                      std::vector<Run>& runs) {
+  runs.clear();
+  for (int64_t at = 0; at < count;) {
+    const int64_t pixel = first + at, w = pixel % s.width, line = pixel / s.width;
+    const int64_t image = line / s.height, h = line % s.height;
+    const int64_t length = std::min(s.width - w, count - at);
+    const int64_t in_a = image * a[0] + h * a[2] + w * a[3];
+    const int64_t in_b = image * b[0] + h * b[2] + w * b[3];
+    if (!runs.empty() && runs.back().a + runs.back().count * a[3] == in_a &&
+        runs.back().b + runs.back().count * b[3] == in_b)
+      runs.back().count += length;
+    else
+      runs.push_back({at, length, in_a, in_b});
+    at += length;
+  }
+}
+
+// acc[i][:] += sum_q row[i][q * row_step] * lane[q * lane_step + :]; kAhead: the lanes come from the
+// second-level cache, and are asked for that many steps before.
+template <int kAhead, typename T, int kTileRows, int kVectors>
+CONVBP_INLINE void multiply(Vector<T> (&acc)[kTileRows][kVectors], const T* const (&row)[kTileRows],
+                            int64_t row_step, const T* lane, int64_t lane_step, int64_t count) {
+  int64_t at = 0;
+  for (int64_t q = 0; q < count; ++q) {
+    Vector<T> x[kVectors];
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) {
+      x[v] = vector_at(lane + v * Simd<T>::kLanes);
+      if constexpr (kAhead > 0)
+        __builtin_prefetch(lane + v * Simd<T>::kLanes + kAhead * lane_step);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < kTileRows; ++i)
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) acc[i][v] += row[i][at] * x[v];
+    at += row_step;
+    lane += lane_step;
+  }
+}
+
+template <typename T>
+CONVBP_TARGET void pack_weight(const Product& p, const T* weight, const WeightStrides& stride, T* packed,
+                               int64_t begin, int64_t end) {
+  for (int64_t task = begin; task < end; ++task) {
+    const int64_t g = task / p.blocks(), first = task % p.blocks() * p.block;
+    pack_row(weight + g * stride.group + first * stride.lane, stride.lane, stride.reduce,
+             std::min(p.block, p.channels - first), p.reduce, packed + task * p.packed_block_size(),
+             p.block);
+  }
+}
+
+// kTileRows pixels, lanes of a block: to[at[i] + lane].
+template <int kTileRows, typename T, int kVectors>
+CONVBP_TARGET void pixels_tile(const T* source, const int64_t* in_source, int64_t reduce,
+                               const T* packed, const T* bias, T* to, const int64_t* at, int64_t lanes) {
+  constexpr int kLanes = Simd<T>::kLanes;
+  Vector<T> acc[kTileRows][kVectors] = {};
+  const T* row[kTileRows];
+#pragma GCC unroll 16
+  for (int i = 0; i < kTileRows; ++i) row[i] = source + in_source[i];
+  multiply<8, T>(acc, row, 1, packed, kBlock<T>, reduce);
+#pragma GCC unroll 16
+  for (int i = 0; i < kTileRows; ++i)
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) acc[i][v] += vector_at(bias + v * kLanes);
+  if (lanes == kVectors * kLanes) {
+#pragma GCC unroll 16
+    for (int i = 0; i < kTileRows; ++i)
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) vector_at(to + at[i] + v * kLanes) = acc[i][v];
+    return;
+  }
+  T sums[kTileRows][kVectors * kLanes];
+#pragma GCC unroll 16
+  for (int i = 0; i < kTileRows; ++i)
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) vector_at(&sums[i][v * kLanes]) = acc[i][v];
+  for (int i = 0; i < kTileRows; ++i)
+    for (int64_t lane = 0; lane < lanes; ++lane) to[at[i] + lane] = sums[i][lane];
+}
+
+template <typename T, int kVectors>
+struct PixelsTile {
+  template <int kTileRows>
+  static constexpr auto kFunction = &pixels_tile<kTileRows, T, kVectors>;
+};
+
+// Rows this far apart share few sets of the first-level cache.
+template <typename T>
+bool is_crowded(int64_t stride) {
+  return stride * sizeof(T) % 2048 == 0;
+}
+
+template <typename T>
+CONVBP_TARGET void channels_last_tasks(const Product& p, View<const T> source, const T* packed,
+                                       const Epilogue<T>& epilogue, View<T> result, int64_t begin,
+                                       int64_t end) {
+  constexpr int kLanes = Simd<T>::kLanes;
+  const bool copies = is_crowded<T>(source.stride[3]);
+  const int64_t pitch = p.reduce + 64 / sizeof(T);
+  const Scratch patch_block =
+      Scratch::take<T>(ScratchName::kPatch, copies ? p.pixel_block * pitch : 0);
+  T* const patch = patch_block.template data<T>();
+  std::vector<int64_t> in_source(p.pixel_block), in_result(p.pixel_block);
+  std::vector<Run> runs;
+  const int64_t pixel_blocks = divide_up(p.pixels(), p.pixel_block);
+
+  for (int64_t task = begin; task < end; ++task) {
+    const int64_t split = task % p.channel_split, pixel_task = task / p.channel_split;
+    const int64_t g = pixel_task / pixel_blocks, first = pixel_task % pixel_blocks * p.pixel_block;
+    const int64_t pixels = std::min(p.pixel_block, p.pixels() - first);
+    find_runs(p, first, pixels, source.stride, result.stride, runs);
+    for (const Run& run : runs)
+      for (int64_t i = 0; i < run.count; ++i) {
+        const int64_t from = run.a + i * source.stride[3] + g * p.reduce;
+        in_result[run.first + i] = run.b + i * result.stride[3] + g * p.channels;
+        in_source[run.first + i] = copies ? (run.first + i) * pitch : from;
+        if (copies)
+          std::memcpy(patch + (run.first + i) * pitch, source.data + from, p.reduce * sizeof(T));
+      }
+
+    const int64_t first_block = split * p.blocks() / p.channel_split;
+    const int64_t last_block = (split + 1) * p.blocks() / p.channel_split;
+    for (int64_t block = first_block; block < last_block; ++block) {
+      const int64_t lane0 = block * p.block, lanes = std::min(p.block, p.channels - lane0);
+      T bias[kBlock<T>] = {};
+      if (epilogue.bias)
+        for (int64_t lane = 0; lane < lanes; ++lane)
+          bias[lane] = epilogue.bias[g * p.channels + lane0 + lane];
+      for (int64_t i = 0; i < pixels; i += kRows) {
+        const int64_t rows = std::min<int64_t>(kRows, pixels - i);
+        const auto tile = lanes <= kLanes ? tile_function<PixelsTile<T, 1>>(rows)
+                                          : tile_function<PixelsTile<T, 2>>(rows);
+        tile(copies ? patch : source.data, &in_source[i], p.reduce,
+             packed + (g * p.blocks() + block) * p.packed_block_size(), bias, result.data + lane0,
+             &in_result[i], lanes);
+      }
+    }
+    if (!epilogue.pre_activation && !epilogue.activation.functions) continue;
+    const int64_t lane0 = first_block * p.block;
+    const int64_t lanes = std::min(last_block * p.block, p.channels) - lane0;
+    for (int64_t i = 0; i < pixels; ++i) {
+      T* const sums = result.data + in_result[i] + lane0;
+      if (epilogue.pre_activation)
+        std::memcpy(epilogue.pre_activation + in_result[i] + lane0, sums, lanes * sizeof(T));
+      epilogue.activation.apply(sums, lanes);
+    }
+  }
+}
+
+// kTileRows channels, a panel of pixels: to[i * pitch + pixel].
+template <int kTileRows, typename T>
+CONVBP_TARGET void channels_tile(const T* panel, int64_t reduce, const T* packed, const T* bias, T* to,
+                                 int64_t pitch) {
+  constexpr int kLanes = Simd<T>::kLanes;
+  Vector<T> acc[kTileRows][2] = {};
+  const T* row[kTileRows];
+#pragma GCC unroll 16
+  for (int i = 0; i < kTileRows; ++i) row[i] = packed + i;
+  multiply<0, T>(acc, row, kRows, panel, kBlock<T>, reduce);
+#pragma GCC unroll 16
+  for (int i = 0; i < kTileRows; ++i)
+#pragma GCC unroll 4
+    for (int v = 0; v < 2; ++v) vector_at(to + i * pitch + v * kLanes) = acc[i][v] + bias[i];
+}
+
+template <typename T>
+struct ChannelsTile {
+  template <int kTileRows>
+  static constexpr auto kFunction = &channels_tile<kTileRows, T>;
+};
+
+template <typename T>
+CONVBP_TARGET void copy_run(const T* from, int64_t from_step, int64_t count, T* to, int64_t to_step) {
+  if (from_step == 1 && to_step == 1)
+    for (int64_t i = 0; i < count; ++i) to[i] = from[i];
+  else
+    for (int64_t i = 0; i < count; ++i) to[i * to_step] = from[i * from_step];
+}
+
+template <typename T>
+CONVBP_TARGET void planes_tasks(const Product& p, View<const T> source, const T* packed,
+                                const Epilogue<T>& epilogue, View<T> result, int64_t begin,
+                                int64_t end) {
+  constexpr int64_t kPanel = kBlock<T>;
+  const int64_t panel_size = p.reduce * kPanel;
+  const Scratch panel_block =
+      Scratch::take<T>(ScratchName::kPatch, divide_up(p.pixel_block, kPanel) * panel_size);
+  T* const panels = panel_block.template data<T>();
+  std::vector<Run> runs;
+  const int64_t pixel_blocks = divide_up(p.pixels(), p.pixel_block);
+
+  for (int64_t task = begin; task < end; ++task) {
+    const int64_t split = task % p.channel_split, pixel_task = task / p.channel_split;
+    const int64_t g = pixel_task / pixel_blocks, first = pixel_task % pixel_blocks * p.pixel_block;
+    const int64_t pixels = std::min(p.pixel_block, p.pixels() - first);
+    find_runs(p, first, pixels, source.stride, result.stride, runs);
+    // The pieces of the runs that lie in one panel.
+    const auto for_pieces = [&](int64_t begin, int64_t end, const auto& body) CONVBP_TARGET {
+      for (const Run& run : runs) {
+        const int64_t i = std::max(run.first, begin), last = std::min(run.first + run.count, end);
+        if (i < last) body(run, i, last - i);
+      }
+    };
+    for (int64_t q = 0; q < p.reduce; ++q) {
+      const T* const from = source.data + (g * p.reduce + q) * source.stride[1];
+      for (int64_t j = 0; j < pixels; j += kPanel) {
+        T* const to = panels + j * p.reduce + q * kPanel;
+        for_pieces(j, j + kPanel, [&](const Run& run, int64_t i, int64_t count) CONVBP_TARGET {
+          const T* const start = from + run.a + (i - run.first) * source.stride[3];
+          if (count == kPanel && source.stride[3] == 1) {
+            vector_at(to) = vector_at(start);
+            vector_at(to + Simd<T>::kLanes) = vector_at(start + Simd<T>::kLanes);
+          } else {
+            copy_run(start, source.stride[3], count, to + i - j, 1);
+          }
+        });
+        for (int64_t i = pixels - j; i < kPanel; ++i) to[i] = T(0);
+      }
+    }
+
+    const int64_t first_block = split * p.blocks() / p.channel_split;
+    const int64_t last_block = (split + 1) * p.blocks() / p.channel_split;
+    for (int64_t block = first_block; block < last_block; ++block) {
+      const int64_t channel = block * p.block, rows = std::min(p.block, p.channels - channel);
+      const int64_t channel0 = g * p.channels + channel;
+      T bias[kRows] = {};
+      if (epilogue.bias)
+        for (int64_t i = 0; i < rows; ++i) bias[i] = epilogue.bias[channel0 + i];
+      const T* const weight = packed + (g * p.blocks() + block) * p.packed_block_size();
+      const auto tile = tile_function<ChannelsTile<T>>(rows);
+      for (int64_t j = 0; j < pixels; j += kPanel) {
+        T sums[kRows * kPanel];
+        bool computed = false;  // a panel over several runs is computed once, then cut
+        for_pieces(j, j + kPanel, [&](const Run& run, int64_t i, int64_t count) CONVBP_TARGET {
+          const T* const panel = panels + j * p.reduce;
+          const int64_t step = result.stride[3];
+          T* const to = result.data + channel0 * result.stride[1] + run.b + (i - run.first) * step;
+          if (count == kPanel && step == 1) {
+            tile(panel, p.reduce, weight, bias, to, result.stride[1]);
+            return;
+          }
+          if (!computed) tile(panel, p.reduce, weight, bias, sums, kPanel);
+          computed = true;
+          for (int64_t row = 0; row < rows; ++row)
+            copy_run(sums + row * kPanel + i - j, 1, count, to + row * result.stride[1], step);
+        });
+      }
+    }
+    if (!epilogue.pre_activation && !epilogue.activation.functions) continue;
+    for (int64_t c = first_block * p.block; c < std::min(last_block * p.block, p.channels); ++c)
+      for (const Run& run : runs) {
+        const int64_t at = (g * p.channels + c) * result.stride[1] + run.b;
+        if (epilogue.pre_activation)
+          copy_run(result.data + at, result.stride[3], run.count, epilogue.pre_activation + at,
+                   result.stride[3]);
+        if (result.stride[3] == 1)
+          epilogue.activation.apply(result.data + at, run.count);
+        else
+          for (int64_t i = 0; i < run.count; ++i)
+            epilogue.activation.apply(result.data + at + i * result.stride[3], 1);
+      }
+  }
+}
+
+// kTileRows rows, lanes of a block, a panel of pixels: added to sums[row][lane]. Channels last, the
+// rows are neighbours and `step` apart from pixel to pixel; of planes it is the other way round.
+template <int kTileRows, typename T, bool kPlanes>
+CONVBP_TARGET void outer_tile(const T* rows, int64_t step, const T* lane, int64_t lane_step,
+                              int64_t count, T* sums, int64_t pitch) {
+  constexpr int kLanes = Simd<T>::kLanes;
+  Vector<T> acc[kTileRows][2] = {};
+  const T* row[kTileRows];
+#pragma GCC unroll 16
+  for (int i = 0; i < kTileRows; ++i) row[i] = rows + i * (kPlanes ? step : 1);
+  multiply<0, T>(acc, row, kPlanes ? 1 : step, lane, lane_step, count);
+#pragma GCC unroll 16
+  for (int i = 0; i < kTileRows; ++i)
+#pragma GCC unroll 4
+    for (int v = 0; v < 2; ++v) vector_at(sums + i * pitch + v * kLanes) += acc[i][v];
+}
+
+template <typename T, bool kPlanes>
+struct OuterTile {
+  template <int kTileRows>
+  static constexpr auto kFunction = &outer_tile<kTileRows, T, kPlanes>;
+};
+
+template <typename T, bool kPlanes>
+CONVBP_TARGET void outer_tasks(const Outer& p, View<const T> rows_view, View<const T> lanes_view,
+                               bool with_bias, T* sums, int64_t begin, int64_t end) {
+  constexpr int64_t kPad = 64 / sizeof(T);
+  const int64_t row_pitch = kPlanes ? Outer::kPanel + kPad : p.row_range() + kPad;
+  const Scratch row_block = Scratch::take<T>(
+      ScratchName::kPatch, row_pitch * (kPlanes ? p.row_range() : Outer::kPanel));
+  const Scratch lane_block = Scratch::take<T>(ScratchName::kDelta, p.lane_range() * Outer::kPanel);
+  T* const row_panel = row_block.template data<T>();
+  T* const lane_panel = lane_block.template data<T>();
+  std::vector<Run> runs;
+
+  for (int64_t task = begin; task < end; ++task) {
+    const int64_t part = task % p.parts(), chunk = task / p.parts();
+    const int64_t row0 = part % p.row_ranges() * Outer::kRange;
+    const int64_t lane0 = part / p.row_ranges() % p.lane_ranges() * Outer::kRange;
+    const int64_t g = part / p.row_ranges() / p.lane_ranges();
+    const int64_t rows = std::min(Outer::kRange, p.rows - row0);
+    const int64_t lanes = std::min(Outer::kRange, p.lanes - lane0);
+    T* const part_sums = sums + task * p.sums_a_part();
+    T* const bias_sums = part_sums + p.row_range() * p.lane_range();
+    fill_zero(part_sums, p.sums_a_part());
+    const T* const from_rows = rows_view.data + (g * p.rows + row0) * rows_view.stride[1];
+    const T* const from_lanes = lanes_view.data + (g * p.lanes + lane0) * lanes_view.stride[1];
+
+    const int64_t last = (chunk + 1) * p.pixels() / p.chunks;
+    for (int64_t first = chunk * p.pixels() / p.chunks; first < last; first += Outer::kPanel) {
+      const int64_t pixels = std::min(Outer::kPanel, last - first);
+      find_runs(p, first, pixels, rows_view.stride, lanes_view.stride, runs);
+      const bool even = !kPlanes && runs.size() == 1;
+      const T* row = row_panel;
+      int64_t row_step = row_pitch;
+      if (even && !is_crowded<T>(rows_view.stride[3])) {
+        row = from_rows + runs[0].a;
+        row_step = rows_view.stride[3];
+      } else {
+        for (const Run& run : runs)
+          if constexpr (kPlanes)
+            for (int64_t i = 0; i < rows; ++i)
+              copy_run(from_rows + run.a + i * rows_view.stride[1], rows_view.stride[3], run.count,
+                       row_panel + i * row_pitch + run.first, 1);
+          else
+            for (int64_t i = 0; i < run.count; ++i)
+              std::memcpy(row_panel + (run.first + i) * row_pitch,
+                          from_rows + run.a + i * rows_view.stride[3], rows * sizeof(T));
+      }
+      const bool lanes_in_place = even && !is_crowded<T>(lanes_view.stride[3]);
+      for (int64_t l = 0; l < lanes; l += kBlock<T>) {
+        const int64_t width = std::min<int64_t>(kBlock<T>, lanes - l);
+        const T* lane = lane_panel;
+        int64_t lane_step = kBlock<T>;
+        if (lanes_in_place && width == kBlock<T>) {
+          lane = from_lanes + l + runs[0].b;
+          lane_step = lanes_view.stride[3];
+        } else {
+          for (const Run& run : runs)
+            pack_row(from_lanes + l * lanes_view.stride[1] + run.b, lanes_view.stride[1],
+                     lanes_view.stride[3], width, run.count, lane_panel + run.first * kBlock<T>,
+                     int64_t{kBlock<T>});
+        }
+        for (int64_t r = 0; r < rows; r += kRows)
+          tile_function<OuterTile<T, kPlanes>>(std::min<int64_t>(kRows, rows - r))(
+              row + r * (kPlanes ? row_step : 1), row_step, lane, lane_step, pixels,
+              part_sums + r * p.lane_range() + l, p.lane_range());
+        if (with_bias && !p.rows_are_o && row0 == 0)
+          for (int64_t q = 0; q < pixels; ++q)
+            for (int v = 0; v < 2; ++v)
+              vector_at(bias_sums + l + v * Simd<T>::kLanes) +=
+                  vector_at(lane + q * lane_step + v * Simd<T>::kLanes);
+      }
+      if (with_bias && p.rows_are_o && lane0 == 0)  // planes: the rows are copied
+        for (int64_t r = 0; r < rows; ++r) {
+          Vector<T> sum = {};
+          int64_t q = 0;
+          for (; q + Simd<T>::kLanes <= pixels; q += Simd<T>::kLanes)
+            sum += vector_at(row + r * row_step + q);
+          for (; q < pixels; ++q) sum[0] += row[r * row_step + q];
+          for (int lane = 0; lane < Simd<T>::kLanes; ++lane) bias_sums[r] += sum[lane];
+        }
+    }
+  }
+}
+
+template <typename T>
+CONVBP_TARGET void finish(const Outer& p, T* sums, View<T> weight_grad, T* bias_grad, int64_t begin,
+                          int64_t end) {
+  for (int64_t part = begin; part < end; ++part) {
+    T* const total = sums + part * p.sums_a_part();
+    for (int64_t chunk = 1; chunk < p.chunks; ++chunk) {
+      const T* const add = total + chunk * p.parts() * p.sums_a_part();
+      for (int64_t i = 0; i < p.sums_a_part(); ++i) total[i] += add[i];
+    }
+    const int64_t row0 = part % p.row_ranges() * Outer::kRange;
+    const int64_t lane0 = part / p.row_ranges() % p.lane_ranges() * Outer::kRange;
+    const int64_t g = part / p.row_ranges() / p.lane_ranges();
+    const int64_t rows = std::min(Outer::kRange, p.rows - row0);
+    const int64_t lanes = std::min(Outer::kRange, p.lanes - lane0);
+    const int64_t o_first = g * (p.rows_are_o ? p.rows : p.lanes);
+    const int64_t row_stride = weight_grad.stride[p.rows_are_o ? 0 : 1];
+    const int64_t lane_stride = weight_grad.stride[p.rows_are_o ? 1 : 0];
+    copy_row(total, 1, p.lane_range(), lanes, rows,
+             weight_grad.data + o_first * weight_grad.stride[0] + row0 * row_stride +
+                 lane0 * lane_stride,
+             lane_stride, row_stride);
+    if (bias_grad && (p.rows_are_o ? lane0 : row0) == 0)
+      std::memcpy(bias_grad + o_first + (p.rows_are_o ? row0 : lane0),
+                  total + p.row_range() * p.lane_range(),
+                  (p.rows_are_o ? rows : lanes) * sizeof(T));
+  }
+}
+
+template <typename T>
+Table<T> make_table() {
+  return {CONVBP_VECTOR_BYTES, kRows, &pack_weight<T>, &channels_last_tasks<T>, &planes_tasks<T>,
+          {&outer_tasks<T, false>, &outer_tasks<T, true>}, &finish<T>};
+}
+
+template Table<float> make_table();
+template Table<double> make_table();
+
+}  // namespace convbp::pointwise::CONVBP_ISA

@@ -1,0 +1,82 @@
+// What an instruction set offers to the pointwise algorithm. pointwise_<instruction set>.cpp makes the
+// tables, pointwise.cpp chooses.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "../conv_problem.h"
+#include "capability.h"
+#include "epilogue.h"
+#include "tap_conv.h"
+
+namespace convbp::pointwise {
+
+// result[pixel, channel] = sum over `reduce` of source[pixel, :] weight[channel, :]. A stride is in the
+// strides of the views: height and width are those of the smaller tensor.
+struct Product {
+  int64_t batch, height, width;
+  int64_t groups;
+  int64_t reduce;
+  int64_t channels;
+  int64_t block;              // channels of a block of packed weights
+  int64_t pixel_block = 1;    // pixels a task takes
+  int64_t channel_split = 1;  // tasks that share them, each with some of the channel blocks
+
+  int64_t pixels() const { return batch * height * width; }
+  int64_t blocks() const { return divide_up(channels, block); }
+  int64_t packed_block_size() const { return reduce * block; }
+  int64_t pixel_tasks() const { return groups * divide_up(pixels(), pixel_block); }
+  int64_t tasks() const { return pixel_tasks() * channel_split; }
+};
+
+// The weight gradient: sums[row, lane] = sum over pixels of the row operand's channel times the lane
+// operand's. A task has a range of rows, a range of lanes and a chunk of the pixels.
+struct Outer {
+  static constexpr int64_t kRange = 256;   // rows or lanes of a task: its sums stay in the second-level cache
+  static constexpr int64_t kPanel = 128;   // pixels summed in registers
+
+  int64_t batch, height, width;
+  int64_t groups;
+  int64_t rows, lanes;
+  bool rows_are_o;  // rows are output channels and lanes are input channels, or the other way round
+  int64_t chunks = 1;
+
+  int64_t pixels() const { return batch * height * width; }
+  int64_t row_range() const { return std::min(rows, kRange); }
+  int64_t lane_range() const { return std::min(divide_up(lanes, 32) * 32, kRange); }
+  int64_t row_ranges() const { return divide_up(rows, kRange); }
+  int64_t lane_ranges() const { return divide_up(lanes, kRange); }
+  int64_t parts() const { return groups * row_ranges() * lane_ranges(); }
+  int64_t tasks() const { return chunks * parts(); }
+  // Sums of a task: [row][lane], then delta's own.
+  int64_t sums_a_part() const { return row_range() * lane_range() + kRange; }
+};
+
+template <typename T>
+struct Table {
+  int vector_bytes;
+  int rows;  // of the register tile
+  int64_t lanes() const { return vector_bytes / static_cast<int64_t>(sizeof(T)); }
+  // [group][channel block][reduce][channel of the block]; task: a block.
+  void (*pack_weight)(const Product&, const T* weight, const WeightStrides&, T* packed, int64_t begin,
+                      int64_t end);
+  void (*channels_last)(const Product&, View<const T> source, const T* packed, const Epilogue<T>&,
+                        View<T> result, int64_t begin, int64_t end);
+  void (*planes)(const Product&, View<const T> source, const T* packed, const Epilogue<T>&,
+                 View<T> result, int64_t begin, int64_t end);
+  void (*outer[2])(const Outer&, View<const T> rows, View<const T> lanes, bool with_bias, T* sums,
+                   int64_t begin, int64_t end);  // [planes?]
+  // Adds up the chunks, in their order, and stores them; task: a part.
+  void (*finish)(const Outer&, T* sums, View<T> weight_grad, T* bias_grad, int64_t begin, int64_t end);
+};
+
+#define CONVBP_DECLARE_TABLE(isa)           \
+  namespace isa {                           \
+  template <typename T>                     \
+  Table<T> make_table();                    \
+  }
+CONVBP_FOR_EACH_ISA(CONVBP_DECLARE_TABLE)
+#undef CONVBP_DECLARE_TABLE
+
+}  // namespace convbp::pointwise
