@@ -97,7 +97,7 @@ CONVBP_INLINE void multiply(int64_t row_count, const float* rows, int64_t apart,
 }
 
 // Task: a lane block of a group. [position][channel][lane of the block], zero in lanes that do not
-// exist.
+// exist; `transformed` is that of the first task.
 template <typename T, typename F>
 CONVBP_TARGET void transform_filters(const Winograd& p, const T* weight,
                                      const WeightStrides& stride, float* transformed,
@@ -105,37 +105,43 @@ CONVBP_TARGET void transform_filters(const Winograd& p, const T* weight,
   const TapConv& c = p.tap;
   constexpr int64_t kChannels = 8;  // read together: they share cache lines
   float filters[kChannels][3][3][kBlock] = {};
+  const bool whole_filters = stride.r == 3 && stride.s == 1;
   for (int64_t task = begin; task < end; ++task) {
     const int64_t g = task / c.blocks(), lane0 = task % c.blocks() * kBlock;
     const int64_t lanes = std::min<int64_t>(kBlock, c.lanes - lane0);
-    float* const to = transformed + task * p.filter_block();
-    const T* const from = weight + g * stride.group + lane0 * stride.lane;
+    float* const to = transformed + (task - begin) * p.filter_block();
     for (int64_t k0 = 0; k0 < c.reduce; k0 += kChannels) {
+      const T* const from =
+          weight + g * stride.group + lane0 * stride.lane + k0 * stride.reduce;
       const int64_t channels = std::min(kChannels, c.reduce - k0);
-      const auto at = [&](int64_t k, int r, int s) CONVBP_TARGET {
-        return from + (k0 + k) * stride.reduce + c.h.taps[r] * stride.r + c.w.taps[s] * stride.s;
-      };
-      if (stride.lane == 1) {
+      float* const first = &filters[0][0][0][0];
+      // Along what lies side by side in the weight.
+      if (whole_filters && stride.reduce == 9) {
+        copy_row(from, int64_t{1}, stride.lane, channels * 9, lanes, first, kBlock, 1);
+      } else if (whole_filters) {
         for (int64_t k = 0; k < channels; ++k)
-          for (int r = 0; r < 3; ++r)
-            for (int s = 0; s < 3; ++s) {
-              const T* lane_values = at(k, r, s);
-              for (int64_t lane = 0; lane < lanes; ++lane)
-                filters[k][r][s][lane] = load<float>(lane_values[lane]);
-            }
+          copy_row(from + k * stride.reduce, int64_t{1}, stride.lane, int64_t{9}, lanes,
+                   &filters[k][0][0][0], kBlock, 1);
       } else {
-        for (int64_t lane = 0; lane < lanes; ++lane)
-          for (int64_t k = 0; k < channels; ++k)
-            for (int r = 0; r < 3; ++r)
-              for (int s = 0; s < 3; ++s)
-                filters[k][r][s][lane] = load<float>(at(k, r, s)[lane * stride.lane]);
+        for (int r = 0; r < 3; ++r)
+          for (int s = 0; s < 3; ++s) {
+            const T* tap = from + r * stride.r + s * stride.s;
+            if (stride.lane == 1)
+              copy_row(tap, int64_t{1}, stride.reduce, lanes, channels, &filters[0][r][s][0], 1,
+                       9 * kBlock);
+            else
+              copy_row(tap, stride.reduce, stride.lane, channels, lanes, &filters[0][r][s][0],
+                       9 * kBlock, 1);
+          }
       }
       for (int64_t lane = lanes; lane < kBlock; ++lane)
         for (int64_t tap = 0; tap < kChannels * 9; ++tap) (&filters[0][0][0][lane])[tap * kBlock] = 0;
       for (int64_t k = 0; k < channels; ++k)
         for (int v = 0; v < kVectors; ++v)
           both_axes<transform::filter<F>, Vector>(
-              [&](int r, int s) CONVBP_TARGET { return vector_at(&filters[k][r][s][v * kLanes]); },
+              [&](int r, int s) CONVBP_TARGET {
+                return vector_at(&filters[k][c.h.taps[r]][c.w.taps[s]][v * kLanes]);
+              },
               [&](int y, int x, Vector u) CONVBP_TARGET {
                 vector_at(to + (y * F::kTile + x) * p.filter_stream() + (k0 + k) * kBlock +
                           v * kLanes) = u;
@@ -145,7 +151,8 @@ CONVBP_TARGET void transform_filters(const Winograd& p, const T* weight,
 }
 
 template <typename T, typename F>
-CONVBP_TARGET void tap_conv_tasks(const Winograd& p, View<const T> source, const float* filters,
+CONVBP_TARGET void tap_conv_tasks(const Winograd& p, View<const T> source, const T* weight,
+                                  const WeightStrides& stride, const float* filters,
                                   const Epilogue<T>& epilogue, View<T> result, int64_t begin,
                                   int64_t end) {
   constexpr int kPositions = F::kTile * F::kTile;
@@ -165,7 +172,10 @@ CONVBP_TARGET void tap_conv_tasks(const Winograd& p, View<const T> source, const
   float* const transformed = source_block.data<float>();
   float* const product = product_block.data<float>();
   float* const pixels = pixel_block.data<float>();
+  const Scratch filter_scratch =
+      Scratch::take<float>(ScratchName::kFilters, filters ? 0 : p.filter_block());
 
+  int64_t transformed_task = -1;
   for (int64_t task = begin; task < end; ++task) {
     const int64_t split = task % c.lane_split, pixel_task = task / c.lane_split;
     const int64_t spatial = pixel_task % c.spatial_tiles();
@@ -174,12 +184,21 @@ CONVBP_TARGET void tap_conv_tasks(const Winograd& p, View<const T> source, const
     const TileExtent whole = whole_tiles(p, e);
     const int64_t across = whole.columns / F::kOut;
     const int64_t tiles = whole.pixels() / (F::kOut * F::kOut);
-    pack_patch(c, whole, source, g * c.reduce, c.reduce, patch, p.channels_a_task);
-    transform_input<F>(p, whole, patch, transformed);
+    if (pixel_task != transformed_task) {  // else it is there from the task before
+      pack_patch(c, whole, source, g * c.reduce, c.reduce, patch, p.channels_a_task);
+      transform_input<F>(p, whole, patch, transformed);
+      transformed_task = pixel_task;
+    }
 
     const int64_t last_block = std::min(c.blocks(), (split + 1) * blocks_a_task);
     for (int64_t block = split * blocks_a_task; block < last_block; ++block) {
-      const float* const block_filters = filters + (g * c.blocks() + block) * p.filter_block();
+      const int64_t filter_task = g * c.blocks() + block;
+      const float* block_filters = filters + filter_task * p.filter_block();
+      if (!filters) {
+        block_filters = filter_scratch.data<float>();
+        transform_filters<T, F>(p, weight, stride, filter_scratch.data<float>(), filter_task,
+                                filter_task + 1);
+      }
       for (int position = 0; position < kPositions; ++position)
         multiply<false>(tiles, transformed + position * p.source_stream(), p.pitch(), 1,
                         block_filters + position * p.filter_stream(), c.reduce,
