@@ -168,15 +168,19 @@ void conv2d_weight_grad(const ConvProblem& problem, View<const T> input, View<co
   p.chunks = std::max<int64_t>(
       1, std::min({p.extents(), kWeightGradTasks / p.tasks_a_chunk(), kWeightGradBytes / bytes}));
 
+  // Sums of a single chunk are made filters by their task: they need not leave the cache.
+  const bool together = p.chunks > 1;
   const Scratch sums_block =
-      Scratch::take<float>(ScratchName::kPartial, p.tasks() * p.sums_a_task());
-  float* const sums = sums_block.data<float>();
+      Scratch::take<float>(ScratchName::kWeight, together ? p.tasks() * p.sums_a_task() : 0);
+  float* const sums = together ? sums_block.data<float>() : nullptr;
   parallel_for(p.tasks(), [&](int64_t begin, int64_t end) {
-    kernels.weight_grad(p, input, delta, bias_grad != nullptr, sums, begin, end);
+    kernels.weight_grad(p, input, delta, sums, weight_grad, bias_grad, begin, end);
   });
-  parallel_for(p.tasks_a_chunk() * divide_up(p.channels_a_task, kTotalChannels), [&](int64_t begin, int64_t end) {
-    kernels.weight_grad_total(p, sums, weight_grad, bias_grad, begin, end);
-  });
+  if (together)
+    parallel_for(p.tasks_a_chunk() * p.parts_a_task(), [&](int64_t begin, int64_t end) {
+      kernels.weight_grad_total(p, sums + begin / p.parts_a_task() * p.sums_a_task(), weight_grad,
+                                bias_grad, begin, end);
+    });
 }
 
 #define CONVBP_INSTANTIATE(T)                                                                    \
