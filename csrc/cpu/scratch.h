@@ -23,6 +23,7 @@ enum class ScratchName {
   kTransformed,
   kProduct,
   kPixels,
+  kFilters,
   kCount
 };
 

@@ -18,6 +18,8 @@ namespace {
 // filters.
 constexpr int64_t kTaskBytes = 640 * 1024;
 constexpr int64_t kMostTiles = 64;
+// Of the weight gradient: with fewer, its sums would be brought into registers and back too often.
+constexpr int64_t kWeightGradLeastTiles = 32;
 // As for the direct algorithm: the cut fixes the order of the sums, so it depends on the problem
 // alone.
 constexpr int64_t kWeightGradTasks = 16;
@@ -31,7 +33,7 @@ Table<T> table(int64_t out) {
 
 template <typename T>
 Winograd plan(TapConv tap, int64_t out, const Table<T>& kernels, int64_t channels,
-              int64_t lanes) {
+              int64_t lanes, int64_t least_tiles) {
   Winograd p;
   p.out = out;
   p.lanes = kernels.vector_bytes / static_cast<int64_t>(sizeof(float));
@@ -42,7 +44,7 @@ Winograd plan(TapConv tap, int64_t out, const Table<T>& kernels, int64_t channel
   p.lanes_a_task = std::min(lanes, Winograd::round_up(c.lanes, c.block));
   const int64_t tile_bytes =
       p.positions() * (p.pitch() + p.lanes_a_task) * static_cast<int64_t>(sizeof(float));
-  const int64_t most = std::clamp<int64_t>(kTaskBytes / tile_bytes, kernels.rows, kMostTiles);
+  const int64_t most = std::clamp<int64_t>(kTaskBytes / tile_bytes, least_tiles, kMostTiles);
   const int64_t down = divide_up(c.h.count, out), across = divide_up(c.w.count, out);
   const int64_t columns = balanced_tile(across, std::min(across, most));
   const int64_t rows = columns < across ? 1 : balanced_tile(down, std::min(down, most / across));
@@ -53,6 +55,20 @@ Winograd plan(TapConv tap, int64_t out, const Table<T>& kernels, int64_t channel
   c.batch_tile = images;
   p.most_tiles = images * rows * columns;
   return p;
+}
+
+// Enough tasks for every thread: tasks of one extent take different lane blocks, and what a thread
+// transformed for one serves the next; only then are extents cut, which makes every filter be read
+// more often.
+void spread(Winograd& p) {
+  TapConv& c = p.tap;
+  const int64_t threads = thread_count();
+  if (threads == 1 || c.pixel_tasks() >= 3 * threads) return;
+  c.lane_split = c.blocks();
+  if (c.tasks() >= 2 * threads) return;
+  const int64_t split = c.lane_split;
+  spread_over_threads(c, p.out, p.out * p.out);
+  c.lane_split = split;
 }
 
 // Of the tile sizes the larger one, unless its tiles would be mostly outside the result.
@@ -69,19 +85,26 @@ void run_tap_conv(TapConv tap, View<const T> source, const T* weight, const Weig
   const int64_t out = choose_out(tap);
   const auto kernels = table<T>(out);
   const int64_t channels = tap.reduce;
+  // All tiles in one task, where that is possible, read the filters once: that saves more than tiles
+  // that leave the second-level cache cost.
+  const int64_t tiles = tap.batch * divide_up(tap.h.count, out) * divide_up(tap.w.count, out);
   Winograd p = plan<T>(std::move(tap), out, kernels, channels,
-                       2 * kernels.vector_bytes / sizeof(float));
+                       2 * kernels.vector_bytes / sizeof(float),
+                       tiles <= kMostTiles ? kMostTiles : kernels.rows);
   TapConv& c = p.tap;
-  spread_over_threads(c, out, out * out);
+  spread(p);
   const int64_t blocks = c.groups * c.blocks();
+  // Filters that one task alone uses are transformed by it: they need not leave the cache.
+  const bool shared = c.pixel_tasks() > c.groups;
   const Scratch filter_block =
-      Scratch::take<float>(ScratchName::kWeight, blocks * p.filter_block());
-  float* const filters = filter_block.data<float>();
-  parallel_for(blocks, [&](int64_t begin, int64_t end) {
-    kernels.filters(p, weight, strides, filters, begin, end);
-  });
+      Scratch::take<float>(ScratchName::kWeight, shared ? blocks * p.filter_block() : 0);
+  float* const filters = shared ? filter_block.data<float>() : nullptr;
+  if (shared)
+    parallel_for(blocks, [&](int64_t begin, int64_t end) {
+      kernels.filters(p, weight, strides, filters + begin * p.filter_block(), begin, end);
+    });
   parallel_for(c.tasks(), [&](int64_t begin, int64_t end) {
-    kernels.tap_conv(p, source, filters, epilogue, result, begin, end);
+    kernels.tap_conv(p, source, weight, strides, filters, epilogue, result, begin, end);
   });
 }
 
@@ -139,20 +162,25 @@ void conv2d_weight_grad(const ConvProblem& problem, View<const T> input, View<co
   const int64_t out = choose_out(tap);
   const auto kernels = table<T>(out);
   Winograd p =
-      plan<T>(std::move(tap), out, kernels, kWeightGradChannels, kWeightGradLanes);
+      plan<T>(std::move(tap), out, kernels, kWeightGradChannels, kWeightGradLanes,
+              kWeightGradLeastTiles);
   const int64_t bytes = p.tasks_a_chunk() * p.sums_a_task() * static_cast<int64_t>(sizeof(float));
   p.chunks = std::max<int64_t>(
       1, std::min({p.extents(), kWeightGradTasks / p.tasks_a_chunk(), kWeightGradBytes / bytes}));
 
+  // Sums of a single chunk are made filters by their task: they need not leave the cache.
+  const bool together = p.chunks > 1;
   const Scratch sums_block =
-      Scratch::take<float>(ScratchName::kPartial, p.tasks() * p.sums_a_task());
-  float* const sums = sums_block.data<float>();
+      Scratch::take<float>(ScratchName::kWeight, together ? p.tasks() * p.sums_a_task() : 0);
+  float* const sums = together ? sums_block.data<float>() : nullptr;
   parallel_for(p.tasks(), [&](int64_t begin, int64_t end) {
-    kernels.weight_grad(p, input, delta, bias_grad != nullptr, sums, begin, end);
+    kernels.weight_grad(p, input, delta, sums, weight_grad, bias_grad, begin, end);
   });
-  parallel_for(p.tasks_a_chunk() * divide_up(p.channels_a_task, kTotalChannels), [&](int64_t begin, int64_t end) {
-    kernels.weight_grad_total(p, sums, weight_grad, bias_grad, begin, end);
-  });
+  if (together)
+    parallel_for(p.tasks_a_chunk() * p.parts_a_task(), [&](int64_t begin, int64_t end) {
+      kernels.weight_grad_total(p, sums + begin / p.parts_a_task() * p.sums_a_task(), weight_grad,
+                                bias_grad, begin, end);
+    });
 }
 
 #define CONVBP_INSTANTIATE(T)                                                                    \

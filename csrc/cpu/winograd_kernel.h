@@ -87,7 +87,7 @@ struct MultiplyRows {
 
 // Any number of rows, a register tile at a time.
 template <bool kAdd>
-CONVBP_INLINE void multiply(int64_t row_count, const float* rows, int64_t apart, int64_t step,
+CONVBP_TARGET void multiply(int64_t row_count, const float* rows, int64_t apart, int64_t step,
                             const float* lane, int64_t count, float* product,
                             int64_t product_apart) {
   for (int64_t i = 0; i < row_count; i += kRows) {
@@ -97,7 +97,7 @@ CONVBP_INLINE void multiply(int64_t row_count, const float* rows, int64_t apart,
 }
 
 // Task: a lane block of a group. [position][channel][lane of the block], zero in lanes that do not
-// exist.
+// exist; `transformed` is that of the first task.
 template <typename T, typename F>
 CONVBP_TARGET void transform_filters(const Winograd& p, const T* weight,
                                      const WeightStrides& stride, float* transformed,
@@ -105,37 +105,43 @@ CONVBP_TARGET void transform_filters(const Winograd& p, const T* weight,
   const TapConv& c = p.tap;
   constexpr int64_t kChannels = 8;  // read together: they share cache lines
   float filters[kChannels][3][3][kBlock] = {};
+  const bool whole_filters = stride.r == 3 && stride.s == 1;
   for (int64_t task = begin; task < end; ++task) {
     const int64_t g = task / c.blocks(), lane0 = task % c.blocks() * kBlock;
     const int64_t lanes = std::min<int64_t>(kBlock, c.lanes - lane0);
-    float* const to = transformed + task * p.filter_block();
-    const T* const from = weight + g * stride.group + lane0 * stride.lane;
+    float* const to = transformed + (task - begin) * p.filter_block();
     for (int64_t k0 = 0; k0 < c.reduce; k0 += kChannels) {
+      const T* const from =
+          weight + g * stride.group + lane0 * stride.lane + k0 * stride.reduce;
       const int64_t channels = std::min(kChannels, c.reduce - k0);
-      const auto at = [&](int64_t k, int r, int s) CONVBP_TARGET {
-        return from + (k0 + k) * stride.reduce + c.h.taps[r] * stride.r + c.w.taps[s] * stride.s;
-      };
-      if (stride.lane == 1) {
+      float* const first = &filters[0][0][0][0];
+      // Along what lies side by side in the weight.
+      if (whole_filters && stride.reduce == 9) {
+        copy_row(from, int64_t{1}, stride.lane, channels * 9, lanes, first, kBlock, 1);
+      } else if (whole_filters) {
         for (int64_t k = 0; k < channels; ++k)
-          for (int r = 0; r < 3; ++r)
-            for (int s = 0; s < 3; ++s) {
-              const T* lane_values = at(k, r, s);
-              for (int64_t lane = 0; lane < lanes; ++lane)
-                filters[k][r][s][lane] = load<float>(lane_values[lane]);
-            }
+          copy_row(from + k * stride.reduce, int64_t{1}, stride.lane, int64_t{9}, lanes,
+                   &filters[k][0][0][0], kBlock, 1);
       } else {
-        for (int64_t lane = 0; lane < lanes; ++lane)
-          for (int64_t k = 0; k < channels; ++k)
-            for (int r = 0; r < 3; ++r)
-              for (int s = 0; s < 3; ++s)
-                filters[k][r][s][lane] = load<float>(at(k, r, s)[lane * stride.lane]);
+        for (int r = 0; r < 3; ++r)
+          for (int s = 0; s < 3; ++s) {
+            const T* tap = from + r * stride.r + s * stride.s;
+            if (stride.lane == 1)
+              copy_row(tap, int64_t{1}, stride.reduce, lanes, channels, &filters[0][r][s][0], 1,
+                       9 * kBlock);
+            else
+              copy_row(tap, stride.reduce, stride.lane, channels, lanes, &filters[0][r][s][0],
+                       9 * kBlock, 1);
+          }
       }
       for (int64_t lane = lanes; lane < kBlock; ++lane)
         for (int64_t tap = 0; tap < kChannels * 9; ++tap) (&filters[0][0][0][lane])[tap * kBlock] = 0;
       for (int64_t k = 0; k < channels; ++k)
         for (int v = 0; v < kVectors; ++v)
           both_axes<transform::filter<F>, Vector>(
-              [&](int r, int s) CONVBP_TARGET { return vector_at(&filters[k][r][s][v * kLanes]); },
+              [&](int r, int s) CONVBP_TARGET {
+                return vector_at(&filters[k][c.h.taps[r]][c.w.taps[s]][v * kLanes]);
+              },
               [&](int y, int x, Vector u) CONVBP_TARGET {
                 vector_at(to + (y * F::kTile + x) * p.filter_stream() + (k0 + k) * kBlock +
                           v * kLanes) = u;
@@ -145,7 +151,8 @@ CONVBP_TARGET void transform_filters(const Winograd& p, const T* weight,
 }
 
 template <typename T, typename F>
-CONVBP_TARGET void tap_conv_tasks(const Winograd& p, View<const T> source, const float* filters,
+CONVBP_TARGET void tap_conv_tasks(const Winograd& p, View<const T> source, const T* weight,
+                                  const WeightStrides& stride, const float* filters,
                                   const Epilogue<T>& epilogue, View<T> result, int64_t begin,
                                   int64_t end) {
   constexpr int kPositions = F::kTile * F::kTile;
@@ -165,7 +172,10 @@ CONVBP_TARGET void tap_conv_tasks(const Winograd& p, View<const T> source, const
   float* const transformed = source_block.data<float>();
   float* const product = product_block.data<float>();
   float* const pixels = pixel_block.data<float>();
+  const Scratch filter_scratch =
+      Scratch::take<float>(ScratchName::kFilters, filters ? 0 : p.filter_block());
 
+  int64_t transformed_task = -1;
   for (int64_t task = begin; task < end; ++task) {
     const int64_t split = task % c.lane_split, pixel_task = task / c.lane_split;
     const int64_t spatial = pixel_task % c.spatial_tiles();
@@ -174,12 +184,21 @@ CONVBP_TARGET void tap_conv_tasks(const Winograd& p, View<const T> source, const
     const TileExtent whole = whole_tiles(p, e);
     const int64_t across = whole.columns / F::kOut;
     const int64_t tiles = whole.pixels() / (F::kOut * F::kOut);
-    pack_patch(c, whole, source, g * c.reduce, c.reduce, patch, p.channels_a_task);
-    transform_input<F>(p, whole, patch, transformed);
+    if (pixel_task != transformed_task) {  // else it is there from the task before
+      pack_patch(c, whole, source, g * c.reduce, c.reduce, patch, p.channels_a_task);
+      transform_input<F>(p, whole, patch, transformed);
+      transformed_task = pixel_task;
+    }
 
     const int64_t last_block = std::min(c.blocks(), (split + 1) * blocks_a_task);
     for (int64_t block = split * blocks_a_task; block < last_block; ++block) {
-      const float* const block_filters = filters + (g * c.blocks() + block) * p.filter_block();
+      const int64_t filter_task = g * c.blocks() + block;
+      const float* block_filters = filters + filter_task * p.filter_block();
+      if (!filters) {
+        block_filters = filter_scratch.data<float>();
+        transform_filters<T, F>(p, weight, stride, filter_scratch.data<float>(), filter_task,
+                                filter_task + 1);
+      }
       for (int position = 0; position < kPositions; ++position)
         multiply<false>(tiles, transformed + position * p.source_stream(), p.pitch(), 1,
                         block_filters + position * p.filter_stream(), c.reduce,
@@ -240,97 +259,15 @@ CONVBP_TARGET void pack_delta(const TileExtent& e, const TileExtent& whole, View
       }
 }
 
-// Task: a chunk of extents, for some channels and lanes of a group.
-template <typename T, typename F>
-CONVBP_TARGET void weight_grad_tasks(const Winograd& p, View<const T> input, View<const T> delta,
-                                     bool with_bias, float* sums, int64_t begin, int64_t end) {
-  constexpr int kPositions = F::kTile * F::kTile;
-  const TapConv& c = p.tap;
-  const int64_t most_rows = p.whole(c.h.tile), most_columns = p.whole(c.w.tile);
-  const int64_t most_pixels = c.batch_tile * most_rows * most_columns;
-  const int64_t task_blocks = divide_up(p.lanes_a_task, kBlock);
-  const int64_t delta_stream = p.most_tiles * kBlock + kApart;
-  const Scratch patch_block = Scratch::take<float>(
-      ScratchName::kPatch, patch_size(c, c.batch_tile, most_rows, most_columns, p.channels_a_task) + kLanes);
-  const Scratch source_block =
-      Scratch::take<float>(ScratchName::kTransformed, kPositions * p.source_stream());
-  const Scratch delta_block =
-      Scratch::take<float>(ScratchName::kDelta, most_pixels * task_blocks * kBlock);
-  const Scratch product_block =
-      Scratch::take<float>(ScratchName::kProduct, task_blocks * kPositions * delta_stream);
-  float* const patch = patch_block.data<float>();
-  float* const transformed = source_block.data<float>();
-  float* const packed_delta = delta_block.data<float>();
-  float* const transformed_delta = product_block.data<float>();
-
-  for (int64_t task = begin; task < end; ++task) {
-    const int64_t lane_task = task % p.lane_tasks();
-    const int64_t channel_task = task / p.lane_tasks() % p.channel_tasks();
-    const int64_t g = task / p.lane_tasks() / p.channel_tasks() % c.groups;
-    const int64_t chunk = task / p.tasks_a_chunk();
-    const int64_t k0 = channel_task * p.channels_a_task;
-    const int64_t channels = std::min(p.channels_a_task, c.reduce - k0);
-    const int64_t lane0 = lane_task * p.lanes_a_task;
-    const int64_t lanes = std::min(p.lanes_a_task, c.lanes - lane0);
-    float* const task_sums = sums + task * p.sums_a_task();
-    float* const bias_sums = task_sums + kPositions * p.channels_a_task * p.lanes_a_task;
-    fill_zero(task_sums, p.sums_a_task());
-
-    const int64_t last = (chunk + 1) * p.extents() / p.chunks;
-    for (int64_t extent = chunk * p.extents() / p.chunks; extent < last; ++extent) {
-      const TileExtent e =
-          tile_extent(c, extent / c.spatial_tiles(), extent % c.spatial_tiles());
-      const TileExtent whole = whole_tiles(p, e);
-      const int64_t tiles = whole.pixels() / (F::kOut * F::kOut);
-      pack_patch(c, whole, input, g * c.reduce + k0, channels, patch, p.channels_a_task);
-      transform_input<F>(p, whole, patch, transformed);
-      pack_delta(e, whole, delta, g * c.lanes + lane0, lanes, packed_delta);
-
-      for (int64_t block = 0; block * kBlock < lanes; ++block) {
-        const float* const block_delta = packed_delta + block * whole.pixels() * kBlock;
-        float* const streams = transformed_delta + block * kPositions * delta_stream;
-        for_tiles(p, whole, [&](int64_t tile, int64_t b, int64_t i, int64_t j) CONVBP_TARGET {
-          const float* from = block_delta + ((b * whole.rows + i * F::kOut) * whole.columns +
-                                             j * F::kOut) * kBlock;
-          float* to = streams + tile * kBlock;
-#pragma GCC unroll 2
-          for (int v = 0; v < kVectors; ++v)
-            both_axes<transform::delta<F>, Vector>(
-                [&](int y, int x) CONVBP_TARGET {
-                  return vector_at(from + (y * whole.columns + x) * kBlock + v * kLanes);
-                },
-                [&](int y, int x, Vector w) CONVBP_TARGET {
-                  vector_at(to + (y * F::kTile + x) * delta_stream + v * kLanes) = w;
-                });
-        });
-        if (with_bias) {
-          Vector sum[kVectors] = {};
-          for (int64_t pixel = 0; pixel < whole.pixels(); ++pixel)
-#pragma GCC unroll 2
-            for (int v = 0; v < kVectors; ++v)
-              sum[v] += vector_at(block_delta + pixel * kBlock + v * kLanes);
-          for (int v = 0; v < kVectors; ++v)
-            vector_at(bias_sums + block * kBlock + v * kLanes) += sum[v];
-        }
-      }
-      for (int position = 0; position < kPositions; ++position)
-        for (int64_t block = 0; block * kBlock < lanes; ++block)
-          multiply<true>(channels, transformed + position * p.source_stream(), 1, p.pitch(),
-                         transformed_delta + (block * kPositions + position) * delta_stream, tiles,
-                         task_sums + position * p.channels_a_task * p.lanes_a_task + block * kBlock,
-                         p.lanes_a_task);
-    }
-  }
-}
-
 // The chunks' sums, added in their order and transformed to filters. Task: kTotalChannels of a task's
-// channels, for some lanes of a group.
+// channels, for some lanes of a group;
+// `sums` begin with those that the first task is part of.
 template <typename T, typename F>
 CONVBP_TARGET void weight_grad_total(const Winograd& p, const float* sums, View<T> weight_grad,
                                      T* bias_grad, int64_t begin, int64_t end) {
   const TapConv& c = p.tap;
   const int64_t chunk_apart = p.tasks_a_chunk() * p.sums_a_task();
-  const int64_t blocks = divide_up(p.channels_a_task, kTotalChannels);
+  const int64_t blocks = p.parts_a_task();
   const auto total = [&](const float* from) CONVBP_TARGET {
     Vector sum = vector_at(from);
     for (int64_t chunk = 1; chunk < p.chunks; ++chunk) sum += vector_at(from + chunk * chunk_apart);
@@ -345,7 +282,7 @@ CONVBP_TARGET void weight_grad_total(const Winograd& p, const float* sums, View<
     const int64_t channels =
         std::min({kTotalChannels, p.channels_a_task - first, c.reduce - k0 - first});
     if (channels <= 0) continue;
-    const float* const task_sums = sums + (part * p.lane_tasks() + lane_task) * p.sums_a_task();
+    const float* const task_sums = sums + (task / blocks - begin / blocks) * p.sums_a_task();
     const int64_t lane0 = lane_task * p.lanes_a_task;
     for (int64_t v = 0; v < std::min(p.lanes_a_task, c.lanes - lane0); v += kLanes) {
       const int64_t lanes = std::min<int64_t>(kLanes, c.lanes - lane0 - v);
@@ -378,6 +315,100 @@ CONVBP_TARGET void weight_grad_total(const Winograd& p, const float* sums, View<
           bias_grad[channel + lane] = store<T>(bias[lane]);
       }
     }
+  }
+}
+
+// Task: a chunk of extents, for some channels and lanes of a group.
+template <typename T, typename F>
+CONVBP_TARGET void weight_grad_tasks(const Winograd& p, View<const T> input, View<const T> delta,
+                                     float* sums, View<T> weight_grad, T* bias_grad,
+                                     int64_t begin, int64_t end) {
+  constexpr int kPositions = F::kTile * F::kTile;
+  const TapConv& c = p.tap;
+  const int64_t most_rows = p.whole(c.h.tile), most_columns = p.whole(c.w.tile);
+  const int64_t most_pixels = c.batch_tile * most_rows * most_columns;
+  const int64_t task_blocks = divide_up(p.lanes_a_task, kBlock);
+  const int64_t delta_stream = p.most_tiles * kBlock + kApart;
+  const Scratch patch_block = Scratch::take<float>(
+      ScratchName::kPatch, patch_size(c, c.batch_tile, most_rows, most_columns, p.channels_a_task) + kLanes);
+  const Scratch source_block =
+      Scratch::take<float>(ScratchName::kTransformed, kPositions * p.source_stream());
+  const Scratch delta_block =
+      Scratch::take<float>(ScratchName::kDelta, most_pixels * task_blocks * kBlock);
+  const Scratch product_block =
+      Scratch::take<float>(ScratchName::kProduct, task_blocks * kPositions * delta_stream);
+  const Scratch sums_block =
+      Scratch::take<float>(ScratchName::kPartial, sums ? 0 : p.sums_a_task());
+  float* const patch = patch_block.data<float>();
+  float* const transformed = source_block.data<float>();
+  float* const packed_delta = delta_block.data<float>();
+  float* const transformed_delta = product_block.data<float>();
+
+  for (int64_t task = begin; task < end; ++task) {
+    const int64_t lane_task = task % p.lane_tasks();
+    const int64_t channel_task = task / p.lane_tasks() % p.channel_tasks();
+    const int64_t g = task / p.lane_tasks() / p.channel_tasks() % c.groups;
+    const int64_t chunk = task / p.tasks_a_chunk();
+    const int64_t k0 = channel_task * p.channels_a_task;
+    const int64_t channels = std::min(p.channels_a_task, c.reduce - k0);
+    const int64_t lane0 = lane_task * p.lanes_a_task;
+    const int64_t lanes = std::min(p.lanes_a_task, c.lanes - lane0);
+    float* const task_sums = sums ? sums + task * p.sums_a_task() : sums_block.data<float>();
+    float* const bias_sums = task_sums + kPositions * p.channels_a_task * p.lanes_a_task;
+    const int64_t first = chunk * p.extents() / p.chunks;
+    const int64_t last = (chunk + 1) * p.extents() / p.chunks;
+    // The first extent's products begin the sums.
+    float* const unset = first < last ? bias_sums : task_sums;
+    fill_zero(unset, task_sums + p.sums_a_task() - unset);
+    for (int64_t extent = first; extent < last; ++extent) {
+      const TileExtent e =
+          tile_extent(c, extent / c.spatial_tiles(), extent % c.spatial_tiles());
+      const TileExtent whole = whole_tiles(p, e);
+      const int64_t tiles = whole.pixels() / (F::kOut * F::kOut);
+      pack_patch(c, whole, input, g * c.reduce + k0, channels, patch, p.channels_a_task);
+      transform_input<F>(p, whole, patch, transformed);
+      pack_delta(e, whole, delta, g * c.lanes + lane0, lanes, packed_delta);
+
+      for (int64_t block = 0; block * kBlock < lanes; ++block) {
+        const float* const block_delta = packed_delta + block * whole.pixels() * kBlock;
+        float* const streams = transformed_delta + block * kPositions * delta_stream;
+        for_tiles(p, whole, [&](int64_t tile, int64_t b, int64_t i, int64_t j) CONVBP_TARGET {
+          const float* from = block_delta + ((b * whole.rows + i * F::kOut) * whole.columns +
+                                             j * F::kOut) * kBlock;
+          float* to = streams + tile * kBlock;
+#pragma GCC unroll 2
+          for (int v = 0; v < kVectors; ++v)
+            both_axes<transform::delta<F>, Vector>(
+                [&](int y, int x) CONVBP_TARGET {
+                  return vector_at(from + (y * whole.columns + x) * kBlock + v * kLanes);
+                },
+                [&](int y, int x, Vector w) CONVBP_TARGET {
+                  vector_at(to + (y * F::kTile + x) * delta_stream + v * kLanes) = w;
+                });
+        });
+        if (bias_grad) {
+          Vector sum[kVectors] = {};
+          for (int64_t pixel = 0; pixel < whole.pixels(); ++pixel)
+#pragma GCC unroll 2
+            for (int v = 0; v < kVectors; ++v)
+              sum[v] += vector_at(block_delta + pixel * kBlock + v * kLanes);
+          for (int v = 0; v < kVectors; ++v)
+            vector_at(bias_sums + block * kBlock + v * kLanes) += sum[v];
+        }
+      }
+      for (int position = 0; position < kPositions; ++position)
+        for (int64_t block = 0; block * kBlock < lanes; ++block) {
+          const auto multiply_extent = extent == first ? &multiply<false> : &multiply<true>;
+          multiply_extent(
+              channels, transformed + position * p.source_stream(), 1, p.pitch(),
+              transformed_delta + (block * kPositions + position) * delta_stream, tiles,
+              task_sums + position * p.channels_a_task * p.lanes_a_task + block * kBlock,
+              p.lanes_a_task);
+        }
+    }
+    if (!sums)
+      weight_grad_total<T, F>(p, task_sums, weight_grad, bias_grad, task * p.parts_a_task(),
+                              (task + 1) * p.parts_a_task());
   }
 }
 

@@ -42,6 +42,8 @@ struct Winograd {
   int64_t extents() const { return tap.batch_tiles() * tap.spatial_tiles(); }
   int64_t tasks_a_chunk() const { return tap.groups * channel_tasks() * lane_tasks(); }
   int64_t tasks() const { return chunks * tasks_a_chunk(); }
+  // What is written of a task's share of the weight gradient, kTotalChannels at a time.
+  int64_t parts_a_task() const { return divide_up(channels_a_task, kTotalChannels); }
   // Sums of a task: [position][channel][lane], then the bias gradient's lanes.
   int64_t sums_a_task() const {
     return (positions() * channels_a_task + 1) * lanes_a_task;

@@ -17,10 +17,13 @@ struct Table {
   int rows;  // of the register tile
   void (*filters)(const Winograd&, const T* weight, const WeightStrides&, float* transformed,
                   int64_t begin, int64_t end);
-  void (*tap_conv)(const Winograd&, View<const T> source, const float* filters, const Epilogue<T>&,
-                   View<T> result, int64_t begin, int64_t end);
-  void (*weight_grad)(const Winograd&, View<const T> input, View<const T> delta, bool with_bias,
-                      float* sums, int64_t begin, int64_t end);
+  // `filters` as `filters` above left them; null: transformed from the weight where they are used.
+  void (*tap_conv)(const Winograd&, View<const T> source, const T* weight, const WeightStrides&,
+                   const float* filters, const Epilogue<T>&, View<T> result, int64_t begin,
+                   int64_t end);
+  // The sums of all tasks; null, where there is one chunk: the tasks write the gradients themselves.
+  void (*weight_grad)(const Winograd&, View<const T> input, View<const T> delta, float* sums,
+                      View<T> weight_grad, T* bias_grad, int64_t begin, int64_t end);
   void (*weight_grad_total)(const Winograd&, const float* sums, View<T> weight_grad, T* bias_grad,
                             int64_t begin, int64_t end);
 };
