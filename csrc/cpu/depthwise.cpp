@@ -20,13 +20,15 @@ bool is_channels_last(const int64_t* stride) {
   return stride[1] == 1 && stride[3] != 1;
 }
 
-// The weight gradient is cut into about this many tasks, whatever the machine.
-constexpr int64_t kWeightGradTasks = 32;
+// What planes copy of a band should stay in the first-level cache.
+constexpr int64_t kCopyBytes = 24 * 1024;
+// The weight gradient is cut into at most this many chunks, whatever the machine.
+constexpr int64_t kChunks = 16;
 
-// Rows of a band: what they read stays in the second-level cache.
-int64_t rows_of_band(const Depthwise& d, bool last, int64_t element_bytes) {
-  const int64_t row_bytes = d.w.source_size * (last ? d.channels : 1) * element_bytes;
-  return std::clamp<int64_t>(kBandBytes / std::max<int64_t>(1, row_bytes) - d.h.dense_rows(1), 1,
+// Rows of a band, so that what they read stays in `bytes`.
+int64_t rows_of_band(const Depthwise& d, int64_t pixel_bytes, int64_t bytes) {
+  const int64_t row_bytes = std::max<int64_t>(1, d.w.source_size * pixel_bytes);
+  return std::clamp<int64_t>(bytes / row_bytes - d.h.dense_rows(1), 1,
                              std::max<int64_t>(1, d.h.count));
 }
 
@@ -39,7 +41,8 @@ void run(const ConvProblem& p, const std::vector<Axis>& h, const std::vector<Axi
   for (const Axis& height : h)
     for (const Axis& width : w) phases.push_back({p.batch, p.groups, height, width, 1});
   const Depthwise& first = phases.front();  // no other has more rows
-  int64_t band = rows_of_band(first, last, sizeof(T));
+  int64_t band = last ? rows_of_band(first, p.groups * sizeof(T), kBandBytes)
+                      : rows_of_band(first, sizeof(T), kCopyBytes);
   const int64_t images = p.batch * (last ? 1 : p.groups);
   while (images * divide_up(first.h.count, band) < 3 * thread_count() && band > 4)
     band = divide_up(band, 2);
@@ -106,14 +109,16 @@ void conv2d_weight_grad(const ConvProblem& p, View<const T> input, View<const T>
   d = {p.batch, p.groups, forward_axis(p, kHeight), forward_axis(p, kWidth), 1};
   plan.channels_last = is_channels_last(input.stride);
   plan.lanes = kernels.vector_bytes / static_cast<int64_t>(sizeof(T));
-  d.band = balanced_tile(d.h.count, rows_of_band(d, plan.channels_last, sizeof(T)));
-  const int64_t bands = d.batch * d.bands();
-  if (plan.channels_last && bands > 0 && bands < kWeightGradTasks)
-    d.band = balanced_tile(d.h.count, divide_up(d.h.count, kWeightGradTasks / d.batch));
-  plan.chunks = std::clamp<int64_t>(d.batch * d.bands(), 1, kWeightGradTasks);
-  plan.channels_a_part = plan.channels_last
-                             ? d.channels
-                             : divide_up(d.channels, kWeightGradTasks / plan.chunks);
+  // A chunk's sums cost as much as some pixels.
+  const int64_t worth = p.batch * d.h.count * d.w.count / (8 * (d.taps() + 1));
+  if (plan.channels_last) {
+    plan.chunks = std::clamp<int64_t>(worth, 1, std::clamp<int64_t>(p.batch * d.h.count, 1, kChunks));
+    const int64_t vectors = divide_up(d.channels, plan.lanes);
+    plan.channels_a_part = plan.lanes * divide_up(vectors, divide_up(kChunks, plan.chunks));
+  } else {
+    d.band = balanced_tile(d.h.count, rows_of_band(d, sizeof(T), kCopyBytes));
+    plan.chunks = std::clamp<int64_t>(p.batch, 1, kChunks);
+  }
   const Scratch sums_block =
       Scratch::take<T>(ScratchName::kPartial, plan.chunks * plan.sums_a_chunk());
   T* const sums = sums_block.template data<T>();

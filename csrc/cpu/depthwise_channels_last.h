@@ -23,6 +23,15 @@ using namespace convbp::CONVBP_ISA;
 template <typename T>
 using Vector = typename Simd<T>::Vector;
 
+// Fetches what will be read (kWrite 0) or written (1) a row or a plane later: in both layouts lines are
+// used in an order that no prefetcher of the processor sees in time.
+template <int kWrite, typename T>
+CONVBP_INLINE void prefetch(const T* from, int64_t apart, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) __builtin_prefetch(from + i * apart, kWrite);
+}
+template <typename T>
+constexpr int64_t kLine = 64 / sizeof(T);
+
 // The taps of an axis that meet the source from position t: [first, last).
 struct TapRange {
   int64_t first, last;
@@ -125,13 +134,14 @@ CONVBP_TARGET void channels_last_row(const Depthwise& d, const std::vector<TapRo
                                      int64_t at_row, View<T> result) {
   constexpr int kLanes = Simd<T>::kLanes;
   const int64_t apart = d.w.spacing * result.stride[3];
+  const T* const next_result = result.data + at_row + d.h.spacing * result.stride[2];
   overlapping_runs(d.w.count, [&](auto count, int64_t t) CONVBP_TARGET {
     constexpr int kCount = count;
     // The last vector of channels ends with the last channel: some are computed twice.
     for (int64_t c0 = 0; c0 < d.channels; c0 += kLanes) {
       const int64_t c = std::min(c0, d.channels - kLanes);
-      for (int i = 0; i < kCount * kStep; ++i)
-        __builtin_prefetch(next_row + (t * kStep + i) * pixel + c);
+      prefetch<0>(next_row + t * kStep * pixel + c, pixel, kCount * kStep);
+      prefetch<1>(next_result + t * apart + c, apart, kCount);
       const Vector<T> bias = epilogue.bias ? vector_at(epilogue.bias + c) : Vector<T>{};
       Vector<T> sums[kCount];
 #pragma GCC unroll 8
@@ -215,15 +225,15 @@ CONVBP_TARGET void channels_last_tasks(const std::vector<Depthwise>& phases, Vie
 template <int kTaps, int kStep, typename T>
 CONVBP_TARGET void add_row(const Depthwise& d, const std::vector<TapRow<T, T>>& rows,
                            const T* next_row, int64_t pixel, const T* delta, const T* next_delta,
-                           int64_t delta_pixel, int64_t room, T* bias_sums) {
+                           int64_t delta_pixel, int64_t c_begin, int64_t c_end, int64_t room,
+                           T* bias_sums) {
   constexpr int kLanes = Simd<T>::kLanes;
   const auto add = [&](auto count, int64_t t) CONVBP_TARGET {
     constexpr int kCount = count;
-    for (int64_t c0 = 0; c0 < d.channels; c0 += kLanes) {
+    for (int64_t c0 = c_begin; c0 < c_end; c0 += kLanes) {
       const int64_t c = std::min(c0, d.channels - kLanes);
-      for (int i = 0; i < kCount * kStep; ++i)
-        __builtin_prefetch(next_row + (t * kStep + i) * pixel + c);
-      for (int i = 0; i < kCount; ++i) __builtin_prefetch(next_delta + (t + i) * delta_pixel + c);
+      prefetch<0>(next_row + t * kStep * pixel + c, pixel, kCount * kStep);
+      prefetch<0>(next_delta + t * delta_pixel + c, delta_pixel, kCount);
       Vector<T> own[kCount];
       Vector<T> bias = vector_at(bias_sums + c0);
 #pragma GCC unroll 8
@@ -283,21 +293,23 @@ CONVBP_TARGET void channels_last_weight_grad(const WeightGrad& p, View<const T> 
   const auto add = function_for<AddRow<T>>(d.w);
   const int64_t room = p.room();
   std::vector<TapRow<T, T>> rows;
-  for (int64_t chunk = begin; chunk < end; ++chunk) {
+  for (int64_t task = begin; task < end; ++task) {
+    const int64_t chunk = task / p.parts(), c0 = task % p.parts() * p.channels_a_part;
+    const int64_t c1 = std::min(c0 + p.channels_a_part, room);
     T* const of_chunk = sums + chunk * p.sums_a_chunk();
-    std::fill_n(of_chunk, p.sums_a_chunk(), T(0));
-    for (int64_t band = p.first_band(chunk); band < p.first_band(chunk + 1); ++band) {
-      const int64_t b = band / d.bands(), h0 = band % d.bands() * d.band;
-      for (int64_t h = h0; h < std::min(h0 + d.band, d.h.count); ++h) {
-        rows.clear();
-        const TapRange r = taps_inside(d.h, h);
-        for (int64_t tap = r.first; tap < r.last; ++tap)
-          rows.push_back({&input.at(b, 0, h * d.h.step + d.h.offset[tap], 0),
-                          of_chunk + tap * d.w.tap_count() * room});
-        add(d, rows, &input.at(b, 0, newest_row(d.h, h + 1), 0), input.stride[3],
-            &delta.at(b, 0, h, 0), &delta.at(b, 0, std::min(h + 1, d.h.count - 1), 0),
-            delta.stride[3], room, of_chunk + d.taps() * room);
-      }
+    for (int64_t tap = 0; tap <= d.taps(); ++tap)
+      std::fill(of_chunk + tap * room + c0, of_chunk + tap * room + c1, T(0));
+    const int64_t lines = d.batch * d.h.count;
+    for (int64_t line = chunk * lines / p.chunks; line < (chunk + 1) * lines / p.chunks; ++line) {
+      const int64_t b = line / d.h.count, h = line % d.h.count;
+      rows.clear();
+      const TapRange r = taps_inside(d.h, h);
+      for (int64_t tap = r.first; tap < r.last; ++tap)
+        rows.push_back({&input.at(b, 0, h * d.h.step + d.h.offset[tap], 0),
+                        of_chunk + tap * d.w.tap_count() * room});
+      add(d, rows, &input.at(b, 0, newest_row(d.h, h + 1), 0), input.stride[3],
+          &delta.at(b, 0, h, 0), &delta.at(b, 0, std::min(h + 1, d.h.count - 1), 0),
+          delta.stride[3], c0, c1, room, of_chunk + d.taps() * room);
     }
   }
 }

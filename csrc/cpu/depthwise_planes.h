@@ -1,8 +1,12 @@
 // Depthwise convolutions of contiguous tensors. Part of depthwise_kernel.h.
 //
-//   register tile  kMost vectors of neighbouring pixels of one channel, filters from memory
-//   rows           of a band are copied once with their zeros at the edges, for a stride cut into `step`
-//                  phases, so that a tap's pixels are neighbours
+//   patch          the rows of a band, copied once with zeros between them, so that pixel (h, t) lies at
+//                  h * pitch + t and a tap is a shift of the whole band: one run of pixels, whatever the
+//                  width of the rows. Strides cut it into phases
+//   register tile  up to eight vectors of pixels of one channel; of the weight gradient nine taps
+//
+// A zero of the edge must not meet what is infinite or NaN: such filters, and such sums of the weight
+// gradient, are computed term by term.
 #pragma once
 
 #include <algorithm>
@@ -20,111 +24,177 @@ namespace convbp::depthwise::CONVBP_ISA {
 
 using namespace convbp::CONVBP_ISA;
 
-// Tap s of position t lies in phase phase_of(s) of a copied row, at t + place_of(s).
-struct Phases {
-  int64_t step, origin, length;  // numbers a phase has
+template <int... kIndices, typename Body>
+CONVBP_INLINE void unroll(std::integer_sequence<int, kIndices...>, const Body& body) {
+  (body(std::integral_constant<int, kIndices>{}), ...);
+}
+#define CONVBP_UNROLLED(index, count)                  \
+  unroll(std::make_integer_sequence<int, (count)>(), \
+         [&](auto index) __attribute__((always_inline)) CONVBP_TARGET
+#define CONVBP_UNROLLED_END )
 
-  Phases(const Axis& w, int64_t positions)
-      : step(w.step), origin(w.min_offset()), length(positions + reach(w) / w.step) {}
-  static int64_t reach(const Axis& w) {
-    return w.offset.empty() ? 0 : *std::max_element(w.offset.begin(), w.offset.end()) - w.min_offset();
+// A copied band: the source rows that its positions read, with zeros around them. For strides it is
+// cut into phases, of rows and of columns, in which neighbouring positions read neighbours.
+struct Copy {
+  const Axis& h;
+  const Axis& w;
+  int64_t left, used, first;  // zeros in front of a row, its columns of the source, the first of them
+  int64_t pitch, rows;        // of a phase
+  std::vector<int64_t> places;  // where each tap's values begin
+
+  Copy(const Axis& rows_axis, const Axis& columns_axis, int64_t band)
+      : h(rows_axis), w(columns_axis), rows(band + reach(h) / h.step) {
+    const int64_t length = w.count + reach(w) / w.step, origin = w.min_offset();
+    left = std::clamp<int64_t>(-origin, 0, length);
+    first = std::max<int64_t>(0, origin);
+    used = std::clamp<int64_t>(w.source_size - first, 0, length - left);
+    // Zeros behind a row are those in front of the next one.
+    pitch = w.step > 1 ? length : std::max(w.count, used + std::max(left, length - left - used));
+    for (const int64_t r : h.offset)
+      for (const int64_t s : w.offset) {
+        const int64_t down = r - h.min_offset(), right = s - origin;
+        const int64_t phase = down % h.step * w.step + right % w.step;
+        places.push_back((phase * rows + down / h.step) * pitch + right / w.step);
+      }
   }
-  int64_t row() const { return step * length; }
-  int64_t place(int64_t offset) const {
-    return (offset - origin) % step * length + (offset - origin) / step;
+  static int64_t reach(const Axis& a) {
+    return a.offset.empty() ? 0 : *std::max_element(a.offset.begin(), a.offset.end()) - a.min_offset();
   }
+  int64_t size() const { return h.step * w.step * rows * pitch; }
+  // Positions of so many rows.
+  int64_t positions(int64_t count) const { return (count - 1) * pitch + w.count; }
 };
 
 template <typename T>
-CONVBP_TARGET void copy_with_edges(const Depthwise& d, const Phases& phases, const T* from, T* to) {
-  const int64_t left = std::max<int64_t>(0, -phases.origin);
-  if (phases.step == 1) {
-    const int64_t start = std::max<int64_t>(0, phases.origin);
-    const int64_t count =
-        std::max<int64_t>(0, std::min(d.w.source_size - start, phases.length - left));
-    fill_zero(to, std::min(left, phases.length));
-    for (int64_t i = 0; i < count; ++i) to[left + i] = from[start + i];
-    fill_zero(to + left + count, phases.length - left - count);
-    return;
-  }
-  for (int64_t phase = 0; phase < phases.step; ++phase)
-    for (int64_t i = 0; i < phases.length; ++i) {
-      const int64_t j = phases.origin + phase + i * phases.step;
-      to[phase * phases.length + i] = j >= 0 && j < d.w.source_size ? from[j] : T(0);
-    }
+CONVBP_INLINE void copy_numbers(const T* from, int64_t count, T* to) {
+  for (int64_t i = 0; i < count; ++i) to[i] = from[i];
 }
 
-// kVectors neighbouring vectors of pixels.
+// The rows for results from h0 on, into a copy whose zeros are there, of the plane whose rows are `row_stride` apart. The same rows of
+// the plane that lies `ahead` behind are fetched, for the next copy.
+template <typename T>
+CONVBP_TARGET void copy_band(const Copy& c, const T* plane, int64_t row_stride, int64_t ahead,
+                             int64_t h0, T* to) {
+  const int64_t top = h0 * c.h.step + c.h.min_offset();
+  for (int64_t down = 0; down < c.h.step; ++down)
+    for (int64_t right = 0; right < c.w.step; ++right)
+      for (int64_t k = 0; k < c.rows; ++k, to += c.pitch) {
+        const int64_t i = top + down + k * c.h.step;
+        if (i < 0 || i >= c.h.source_size) continue;
+        const T* const from = plane + i * row_stride;
+        if (ahead && right == 0)
+          prefetch<0>(from + ahead, kLine<T>, divide_up(c.w.source_size, kLine<T>));
+        if (c.w.step == 1) {
+          copy_numbers(from + c.first, c.used, to + c.left);
+          continue;
+        }
+        const int64_t j0 = c.w.min_offset() + right, step = c.w.step;
+        const int64_t begin = std::min(c.pitch, j0 < 0 ? divide_up(-j0, step) : 0);
+        const int64_t end = std::clamp(
+            c.w.source_size > j0 ? divide_up(c.w.source_size - j0, step) : 0, begin, c.pitch);
+        if (step == 2)
+          for (int64_t x = begin; x < end; ++x) to[x] = from[j0 + 2 * x];
+        else
+          for (int64_t x = begin; x < end; ++x) to[x] = from[j0 + step * x];
+      }
+}
+
+// Most vectors of positions summed together, and most taps gathered together.
+constexpr int kMostVectors = 8, kMostGathered = 9;
+
 template <int kVectors, typename T>
-CONVBP_INLINE void vectors_of_pixels(const Depthwise& d, const std::vector<TapRow<T>>& rows,
-                                     const std::vector<int64_t>& places, int64_t t, T start,
-                                     Vector<T>* sums) {
+CONVBP_TARGET void sum_shifted(const Copy& c, const T* copied, const T* filters, T start, T* sums) {
   const Vector<T> zero = {};
   Vector<T> acc[kVectors];
-#pragma GCC unroll 4
-  for (int v = 0; v < kVectors; ++v) acc[v] = zero + start;
-  for (const TapRow<T>& row : rows)
-    for (int64_t tap = 0; tap < d.w.tap_count(); ++tap) {
-      const T* from = row.source + places[tap] + t;
-#pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v)
-        acc[v] += vector_at(from + v * Simd<T>::kLanes) * row.filters[tap];
+  CONVBP_UNROLLED(v, kVectors) { acc[v] = zero + start; } CONVBP_UNROLLED_END;
+  for (size_t tap = 0; tap < c.places.size(); ++tap) {
+    const T* const from = copied + c.places[tap];
+    const Vector<T> filter = zero + filters[tap];
+    CONVBP_UNROLLED(v, kVectors) {
+      acc[v] += vector_at(from + v * Simd<T>::kLanes) * filter;
+    } CONVBP_UNROLLED_END;
+  }
+  CONVBP_UNROLLED(v, kVectors) { vector_at(sums + v * Simd<T>::kLanes) = acc[v]; } CONVBP_UNROLLED_END;
+}
+
+template <typename T>
+bool all_finite(const T* x, int64_t count) {
+  for (int64_t i = 0; i < count; ++i)
+    if (!(x[i] - x[i] == T(0))) return false;
+  return true;
+}
+
+// Where a filter is infinite or NaN, a zero of the edge must not meet it.
+template <typename T>
+CONVBP_TARGET void sum_inside(const Depthwise& d, const Copy& c, const T* plane, int64_t row_stride,
+                              const T* filters, T start, int64_t h0, int64_t h1, T* sums) {
+  for (int64_t h = h0; h < h1; ++h)
+    for (int64_t t = 0; t < d.w.count; ++t) {
+      const TapRange r = taps_inside(d.h, h), s = taps_inside(d.w, t);
+      T sum = start;
+      for (int64_t y = r.first; y < r.last; ++y)
+        for (int64_t x = s.first; x < s.last; ++x)
+          sum += plane[(h * d.h.step + d.h.offset[y]) * row_stride + t * d.w.step + d.w.offset[x]] *
+                 filters[y * d.w.tap_count() + x];
+      sums[(h - h0) * c.pitch + t] = sum;
     }
-#pragma GCC unroll 4
-  for (int v = 0; v < kVectors; ++v) sums[v] = acc[v];
 }
 
 template <typename T>
 CONVBP_TARGET void planes_phase(const Depthwise& d, View<const T> source, const T* filters,
                                 const Epilogue<T>& epilogue, View<T> result, int64_t begin,
                                 int64_t end) {
-  constexpr int kLanes = Simd<T>::kLanes, kMost = 4;
-  const Phases phases(d.w, divide_up(d.w.count, 2 * kLanes) * 2 * kLanes);
+  constexpr int kLanes = Simd<T>::kLanes;
   const int64_t taps = d.h.tap_count() * d.w.tap_count();
-  std::vector<int64_t> places;
-  for (const int64_t offset : d.w.offset) places.push_back(phases.place(offset));
-  const Scratch copied_block = Scratch::take<T>(
-      ScratchName::kPatch, (d.h.dense_rows(d.band) + 1) * phases.row() + kMost * kLanes);
-  T* const copied = copied_block.template data<T>();
-  std::vector<TapRow<T>> rows;
+  const Copy copy(d.h, d.w, d.band);
+  const Scratch copy_block =
+      Scratch::take<T>(ScratchName::kPatch, copy.size() + copy.left + kMostVectors * kLanes);
+  T* const copied = copy_block.template data<T>();
+  const int64_t size = copy.size() + copy.left + kMostVectors * kLanes;
+  fill_zero(copied, size);
+  const Scratch sums_block =
+      Scratch::take<T>(ScratchName::kPixels, copy.positions(d.band) + kMostVectors * kLanes);
+  T* const sums = sums_block.template data<T>();
 
   for (int64_t task = begin; task < end; ++task) {
     const int64_t h0 = task % d.bands() * d.band, plane = task / d.bands();
     const int64_t c = plane % d.channels, b = plane / d.channels;
-    const int64_t h1 = std::min(h0 + d.band, d.h.count);
-    const int64_t top = h0 * d.h.step + d.h.min_offset();
-    for (int64_t row = 0; row < d.h.dense_rows(h1 - h0); ++row)
-      if (top + row >= 0 && top + row < d.h.source_size)
-        copy_with_edges(d, phases, &source.at(b, c, top + row, 0), copied + row * phases.row());
+    const int64_t h1 = std::min(h0 + d.band, d.h.count), positions = copy.positions(h1 - h0);
+    const T* const from = &source.at(b, c, 0, 0);
     const T bias = epilogue.bias ? epilogue.bias[c] : T(0);
-    for (int64_t h = h0; h < h1; ++h) {
-      rows.clear();
-      const TapRange r = taps_inside(d.h, h);
-      for (int64_t tap = r.first; tap < r.last; ++tap)
-        rows.push_back({copied + (h * d.h.step + d.h.offset[tap] - top) * phases.row(),
-                        filters + c * taps + tap * d.w.tap_count()});
-      for (int64_t t = 0; t < d.w.count; t += kMost * kLanes) {
-        Vector<T> sums[kMost];
-        const int64_t count = std::min<int64_t>(kMost * kLanes, d.w.count - t);
-        if (count > 2 * kLanes)
-          vectors_of_pixels<kMost>(d, rows, places, t, bias, sums);
-        else
-          vectors_of_pixels<2>(d, rows, places, t, bias, sums);
-        T* const values = reinterpret_cast<T*>(sums);
-        const int64_t at = b * result.stride[0] + c * result.stride[1] +
-                           (d.h.first + h * d.h.spacing) * result.stride[2] +
-                           (d.w.first + t * d.w.spacing) * result.stride[3];
-        const auto put = [&](T* to) CONVBP_TARGET {
-          if (d.w.spacing == 1)
-            for (int64_t i = 0; i < count; ++i) to[at + i] = values[i];
-          else
-            for (int64_t i = 0; i < count; ++i) to[at + i * d.w.spacing] = values[i];
-        };
-        if (epilogue.pre_activation) put(epilogue.pre_activation);
-        epilogue.activation.apply(values, count);
-        put(result.data);
+    if (all_finite(filters + c * taps, taps)) {
+      // Bands of a plane have their zeros in different places; whole planes have the same.
+      if (d.bands() > 1) fill_zero(copied, size);
+      copy_band(copy, from, source.stride[2], c + 1 < d.channels ? source.stride[1] : 0, h0, copied);
+      for (int64_t q = 0; q < positions;) {
+        const int64_t vectors = divide_up(positions - q, kLanes);
+        const int taken = vectors > 4 ? kMostVectors : vectors > 2 ? 4 : 2;
+        (taken == 2 ? &sum_shifted<2, T> : taken == 4 ? &sum_shifted<4, T> : &sum_shifted<8, T>)(
+            copy, copied + q, filters + c * taps, bias, sums + q);
+        q += taken * kLanes;
       }
+    } else {
+      sum_inside(d, copy, from, source.stride[2], filters + c * taps, bias, h0, h1, sums);
     }
+    const int64_t at = b * result.stride[0] + c * result.stride[1] +
+                       (d.h.first + h0 * d.h.spacing) * result.stride[2] + d.w.first;
+    const auto put = [&](T* to) CONVBP_TARGET {
+      for (int64_t h = 0; h < h1 - h0; ++h) {
+        T* const row = to + at + h * d.h.spacing * result.stride[2];
+        if (c + 1 < d.channels)
+          prefetch<1>(row + result.stride[1], kLine<T>,
+                      divide_up(d.w.count * d.w.spacing, kLine<T>));
+        if (d.w.spacing == 1)
+          copy_numbers(sums + h * copy.pitch, d.w.count, row);
+        else
+          for (int64_t t = 0; t < d.w.count; ++t) row[t * d.w.spacing] = sums[h * copy.pitch + t];
+      }
+    };
+    if (epilogue.pre_activation) put(epilogue.pre_activation);
+    if (epilogue.activation.functions)
+      for (int64_t h = 0; h < h1 - h0; ++h)
+        epilogue.activation.apply(sums + h * copy.pitch, d.w.count);
+    put(result.data);
   }
 }
 
@@ -138,50 +208,42 @@ CONVBP_TARGET void planes_tasks(const std::vector<Depthwise>& phases, View<const
   }
 }
 
-// The sum of a vector's numbers, halves first.
-template <typename T>
-CONVBP_INLINE T sum_of_lanes(Vector<T> x) {
-  T lane[Simd<T>::kLanes];
-  vector_at(lane) = x;
-#pragma GCC unroll 4
-  for (int half = Simd<T>::kLanes / 2; half > 0; half /= 2)
-    for (int i = 0; i < half; ++i) lane[i] += lane[i + half];
-  return lane[0];
-}
-
-// The weight gradient's sums of one channel over some rows, of kTaps taps of a row: delta is zero behind
-// a row's end, and what the taps find there is not looked at: it may be infinite.
+// What kTaps taps gather from a band, added to their lanes' sums.
 template <int kTaps, typename T>
-CONVBP_TARGET void add_taps(const T* source, int64_t source_row, const int64_t* places,
-                            const T* delta, int64_t delta_row, int64_t rows, int64_t width,
-                            T* sums) {
+CONVBP_TARGET void gather_shifted(const T* copied, const int64_t* places, const T* delta,
+                                  int64_t positions, T* sums) {
   constexpr int kLanes = Simd<T>::kLanes;
-  Vector<T> lane;
-  for (int i = 0; i < kLanes; ++i) lane[i] = T(i);
-  const auto inside = lane < Vector<T>{} + T(width % kLanes);
   Vector<T> acc[kTaps] = {};
-  for (int64_t h = 0; h < rows; ++h) {
-    const T* const from = source + h * source_row;
-    const T* const own = delta + h * delta_row;
-    int64_t t = 0;
-    for (; t + kLanes <= width; t += kLanes)
-#pragma GCC unroll 8
-      for (int s = 0; s < kTaps; ++s) acc[s] += vector_at(own + t) * vector_at(from + places[s] + t);
-    if (t == width) continue;
-#pragma GCC unroll 8
-    for (int s = 0; s < kTaps; ++s) {
-      const Vector<T> x = vector_at(from + places[s] + t);
-      acc[s] += vector_at(own + t) * (inside ? x : Vector<T>{});
-    }
+  const T* from[kTaps];
+  CONVBP_UNROLLED(s, kTaps) { from[s] = copied + places[s]; } CONVBP_UNROLLED_END;
+  for (int64_t q = 0; q < positions; q += kLanes) {
+    const Vector<T> error = vector_at(delta + q);
+    CONVBP_UNROLLED(s, kTaps) { acc[s] += error * vector_at(from[s] + q); } CONVBP_UNROLLED_END;
   }
-#pragma GCC unroll 8
-  for (int s = 0; s < kTaps; ++s) sums[s] += sum_of_lanes<T>(acc[s]);
+  CONVBP_UNROLLED(s, kTaps) { vector_at(sums + s * kLanes) += acc[s]; } CONVBP_UNROLLED_END;
 }
 
 template <typename T, int... kTaps>
-auto add_taps_of(int64_t taps, std::integer_sequence<int, kTaps...>) {
-  static constexpr decltype(&add_taps<1, T>) functions[] = {&add_taps<kTaps + 1, T>...};
+auto find_gather_shifted(int64_t taps, std::integer_sequence<int, kTaps...>) {
+  static constexpr decltype(&gather_shifted<1, T>) functions[] = {
+      &gather_shifted<kTaps + 1, T>...};
   return functions[taps - 1];
+}
+
+// A tap's sum, term by term: where the source is infinite or NaN, the zeros between the rows of delta
+// must not meet it.
+template <typename T>
+CONVBP_TARGET T gather_inside(const Depthwise& d, View<const T> input, View<const T> delta,
+                              int64_t c, int64_t y, int64_t x, int64_t b0, int64_t b1) {
+  T sum = 0;
+  for (int64_t b = b0; b < b1; ++b)
+    for (int64_t h = 0; h < d.h.count; ++h)
+      for (int64_t t = 0; t < d.w.count; ++t) {
+        const int64_t i = h * d.h.step + d.h.offset[y], j = t * d.w.step + d.w.offset[x];
+        if (i >= 0 && i < d.h.source_size && j >= 0 && j < d.w.source_size)
+          sum += delta.at(b, c, h, t) * input.at(b, c, i, j);
+      }
+  return sum;
 }
 
 template <typename T>
@@ -189,56 +251,58 @@ CONVBP_TARGET void planes_weight_grad(const WeightGrad& p, View<const T> input,
                                       View<const T> delta, T* sums, int64_t begin, int64_t end) {
   constexpr int kLanes = Simd<T>::kLanes;
   const Depthwise& d = p.conv;
-  const int64_t width = d.w.count, pitch = divide_up(width, kLanes) * kLanes;
-  const Phases phases(d.w, pitch);
-  std::vector<int64_t> places;
-  for (const int64_t offset : d.w.offset) places.push_back(phases.place(offset));
-  const int64_t copied_rows = d.h.offset.empty() ? 0 : d.h.dense_rows(d.band);
-  const Scratch copied_block = Scratch::take<T>(ScratchName::kPatch, copied_rows * phases.row());
-  const Scratch delta_block = Scratch::take<T>(ScratchName::kDelta, d.band * pitch);
-  T* const copied = copied_block.template data<T>();
-  T* const own = delta_block.template data<T>();
+  const Copy copy(d.h, d.w, d.band);
+  const int64_t taps = copy.places.size();
+  const Scratch copy_block =
+      Scratch::take<T>(ScratchName::kPatch, copy.size() + copy.left + kLanes);
+  T* const copied = copy_block.template data<T>();
+  const int64_t size = copy.size() + copy.left + kLanes;
+  fill_zero(copied, size);
+  const Scratch delta_block = Scratch::take<T>(ScratchName::kDelta, d.band * copy.pitch + kLanes);
+  T* const errors = delta_block.template data<T>();
+  fill_zero(errors, d.band * copy.pitch + kLanes);
+  const Scratch lanes_block = Scratch::take<T>(ScratchName::kPixels, (taps + 1) * kLanes);
+  T* const lanes = lanes_block.template data<T>();
 
   for (int64_t task = begin; task < end; ++task) {
-    const int64_t chunk = task / p.parts(), c0 = task % p.parts() * p.channels_a_part;
-    const int64_t c1 = std::min(c0 + p.channels_a_part, d.channels);
-    T* const of_chunk = sums + chunk * p.sums_a_chunk();
-    std::fill(of_chunk + p.place(c0, 0), of_chunk + p.place(c1, 0), T(0));
-    for (int64_t band = p.first_band(chunk); band < p.first_band(chunk + 1); ++band)
-      for (int64_t c = c0; c < c1; ++c) {
-        const int64_t b = band / d.bands(), h0 = band % d.bands() * d.band;
-        const int64_t rows = std::min(d.band, d.h.count - h0);
-        T* const of_channel = of_chunk + p.place(c, 0);
-        Vector<T> bias = {};
+    const int64_t chunk = task / d.channels, c = task % d.channels;
+    const int64_t b0 = chunk * d.batch / p.chunks, b1 = (chunk + 1) * d.batch / p.chunks;
+    fill_zero(lanes, (taps + 1) * kLanes);
+    for (int64_t b = b0; b < b1; ++b)
+      for (int64_t h0 = 0; h0 < d.h.count; h0 += d.band) {
+        const int64_t rows = std::min(d.band, d.h.count - h0), positions = copy.positions(rows);
+        const bool more = b + 1 < b1;
+        if (d.bands() > 1) fill_zero(copied, size);
+        copy_band(copy, &input.at(b, c, 0, 0), input.stride[2], more ? input.stride[0] : 0, h0,
+                  copied);
         for (int64_t h = 0; h < rows; ++h) {
-          T* const to = own + h * pitch;
-          std::copy_n(&delta.at(b, c, h0 + h, 0), width, to);
-          fill_zero(to + width, pitch - width);
-          for (int64_t t = 0; t < pitch; t += kLanes) bias += vector_at(to + t);
+          const T* const from = &delta.at(b, c, h0 + h, 0);
+          if (more)
+            prefetch<0>(from + delta.stride[0], kLine<T>, divide_up(d.w.count, kLine<T>));
+          copy_numbers(from, d.w.count, errors + h * copy.pitch);
         }
-        of_channel[d.taps()] += sum_of_lanes<T>(bias);
-        if (d.taps() == 0) continue;
-        const int64_t top = h0 * d.h.step + d.h.min_offset();
-        for (int64_t row = 0; row < d.h.dense_rows(rows); ++row)
-          if (top + row >= 0 && top + row < d.h.source_size)
-            copy_with_edges(d, phases, &input.at(b, c, top + row, 0), copied + row * phases.row());
-        for (int64_t r = 0; r < d.h.tap_count(); ++r) {
-          // The rows of delta for which the tap is inside.
-          const int64_t at = top + d.h.offset[r] - d.h.min_offset();
-          const int64_t first = at < 0 ? divide_up(-at, d.h.step) : 0;
-          const int64_t inside = d.h.source_size > at ? divide_up(d.h.source_size - at, d.h.step) : 0;
-          const int64_t count = std::min(rows, inside) - first;
-          if (count <= 0) continue;
-          const T* const from = copied + (at - top + first * d.h.step) * phases.row();
-          for (int64_t s = 0; s < d.w.tap_count(); s += kMostTaps) {
-            const int64_t taps = std::min<int64_t>(kMostTaps, d.w.tap_count() - s);
-            add_taps_of<T>(taps, std::make_integer_sequence<int, kMostTaps>())(
-                from, d.h.step * phases.row(), &places[s], own + first * pitch, pitch, count, width,
-                of_channel + r * d.w.tap_count() + s);
-          }
+        if (rows < d.band) fill_zero(errors + rows * copy.pitch, kLanes);
+        for (int64_t tap = 0; tap < taps; tap += kMostGathered) {
+          const int64_t gathered = std::min<int64_t>(kMostGathered, taps - tap);
+          find_gather_shifted<T>(gathered, std::make_integer_sequence<int, kMostGathered>())(
+              copied, &copy.places[tap], errors, positions, lanes + tap * kLanes);
         }
+        Vector<T> bias = {};
+        for (int64_t q = 0; q < positions; q += kLanes) bias += vector_at(errors + q);
+        vector_at(lanes + taps * kLanes) += bias;
       }
+    T* const to = sums + chunk * p.sums_a_chunk() + p.place(c, 0);
+    for (int64_t tap = 0; tap <= taps; ++tap) {
+      T sum = 0;
+      for (int lane = 0; lane < kLanes; ++lane) sum += lanes[tap * kLanes + lane];
+      if (tap < taps && !all_finite(&sum, 1))
+        sum = gather_inside(d, input, delta, c, tap / d.w.tap_count(), tap % d.w.tap_count(), b0, b1);
+      to[tap] = sum;
+    }
   }
 }
+
+#undef CONVBP_UNROLLED
+#undef CONVBP_UNROLLED_END
 
 }  // namespace convbp::depthwise::CONVBP_ISA

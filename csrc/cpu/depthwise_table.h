@@ -24,7 +24,7 @@ struct Depthwise {
 };
 
 // The weight gradient, of which `conv` is the forward convolution: a task takes a part of the channels
-// of a chunk of all bands, and the chunks' sums are added. Both depend on the problem alone, so the
+// of a chunk of the rows (planes: of the images), and the chunks' sums are added. Both depend on the problem alone, so the
 // order of every sum does too.
 struct WeightGrad {
   Depthwise conv;
@@ -44,7 +44,6 @@ struct WeightGrad {
     const bool last = channel >= conv.channels / lanes * lanes;
     return tap * room() + (last ? channel + room() - conv.channels : channel);
   }
-  int64_t first_band(int64_t chunk) const { return chunk * conv.batch * conv.bands() / chunks; }
 };
 
 // Filters, and sums of the weight gradient, in the order of the taps: channels last [r][s][channel],
