@@ -105,10 +105,13 @@ def derivative_wanted(*args: Any) -> bool:
     # The tangents themselves are asked: forward_ad knows nothing of a level that a compiled
     # graph has entered. There is one level, number 0.
     # Sparse ones have none that could be asked; the operators refuse them.
-    for a in args:
-        if isinstance(a, torch.Tensor) and a.layout is torch.strided:
-            if _unpack_dual(a, level=0)[1] is not None:
-                return True
+    for a in args:  # any() of a generator costs more than it asks
+        if (
+            isinstance(a, torch.Tensor)
+            and a.layout is torch.strided
+            and _unpack_dual(a, level=0)[1] is not None
+        ):
+            return True
     return False
 
 

@@ -20,7 +20,8 @@ bool plain_only();
 
 // The algorithm that computes this operator of this problem under the present setting, between
 // tensors with these strides (of the source and the result; of the input and delta for the weight
-// gradient). Neither the batch nor the number of threads has a say: a sample's results must not depend on them.
+// gradient). Neither the batch nor the number of threads has a say: a sample's results must not
+// depend on them.
 Algorithm choose_algorithm(const ConvProblem& problem, Operator op, Element element,
                            const int64_t* source_stride, const int64_t* other_stride);
 

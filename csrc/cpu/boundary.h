@@ -64,8 +64,8 @@ Tensor allocate(const Ints& size, const Tensor& like, const Make& make) {
   }
 }
 
-// A fresh page costs more than the kernel spends on what it writes there: large tensors ask for large
-// ones. Where memory is not fresh, or the system has none, nothing changes.
+// A fresh page costs more than the kernel spends on what it writes there: large tensors ask for
+// large ones. Where memory is not fresh, or the system has none, nothing changes.
 inline void in_large_pages(void* data, int64_t bytes) {
 #if defined(__linux__)
   constexpr uintptr_t kPage = 2 << 20;

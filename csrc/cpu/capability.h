@@ -1,5 +1,5 @@
-// Which instruction set the kernels use: the best this processor has, unless the
-// environment variable TORCH_CONVBP_CPU_CAPABILITY (DEFAULT, AVX2, AVX512 or AVX512_BF16) asks for less.
+// Which instruction set the kernels use: the best this processor has, unless the environment
+// variable TORCH_CONVBP_CPU_CAPABILITY (DEFAULT, AVX2, AVX512 or AVX512_BF16) asks for less.
 #pragma once
 
 namespace convbp {
@@ -12,8 +12,8 @@ const char* capability_name();
 
 }  // namespace convbp
 
-// The instruction sets that the convolution kernels are compiled for, a namespace each: M(namespace)
-// for each of them, and what is called in the best one that is used.
+// The instruction sets that the convolution kernels are compiled for, a namespace each:
+// M(namespace) for each of them, and what is called in the best one that is used.
 #if defined(__x86_64__)
 #define CONVBP_FOR_EACH_ISA(M) M(baseline) M(avx2) M(avx512)
 #define CONVBP_IN_BEST_ISA(...)                               \

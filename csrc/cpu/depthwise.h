@@ -1,5 +1,5 @@
-// Depthwise convolutions (one input and one output channel a group), read from where they lie: no patch,
-// no packed result. They are bound by memory, not by arithmetic.
+// Depthwise convolutions (one input and one output channel a group), read from where they lie: no
+// patch, no packed result. They are bound by memory, not by arithmetic.
 #pragma once
 
 #include "../conv_problem.h"

@@ -23,8 +23,8 @@ using namespace convbp::CONVBP_ISA;
 template <typename T>
 using Vector = typename Simd<T>::Vector;
 
-// Fetches what will be read (kWrite 0) or written (1) a row or a plane later: in both layouts lines are
-// used in an order that no prefetcher of the processor sees in time.
+// Fetches what will be read (kWrite 0) or written (1) a row or a plane later: in both layouts lines
+// are used in an order that no prefetcher of the processor sees in time.
 template <int kWrite, typename T>
 CONVBP_INLINE void prefetch(const T* from, int64_t apart, int64_t count) {
   for (int64_t i = 0; i < count; ++i) __builtin_prefetch(from + i * apart, kWrite);
@@ -44,8 +44,8 @@ inline TapRange taps_inside(const Axis& a, int64_t t) {
   return range;
 }
 
-// The last source row that the taps of position t meet: of all it needs, the one not met before. It is
-// fetched while position t - 1 is computed.
+// The last source row that the taps of position t meet: of all it needs, the one not met before. It
+// is fetched while position t - 1 is computed.
 inline int64_t newest_row(const Axis& h, int64_t t) {
   const int64_t row = t * h.step + (h.offset.empty() ? 0 : h.offset.back());
   return std::clamp<int64_t>(row, 0, h.source_size - 1);
@@ -61,8 +61,8 @@ struct TapRow {
 constexpr int kRun = 8, kShortRun = 4;
 constexpr int kMostTaps = 7;
 
-// Calls body(std::integral_constant<int, kRun>(), t) and the like until [0, count) is covered. The last
-// run may begin inside of the one before: what it computes again is the same.
+// Calls body(std::integral_constant<int, kRun>(), t) and the like until [0, count) is covered. The
+// last run may begin inside of the one before: what it computes again is the same.
 template <typename Body>
 CONVBP_INLINE void overlapping_runs(int64_t count, const Body& body) {
   for (int64_t t = 0; t < count;) {
@@ -81,8 +81,8 @@ CONVBP_INLINE void overlapping_runs(int64_t count, const Body& body) {
   }
 }
 
-// Which of the source columns that kCount positions from t meet are inside: [first, last), counted from
-// column `origin`.
+// Which of the source columns that kCount positions from t meet are inside: [first, last), counted
+// from column `origin`.
 struct Columns {
   int64_t origin, first, last;
   Columns(const Axis& w, int64_t t, int64_t count)
@@ -220,8 +220,8 @@ CONVBP_TARGET void channels_last_tasks(const std::vector<Depthwise>& phases, Vie
   }
 }
 
-// What a row of delta adds to the sums of the weight gradient, of which a tap has `room`; bias_sums are
-// the bias gradient's.
+// What a row of delta adds to the sums of the weight gradient, of which a tap has `room`; bias_sums
+// are the bias gradient's.
 template <int kTaps, int kStep, typename T>
 CONVBP_TARGET void add_row(const Depthwise& d, const std::vector<TapRow<T, T>>& rows,
                            const T* next_row, int64_t pixel, const T* delta, const T* next_delta,

@@ -5,8 +5,8 @@
 //                  width of the rows. Strides cut it into phases
 //   register tile  up to eight vectors of pixels of one channel; of the weight gradient nine taps
 //
-// A zero of the edge must not meet what is infinite or NaN: such filters, and such sums of the weight
-// gradient, are computed term by term.
+// A zero of the edge must not meet what is infinite or NaN: such filters, and such sums of the
+// weight gradient, are computed term by term.
 #pragma once
 
 #include <algorithm>
@@ -70,8 +70,9 @@ CONVBP_INLINE void copy_numbers(const T* from, int64_t count, T* to) {
   for (int64_t i = 0; i < count; ++i) to[i] = from[i];
 }
 
-// The rows for results from h0 on, into a copy whose zeros are there, of the plane whose rows are `row_stride` apart. The same rows of
-// the plane that lies `ahead` behind are fetched, for the next copy.
+// The rows for results from h0 on, into a copy whose zeros are there, of the plane whose rows are
+// `row_stride` apart. The same rows of the plane that lies `ahead` behind are fetched, for the next
+// copy.
 template <typename T>
 CONVBP_TARGET void copy_band(const Copy& c, const T* plane, int64_t row_stride, int64_t ahead,
                              int64_t h0, T* to) {
@@ -230,8 +231,8 @@ auto find_gather_shifted(int64_t taps, std::integer_sequence<int, kTaps...>) {
   return functions[taps - 1];
 }
 
-// A tap's sum, term by term: where the source is infinite or NaN, the zeros between the rows of delta
-// must not meet it.
+// A tap's sum, term by term: where the source is infinite or NaN, the zeros between the rows of
+// delta must not meet it.
 template <typename T>
 CONVBP_TARGET T gather_inside(const Depthwise& d, View<const T> input, View<const T> delta,
                               int64_t c, int64_t y, int64_t x, int64_t b0, int64_t b1) {

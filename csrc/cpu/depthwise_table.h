@@ -1,5 +1,5 @@
-// What an instruction set offers to the depthwise algorithm. depthwise_<instruction set>.cpp makes the
-// tables, depthwise.cpp chooses.
+// What an instruction set offers to the depthwise algorithm. depthwise_<instruction set>.cpp makes
+// the tables, depthwise.cpp chooses.
 #pragma once
 
 #include <cstdint>
@@ -23,16 +23,16 @@ struct Depthwise {
   int64_t taps() const { return h.tap_count() * w.tap_count(); }
 };
 
-// The weight gradient, of which `conv` is the forward convolution: a task takes a part of the channels
-// of a chunk of the rows (planes: of the images), and the chunks' sums are added. Both depend on the problem alone, so the
-// order of every sum does too.
+// The weight gradient, of which `conv` is the forward convolution: a task takes a part of the
+// channels of a chunk of the rows (planes: of the images), and the chunks' sums are added. Both
+// depend on the problem alone, so the order of every sum does too.
 struct WeightGrad {
   Depthwise conv;
   int64_t chunks = 1;
   int64_t channels_a_part = 1;
 
-  // Sums of a chunk, of the taps and then of the bias gradient: in planes [channel][tap]; channels last
-  // [tap][channel] with room for whole vectors, the last of which ends with the last channel.
+  // Sums of a chunk, of the taps and then of the bias gradient: in planes [channel][tap]; channels
+  // last [tap][channel] with room for whole vectors, the last of which ends with the last channel.
   bool channels_last = false;
   int64_t lanes = 1;
 
@@ -46,8 +46,8 @@ struct WeightGrad {
   }
 };
 
-// Filters, and sums of the weight gradient, in the order of the taps: channels last [r][s][channel],
-// or planes [channel][r][s].
+// Filters, and sums of the weight gradient, in the order of the taps: channels last
+// [r][s][channel], or planes [channel][r][s].
 template <typename T>
 struct Table {
   int vector_bytes;

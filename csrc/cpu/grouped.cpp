@@ -1,4 +1,5 @@
-// Planning of the grouped algorithm: bundles of groups, tiles, tasks. Kernels are in grouped_kernel.h.
+// Planning of the grouped algorithm: bundles of groups, tiles, tasks. Kernels are in
+// grouped_kernel.h.
 #include "grouped.h"
 
 #include <algorithm>

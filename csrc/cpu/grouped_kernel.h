@@ -8,9 +8,9 @@
 //   tap convolution  a run of pixels in registers; a permuted pixel serves three taps of a row
 //   weight gradient  accumulators are three taps of a row by channels of the sum
 //
-// A tile's patch of one bundle fits into the first-level cache; what comes next is asked for while it
-// is computed. The loops alone reach 97 % of peak, with 8 channels a group and memory 60 % (Zen 4,
-// 2 cores: 140 GF/s; with 4 channels, where half the time is memory's, 120 GF/s).
+// A tile's patch of one bundle fits into the first-level cache; what comes next is asked for while
+// it is computed. The loops alone reach 97 % of peak, with 8 channels a group and memory 60 % (Zen
+// 4, 2 cores: 140 GF/s; with 4 channels, where half the time is memory's, 120 GF/s).
 
 #include <algorithm>
 #include <cstdint>
@@ -47,8 +47,8 @@ struct LaneNumbers {
 template <typename T>
 using Lanes = typename LaneNumbers<T>::Type;
 
-// Lanes of a pixel that hold the first channel of each result lane's group. Result lanes that do not
-// exist take any.
+// Lanes of a pixel that hold the first channel of each result lane's group. Result lanes that do
+// not exist take any.
 template <typename T>
 CONVBP_TARGET void find_first_channels(const TapConv& c, Lanes<T>& lanes) {
   for (int64_t l = 0; l < Simd<T>::kLanes; ++l)
@@ -93,8 +93,8 @@ CONVBP_TARGET void copy_pixels(const T* from, int64_t from_x, T* to, int64_t to_
     for (int64_t x = 0; x < pixels; ++x) copy_few(from + x * from_x, to + x * to_x, channels);
 }
 
-// What the tile `e` reads of a bundle: [patch row][patch column][channel]. Channels that do not exist
-// are left as they are: what is made of them is stored nowhere.
+// What the tile `e` reads of a bundle: [patch row][patch column][channel]. Channels that do not
+// exist are left as they are: what is made of them is stored nowhere.
 template <typename T>
 CONVBP_TARGET void pack_bundle(const Grouped& g, const TileExtent& e, View<const T> source,
                                int64_t bundle, T* patch) {

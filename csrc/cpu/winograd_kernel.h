@@ -259,9 +259,9 @@ CONVBP_TARGET void pack_delta(const TileExtent& e, const TileExtent& whole, View
       }
 }
 
-// The chunks' sums, added in their order and transformed to filters. Task: kTotalChannels of a task's
-// channels, for some lanes of a group;
-// `sums` begin with those that the first task is part of.
+// The chunks' sums, added in their order and transformed to filters. Task: kTotalChannels of a
+// task's channels, for some lanes of a group; `sums` begin with those that the first task is part
+// of.
 template <typename T, typename F>
 CONVBP_TARGET void weight_grad_total(const Winograd& p, const float* sums, View<T> weight_grad,
                                      T* bias_grad, int64_t begin, int64_t end) {

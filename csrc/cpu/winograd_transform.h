@@ -1,6 +1,7 @@
-// Winograd's minimal filtering F(m x m, 3 x 3): m x m outputs from a tile of (m+2) x (m+2) inputs with
-// one product a tile element instead of nine an output (S. Winograd, Arithmetic Complexity of
-// Computations, 1980; A. Lavin and S. Gray, Fast Algorithms for Convolutional Neural Networks, 2016).
+// Winograd's minimal filtering F(m x m, 3 x 3): m x m outputs from a tile of (m+2) x (m+2) inputs
+// with one product a tile element instead of nine an output (S. Winograd, Arithmetic Complexity of
+// Computations, 1980; A. Lavin and S. Gray, Fast Algorithms for Convolutional Neural Networks,
+// 2016).
 //
 //     y = A^T [ (G g G^T) ⊙ (B^T d B) ] A
 //
@@ -9,8 +10,8 @@
 //     dL/dg = G^T [ (A δ A^T) ⊙ (B^T d B) ] G.
 //
 // Here are the one-dimensional transforms; `both_axes` applies one to columns, then to rows.
-// Included once per instruction set, as register_tile.h. Zero products are left out and common terms
-// are shared.
+// Included once per instruction set, as register_tile.h. Zero products are left out and common
+// terms are shared.
 #pragma once
 
 #include "register_tile.h"
