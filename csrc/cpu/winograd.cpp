@@ -26,8 +26,13 @@ constexpr int64_t kWeightGradTasks = 16;
 constexpr int64_t kWeightGradBytes = 32 * 1024 * 1024;
 constexpr int64_t kWeightGradLanes = 64, kWeightGradChannels = 128;
 
+// Kernels for so many result channels a group.
 template <typename T>
-Table<T> table(int64_t out) {
+Table<T> table(int64_t out, int64_t lanes) {
+#if defined(__x86_64__)
+  // They fill two of the shorter vectors, and would leave half of the longer ones' lanes empty.
+  if (lanes <= 16 && capability() >= Capability::kAvx2) return avx2::make_table<T>(out);
+#endif
   return CONVBP_IN_BEST_ISA(make_table<T>(out));
 }
 
@@ -83,7 +88,7 @@ template <typename T>
 void run_tap_conv(TapConv tap, View<const T> source, const T* weight, const WeightStrides& strides,
                   const Epilogue<T>& epilogue, View<T> result) {
   const int64_t out = choose_out(tap);
-  const auto kernels = table<T>(out);
+  const auto kernels = table<T>(out, tap.lanes);
   const int64_t channels = tap.reduce;
   // All tiles in one task, where that is possible, read the filters once: that saves more than tiles
   // that leave the second-level cache cost.
@@ -160,7 +165,7 @@ void conv2d_weight_grad(const ConvProblem& problem, View<const T> input, View<co
                         View<T> weight_grad, T* bias_grad) {
   TapConv tap = forward<T>(problem);
   const int64_t out = choose_out(tap);
-  const auto kernels = table<T>(out);
+  const auto kernels = table<T>(out, tap.lanes);
   Winograd p =
       plan<T>(std::move(tap), out, kernels, kWeightGradChannels, kWeightGradLanes,
               kWeightGradLeastTiles);
