@@ -142,8 +142,9 @@ void error_signal_bias_grad(const activation::Activation<Accumulator<T>>& g, con
       } else if (channels <= kPiece) {
         pieces(o0, o1, kPiece / channels, [&](int64_t row, int64_t last) {
           signal(row * channels, last * channels, [&](int64_t, const Acc* x, int64_t count) {
-            Acc column[kPiece] = {};
-            for (int64_t from = 0; from < count; from += channels)
+            Acc column[kPiece];
+            std::copy_n(x, channels, column);
+            for (int64_t from = channels; from < count; from += channels)
               for (int64_t c = 0; c < channels; ++c) column[c] += x[from + c];
             for (int64_t c = 0; c < channels; ++c) of_chunk[c] += column[c];
           });
