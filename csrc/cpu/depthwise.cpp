@@ -32,18 +32,30 @@ int64_t rows_of_band(const Depthwise& d, int64_t pixel_bytes, int64_t bytes) {
                              std::max<int64_t>(1, d.h.count));
 }
 
+// Where planes are turned to channels last: filters of so many taps, or pictures of so few pixels.
+constexpr int64_t kManyTaps = 25, kFewPixels = 256;
+
 // The phases of a tap convolution (one of the forward convolution), band by band.
 template <typename T>
 void run(const ConvProblem& p, const std::vector<Axis>& h, const std::vector<Axis>& w,
          View<const T> source, View<const T> weight, const Epilogue<T>& epilogue, View<T> result) {
+  const Table<T> kernels = CONVBP_IN_BEST_ISA(make_table<T>());
   const bool last = is_channels_last(result.stride);
+  const bool turned =
+      !last && p.groups >= kernels.lanes() &&
+      (p.kernel[kHeight] * p.kernel[kWidth] >= kManyTaps ||
+       h.front().count * h.front().spacing * w.front().count * w.front().spacing <= kFewPixels);
+  // Channels that a task has side by side, and such blocks of them; the last one ends with the last
+  // channel.
+  const int64_t together = last ? p.groups : turned ? kernels.lanes() : 1;
+  const int64_t blocks = divide_up(p.groups, together);
   std::vector<Depthwise> phases;
   for (const Axis& height : h)
-    for (const Axis& width : w) phases.push_back({p.batch, p.groups, height, width, 1});
+    for (const Axis& width : w)
+      phases.push_back({p.batch, last || turned ? together : p.groups, height, width, 1});
   const Depthwise& first = phases.front();  // no other has more rows
-  int64_t band = last ? rows_of_band(first, p.groups * sizeof(T), kBandBytes)
-                      : rows_of_band(first, sizeof(T), kCopyBytes);
-  const int64_t images = p.batch * (last ? 1 : p.groups);
+  int64_t band = rows_of_band(first, together * sizeof(T), together > 1 ? kBandBytes : kCopyBytes);
+  const int64_t images = p.batch * blocks;
   while (images * divide_up(first.h.count, band) < 3 * thread_count() && band > 4)
     band = divide_up(band, 2);
   band = balanced_tile(first.h.count, band);
@@ -53,20 +65,28 @@ void run(const ConvProblem& p, const std::vector<Axis>& h, const std::vector<Axi
     taps += d.taps();
   }
 
-  const Scratch filter_block = Scratch::take<T>(ScratchName::kWeight, taps * p.groups);
-  T* filters = filter_block.template data<T>();
-  for (const Depthwise& d : phases) {
-    for (int64_t c = 0; c < d.channels; ++c)
-      for (int64_t tap = 0; tap < d.taps(); ++tap)
-        filters[last ? tap * d.channels + c : c * d.taps() + tap] =
-            weight.at(c, 0, d.h.taps[tap / d.w.tap_count()], d.w.taps[tap % d.w.tap_count()]);
-    filters += d.taps() * d.channels;
+  // Of the vector kernels [block][phase][tap][channel], of the planes [phase][channel][tap].
+  const Scratch filter_block = Scratch::take<T>(ScratchName::kWeight, taps * blocks * together);
+  T* const filters = filter_block.template data<T>();
+  T* to = filters;
+  for (int64_t block = 0; block < (together > 1 ? blocks : 1); ++block) {
+    const int64_t c0 = std::min(block * together, p.groups - together);
+    for (const Depthwise& d : phases) {
+      for (int64_t c = 0; c < d.channels; ++c)
+        for (int64_t tap = 0; tap < d.taps(); ++tap)
+          to[together > 1 ? tap * d.channels + c : c * d.taps() + tap] = weight.at(
+              c0 + c, 0, d.h.taps[tap / d.w.tap_count()], d.w.taps[tap % d.w.tap_count()]);
+      to += d.taps() * d.channels;
+    }
   }
 
-  const Table<T> kernels = CONVBP_IN_BEST_ISA(make_table<T>());
-  const auto kernel = last ? kernels.channels_last : kernels.planes;
   parallel_for(images * first.bands(), [&](int64_t begin, int64_t end) {
-    kernel(phases, source, filter_block.template data<T>(), epilogue, result, begin, end);
+    if (turned)
+      kernels.turned(phases, p.groups, source, filters, epilogue, result, begin, end);
+    else if (last)
+      kernels.channels_last(phases, source, filters, epilogue, result, begin, end);
+    else
+      kernels.planes(phases, source, filters, epilogue, result, begin, end);
   });
 }
 
@@ -108,7 +128,7 @@ void conv2d_weight_grad(const ConvProblem& p, View<const T> input, View<const T>
   Depthwise& d = plan.conv;
   d = {p.batch, p.groups, forward_axis(p, kHeight), forward_axis(p, kWidth), 1};
   plan.channels_last = is_channels_last(input.stride);
-  plan.lanes = kernels.vector_bytes / static_cast<int64_t>(sizeof(T));
+  plan.lanes = kernels.lanes();
   // A chunk's sums cost as much as some pixels.
   const int64_t worth = p.batch * d.h.count * d.w.count / (8 * (d.taps() + 1));
   if (plan.channels_last) {

@@ -4,6 +4,7 @@
 
 #include "depthwise_channels_last.h"
 #include "depthwise_planes.h"
+#include "depthwise_turned.h"
 
 namespace convbp::depthwise::CONVBP_ISA {
 
@@ -12,6 +13,7 @@ Table<T> make_table() {
   return {CONVBP_VECTOR_BYTES,
           &channels_last_tasks<T>,
           &planes_tasks<T>,
+          &turned_tasks<T>,
           {&planes_weight_grad<T>, &channels_last_weight_grad<T>}};
 }
 

@@ -51,12 +51,17 @@ struct WeightGrad {
 template <typename T>
 struct Table {
   int vector_bytes;
+  int64_t lanes() const { return vector_bytes / static_cast<int64_t>(sizeof(T)); }
   // Task: a band of an image, all channels. The phases of an input gradient are done side by side.
   void (*channels_last)(const std::vector<Depthwise>&, View<const T> source, const T* filters,
                         const Epilogue<T>&, View<T> result, int64_t begin, int64_t end);
   // Task: a band of a channel of an image.
   void (*planes)(const std::vector<Depthwise>&, View<const T> source, const T* filters,
                  const Epilogue<T>&, View<T> result, int64_t begin, int64_t end);
+  // Task: a band of a vector of channels of an image. Filters are [vector of channels][r][s][lane],
+  // phases those of one vector.
+  void (*turned)(const std::vector<Depthwise>&, int64_t channels, View<const T> source,
+                 const T* filters, const Epilogue<T>&, View<T> result, int64_t begin, int64_t end);
   // Task: a part of a chunk. [channels last?]
   void (*weight_grad[2])(const WeightGrad&, View<const T> input, View<const T> delta, T* sums,
                       int64_t begin, int64_t end);

@@ -1,0 +1,94 @@
+// Depthwise convolutions of contiguous tensors, a vector of channels at a time: turned to channels
+// last, computed so, and turned back. Part of depthwise_kernel.h. For filters of many taps, which a
+// vector of pixels would load from anywhere, two cache lines each; and for pictures that are smaller
+// than vectors.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "depthwise_channels_last.h"
+#include "depthwise_table.h"
+#include "patch.h"
+#include "register_tile.h"
+#include "scratch.h"
+
+namespace convbp::depthwise::CONVBP_ISA {
+
+using namespace convbp::CONVBP_ISA;
+
+// `phases` are those of one vector of channels.
+template <typename T>
+CONVBP_TARGET void turned_tasks(const std::vector<Depthwise>& phases, int64_t channels,
+                                View<const T> source, const T* filters,
+                                const Epilogue<T>& epilogue, View<T> result, int64_t begin,
+                                int64_t end) {
+  constexpr int64_t kLanes = Simd<T>::kLanes;
+  const Depthwise& first = phases.front();
+  const int64_t bands = first.bands(), band = first.band, blocks = divide_up(channels, kLanes);
+  int64_t reach_up = 0, reach_down = 0, columns = 0, filters_a_block = 0;
+  for (const Depthwise& d : phases) {
+    for (const int64_t offset : d.h.offset) {
+      reach_up = std::min(reach_up, offset);
+      reach_down = std::max(reach_down, offset);
+    }
+    if (d.w.count) columns = std::max(columns, d.w.first + (d.w.count - 1) * d.w.spacing + 1);
+    filters_a_block += d.taps() * kLanes;
+  }
+  const int64_t width = first.w.source_size, row_size = width * kLanes;
+  const int64_t most_rows = (band - 1) * first.h.step + reach_down - reach_up + 1;
+  const Scratch patch_block = Scratch::take<T>(ScratchName::kPatch, most_rows * row_size);
+  const Scratch result_block =
+      Scratch::take<T>(ScratchName::kPixels, band * first.h.spacing * columns * kLanes);
+  T* const patch = patch_block.template data<T>();
+  T* const turned = result_block.template data<T>();
+  const View<T> to{turned, {0, 1, columns * kLanes, kLanes}};
+  std::vector<TapRow<T>> rows;
+
+  for (int64_t task = begin; task < end; ++task) {
+    const int64_t h0 = task % bands * band, block = task / bands % blocks;
+    const int64_t b = task / bands / blocks;
+    // The last vector of channels ends with the last channel, and gives those that are its own.
+    const int64_t channel = std::min(block * kLanes, channels - kLanes);
+    const int64_t skip = block * kLanes - channel;
+    const int64_t h1 = std::min(h0 + band, first.h.count);
+    const int64_t row0 = std::max<int64_t>(0, h0 * first.h.step + reach_up);
+    const int64_t row1 = std::min((h1 - 1) * first.h.step + reach_down + 1, first.h.source_size);
+    for (int64_t row = row0; row < row1; ++row)
+      pack_row(&source.at(b, channel, row, 0), source.stride[1], source.stride[3], kLanes, width,
+               patch + (row - row0) * row_size, kLanes);
+    Epilogue<T> bias;
+    if (epilogue.bias) bias.bias = epilogue.bias + channel;
+
+    const T* phase_filters = filters + block * filters_a_block;
+    int64_t results = 0;  // rows
+    for (const Depthwise& d : phases) {
+      const auto row_of_results = function_for<ChannelsLastRow<T>>(d.w);
+      for (int64_t h = h0; h < std::min(h1, d.h.count); ++h) {
+        rows.clear();
+        const TapRange r = taps_inside(d.h, h);
+        for (int64_t tap = r.first; tap < r.last; ++tap)
+          rows.push_back({patch + (h * d.h.step + d.h.offset[tap] - row0) * row_size,
+                          phase_filters + tap * d.w.tap_count() * kLanes});
+        const int64_t at = d.h.first + (h - h0) * d.h.spacing;
+        results = std::max(results, at + 1);
+        row_of_results(d, rows, patch, kLanes, bias, at * to.stride[2] + d.w.first * kLanes, to);
+      }
+      phase_filters += d.taps() * kLanes;
+    }
+
+    const auto put = [&](T* data) CONVBP_TARGET {
+      for (int64_t row = 0; row < results; ++row)
+        unpack_row(turned + row * to.stride[2] + skip, kLanes, kLanes - skip, columns,
+                   data + b * result.stride[0] + (channel + skip) * result.stride[1] +
+                       (h0 * first.h.spacing + row) * result.stride[2],
+                   result.stride[1], result.stride[3]);
+    };
+    if (epilogue.pre_activation) put(epilogue.pre_activation);
+    epilogue.activation.apply(turned, results * to.stride[2]);
+    put(result.data);
+  }
+}
+
+}  // namespace convbp::depthwise::CONVBP_ISA
