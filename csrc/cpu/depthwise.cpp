@@ -35,16 +35,19 @@ int64_t rows_of_band(const Depthwise& d, int64_t pixel_bytes, int64_t bytes) {
 // Where planes are turned to channels last: filters of so many taps, or pictures of so few pixels.
 constexpr int64_t kManyTaps = 25, kFewPixels = 256;
 
+bool turns(const ConvProblem& p, const int64_t* size, int64_t lanes) {
+  return p.groups >= lanes && (p.kernel[kHeight] * p.kernel[kWidth] >= kManyTaps ||
+                               size[kHeight] * size[kWidth] <= kFewPixels);
+}
+
 // The phases of a tap convolution (one of the forward convolution), band by band.
 template <typename T>
 void run(const ConvProblem& p, const std::vector<Axis>& h, const std::vector<Axis>& w,
-         View<const T> source, View<const T> weight, const Epilogue<T>& epilogue, View<T> result) {
+         const int64_t* result_size, View<const T> source, View<const T> weight,
+         const Epilogue<T>& epilogue, View<T> result) {
   const Table<T> kernels = CONVBP_IN_BEST_ISA(make_table<T>());
   const bool last = is_channels_last(result.stride);
-  const bool turned =
-      !last && p.groups >= kernels.lanes() &&
-      (p.kernel[kHeight] * p.kernel[kWidth] >= kManyTaps ||
-       h.front().count * h.front().spacing * w.front().count * w.front().spacing <= kFewPixels);
+  const bool turned = !last && turns(p, result_size, kernels.lanes());
   // Channels that a task has side by side, and such blocks of them; the last one ends with the last
   // channel.
   const int64_t together = last ? p.groups : turned ? kernels.lanes() : 1;
@@ -105,7 +108,8 @@ bool takes(const ConvProblem& p, const int64_t* source_stride, const int64_t* ot
 template <typename T>
 void conv2d(const ConvProblem& p, View<const T> input, View<const T> weight,
             const Epilogue<T>& epilogue, View<T> output) {
-  run<T>(p, {forward_axis(p, kHeight)}, {forward_axis(p, kWidth)}, input, weight, epilogue, output);
+  run<T>(p, {forward_axis(p, kHeight)}, {forward_axis(p, kWidth)}, p.out_size, input, weight,
+         epilogue, output);
 }
 
 template <typename T>
@@ -117,7 +121,7 @@ void conv2d_input_grad(const ConvProblem& p, View<const T> weight, View<const T>
       all.push_back(input_grad_axis(p, axis, i));
     return all;
   };
-  run<T>(p, phases(kHeight), phases(kWidth), delta, weight, {}, input_grad);
+  run<T>(p, phases(kHeight), phases(kWidth), p.in_size, delta, weight, {}, input_grad);
 }
 
 template <typename T>
@@ -127,22 +131,26 @@ void conv2d_weight_grad(const ConvProblem& p, View<const T> input, View<const T>
   WeightGrad plan;
   Depthwise& d = plan.conv;
   d = {p.batch, p.groups, forward_axis(p, kHeight), forward_axis(p, kWidth), 1};
-  plan.channels_last = is_channels_last(input.stride);
+  const bool last = is_channels_last(input.stride);
+  const bool turned = !last && turns(p, p.out_size, kernels.lanes());
+  plan.channels_last = last || turned;
   plan.lanes = kernels.lanes();
   // A chunk's sums cost as much as some pixels.
   const int64_t worth = p.batch * d.h.count * d.w.count / (8 * (d.taps() + 1));
-  if (plan.channels_last) {
-    plan.chunks = std::clamp<int64_t>(worth, 1, std::clamp<int64_t>(p.batch * d.h.count, 1, kChunks));
-    const int64_t vectors = divide_up(d.channels, plan.lanes);
-    plan.channels_a_part = plan.lanes * divide_up(vectors, divide_up(kChunks, plan.chunks));
-  } else {
-    d.band = balanced_tile(d.h.count, rows_of_band(d, sizeof(T), kCopyBytes));
-    plan.chunks = std::clamp<int64_t>(p.batch, 1, kChunks);
-  }
+  const int64_t lines = last ? p.batch * d.h.count : p.batch;
+  plan.chunks = std::clamp<int64_t>(last || turned ? worth : lines, 1,
+                                    std::clamp<int64_t>(lines, 1, kChunks));
+  if (last)
+    plan.channels_a_part = plan.lanes * divide_up(divide_up(d.channels, plan.lanes),
+                                                  divide_up(kChunks, plan.chunks));
+  else
+    plan.channels_a_part = turned ? plan.lanes : 1;
+  d.band = balanced_tile(d.h.count, rows_of_band(d, plan.channels_a_part * sizeof(T),
+                                                 turned ? kBandBytes : kCopyBytes));
   const Scratch sums_block =
       Scratch::take<T>(ScratchName::kPartial, plan.chunks * plan.sums_a_chunk());
   T* const sums = sums_block.template data<T>();
-  const auto kernel = kernels.weight_grad[plan.channels_last];
+  const auto kernel = turned ? kernels.turned_weight_grad : kernels.weight_grad[last];
   parallel_for(plan.chunks * plan.parts(), [&](int64_t begin, int64_t end) {
     kernel(plan, input, delta, sums, begin, end);
   });

@@ -14,7 +14,8 @@ Table<T> make_table() {
           &channels_last_tasks<T>,
           &planes_tasks<T>,
           &turned_tasks<T>,
-          {&planes_weight_grad<T>, &channels_last_weight_grad<T>}};
+          {&planes_weight_grad<T>, &channels_last_weight_grad<T>},
+          &turned_weight_grad<T>};
 }
 
 template Table<float> make_table();

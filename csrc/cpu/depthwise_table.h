@@ -63,8 +63,11 @@ struct Table {
   void (*turned)(const std::vector<Depthwise>&, int64_t channels, View<const T> source,
                  const T* filters, const Epilogue<T>&, View<T> result, int64_t begin, int64_t end);
   // Task: a part of a chunk. [channels last?]
-  void (*weight_grad[2])(const WeightGrad&, View<const T> input, View<const T> delta, T* sums,
-                      int64_t begin, int64_t end);
+  using WeightGradTasks = void (*)(const WeightGrad&, View<const T> input, View<const T> delta,
+                                   T* sums, int64_t begin, int64_t end);
+  WeightGradTasks weight_grad[2];
+  // The same of planes that are turned; a part is a vector of channels.
+  WeightGradTasks turned_weight_grad;
 };
 
 #define CONVBP_DECLARE_TABLE(isa)           \

@@ -18,6 +18,16 @@ namespace convbp::depthwise::CONVBP_ISA {
 
 using namespace convbp::CONVBP_ISA;
 
+// Rows [row0, row1) of kLanes channels of an image: [row][column][channel].
+template <typename T>
+CONVBP_TARGET void turn_rows(View<const T> source, int64_t b, int64_t channel, int64_t row0,
+                             int64_t row1, int64_t width, T* to) {
+  constexpr int64_t kLanes = Simd<T>::kLanes;
+  for (int64_t row = row0; row < row1; ++row, to += width * kLanes)
+    pack_row(&source.at(b, channel, row, 0), source.stride[1], source.stride[3], kLanes, width, to,
+             kLanes);
+}
+
 // `phases` are those of one vector of channels.
 template <typename T>
 CONVBP_TARGET void turned_tasks(const std::vector<Depthwise>& phases, int64_t channels,
@@ -55,9 +65,7 @@ CONVBP_TARGET void turned_tasks(const std::vector<Depthwise>& phases, int64_t ch
     const int64_t h1 = std::min(h0 + band, first.h.count);
     const int64_t row0 = std::max<int64_t>(0, h0 * first.h.step + reach_up);
     const int64_t row1 = std::min((h1 - 1) * first.h.step + reach_down + 1, first.h.source_size);
-    for (int64_t row = row0; row < row1; ++row)
-      pack_row(&source.at(b, channel, row, 0), source.stride[1], source.stride[3], kLanes, width,
-               patch + (row - row0) * row_size, kLanes);
+    turn_rows(source, b, channel, row0, row1, width, patch);
     Epilogue<T> bias;
     if (epilogue.bias) bias.bias = epilogue.bias + channel;
 
@@ -88,6 +96,48 @@ CONVBP_TARGET void turned_tasks(const std::vector<Depthwise>& phases, int64_t ch
     if (epilogue.pre_activation) put(epilogue.pre_activation);
     epilogue.activation.apply(turned, results * to.stride[2]);
     put(result.data);
+  }
+}
+
+// The weight gradient, with its sums as channels last.
+template <typename T>
+CONVBP_TARGET void turned_weight_grad(const WeightGrad& p, View<const T> input,
+                                      View<const T> delta, T* sums, int64_t begin, int64_t end) {
+  constexpr int64_t kLanes = Simd<T>::kLanes;
+  Depthwise d = p.conv;
+  d.channels = kLanes;
+  const auto add = function_for<AddRow<T>>(d.w);
+  const int64_t room = p.room(), row_size = d.w.source_size * kLanes;
+  const int64_t delta_row = d.w.count * kLanes;
+  const int64_t reach = d.h.offset.empty() ? 0 : d.h.dense_rows(d.band);
+  const Scratch patch_block = Scratch::take<T>(ScratchName::kPatch, reach * row_size);
+  const Scratch delta_block = Scratch::take<T>(ScratchName::kDelta, d.band * delta_row);
+  T* const patch = patch_block.template data<T>();
+  T* const own = delta_block.template data<T>();
+  std::vector<TapRow<T, T>> rows;
+  for (int64_t task = begin; task < end; ++task) {
+    const int64_t chunk = task / p.parts(), lane0 = task % p.parts() * kLanes;
+    const int64_t channel = std::min(lane0, p.conv.channels - kLanes);
+    T* const to = sums + chunk * p.sums_a_chunk() + lane0;
+    for (int64_t tap = 0; tap <= d.taps(); ++tap) std::fill_n(to + tap * room, kLanes, T(0));
+    for (int64_t b = chunk * d.batch / p.chunks; b < (chunk + 1) * d.batch / p.chunks; ++b)
+      for (int64_t h0 = 0; h0 < d.h.count; h0 += d.band) {
+        const int64_t h1 = std::min(h0 + d.band, d.h.count);
+        const int64_t top = h0 * d.h.step + d.h.min_offset();
+        const int64_t row0 = std::max<int64_t>(0, top);
+        const int64_t row1 = std::min(top + (reach ? d.h.dense_rows(h1 - h0) : 0), d.h.source_size);
+        turn_rows(input, b, channel, row0, row1, d.w.source_size, patch);
+        turn_rows(delta, b, channel, h0, h1, d.w.count, own);
+        for (int64_t h = h0; h < h1; ++h) {
+          rows.clear();
+          const TapRange r = taps_inside(d.h, h);
+          for (int64_t tap = r.first; tap < r.last; ++tap)
+            rows.push_back({patch + (h * d.h.step + d.h.offset[tap] - row0) * row_size,
+                            to + tap * d.w.tap_count() * room});
+          const T* const row = own + (h - h0) * delta_row;
+          add(d, rows, patch, kLanes, row, row, kLanes, 0, kLanes, room, to + d.taps() * room);
+        }
+      }
   }
 }
 
