@@ -142,9 +142,9 @@ CONVBP_TARGET void sum_inside(const Depthwise& d, const Copy& c, const T* plane,
 }
 
 template <typename T>
-CONVBP_TARGET void planes_phase(const Depthwise& d, View<const T> source, const T* filters,
-                                const Epilogue<T>& epilogue, View<T> result, int64_t begin,
-                                int64_t end) {
+CONVBP_TARGET void planes_phase(const Depthwise& d, int64_t bands, View<const T> source,
+                                const T* filters, const Epilogue<T>& epilogue, View<T> result,
+                                int64_t begin, int64_t end) {
   constexpr int kLanes = Simd<T>::kLanes;
   const int64_t taps = d.h.tap_count() * d.w.tap_count();
   const Copy copy(d.h, d.w, d.band);
@@ -158,7 +158,8 @@ CONVBP_TARGET void planes_phase(const Depthwise& d, View<const T> source, const 
   T* const sums = sums_block.template data<T>();
 
   for (int64_t task = begin; task < end; ++task) {
-    const int64_t h0 = task % d.bands() * d.band, plane = task / d.bands();
+    const int64_t h0 = task % bands * d.band, plane = task / bands;
+    if (h0 >= d.h.count) continue;  // the first phase has a band more
     const int64_t c = plane % d.channels, b = plane / d.channels;
     const int64_t h1 = std::min(h0 + d.band, d.h.count), positions = copy.positions(h1 - h0);
     const T* const from = &source.at(b, c, 0, 0);
@@ -204,7 +205,7 @@ CONVBP_TARGET void planes_tasks(const std::vector<Depthwise>& phases, View<const
                                 const T* filters, const Epilogue<T>& epilogue, View<T> result,
                                 int64_t begin, int64_t end) {
   for (const Depthwise& d : phases) {
-    planes_phase(d, source, filters, epilogue, result, begin, end);
+    planes_phase(d, phases.front().bands(), source, filters, epilogue, result, begin, end);
     filters += d.taps() * d.channels;
   }
 }
