@@ -60,11 +60,15 @@ inline void find_runs(const Shape& s, int64_t first, int64_t count, const int64_
 // acc[i][:] += sum_q row[i][q * row_step] * lane[q * lane_step + :]; kAhead: the lanes come from the
 // second-level cache, and are asked for that many steps before.
 template <int kAhead, typename T, int kTileRows, int kVectors>
-CONVBP_INLINE void multiply(Vector<T> (&acc)[kTileRows][kVectors], const T* const (&row)[kTileRows],
-                            int64_t row_step, const T* lane, int64_t lane_step, int64_t count) {
-  int64_t at = 0;
+CONVBP_INLINE void multiply(Vector<T> (&acc)[kTileRows][kVectors], const T* rows,
+                            const int64_t (&offset)[kTileRows], int64_t row_step, const T* lane,
+                            int64_t lane_step, int64_t count, const T* next = nullptr) {
   for (int64_t q = 0; q < count; ++q) {
     Vector<T> x[kVectors];
+    if constexpr (kAhead >= 0) {
+      __builtin_prefetch(next);
+      next += 64 / sizeof(T);
+    }
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) {
       x[v] = vector_at(lane + v * Simd<T>::kLanes);
@@ -74,8 +78,8 @@ CONVBP_INLINE void multiply(Vector<T> (&acc)[kTileRows][kVectors], const T* cons
 #pragma GCC unroll 16
     for (int i = 0; i < kTileRows; ++i)
 #pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) acc[i][v] += row[i][at] * x[v];
-    at += row_step;
+      for (int v = 0; v < kVectors; ++v) acc[i][v] += rows[offset[i]] * x[v];
+    rows += row_step;
     lane += lane_step;
   }
 }
@@ -92,15 +96,18 @@ CONVBP_TARGET void pack_weight(const Product& p, const T* weight, const WeightSt
 }
 
 // kTileRows pixels, lanes of a block: to[at[i] + lane].
-template <int kTileRows, typename T, int kVectors>
-CONVBP_TARGET void pixels_tile(const T* source, const int64_t* in_source, int64_t reduce,
+template <int kTileRows, typename T, int kVectors, bool kFar>
+CONVBP_TARGET void pixels_tile(const T* source, int64_t step, const T* next, int64_t reduce,
                                const T* packed, const T* bias, T* to, const int64_t* at, int64_t lanes) {
   constexpr int kLanes = Simd<T>::kLanes;
   Vector<T> acc[kTileRows][kVectors] = {};
-  const T* row[kTileRows];
+  int64_t offset[kTileRows];
 #pragma GCC unroll 16
-  for (int i = 0; i < kTileRows; ++i) row[i] = source + in_source[i];
-  multiply<8, T>(acc, row, 1, packed, kBlock<T>, reduce);
+  for (int i = 0; i < kTileRows; ++i) {
+    offset[i] = i * step;
+    for (int v = 0; v < kVectors; ++v) __builtin_prefetch(to + at[i] + v * kLanes, 1);
+  }
+  multiply<kFar ? 8 : 0, T>(acc, source, offset, 1, packed, kBlock<T>, reduce, next);
 #pragma GCC unroll 16
   for (int i = 0; i < kTileRows; ++i)
 #pragma GCC unroll 4
@@ -121,11 +128,13 @@ CONVBP_TARGET void pixels_tile(const T* source, const int64_t* in_source, int64_
     for (int64_t lane = 0; lane < lanes; ++lane) to[at[i] + lane] = sums[i][lane];
 }
 
-template <typename T, int kVectors>
+template <typename T, int kVectors, bool kFar>
 struct PixelsTile {
   template <int kTileRows>
-  static constexpr auto kFunction = &pixels_tile<kTileRows, T, kVectors>;
+  static constexpr auto kFunction = &pixels_tile<kTileRows, T, kVectors, kFar>;
 };
+
+constexpr int64_t kNear = 16 * 1024;
 
 // Rows this far apart share few sets of the first-level cache.
 template <typename T>
@@ -138,46 +147,54 @@ CONVBP_TARGET void channels_last_tasks(const Product& p, View<const T> source, c
                                        const Epilogue<T>& epilogue, View<T> result, int64_t begin,
                                        int64_t end) {
   constexpr int kLanes = Simd<T>::kLanes;
-  const bool copies = is_crowded<T>(source.stride[3]);
   const int64_t pitch = p.reduce + 64 / sizeof(T);
-  const Scratch patch_block =
-      Scratch::take<T>(ScratchName::kPatch, copies ? p.pixel_block * pitch : 0);
+  const Scratch patch_block = Scratch::take<T>(ScratchName::kPatch, p.pixel_block * pitch);
   T* const patch = patch_block.template data<T>();
-  std::vector<int64_t> in_source(p.pixel_block), in_result(p.pixel_block);
+  std::vector<int64_t> in_result(p.pixel_block);
+  std::vector<T> bias(p.blocks() * p.block);
   std::vector<Run> runs;
   const int64_t pixel_blocks = divide_up(p.pixels(), p.pixel_block);
+  const int64_t block_size = p.packed_block_size();
+  const bool far = block_size * static_cast<int64_t>(sizeof(T)) > kNear;
 
   for (int64_t task = begin; task < end; ++task) {
     const int64_t split = task % p.channel_split, pixel_task = task / p.channel_split;
     const int64_t g = pixel_task / pixel_blocks, first = pixel_task % pixel_blocks * p.pixel_block;
     const int64_t pixels = std::min(p.pixel_block, p.pixels() - first);
     find_runs(p, first, pixels, source.stride, result.stride, runs);
+    const bool copies = runs.size() > 1 || is_crowded<T>(source.stride[3]);
     for (const Run& run : runs)
       for (int64_t i = 0; i < run.count; ++i) {
-        const int64_t from = run.a + i * source.stride[3] + g * p.reduce;
         in_result[run.first + i] = run.b + i * result.stride[3] + g * p.channels;
-        in_source[run.first + i] = copies ? (run.first + i) * pitch : from;
         if (copies)
-          std::memcpy(patch + (run.first + i) * pitch, source.data + from, p.reduce * sizeof(T));
+          std::memcpy(patch + (run.first + i) * pitch,
+                      source.data + run.a + i * source.stride[3] + g * p.reduce,
+                      p.reduce * sizeof(T));
       }
+    const T* const rows = copies ? patch : source.data + runs[0].a + g * p.reduce;
+    const int64_t step = copies ? pitch : source.stride[3];
 
     const int64_t first_block = split * p.blocks() / p.channel_split;
     const int64_t last_block = (split + 1) * p.blocks() / p.channel_split;
-    for (int64_t block = first_block; block < last_block; ++block) {
-      const int64_t lane0 = block * p.block, lanes = std::min(p.block, p.channels - lane0);
-      T bias[kBlock<T>] = {};
-      if (epilogue.bias)
-        for (int64_t lane = 0; lane < lanes; ++lane)
-          bias[lane] = epilogue.bias[g * p.channels + lane0 + lane];
+    if (epilogue.bias)
+      std::copy_n(epilogue.bias + g * p.channels, p.channels, bias.begin());
+    // Pixel by pixel where the weights of several blocks stay in the first-level cache, so that
+    // whole pixels are read and written at once.
+    const int64_t together = std::max<int64_t>(
+        1, kNear / static_cast<int64_t>(sizeof(T)) / std::max<int64_t>(1, block_size));
+    for (int64_t block0 = first_block; block0 < last_block; block0 += together)
       for (int64_t i = 0; i < pixels; i += kRows) {
-        const int64_t rows = std::min<int64_t>(kRows, pixels - i);
-        const auto tile = lanes <= kLanes ? tile_function<PixelsTile<T, 1>>(rows)
-                                          : tile_function<PixelsTile<T, 2>>(rows);
-        tile(copies ? patch : source.data, &in_source[i], p.reduce,
-             packed + (g * p.blocks() + block) * p.packed_block_size(), bias, result.data + lane0,
-             &in_result[i], lanes);
+        const int64_t count = std::min<int64_t>(kRows, pixels - i);
+        for (int64_t block = block0; block < std::min(block0 + together, last_block); ++block) {
+          const int64_t lane0 = block * p.block, lanes = std::min(p.block, p.channels - lane0);
+          const auto tile = lanes <= kLanes ? tile_function<PixelsTile<T, 1, false>>(count)
+                            : far           ? tile_function<PixelsTile<T, 2, true>>(count)
+                                            : tile_function<PixelsTile<T, 2, false>>(count);
+          tile(rows + i * step, step, rows + (i + kRows) * step, p.reduce,
+               packed + (g * p.blocks() + block) * block_size, &bias[lane0], result.data + lane0,
+               &in_result[i], lanes);
+        }
       }
-    }
     if (!epilogue.pre_activation && !epilogue.activation.functions) continue;
     const int64_t lane0 = first_block * p.block;
     const int64_t lanes = std::min(last_block * p.block, p.channels) - lane0;
@@ -196,10 +213,10 @@ CONVBP_TARGET void channels_tile(const T* panel, int64_t reduce, const T* packed
                                  int64_t pitch) {
   constexpr int kLanes = Simd<T>::kLanes;
   Vector<T> acc[kTileRows][2] = {};
-  const T* row[kTileRows];
+  int64_t offset[kTileRows];
 #pragma GCC unroll 16
-  for (int i = 0; i < kTileRows; ++i) row[i] = packed + i;
-  multiply<0, T>(acc, row, kRows, panel, kBlock<T>, reduce);
+  for (int i = 0; i < kTileRows; ++i) offset[i] = i;
+  multiply<-1, T>(acc, packed, offset, kRows, panel, kBlock<T>, reduce);
 #pragma GCC unroll 16
   for (int i = 0; i < kTileRows; ++i)
 #pragma GCC unroll 4
@@ -312,10 +329,10 @@ CONVBP_TARGET void outer_tile(const T* rows, int64_t step, const T* lane, int64_
                               int64_t count, T* sums, int64_t pitch) {
   constexpr int kLanes = Simd<T>::kLanes;
   Vector<T> acc[kTileRows][2] = {};
-  const T* row[kTileRows];
+  int64_t offset[kTileRows];
 #pragma GCC unroll 16
-  for (int i = 0; i < kTileRows; ++i) row[i] = rows + i * (kPlanes ? step : 1);
-  multiply<0, T>(acc, row, kPlanes ? 1 : step, lane, lane_step, count);
+  for (int i = 0; i < kTileRows; ++i) offset[i] = i * (kPlanes ? step : 1);
+  multiply<-1, T>(acc, rows, offset, kPlanes ? 1 : step, lane, lane_step, count);
 #pragma GCC unroll 16
   for (int i = 0; i < kTileRows; ++i)
 #pragma GCC unroll 4
