@@ -61,13 +61,23 @@ inline void find_runs(const Shape& s, int64_t first, int64_t count, const int64_
 // second-level cache, and are asked for that many steps before.
 template <int kAhead, typename T, int kTileRows, int kVectors>
 CONVBP_INLINE void multiply(Vector<T> (&acc)[kTileRows][kVectors], const T* rows,
-                            const int64_t (&offset)[kTileRows], int64_t row_step, const T* lane,
-                            int64_t lane_step, int64_t count, const T* next = nullptr) {
+                            int64_t apart, int64_t row_step, const T* lane,
+                            int64_t lane_step, int64_t count, const T* next = nullptr,
+                            int64_t next_step = 64 / sizeof(T), const T* next2 = nullptr, int64_t next2_step=0) {
+  const T* row[(kTileRows + 3) / 4];
+#pragma GCC unroll 4
+  for (int i = 0; i < kTileRows; i += 4) row[i / 4] = rows + i * apart;
   for (int64_t q = 0; q < count; ++q) {
     Vector<T> x[kVectors];
     if constexpr (kAhead >= 0) {
       __builtin_prefetch(next);
-      next += 64 / sizeof(T);
+      next += next_step;
+    }
+    if constexpr (kAhead == -2) {
+      __builtin_prefetch(next);
+      __builtin_prefetch(next2);
+      next += next_step;
+      next2 += next2_step;
     }
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) {
@@ -78,8 +88,9 @@ CONVBP_INLINE void multiply(Vector<T> (&acc)[kTileRows][kVectors], const T* rows
 #pragma GCC unroll 16
     for (int i = 0; i < kTileRows; ++i)
 #pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) acc[i][v] += rows[offset[i]] * x[v];
-    rows += row_step;
+      for (int v = 0; v < kVectors; ++v) acc[i][v] += row[i / 4][i % 4 * apart] * x[v];
+#pragma GCC unroll 4
+    for (int i = 0; i < kTileRows; i += 4) row[i / 4] += row_step;
     lane += lane_step;
   }
 }
@@ -101,13 +112,11 @@ CONVBP_TARGET void pixels_tile(const T* source, int64_t step, const T* next, int
                                const T* packed, const T* bias, T* to, const int64_t* at, int64_t lanes) {
   constexpr int kLanes = Simd<T>::kLanes;
   Vector<T> acc[kTileRows][kVectors] = {};
-  int64_t offset[kTileRows];
 #pragma GCC unroll 16
   for (int i = 0; i < kTileRows; ++i) {
-    offset[i] = i * step;
     for (int v = 0; v < kVectors; ++v) __builtin_prefetch(to + at[i] + v * kLanes, 1);
   }
-  multiply<kFar ? 8 : 0, T>(acc, source, offset, 1, packed, kBlock<T>, reduce, next);
+  multiply<kFar ? 8 : 0, T>(acc, source, step, 1, packed, kBlock<T>, reduce, next);
 #pragma GCC unroll 16
   for (int i = 0; i < kTileRows; ++i)
 #pragma GCC unroll 4
@@ -213,10 +222,7 @@ CONVBP_TARGET void channels_tile(const T* panel, int64_t reduce, const T* packed
                                  int64_t pitch) {
   constexpr int kLanes = Simd<T>::kLanes;
   Vector<T> acc[kTileRows][2] = {};
-  int64_t offset[kTileRows];
-#pragma GCC unroll 16
-  for (int i = 0; i < kTileRows; ++i) offset[i] = i;
-  multiply<-1, T>(acc, packed, offset, kRows, panel, kBlock<T>, reduce);
+  multiply<-1, T>(acc, packed, 1, kRows, panel, kBlock<T>, reduce);
 #pragma GCC unroll 16
   for (int i = 0; i < kTileRows; ++i)
 #pragma GCC unroll 4
@@ -326,13 +332,10 @@ CONVBP_TARGET void planes_tasks(const Product& p, View<const T> source, const T*
 // rows are neighbours and `step` apart from pixel to pixel; of planes it is the other way round.
 template <int kTileRows, typename T, bool kPlanes>
 CONVBP_TARGET void outer_tile(const T* rows, int64_t step, const T* lane, int64_t lane_step,
-                              int64_t count, T* sums, int64_t pitch) {
+                              int64_t count, T* sums, int64_t pitch, const T* next_row, const T* next_lane, int64_t in_rows, int64_t in_lanes) {
   constexpr int kLanes = Simd<T>::kLanes;
   Vector<T> acc[kTileRows][2] = {};
-  int64_t offset[kTileRows];
-#pragma GCC unroll 16
-  for (int i = 0; i < kTileRows; ++i) offset[i] = i * (kPlanes ? step : 1);
-  multiply<-1, T>(acc, rows, offset, kPlanes ? 1 : step, lane, lane_step, count);
+  multiply<kPlanes ? -1 : -2, T>(acc, rows, kPlanes ? step : 1, kPlanes ? 1 : step, lane, lane_step, count, next_row, in_rows, next_lane, in_lanes);
 #pragma GCC unroll 16
   for (int i = 0; i < kTileRows; ++i)
 #pragma GCC unroll 4
@@ -408,7 +411,10 @@ CONVBP_TARGET void outer_tasks(const Outer& p, View<const T> rows_view, View<con
         for (int64_t r = 0; r < rows; r += kRows)
           tile_function<OuterTile<T, kPlanes>>(std::min<int64_t>(kRows, rows - r))(
               row + r * (kPlanes ? row_step : 1), row_step, lane, lane_step, pixels,
-              part_sums + r * p.lane_range() + l, p.lane_range());
+              part_sums + r * p.lane_range() + l, p.lane_range(),
+              kPlanes || l > 0 ? row : from_rows + runs[0].a + pixels * rows_view.stride[3] + r,
+              kPlanes || r >= 2 * kRows ? lane : from_lanes + l + runs[0].b + pixels * lanes_view.stride[3] + (r > 0 ? Simd<T>::kLanes : 0),
+              kPlanes || l > 0 ? 0 : rows_view.stride[3], kPlanes || r >= 2 * kRows ? 0 : lanes_view.stride[3]);
         if (with_bias && !p.rows_are_o && row0 == 0)
           for (int64_t q = 0; q < pixels; ++q)
             for (int v = 0; v < 2; ++v)
