@@ -57,28 +57,27 @@ inline void find_runs(const Shape& s, int64_t first, int64_t count, const int64_
   }
 }
 
-// acc[i][:] += sum_q row[i][q * row_step] * lane[q * lane_step + :]; kAhead: the lanes come from the
-// second-level cache, and are asked for that many steps before.
-template <int kAhead, typename T, int kTileRows, int kVectors>
-CONVBP_INLINE void multiply(Vector<T> (&acc)[kTileRows][kVectors], const T* rows,
-                            int64_t apart, int64_t row_step, const T* lane,
-                            int64_t lane_step, int64_t count, const T* next = nullptr,
-                            int64_t next_step = 64 / sizeof(T), const T* next2 = nullptr, int64_t next2_step=0) {
+// Memory that will be read next, fetched a line a step.
+template <typename T>
+struct Ahead {
+  const T* at;
+  int64_t step = 64 / sizeof(T);
+};
+
+// acc[i][:] += sum_q row[i][q * row_step] * lane[q * lane_step + :], with row[i] = rows + i * apart.
+// kAhead: the lanes come from the second-level cache, and are asked for that many steps before.
+template <int kAhead, typename T, int kTileRows, int kVectors, typename... Next>
+CONVBP_INLINE void multiply(Vector<T> (&acc)[kTileRows][kVectors], const T* rows, int64_t apart,
+                            int64_t row_step, const T* lane, int64_t lane_step, int64_t count,
+                            Next... next) {
+  // A pointer for each row would be more than there are registers.
   const T* row[(kTileRows + 3) / 4];
 #pragma GCC unroll 4
   for (int i = 0; i < kTileRows; i += 4) row[i / 4] = rows + i * apart;
   for (int64_t q = 0; q < count; ++q) {
+    (__builtin_prefetch(next.at), ...);
+    ((next.at += next.step), ...);
     Vector<T> x[kVectors];
-    if constexpr (kAhead >= 0) {
-      __builtin_prefetch(next);
-      next += next_step;
-    }
-    if constexpr (kAhead == -2) {
-      __builtin_prefetch(next);
-      __builtin_prefetch(next2);
-      next += next_step;
-      next2 += next2_step;
-    }
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) {
       x[v] = vector_at(lane + v * Simd<T>::kLanes);
@@ -106,17 +105,19 @@ CONVBP_TARGET void pack_weight(const Product& p, const T* weight, const WeightSt
   }
 }
 
-// kTileRows pixels, lanes of a block: to[at[i] + lane].
+// kTileRows pixels `step` apart, lanes of a block: to[at[i] + lane]. kFar: the weights are in the
+// second-level cache. The pixels after these begin at `next`.
 template <int kTileRows, typename T, int kVectors, bool kFar>
 CONVBP_TARGET void pixels_tile(const T* source, int64_t step, const T* next, int64_t reduce,
-                               const T* packed, const T* bias, T* to, const int64_t* at, int64_t lanes) {
+                               const T* packed, const T* bias, T* to, const int64_t* at,
+                               int64_t lanes) {
   constexpr int kLanes = Simd<T>::kLanes;
   Vector<T> acc[kTileRows][kVectors] = {};
 #pragma GCC unroll 16
-  for (int i = 0; i < kTileRows; ++i) {
+  for (int i = 0; i < kTileRows; ++i)
+#pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) __builtin_prefetch(to + at[i] + v * kLanes, 1);
-  }
-  multiply<kFar ? 8 : 0, T>(acc, source, step, 1, packed, kBlock<T>, reduce, next);
+  multiply<kFar ? 8 : 0, T>(acc, source, step, 1, packed, kBlock<T>, reduce, Ahead<T>{next});
 #pragma GCC unroll 16
   for (int i = 0; i < kTileRows; ++i)
 #pragma GCC unroll 4
@@ -222,7 +223,7 @@ CONVBP_TARGET void channels_tile(const T* panel, int64_t reduce, const T* packed
                                  int64_t pitch) {
   constexpr int kLanes = Simd<T>::kLanes;
   Vector<T> acc[kTileRows][2] = {};
-  multiply<-1, T>(acc, packed, 1, kRows, panel, kBlock<T>, reduce);
+  multiply<0, T>(acc, packed, 1, kRows, panel, kBlock<T>, reduce);
 #pragma GCC unroll 16
   for (int i = 0; i < kTileRows; ++i)
 #pragma GCC unroll 4
@@ -332,10 +333,14 @@ CONVBP_TARGET void planes_tasks(const Product& p, View<const T> source, const T*
 // rows are neighbours and `step` apart from pixel to pixel; of planes it is the other way round.
 template <int kTileRows, typename T, bool kPlanes>
 CONVBP_TARGET void outer_tile(const T* rows, int64_t step, const T* lane, int64_t lane_step,
-                              int64_t count, T* sums, int64_t pitch, const T* next_row, const T* next_lane, int64_t in_rows, int64_t in_lanes) {
+                              int64_t count, T* sums, int64_t pitch, Ahead<T> next_row,
+                              Ahead<T> next_lane) {
   constexpr int kLanes = Simd<T>::kLanes;
   Vector<T> acc[kTileRows][2] = {};
-  multiply<kPlanes ? -1 : -2, T>(acc, rows, kPlanes ? step : 1, kPlanes ? 1 : step, lane, lane_step, count, next_row, in_rows, next_lane, in_lanes);
+  if constexpr (kPlanes)
+    multiply<0, T>(acc, rows, step, 1, lane, lane_step, count);
+  else
+    multiply<0, T>(acc, rows, 1, step, lane, lane_step, count, next_row, next_lane);
 #pragma GCC unroll 16
   for (int i = 0; i < kTileRows; ++i)
 #pragma GCC unroll 4
@@ -395,6 +400,9 @@ CONVBP_TARGET void outer_tasks(const Outer& p, View<const T> rows_view, View<con
                           from_rows + run.a + i * rows_view.stride[3], rows * sizeof(T));
       }
       const bool lanes_in_place = even && !is_crowded<T>(lanes_view.stride[3]);
+      // The pixels of the next panel.
+      const T* const next_rows = from_rows + runs[0].a + pixels * rows_view.stride[3];
+      const T* const next_lanes = from_lanes + runs[0].b + pixels * lanes_view.stride[3];
       for (int64_t l = 0; l < lanes; l += kBlock<T>) {
         const int64_t width = std::min<int64_t>(kBlock<T>, lanes - l);
         const T* lane = lane_panel;
@@ -412,9 +420,8 @@ CONVBP_TARGET void outer_tasks(const Outer& p, View<const T> rows_view, View<con
           tile_function<OuterTile<T, kPlanes>>(std::min<int64_t>(kRows, rows - r))(
               row + r * (kPlanes ? row_step : 1), row_step, lane, lane_step, pixels,
               part_sums + r * p.lane_range() + l, p.lane_range(),
-              kPlanes || l > 0 ? row : from_rows + runs[0].a + pixels * rows_view.stride[3] + r,
-              kPlanes || r >= 2 * kRows ? lane : from_lanes + l + runs[0].b + pixels * lanes_view.stride[3] + (r > 0 ? Simd<T>::kLanes : 0),
-              kPlanes || l > 0 ? 0 : rows_view.stride[3], kPlanes || r >= 2 * kRows ? 0 : lanes_view.stride[3]);
+              Ahead<T>{next_rows + r, rows_view.stride[3]},
+              Ahead<T>{next_lanes + l + r / kRows % 2 * Simd<T>::kLanes, lanes_view.stride[3]});
         if (with_bias && !p.rows_are_o && row0 == 0)
           for (int64_t q = 0; q < pixels; ++q)
             for (int v = 0; v < 2; ++v)

@@ -34,7 +34,7 @@ struct Product {
 // operand's. A task has a range of rows, a range of lanes and a chunk of the pixels.
 struct Outer {
   static constexpr int64_t kRange = 256;   // rows or lanes of a task: its sums stay in the second-level cache
-  static constexpr int64_t kPanel = 64;   // pixels summed in registers
+  static constexpr int64_t kPanel = 128;   // pixels summed in registers
 
   int64_t batch, height, width;
   int64_t groups;
