@@ -13,7 +13,7 @@ namespace {
 
 // What a task reads again for each block of channels should stay in the second-level cache.
 constexpr int64_t kSourceBytes = 256 * 1024;
-constexpr int64_t kMostPixels = 192;
+constexpr int64_t kMostPixels = 96;
 constexpr int64_t kLeastChannels = 16;
 // The weight gradient is cut into about this many tasks, whatever the machine: the cut fixes the order
 // of its sums.

@@ -57,13 +57,26 @@ inline void find_runs(const Shape& s, int64_t first, int64_t count, const int64_
   }
 }
 
-// acc[i][:] += sum_q row[i][q * row_step] * lane[q * lane_step + :]; kAhead: the lanes come from the
-// second-level cache, and are asked for that many steps before.
-template <int kAhead, typename T, int kTileRows, int kVectors>
-CONVBP_INLINE void multiply(Vector<T> (&acc)[kTileRows][kVectors], const T* const (&row)[kTileRows],
-                            int64_t row_step, const T* lane, int64_t lane_step, int64_t count) {
-  int64_t at = 0;
+// Memory that will be read next, fetched a line a step.
+template <typename T>
+struct Ahead {
+  const T* at;
+  int64_t step = 64 / sizeof(T);
+};
+
+// acc[i][:] += sum_q row[i][q * row_step] * lane[q * lane_step + :], with row[i] = rows + i * apart.
+// kAhead: the lanes come from the second-level cache, and are asked for that many steps before.
+template <int kAhead, typename T, int kTileRows, int kVectors, typename... Next>
+CONVBP_INLINE void multiply(Vector<T> (&acc)[kTileRows][kVectors], const T* rows, int64_t apart,
+                            int64_t row_step, const T* lane, int64_t lane_step, int64_t count,
+                            Next... next) {
+  // A pointer for each row would be more than there are registers.
+  const T* row[(kTileRows + 3) / 4];
+#pragma GCC unroll 4
+  for (int i = 0; i < kTileRows; i += 4) row[i / 4] = rows + i * apart;
   for (int64_t q = 0; q < count; ++q) {
+    (__builtin_prefetch(next.at), ...);
+    ((next.at += next.step), ...);
     Vector<T> x[kVectors];
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) {
@@ -74,8 +87,9 @@ CONVBP_INLINE void multiply(Vector<T> (&acc)[kTileRows][kVectors], const T* cons
 #pragma GCC unroll 16
     for (int i = 0; i < kTileRows; ++i)
 #pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) acc[i][v] += row[i][at] * x[v];
-    at += row_step;
+      for (int v = 0; v < kVectors; ++v) acc[i][v] += row[i / 4][i % 4 * apart] * x[v];
+#pragma GCC unroll 4
+    for (int i = 0; i < kTileRows; i += 4) row[i / 4] += row_step;
     lane += lane_step;
   }
 }
@@ -91,16 +105,19 @@ CONVBP_TARGET void pack_weight(const Product& p, const T* weight, const WeightSt
   }
 }
 
-// kTileRows pixels, lanes of a block: to[at[i] + lane].
-template <int kTileRows, typename T, int kVectors>
-CONVBP_TARGET void pixels_tile(const T* source, const int64_t* in_source, int64_t reduce,
-                               const T* packed, const T* bias, T* to, const int64_t* at, int64_t lanes) {
+// kTileRows pixels `step` apart, lanes of a block: to[at[i] + lane]. kFar: the weights are in the
+// second-level cache. The pixels after these begin at `next`.
+template <int kTileRows, typename T, int kVectors, bool kFar>
+CONVBP_TARGET void pixels_tile(const T* source, int64_t step, const T* next, int64_t reduce,
+                               const T* packed, const T* bias, T* to, const int64_t* at,
+                               int64_t lanes) {
   constexpr int kLanes = Simd<T>::kLanes;
   Vector<T> acc[kTileRows][kVectors] = {};
-  const T* row[kTileRows];
 #pragma GCC unroll 16
-  for (int i = 0; i < kTileRows; ++i) row[i] = source + in_source[i];
-  multiply<8, T>(acc, row, 1, packed, kBlock<T>, reduce);
+  for (int i = 0; i < kTileRows; ++i)
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) __builtin_prefetch(to + at[i] + v * kLanes, 1);
+  multiply<kFar ? 8 : 0, T>(acc, source, step, 1, packed, kBlock<T>, reduce, Ahead<T>{next});
 #pragma GCC unroll 16
   for (int i = 0; i < kTileRows; ++i)
 #pragma GCC unroll 4
@@ -121,11 +138,13 @@ CONVBP_TARGET void pixels_tile(const T* source, const int64_t* in_source, int64_
     for (int64_t lane = 0; lane < lanes; ++lane) to[at[i] + lane] = sums[i][lane];
 }
 
-template <typename T, int kVectors>
+template <typename T, int kVectors, bool kFar>
 struct PixelsTile {
   template <int kTileRows>
-  static constexpr auto kFunction = &pixels_tile<kTileRows, T, kVectors>;
+  static constexpr auto kFunction = &pixels_tile<kTileRows, T, kVectors, kFar>;
 };
+
+constexpr int64_t kNear = 16 * 1024;
 
 // Rows this far apart share few sets of the first-level cache.
 template <typename T>
@@ -138,46 +157,54 @@ CONVBP_TARGET void channels_last_tasks(const Product& p, View<const T> source, c
                                        const Epilogue<T>& epilogue, View<T> result, int64_t begin,
                                        int64_t end) {
   constexpr int kLanes = Simd<T>::kLanes;
-  const bool copies = is_crowded<T>(source.stride[3]);
   const int64_t pitch = p.reduce + 64 / sizeof(T);
-  const Scratch patch_block =
-      Scratch::take<T>(ScratchName::kPatch, copies ? p.pixel_block * pitch : 0);
+  const Scratch patch_block = Scratch::take<T>(ScratchName::kPatch, p.pixel_block * pitch);
   T* const patch = patch_block.template data<T>();
-  std::vector<int64_t> in_source(p.pixel_block), in_result(p.pixel_block);
+  std::vector<int64_t> in_result(p.pixel_block);
+  std::vector<T> bias(p.blocks() * p.block);
   std::vector<Run> runs;
   const int64_t pixel_blocks = divide_up(p.pixels(), p.pixel_block);
+  const int64_t block_size = p.packed_block_size();
+  const bool far = block_size * static_cast<int64_t>(sizeof(T)) > kNear;
 
   for (int64_t task = begin; task < end; ++task) {
     const int64_t split = task % p.channel_split, pixel_task = task / p.channel_split;
     const int64_t g = pixel_task / pixel_blocks, first = pixel_task % pixel_blocks * p.pixel_block;
     const int64_t pixels = std::min(p.pixel_block, p.pixels() - first);
     find_runs(p, first, pixels, source.stride, result.stride, runs);
+    const bool copies = runs.size() > 1 || is_crowded<T>(source.stride[3]);
     for (const Run& run : runs)
       for (int64_t i = 0; i < run.count; ++i) {
-        const int64_t from = run.a + i * source.stride[3] + g * p.reduce;
         in_result[run.first + i] = run.b + i * result.stride[3] + g * p.channels;
-        in_source[run.first + i] = copies ? (run.first + i) * pitch : from;
         if (copies)
-          std::memcpy(patch + (run.first + i) * pitch, source.data + from, p.reduce * sizeof(T));
+          std::memcpy(patch + (run.first + i) * pitch,
+                      source.data + run.a + i * source.stride[3] + g * p.reduce,
+                      p.reduce * sizeof(T));
       }
+    const T* const rows = copies ? patch : source.data + runs[0].a + g * p.reduce;
+    const int64_t step = copies ? pitch : source.stride[3];
 
     const int64_t first_block = split * p.blocks() / p.channel_split;
     const int64_t last_block = (split + 1) * p.blocks() / p.channel_split;
-    for (int64_t block = first_block; block < last_block; ++block) {
-      const int64_t lane0 = block * p.block, lanes = std::min(p.block, p.channels - lane0);
-      T bias[kBlock<T>] = {};
-      if (epilogue.bias)
-        for (int64_t lane = 0; lane < lanes; ++lane)
-          bias[lane] = epilogue.bias[g * p.channels + lane0 + lane];
+    if (epilogue.bias)
+      std::copy_n(epilogue.bias + g * p.channels, p.channels, bias.begin());
+    // Pixel by pixel where the weights of several blocks stay in the first-level cache, so that
+    // whole pixels are read and written at once.
+    const int64_t together = std::max<int64_t>(
+        1, kNear / static_cast<int64_t>(sizeof(T)) / std::max<int64_t>(1, block_size));
+    for (int64_t block0 = first_block; block0 < last_block; block0 += together)
       for (int64_t i = 0; i < pixels; i += kRows) {
-        const int64_t rows = std::min<int64_t>(kRows, pixels - i);
-        const auto tile = lanes <= kLanes ? tile_function<PixelsTile<T, 1>>(rows)
-                                          : tile_function<PixelsTile<T, 2>>(rows);
-        tile(copies ? patch : source.data, &in_source[i], p.reduce,
-             packed + (g * p.blocks() + block) * p.packed_block_size(), bias, result.data + lane0,
-             &in_result[i], lanes);
+        const int64_t count = std::min<int64_t>(kRows, pixels - i);
+        for (int64_t block = block0; block < std::min(block0 + together, last_block); ++block) {
+          const int64_t lane0 = block * p.block, lanes = std::min(p.block, p.channels - lane0);
+          const auto tile = lanes <= kLanes ? tile_function<PixelsTile<T, 1, false>>(count)
+                            : far           ? tile_function<PixelsTile<T, 2, true>>(count)
+                                            : tile_function<PixelsTile<T, 2, false>>(count);
+          tile(rows + i * step, step, rows + (i + kRows) * step, p.reduce,
+               packed + (g * p.blocks() + block) * block_size, &bias[lane0], result.data + lane0,
+               &in_result[i], lanes);
+        }
       }
-    }
     if (!epilogue.pre_activation && !epilogue.activation.functions) continue;
     const int64_t lane0 = first_block * p.block;
     const int64_t lanes = std::min(last_block * p.block, p.channels) - lane0;
@@ -196,10 +223,7 @@ CONVBP_TARGET void channels_tile(const T* panel, int64_t reduce, const T* packed
                                  int64_t pitch) {
   constexpr int kLanes = Simd<T>::kLanes;
   Vector<T> acc[kTileRows][2] = {};
-  const T* row[kTileRows];
-#pragma GCC unroll 16
-  for (int i = 0; i < kTileRows; ++i) row[i] = packed + i;
-  multiply<0, T>(acc, row, kRows, panel, kBlock<T>, reduce);
+  multiply<0, T>(acc, packed, 1, kRows, panel, kBlock<T>, reduce);
 #pragma GCC unroll 16
   for (int i = 0; i < kTileRows; ++i)
 #pragma GCC unroll 4
@@ -309,13 +333,14 @@ CONVBP_TARGET void planes_tasks(const Product& p, View<const T> source, const T*
 // rows are neighbours and `step` apart from pixel to pixel; of planes it is the other way round.
 template <int kTileRows, typename T, bool kPlanes>
 CONVBP_TARGET void outer_tile(const T* rows, int64_t step, const T* lane, int64_t lane_step,
-                              int64_t count, T* sums, int64_t pitch) {
+                              int64_t count, T* sums, int64_t pitch, Ahead<T> next_row,
+                              Ahead<T> next_lane) {
   constexpr int kLanes = Simd<T>::kLanes;
   Vector<T> acc[kTileRows][2] = {};
-  const T* row[kTileRows];
-#pragma GCC unroll 16
-  for (int i = 0; i < kTileRows; ++i) row[i] = rows + i * (kPlanes ? step : 1);
-  multiply<0, T>(acc, row, kPlanes ? 1 : step, lane, lane_step, count);
+  if constexpr (kPlanes)
+    multiply<0, T>(acc, rows, step, 1, lane, lane_step, count);
+  else
+    multiply<0, T>(acc, rows, 1, step, lane, lane_step, count, next_row, next_lane);
 #pragma GCC unroll 16
   for (int i = 0; i < kTileRows; ++i)
 #pragma GCC unroll 4
@@ -375,6 +400,9 @@ CONVBP_TARGET void outer_tasks(const Outer& p, View<const T> rows_view, View<con
                           from_rows + run.a + i * rows_view.stride[3], rows * sizeof(T));
       }
       const bool lanes_in_place = even && !is_crowded<T>(lanes_view.stride[3]);
+      // The pixels of the next panel.
+      const T* const next_rows = from_rows + runs[0].a + pixels * rows_view.stride[3];
+      const T* const next_lanes = from_lanes + runs[0].b + pixels * lanes_view.stride[3];
       for (int64_t l = 0; l < lanes; l += kBlock<T>) {
         const int64_t width = std::min<int64_t>(kBlock<T>, lanes - l);
         const T* lane = lane_panel;
@@ -391,7 +419,9 @@ CONVBP_TARGET void outer_tasks(const Outer& p, View<const T> rows_view, View<con
         for (int64_t r = 0; r < rows; r += kRows)
           tile_function<OuterTile<T, kPlanes>>(std::min<int64_t>(kRows, rows - r))(
               row + r * (kPlanes ? row_step : 1), row_step, lane, lane_step, pixels,
-              part_sums + r * p.lane_range() + l, p.lane_range());
+              part_sums + r * p.lane_range() + l, p.lane_range(),
+              Ahead<T>{next_rows + r, rows_view.stride[3]},
+              Ahead<T>{next_lanes + l + r / kRows % 2 * Simd<T>::kLanes, lanes_view.stride[3]});
         if (with_bias && !p.rows_are_o && row0 == 0)
           for (int64_t q = 0; q < pixels; ++q)
             for (int v = 0; v < 2; ++v)
