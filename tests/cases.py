@@ -141,6 +141,16 @@ RAGGED = [
          dilation=(19, 17)),
     Case("sparse_stride", batch=3, in_channels=6, out_channels=9, size=(50, 46), kernel=(2, 3),
          stride=(11, 9)),
+    Case("few_channels_stride_beyond_kernel", in_channels=3, out_channels=9, size=(35, 46),
+         kernel=(2, 2), stride=(3, 4)),
+    Case("few_channels_to_five", in_channels=3, out_channels=5, size=(15, 19),
+         padding=(1, 1, 1, 1)),
+    Case("few_channels_dilation", in_channels=3, out_channels=10, size=(17, 21), kernel=(3, 2),
+         dilation=(2, 3), padding=(2, 2, 3, 0)),
+    Case("few_channels_wide_dilation", in_channels=4, out_channels=10, size=(19, 21),
+         dilation=(3, 3), padding=(3, 3, 3, 3)),
+    Case("many_lanes_strided", batch=5, in_channels=37, out_channels=140, size=(13, 11),
+         stride=(2, 2), padding=(1, 1, 1, 1)),
 ]  # fmt: skip
 
 

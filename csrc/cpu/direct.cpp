@@ -28,8 +28,9 @@ constexpr int64_t kFewPixels = 100;
 // The weight gradient is cut into about this many tasks, whatever the machine: the cut
 // fixes the order of its sums.
 constexpr int64_t kWeightGradTasks = 32;
-// So many rows of sums stay in the second-level cache.
-constexpr int64_t kWeightGradRows = 1024;
+// So many rows of sums stay in the second-level cache, of as many lanes as a task has: few rows and
+// many lanes, since delta is the smaller side to read again.
+constexpr int64_t kWeightGradRows = 320;
 constexpr int64_t kWeightGradBytes = 16 * 1024 * 1024;
 
 template <typename T>
@@ -46,8 +47,8 @@ bool is_wide(const Table<T, Acc>& kernels, const TapConv& c) {
   return c.block * static_cast<int64_t>(sizeof(Acc)) > kernels.vector_bytes;
 }
 
-// Chooses tiles so that a patch of so many channels, plus `extra` numbers a pixel, fits into so many
-// bytes.
+// Chooses tiles so that a patch of so many channels, plus `extra` numbers a pixel, fits into so
+// many bytes.
 void choose_tiles(TapConv& c, int64_t bytes, int64_t element_bytes, int64_t channels,
                   int64_t extra) {
   const int64_t budget = bytes / element_bytes;
@@ -82,9 +83,9 @@ Axis axis_of_patch(const Phases& phases) {
   return a;
 }
 
-// Few result channels leave lanes empty, whatever the layout; few source channels make sums so short
-// that it counts how results are stored. Not for small pictures, whose rows fill no vector, nor where
-// most rows of a patch would lie between the taps.
+// Few result channels leave lanes empty, whatever the layout; few source channels make sums so
+// short that it counts how results are stored. Not for small pictures, whose rows fill no vector,
+// nor where most rows of a patch would lie between the taps.
 bool in_planes(const TapConv& c, const int64_t* result_stride) {
   if (c.depthwise || c.h.count * c.w.count < kFewPixels) return false;
   for (const Axis* a : {&c.h, &c.w})
@@ -156,8 +157,8 @@ WeightGrad plan_weight_grad(TapConv tap, int64_t element_bytes) {
                      kWeightGradBytes / (plan.parts() * plan.sums_a_task() * element_bytes)}));
   };
   cut();
-  if (plan.tasks() < kWeightGradTasks / 2) {
-    plan.lanes_a_task = 32;
+  while (plan.tasks() < kWeightGradTasks / 2 && plan.lanes_a_task > 32) {
+    plan.lanes_a_task /= 2;
     cut();
   }
   return plan;

@@ -6,7 +6,7 @@
 //                    kRows / 2 x 4 where sums are short: fewer rows to find, whole pixels to write
 //   inner loop       one or two vector loads, kRows broadcasts, 2 * kRows fused multiply-adds
 //   tap convolution  rows are pixels, lanes are the computed channels, the sum runs over
-//                    taps and channels: all of it in registers, stored once with bias and activation
+//                    taps and channels: all in registers, stored once with bias and activation
 //   weight gradient  rows are (tap, k), lanes are o, the sum runs over the pixels of a tile
 //   depthwise        the same loops, with a row's own lanes in place of a broadcast
 //   pairs            bfloat16 where the processor adds the products of two neighbouring channels at
@@ -85,8 +85,8 @@ inline void find_runs(const DirectConv& conv, int64_t phase, int64_t patch_colum
     }
 }
 
-// [group][lane block][phase][tap][depth][lane of the block], zero in lanes that do not exist. Of kPer
-// neighbouring channels, numbers of one lane lie side by side.
+// [group][lane block][phase][tap][depth][lane of the block], zero in lanes that do not exist. Of
+// kPer neighbouring channels, numbers of one lane lie side by side.
 template <int kPer, typename T, typename Packed>
 CONVBP_TARGET void pack_weight(const DirectConv& conv, const T* weight, const WeightStrides& stride,
                                void* packed, int64_t begin, int64_t end) {
@@ -152,7 +152,8 @@ CONVBP_INLINE void accumulate_pairs(Simd<float>::Vector (&acc)[kTileRows][kVecto
 }
 #endif
 
-// What a tap convolution multiplies: a source number and a lane's, those of one channel each, or pairs.
+// What a tap convolution multiplies: a source number and a lane's, those of one channel each, or
+// pairs.
 enum class Product { kNumbers, kDepthwise, kPairs };
 
 // The sums of kTileRows pixels over all taps, with bias: one register tile.

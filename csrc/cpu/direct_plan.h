@@ -54,13 +54,13 @@ struct DirectConv {
 
 // The weight gradient: row j = (tap, k) of the gradient against lane o, summed over the pixels of a
 // chunk of tiles, then over the chunks. A task takes some channels against some lanes, so that its
-// sums stay in the second-level cache. Chunks depend on the problem alone, so the order of every sum
-// does too.
+// sums stay in the second-level cache. Chunks depend on the problem alone, so the order of every
+// sum does too.
 struct WeightGrad {
   TapConv tap;              // the forward tap convolution: its reduce is K, its lanes O
   int64_t chunks = 1;
   int64_t channels_a_task = 1;
-  int64_t lanes_a_task = 64;
+  int64_t lanes_a_task = 128;
 
   // The patch is cut into panels of channels: the pixels that a row of the register tile reads are
   // near each other, and never a power of two of cache lines apart.

@@ -144,7 +144,8 @@ CONVBP_TARGET void plane_tasks(const DirectConv& conv, View<const T> source, con
         pack_planes(p, e, b, source, g * c.reduce, k, together, patch);
       const int64_t last_block = std::min(c.blocks(), (split + 1) * blocks_a_task);
       for (int64_t block = split * blocks_a_task; block < last_block; ++block) {
-        const Acc* weight = static_cast<const Acc*>(packed) + (g * c.blocks() + block) * conv.packed_block_size();
+        const Acc* weight = static_cast<const Acc*>(packed) +
+                            (g * c.blocks() + block) * conv.packed_block_size();
         const int64_t channel0 = g * c.lanes + block * kOut;
         const int64_t channels = std::min<int64_t>(kOut, c.lanes - block * kOut);
         Acc bias[kOut] = {};
