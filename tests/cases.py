@@ -130,6 +130,11 @@ RAGGED = [
          padding=(2, 2, 1, 3), dilation=(2, 2), stride=(1, 3)),
     Case("depthwise_small", batch=5, in_channels=19, out_channels=19, groups=19, size=(7, 6),
          padding=(1, 1, 1, 1)),
+    # Large rows make bands of few, of which the phases of the input gradient have 4 and 3.
+    Case("depthwise_bands", batch=1, in_channels=2, out_channels=2, groups=2, size=(25, 1999),
+         stride=(2, 2)),
+    Case("pointwise_strided", in_channels=40, out_channels=33, size=(9, 14), kernel=(1, 1),
+         stride=(2, 3)),
     Case("stem", in_channels=3, out_channels=64, size=(40, 33), kernel=(7, 7), stride=(2, 2),
          padding=(3, 3, 3, 3)),
     Case("many_images", batch=37, in_channels=20, out_channels=24, size=(4, 4),

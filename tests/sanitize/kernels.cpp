@@ -19,6 +19,7 @@
 #include "../../csrc/cpu/error_signal.h"
 #include "../../csrc/cpu/grouped.h"
 #include "../../csrc/cpu/plain.h"
+#include "../../csrc/cpu/pointwise.h"
 #include "../../csrc/cpu/pool.h"
 #include "../../csrc/cpu/pool_plain.h"
 #include "../../csrc/cpu/scratch.h"
@@ -52,7 +53,8 @@ void expect_near(const Tensor<T>& ours, const Tensor<T>& plain, const char* what
 }
 
 Layout any_layout(Random& random) {
-  return random.one_of({Layout::kContiguous, Layout::kChannelsLast, Layout::kStrided});
+  return random.one_of({Layout::kContiguous, Layout::kChannelsLast, Layout::kContiguousView,
+                        Layout::kChannelsLastView, Layout::kStrided});
 }
 
 Layout dense_layout(Random& random) {
@@ -117,105 +119,153 @@ void try_convolution(Random& random) {
   expect_equal(bias_grad, plain_bias_grad, "conv2d_weight_grad, bias");
 }
 
-// The algorithms that take some problems alone.
 template <typename T>
-void try_special_convolution(Random& random) {
-  ConvProblem p = random_conv(random);
-  if (p.batch == 0 || p.in_channels == 0) return;
-  const bool depthwise = sizeof(T) >= 4 && random.in(2);
-  if (depthwise) {
-    p.groups = p.groups * std::max(p.in_channels, p.out_channels) + 1;
-    p.in_channels = p.out_channels = 1;
-  } else if constexpr (std::is_same_v<T, double>) {
-    return;
-  } else {
-    for (const Spatial axis : {kHeight, kWidth}) {
-      p.kernel[axis] = 3, p.stride[axis] = p.dilation[axis] = 1;
-      p.out_size[axis] = p.in_size[axis] + p.pad[axis] - 2 + random.number(0, 2);
-      if (p.out_size[axis] < 1) return;
-    }
-  }
-  const Size of_input{p.batch, p.groups * p.in_channels, p.in_size[0], p.in_size[1]};
-  const Size of_weight{p.groups * p.out_channels, p.in_channels, p.kernel[0], p.kernel[1]};
-  const Size of_output{p.batch, of_weight[0], p.out_size[0], p.out_size[1]};
-  const Layout layout = dense_layout(random);
-  Tensor<T> input(of_input, layout), weight(of_weight, any_layout(random)), bias({1, 1, 1, of_weight[0]});
-  Tensor<T> delta(of_output, layout);
-  input.fill(random), weight.fill(random), delta.fill(random), bias.fill(random);
-  Tensor<T> output(of_output, layout), plain_output(of_output, layout);
-  Tensor<T> grad(of_input, layout), plain_grad(of_input, layout);
-  Epilogue<T> epilogue;
-  if (random.in(2)) epilogue.bias = bias.read().data;
-  plain::conv2d<T>(p, input.read(), weight.read(), epilogue, plain_output.view());
-  plain::conv2d_input_grad<T>(p, weight.read(), delta.read(), plain_grad.view());
-  if (depthwise) {
-    if constexpr (sizeof(T) >= 4) {
-      if (!depthwise::takes(p, input.read().stride, output.read().stride)) return;
-      depthwise::conv2d<T>(p, input.read(), weight.read(), epilogue, output.view());
-      expect_equal(output, plain_output, "depthwise conv2d");
-      depthwise::conv2d_input_grad<T>(p, weight.read(), delta.read(), grad.view());
-      expect_equal(grad, plain_grad, "depthwise conv2d_input_grad");
-    }
-  } else if constexpr (!std::is_same_v<T, double>) {
-    if (!winograd::takes(p)) return;
-    winograd::conv2d<T>(p, input.read(), weight.read(), epilogue, output.view());
-    expect_near(output, plain_output, "Winograd conv2d");
-    winograd::conv2d_input_grad<T>(p, weight.read(), delta.read(), grad.view());
-    expect_near(grad, plain_grad, "Winograd conv2d_input_grad");
-    Tensor<T> weight_grad(of_weight, layout), plain_weight_grad(of_weight, layout);
-    Tensor<T> sum({1, 1, 1, of_weight[0]}), plain_sum({1, 1, 1, of_weight[0]});
-    winograd::conv2d_weight_grad<T>(p, input.read(), delta.read(), weight_grad.view(), sum.view().data);
-    plain::conv2d_weight_grad<T>(p, input.read(), delta.read(), plain_weight_grad.view(),
-                                 plain_sum.view().data);
-    expect_near(weight_grad, plain_weight_grad, "Winograd conv2d_weight_grad");
-    expect_near(sum, plain_sum, "Winograd conv2d_weight_grad, bias");
-  }
-}
+using Forward = void(const ConvProblem&, View<const T>, View<const T>, const Epilogue<T>&, View<T>);
+template <typename T>
+using InputGrad = void(const ConvProblem&, View<const T>, View<const T>, View<T>);
+template <typename T>
+using WeightGrad = void(const ConvProblem&, View<const T>, View<const T>, View<T>, T*);
+
+// An algorithm's three operators; it may look at the tensors' strides before it takes a problem.
+template <typename T>
+struct Operators {
+  std::string name;
+  bool (*takes)(const ConvProblem&, const int64_t* source_stride, const int64_t* other_stride);
+  Forward<T>* conv2d;
+  InputGrad<T>* input_grad;
+  WeightGrad<T>* weight_grad;
+  void (*compare)(const Tensor<T>& ours, const Tensor<T>& plain, const char* what);
+};
 
 template <typename T>
-void try_grouped_convolution(Random& random) {
-  ConvProblem p = random_conv(random);
-  p.groups = random.number(2, 9);
-  p.in_channels = random.number(1, 16);
-  p.out_channels = random.in(2) ? p.in_channels : random.number(1, 16);
-  const int64_t pixels =
-      p.batch * std::max(p.in_size[0] * p.in_size[1], p.out_size[0] * p.out_size[1]);
-  if (pixels > 2000 || !grouped::takes(p, sizeof(T))) return;  // the loop nests are slow
+void try_operators(Random& random, const ConvProblem& p, const Operators<T>& ours) {
   const Size of_input{p.batch, p.groups * p.in_channels, p.in_size[0], p.in_size[1]};
   const Size of_weight{p.groups * p.out_channels, p.in_channels, p.kernel[0], p.kernel[1]};
   const Size of_output{p.batch, of_weight[0], p.out_size[0], p.out_size[1]};
   const Size of_bias{1, 1, 1, of_weight[0]};
-  const Layout layout = dense_layout(random);
-  Tensor<T> input(of_input, any_layout(random)), weight(of_weight, any_layout(random));
-  Tensor<T> delta(of_output, any_layout(random)), bias(of_bias);
+  // Layouts that differ are mostly refused where strides matter.
+  const Layout of_all = any_layout(random);
+  const auto layout = [&] { return random.in(3) ? any_layout(random) : of_all; };
+  const Layout of_results = of_all == Layout::kChannelsLast || of_all == Layout::kChannelsLastView
+                                ? Layout::kChannelsLast
+                                : Layout::kContiguous;
+  Tensor<T> input(of_input, layout()), weight(of_weight, any_layout(random));
+  Tensor<T> delta(of_output, layout()), bias(of_bias);
   input.fill(random), weight.fill(random), delta.fill(random), bias.fill(random);
-  if (p.batch) {
-    Tensor<T> output(of_output, layout), plain_output(of_output, layout);
-    Tensor<T> kept(of_output, layout), plain_kept(of_output, layout);
+  const auto compare = [&](const Tensor<T>& a, const Tensor<T>& b, const char* what) {
+    ours.compare(a, b, (ours.name + " " + what).c_str());
+  };
+
+  Tensor<T> output(of_output, of_results), plain_output(of_output, of_results);
+  if (p.batch && ours.takes(p, input.read().stride, output.read().stride)) {
+    Tensor<T> kept(of_output, of_results), plain_kept(of_output, of_results);
     Epilogue<T> epilogue;
     if (random.in(2)) epilogue.bias = bias.read().data;
-    epilogue.activation = any_activation<T>(random);
+    epilogue.activation = any_activation<Accumulator<T>>(random, true);
     const bool keep = random.in(2);
     if (keep) epilogue.pre_activation = kept.view().data;
-    grouped::conv2d<T>(p, input.read(), weight.read(), epilogue, output.view());
+    ours.conv2d(p, input.read(), weight.read(), epilogue, output.view());
     if (keep) epilogue.pre_activation = plain_kept.view().data;
     plain::conv2d<T>(p, input.read(), weight.read(), epilogue, plain_output.view());
-    expect_equal(output, plain_output, "grouped conv2d");
-    if (keep) expect_equal(kept, plain_kept, "grouped conv2d, pre-activation");
-    Tensor<T> grad(of_input, layout), plain_grad(of_input, layout);
-    grouped::conv2d_input_grad<T>(p, weight.read(), delta.read(), grad.view());
-    plain::conv2d_input_grad<T>(p, weight.read(), delta.read(), plain_grad.view());
-    expect_equal(grad, plain_grad, "grouped conv2d_input_grad");
+    compare(output, plain_output, "conv2d");
+    if (keep) compare(kept, plain_kept, "conv2d, pre-activation");
   }
-  Tensor<T> grad(of_weight, layout), plain_grad(of_weight, layout);
-  Tensor<T> bias_grad(of_bias), plain_bias_grad(of_bias);
-  const bool with_bias = random.in(2);
-  grouped::conv2d_weight_grad<T>(p, input.read(), delta.read(), grad.view(),
-                                 with_bias ? bias_grad.view().data : nullptr);
-  plain::conv2d_weight_grad<T>(p, input.read(), delta.read(), plain_grad.view(),
-                               with_bias ? plain_bias_grad.view().data : nullptr);
-  expect_equal(grad, plain_grad, "grouped conv2d_weight_grad");
-  expect_equal(bias_grad, plain_bias_grad, "grouped conv2d_weight_grad, bias");
+  Tensor<T> grad(of_input, of_results), plain_grad(of_input, of_results);
+  if (p.batch && ours.takes(p, delta.read().stride, grad.read().stride)) {
+    ours.input_grad(p, weight.read(), delta.read(), grad.view());
+    plain::conv2d_input_grad<T>(p, weight.read(), delta.read(), plain_grad.view());
+    compare(grad, plain_grad, "conv2d_input_grad");
+  }
+  if (ours.takes(p, input.read().stride, delta.read().stride)) {
+    Tensor<T> weight_grad(of_weight, of_results), plain_weight_grad(of_weight, of_results);
+    Tensor<T> bias_grad(of_bias), plain_bias_grad(of_bias);
+    const bool with_bias = random.in(2);
+    ours.weight_grad(p, input.read(), delta.read(), weight_grad.view(),
+                     with_bias ? bias_grad.view().data : nullptr);
+    plain::conv2d_weight_grad<T>(p, input.read(), delta.read(), plain_weight_grad.view(),
+                                 with_bias ? plain_bias_grad.view().data : nullptr);
+    compare(weight_grad, plain_weight_grad, "conv2d_weight_grad");
+    if (with_bias) compare(bias_grad, plain_bias_grad, "conv2d_weight_grad, bias");
+  }
+}
+
+// The loop nests are slow.
+bool is_small(const ConvProblem& p) {
+  return static_cast<double>(p.batch) * p.groups * p.in_channels * p.out_channels * p.kernel[0] *
+             p.kernel[1] * std::max(p.out_size[0] * p.out_size[1], p.in_size[0] * p.in_size[1]) <=
+         1e6;
+}
+
+template <typename T>
+void try_winograd(Random& random) {
+  ConvProblem p = random_conv(random);
+  for (const Spatial axis : {kHeight, kWidth}) {
+    p.kernel[axis] = 3, p.stride[axis] = p.dilation[axis] = 1;
+    p.out_size[axis] = p.in_size[axis] + p.pad[axis] - 2 + random.number(0, 2);
+    if (p.out_size[axis] < 1) return;
+  }
+  if (p.batch == 0 || p.in_channels == 0 || !winograd::takes(p)) return;
+  try_operators<T>(random, p,
+                   {"Winograd", [](const ConvProblem&, const int64_t*, const int64_t*) { return true; },
+                    &winograd::conv2d<T>, &winograd::conv2d_input_grad<T>,
+                    &winograd::conv2d_weight_grad<T>, &expect_near<T>});
+}
+
+template <typename T>
+void try_depthwise(Random& random) {
+  ConvProblem p = random_conv(random);
+  p.groups = random.number(2, 70);
+  p.in_channels = p.out_channels = 1;
+  for (const Spatial axis : {kHeight, kWidth}) {
+    p.kernel[axis] = random.number(1, 9), p.dilation[axis] = random.in(4) ? 2 : 1;
+    p.stride[axis] = std::min(p.kernel[axis], random.number(1, 4));
+    p.pad[axis] = random.number(0, p.kernel[axis] + 1);
+    const int64_t room = p.in_size[axis] + p.pad[axis] + random.number(0, p.kernel[axis]) -
+                         p.dilation[axis] * (p.kernel[axis] - 1) - 1;
+    if (room < 0) return;
+    p.out_size[axis] = room / p.stride[axis] + 1;
+  }
+  if (!is_small(p)) return;
+  try_operators<T>(random, p,
+                   {"depthwise", &depthwise::takes, &depthwise::conv2d<T>,
+                    &depthwise::conv2d_input_grad<T>, &depthwise::conv2d_weight_grad<T>,
+                    &expect_equal<T>});
+}
+
+template <typename T>
+void try_pointwise(Random& random) {
+  ConvProblem p = random_conv(random);
+  const auto channels = [&] {
+    return random.in(6) ? random.number(250, 530) : random.number(16, 100);
+  };
+  p.groups = random.one_of<int64_t>({1, 1, 2, 3});
+  p.in_channels = channels(), p.out_channels = channels();
+  for (const Spatial axis : {kHeight, kWidth}) {
+    p.kernel[axis] = 1, p.pad[axis] = 0;
+    p.in_size[axis] = std::min<int64_t>(p.in_size[axis], 40);
+    p.out_size[axis] = (p.in_size[axis] - 1) / p.stride[axis] + 1;
+  }
+  if (!is_small(p)) return;
+  try_operators<T>(random, p,
+                   {"pointwise", &pointwise::takes, &pointwise::conv2d<T>,
+                    &pointwise::conv2d_input_grad<T>, &pointwise::conv2d_weight_grad<T>,
+                    &expect_equal<T>});
+}
+
+template <typename T>
+void try_grouped(Random& random) {
+  ConvProblem p = random_conv(random);
+  p.groups = random.number(2, 9);
+  p.in_channels = random.number(1, 16);
+  p.out_channels = random.in(2) ? p.in_channels : random.number(1, 16);
+  if (!is_small(p)) return;
+  try_operators<T>(random, p,
+                   {"grouped",
+                    [](const ConvProblem& p, const int64_t*, const int64_t*) {
+                      return grouped::takes(p, sizeof(T));
+                    },
+                    &grouped::conv2d<T>, &grouped::conv2d_input_grad<T>,
+                    &grouped::conv2d_weight_grad<T>, &expect_equal<T>});
 }
 
 template <typename T, typename Offset>
@@ -361,8 +411,12 @@ template <typename T>
 void try_all(const char* name, int64_t problems, uint64_t seed) {
   for (int64_t i = 0; i < problems; ++i) {
     in_a_new_thread(try_convolution<T>, seed + i, name);
-    in_a_new_thread(try_special_convolution<T>, seed + i, name);
-    if constexpr (sizeof(T) >= 4) in_a_new_thread(try_grouped_convolution<T>, seed + i, name);
+    if constexpr (!std::is_same_v<T, double>) in_a_new_thread(try_winograd<T>, seed + i, name);
+    if constexpr (sizeof(T) >= 4) {
+      in_a_new_thread(try_depthwise<T>, seed + i, name);
+      in_a_new_thread(try_pointwise<T>, seed + i, name);
+      in_a_new_thread(try_grouped<T>, seed + i, name);
+    }
     in_a_new_thread(try_pools<T>, seed + i, name);
     in_a_new_thread(try_elementwise<T>, seed + i, name);
   }

@@ -31,8 +31,9 @@ class Random {
   std::mt19937_64 engine_;
 };
 
-// Strided: every stride is unusual, and there are gaps.
-enum class Layout { kContiguous, kChannelsLast, kStrided };
+// A view is a part of something larger in every dimension. Strided: every stride is unusual, and there
+// are gaps.
+enum class Layout { kContiguous, kChannelsLast, kContiguousView, kChannelsLastView, kStrided };
 using Size = std::array<int64_t, 4>;
 
 template <typename T>
@@ -41,9 +42,11 @@ class Tensor {
   // `missing`: elements that are left out at the end of its memory, for a lie.
   explicit Tensor(const Size& size, Layout layout = Layout::kContiguous, int64_t missing = 0)
       : size_(size) {
-    static constexpr int kOrder[3][4] = {{0, 1, 2, 3}, {0, 2, 3, 1}, {3, 0, 2, 1}};
-    const int64_t gap = layout == Layout::kStrided ? 2 : 1;
-    int64_t step = gap;
+    static constexpr int kOrder[5][4] = {
+        {0, 1, 2, 3}, {0, 2, 3, 1}, {0, 1, 2, 3}, {0, 2, 3, 1}, {3, 0, 2, 1}};
+    const bool dense = layout == Layout::kContiguous || layout == Layout::kChannelsLast;
+    const int64_t gap = dense ? 1 : 2;
+    int64_t step = layout == Layout::kStrided ? gap : 1;
     for (int i = 3; i >= 0; --i) {
       const int d = kOrder[static_cast<int>(layout)][i];
       stride_[d] = step;
