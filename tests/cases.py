@@ -135,6 +135,11 @@ RAGGED = [
          dilation=(19, 17)),
     Case("sparse_stride", batch=3, in_channels=6, out_channels=9, size=(50, 46), kernel=(2, 3),
          stride=(11, 9)),
+    Case("pointwise", in_channels=17, out_channels=40, size=(9, 6), kernel=(1, 1)),
+    Case("pointwise_deep", batch=3, in_channels=144, out_channels=32, size=(7, 7), kernel=(1, 1)),
+    Case("pointwise_groups", in_channels=80, out_channels=34, groups=2, size=(9, 7),
+         kernel=(1, 1), stride=(2, 2)),
+    Case("pointwise_no_image", batch=0, in_channels=16, out_channels=16, kernel=(1, 1)),
 ]  # fmt: skip
 
 
