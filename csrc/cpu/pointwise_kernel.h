@@ -68,7 +68,7 @@ struct Ahead {
   int64_t step = 64 / sizeof(T);
 };
 
-// acc[i][:] += sum_q row[i][q * row_step] * lane[q * lane_step + :], with row[i] = rows + i * apart.
+// acc[i][:] += sum_q row[i][q * row_step] * lane[q * lane_step + :], row[i] = rows + i * apart.
 // kAhead: the lanes come from the second-level cache, and are asked for that many steps before.
 template <int kAhead, typename T, int kTileRows, int kVectors, typename... Next>
 CONVBP_INLINE void multiply(Vector<T> (&acc)[kTileRows][kVectors], const T* rows, int64_t apart,
