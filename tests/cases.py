@@ -156,6 +156,11 @@ RAGGED = [
          dilation=(3, 3), padding=(3, 3, 3, 3)),
     Case("many_lanes_strided", batch=5, in_channels=37, out_channels=140, size=(13, 11),
          stride=(2, 2), padding=(1, 1, 1, 1)),
+    Case("pointwise", in_channels=17, out_channels=40, size=(9, 6), kernel=(1, 1)),
+    Case("pointwise_deep", batch=3, in_channels=144, out_channels=32, size=(7, 7), kernel=(1, 1)),
+    Case("pointwise_groups", in_channels=80, out_channels=34, groups=2, size=(9, 7),
+         kernel=(1, 1), stride=(2, 2)),
+    Case("pointwise_no_image", batch=0, in_channels=16, out_channels=16, kernel=(1, 1)),
 ]  # fmt: skip
 
 
