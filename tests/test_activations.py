@@ -43,7 +43,7 @@ MODULES: dict[str, nn.Module] = {
 # Rounding of one value: of the result, and of p before g where torch rounds that too.
 EPSILON = {dtype: torch.finfo(dtype).eps for dtype in (torch.float64, torch.float32,
                                                        torch.bfloat16, torch.float16)}  # fmt: skip
-CASES = [*(case for case in SMALL if case.symmetric and case.in_channels), *RAGGED]
+CASES = [case for case in SMALL + RAGGED if case.symmetric and case.in_channels]
 
 
 def parsed(name: str) -> Activation:
