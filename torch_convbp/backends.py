@@ -24,7 +24,7 @@ class _CPU:
         """How convolutions and poolings are computed, in every thread of the process.
 
         - "auto": the fastest algorithm for each problem, by its shape and element type alone;
-        - "direct": every product of the sum is computed and added (depthwise and grouped
+        - "direct": every product of the sum is computed and added (depthwise, grouped and 1x1
           convolutions have kernels of their own for it);
         - "winograd": Winograd's F(4x4, 3x3) and F(2x2, 3x3) for every 3x3 filter with stride 1 and
           dilation 1 whose sums are kept in float32, direct for all else. Its error is within 2e-5

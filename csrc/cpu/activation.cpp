@@ -4,13 +4,7 @@
 
 namespace convbp::activation {
 
-#define CONVBP_DECLARE(isa)                             \
-  namespace isa {                                       \
-  template <typename A>                                 \
-  const Functions<A>* find(const std::string& name);    \
-  }
-CONVBP_FOR_EACH_ISA(CONVBP_DECLARE)
-#undef CONVBP_DECLARE
+CONVBP_IN_EACH_ISA(template <typename A> const Functions<A>* find(const std::string& name);)
 
 template <typename A>
 const Functions<A>* find(const std::string& name) {

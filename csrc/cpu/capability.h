@@ -12,15 +12,27 @@ const char* capability_name();
 
 }  // namespace convbp
 
-// The instruction sets that the convolution kernels are compiled for, a namespace each:
-// M(namespace) for each of them, and what is called in the best one that is used.
+// The instruction sets that the convolution kernels are compiled for, a namespace each: a declaration
+// in each of them, and what is called in the best one that is used.
 #if defined(__x86_64__)
-#define CONVBP_FOR_EACH_ISA(M) M(baseline) M(avx2) M(avx512)
+#define CONVBP_IN_EACH_ISA(...) \
+  namespace baseline {          \
+  __VA_ARGS__                   \
+  }                             \
+  namespace avx2 {              \
+  __VA_ARGS__                   \
+  }                             \
+  namespace avx512 {            \
+  __VA_ARGS__                   \
+  }
 #define CONVBP_IN_BEST_ISA(...)                               \
   (capability() >= Capability::kAvx512 ? avx512::__VA_ARGS__  \
    : capability() >= Capability::kAvx2 ? avx2::__VA_ARGS__    \
                                        : baseline::__VA_ARGS__)
 #else
-#define CONVBP_FOR_EACH_ISA(M) M(baseline)
+#define CONVBP_IN_EACH_ISA(...) \
+  namespace baseline {          \
+  __VA_ARGS__                   \
+  }
 #define CONVBP_IN_BEST_ISA(...) baseline::__VA_ARGS__
 #endif

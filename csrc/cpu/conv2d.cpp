@@ -39,6 +39,27 @@ constexpr Element element_of() {
   return std::is_same_v<T, double> ? Element::kFloat64 : Element::kHalf;
 }
 
+// Runs an operator of the algorithm that was chosen, each for the element types that it is compiled for.
+#define CONVBP_IN_ALGORITHM(T, chosen, ...)                            \
+  switch (chosen) {                                                    \
+    case Algorithm::kPlain:                                            \
+      return plain::__VA_ARGS__;                                       \
+    case Algorithm::kDirect:                                           \
+      return direct::__VA_ARGS__;                                      \
+    case Algorithm::kDepthwise:                                        \
+      if constexpr (sizeof(T) >= 4) return depthwise::__VA_ARGS__;     \
+      break;                                                           \
+    case Algorithm::kGrouped:                                          \
+      if constexpr (sizeof(T) >= 4) return grouped::__VA_ARGS__;       \
+      break;                                                           \
+    case Algorithm::kPointwise:                                        \
+      if constexpr (sizeof(T) >= 4) return pointwise::__VA_ARGS__;     \
+      break;                                                           \
+    case Algorithm::kWinograd:                                         \
+      if constexpr (sizeof(T) <= 4) return winograd::__VA_ARGS__;      \
+      break;                                                           \
+  }
+
 // p = conv2d(input, weight) + bias, then a = g(p) where an activation is named; p itself goes to
 // `pre_activation` where that is given.
 Tensor convolve(const char* op, const Tensor& input, const Tensor& weight,
@@ -69,35 +90,11 @@ Tensor convolve(const char* op, const Tensor& input, const Tensor& weight,
     if (activation) epilogue.activation = make_activation<Accumulator<T>>(*activation, parameters);
     if (pre_activation)
       epilogue.pre_activation = static_cast<T*>(pre_activation->mutable_data_ptr());
-    switch (choose_algorithm(p, Operator::kForward, element_of<T>(), view<const T>(input).stride,
-                             view<T>(output).stride)) {
-      case Algorithm::kPlain:
-        return plain::conv2d<T>(p, view<const T>(input), view<const T>(weight), epilogue,
-                                view<T>(output));
-      case Algorithm::kDirect:
-        return direct::conv2d<T>(p, view<const T>(input), view<const T>(weight), epilogue,
-                                 view<T>(output));
-      case Algorithm::kDepthwise:
-        if constexpr (sizeof(T) >= sizeof(float))
-          return depthwise::conv2d<T>(p, view<const T>(input), view<const T>(weight), epilogue,
-                                     view<T>(output));
-        break;
-      case Algorithm::kGrouped:
-        if constexpr (sizeof(T) >= sizeof(float))
-          return grouped::conv2d<T>(p, view<const T>(input), view<const T>(weight), epilogue,
-                                    view<T>(output));
-        break;
-      case Algorithm::kPointwise:
-        if constexpr (sizeof(T) >= sizeof(float))
-          return pointwise::conv2d<T>(p, view<const T>(input), view<const T>(weight), epilogue,
-                                      view<T>(output));
-        break;
-      case Algorithm::kWinograd:
-        if constexpr (!std::is_same_v<T, double>)
-          return winograd::conv2d<T>(p, view<const T>(input), view<const T>(weight), epilogue,
-                                     view<T>(output));
-        break;
-    }
+    CONVBP_IN_ALGORITHM(
+        T,
+        choose_algorithm(p, Operator::kForward, element_of<T>(), view<const T>(input).stride,
+                             view<T>(output).stride),
+        conv2d<T>(p, view<const T>(input), view<const T>(weight), epilogue, view<T>(output)));
   });
   return output;
 }
@@ -138,35 +135,11 @@ Tensor conv2d_input_grad(const Ints& input_size, const Tensor& weight, const Ten
   if (input_grad.numel() == 0) return input_grad;
   dispatch(delta, [&](auto element) {
     using T = decltype(element);
-    switch (choose_algorithm(p, Operator::kInputGrad, element_of<T>(), view<const T>(delta).stride,
-                             view<T>(input_grad).stride)) {
-      case Algorithm::kPlain:
-        return plain::conv2d_input_grad<T>(p, view<const T>(weight), view<const T>(delta),
-                                           view<T>(input_grad));
-      case Algorithm::kDirect:
-        return direct::conv2d_input_grad<T>(p, view<const T>(weight), view<const T>(delta),
-                                            view<T>(input_grad));
-      case Algorithm::kDepthwise:
-        if constexpr (sizeof(T) >= sizeof(float))
-          return depthwise::conv2d_input_grad<T>(p, view<const T>(weight), view<const T>(delta),
-                                                view<T>(input_grad));
-        break;
-      case Algorithm::kGrouped:
-        if constexpr (sizeof(T) >= sizeof(float))
-          return grouped::conv2d_input_grad<T>(p, view<const T>(weight), view<const T>(delta),
-                                              view<T>(input_grad));
-        break;
-      case Algorithm::kPointwise:
-        if constexpr (sizeof(T) >= sizeof(float))
-          return pointwise::conv2d_input_grad<T>(p, view<const T>(weight), view<const T>(delta),
-                                                view<T>(input_grad));
-        break;
-      case Algorithm::kWinograd:
-        if constexpr (!std::is_same_v<T, double>)
-          return winograd::conv2d_input_grad<T>(p, view<const T>(weight), view<const T>(delta),
-                                                view<T>(input_grad));
-        break;
-    }
+    CONVBP_IN_ALGORITHM(
+        T,
+        choose_algorithm(p, Operator::kInputGrad, element_of<T>(), view<const T>(delta).stride,
+                             view<T>(input_grad).stride),
+        conv2d_input_grad<T>(p, view<const T>(weight), view<const T>(delta), view<T>(input_grad)));
   });
   return input_grad;
 }
@@ -187,35 +160,12 @@ Tensor weight_grad(const char* op, const Tensor& input, const Ints& weight_size,
     using T = decltype(element);
     T* const bias_data =
         bias_grad ? static_cast<T*>(bias_grad->mutable_data_ptr()) : nullptr;
-    switch (choose_algorithm(p, Operator::kWeightGrad, element_of<T>(), view<const T>(input).stride,
-                             view<const T>(delta).stride)) {
-      case Algorithm::kPlain:
-        return plain::conv2d_weight_grad<T>(p, view<const T>(input), view<const T>(delta),
-                                            view<T>(weight_grad), bias_data);
-      case Algorithm::kDirect:
-        return direct::conv2d_weight_grad<T>(p, view<const T>(input), view<const T>(delta),
-                                             view<T>(weight_grad), bias_data);
-      case Algorithm::kDepthwise:
-        if constexpr (sizeof(T) >= sizeof(float))
-          return depthwise::conv2d_weight_grad<T>(p, view<const T>(input), view<const T>(delta),
-                                                  view<T>(weight_grad), bias_data);
-        break;
-      case Algorithm::kGrouped:
-        if constexpr (sizeof(T) >= sizeof(float))
-          return grouped::conv2d_weight_grad<T>(p, view<const T>(input), view<const T>(delta),
-                                               view<T>(weight_grad), bias_data);
-        break;
-      case Algorithm::kPointwise:
-        if constexpr (sizeof(T) >= sizeof(float))
-          return pointwise::conv2d_weight_grad<T>(p, view<const T>(input), view<const T>(delta),
-                                                  view<T>(weight_grad), bias_data);
-        break;
-      case Algorithm::kWinograd:
-        if constexpr (!std::is_same_v<T, double>)
-          return winograd::conv2d_weight_grad<T>(p, view<const T>(input), view<const T>(delta),
-                                                 view<T>(weight_grad), bias_data);
-        break;
-    }
+    CONVBP_IN_ALGORITHM(
+        T,
+        choose_algorithm(p, Operator::kWeightGrad, element_of<T>(), view<const T>(input).stride,
+                             view<const T>(delta).stride),
+        conv2d_weight_grad<T>(p, view<const T>(input), view<const T>(delta), view<T>(weight_grad),
+                              bias_data));
   });
   return weight_grad;
 }

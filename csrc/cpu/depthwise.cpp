@@ -115,13 +115,8 @@ void conv2d(const ConvProblem& p, View<const T> input, View<const T> weight,
 template <typename T>
 void conv2d_input_grad(const ConvProblem& p, View<const T> weight, View<const T> delta,
                        View<T> input_grad) {
-  const auto phases = [&](Spatial axis) {
-    std::vector<Axis> all;
-    for (int64_t i = 0; i < std::min(p.stride[axis], p.in_size[axis]); ++i)
-      all.push_back(input_grad_axis(p, axis, i));
-    return all;
-  };
-  run<T>(p, phases(kHeight), phases(kWidth), p.in_size, delta, weight, {}, input_grad);
+  run<T>(p, input_grad_axes(p, kHeight), input_grad_axes(p, kWidth), p.in_size, delta, weight, {},
+         input_grad);
 }
 
 template <typename T>
@@ -170,13 +165,7 @@ void conv2d_weight_grad(const ConvProblem& p, View<const T> input, View<const T>
   });
 }
 
-#define CONVBP_INSTANTIATE(T)                                                                    \
-  template void conv2d(const ConvProblem&, View<const T>, View<const T>, const Epilogue<T>&,     \
-                       View<T>);                                                                 \
-  template void conv2d_input_grad(const ConvProblem&, View<const T>, View<const T>, View<T>);    \
-  template void conv2d_weight_grad(const ConvProblem&, View<const T>, View<const T>, View<T>, T*);
-CONVBP_INSTANTIATE(float)
-CONVBP_INSTANTIATE(double)
-#undef CONVBP_INSTANTIATE
+CONVBP_INSTANTIATE_OPERATORS(float)
+CONVBP_INSTANTIATE_OPERATORS(double)
 
 }  // namespace convbp::depthwise

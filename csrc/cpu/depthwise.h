@@ -2,8 +2,7 @@
 // patch, no packed result. They are bound by memory, not by arithmetic.
 #pragma once
 
-#include "../conv_problem.h"
-#include "epilogue.h"
+#include "operators.h"
 
 namespace convbp::depthwise {
 
@@ -12,17 +11,6 @@ namespace convbp::depthwise {
 // vector.
 bool takes(const ConvProblem& problem, const int64_t* source_stride, const int64_t* other_stride);
 
-template <typename T>
-void conv2d(const ConvProblem& problem, View<const T> input, View<const T> weight,
-            const Epilogue<T>& epilogue, View<T> output);
-
-template <typename T>
-void conv2d_input_grad(const ConvProblem& problem, View<const T> weight, View<const T> delta,
-                       View<T> input_grad);
-
-// bias_grad may be null: then it is not computed.
-template <typename T>
-void conv2d_weight_grad(const ConvProblem& problem, View<const T> input, View<const T> delta,
-                        View<T> weight_grad, T* bias_grad);
+CONVBP_DECLARE_OPERATORS
 
 }  // namespace convbp::depthwise

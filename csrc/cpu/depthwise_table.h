@@ -70,12 +70,6 @@ struct Table {
   WeightGradTasks turned_weight_grad;
 };
 
-#define CONVBP_DECLARE_TABLE(isa)           \
-  namespace isa {                           \
-  template <typename T>                     \
-  Table<T> make_table();                    \
-  }
-CONVBP_FOR_EACH_ISA(CONVBP_DECLARE_TABLE)
-#undef CONVBP_DECLARE_TABLE
+CONVBP_IN_EACH_ISA(template <typename T> Table<T> make_table();)
 
 }  // namespace convbp::depthwise

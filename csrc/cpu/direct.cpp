@@ -176,13 +176,8 @@ void conv2d(const ConvProblem& p, View<const T> input, View<const T> weight,
 template <typename T>
 void conv2d_input_grad(const ConvProblem& p, View<const T> weight, View<const T> delta,
                        View<T> input_grad) {
-  const auto phases = [&](Spatial axis) {
-    Phases all;
-    for (int64_t i = 0; i < std::min(p.stride[axis], p.in_size[axis]); ++i)
-      all.axes.push_back(input_grad_axis(p, axis, i));
-    return all;
-  };
-  run_tap_conv<T>(p, phases(kHeight), phases(kWidth), delta, weight, {}, input_grad, false);
+  run_tap_conv<T>(p, {input_grad_axes(p, kHeight)}, {input_grad_axes(p, kWidth)}, delta, weight, {},
+                  input_grad, false);
 }
 
 template <typename T>
@@ -234,15 +229,9 @@ void conv2d_weight_grad(const ConvProblem& p, View<const T> input, View<const T>
   });
 }
 
-#define CONVBP_INSTANTIATE(T)                                                                    \
-  template void conv2d(const ConvProblem&, View<const T>, View<const T>, const Epilogue<T>&,     \
-                       View<T>);                                                                 \
-  template void conv2d_input_grad(const ConvProblem&, View<const T>, View<const T>, View<T>);    \
-  template void conv2d_weight_grad(const ConvProblem&, View<const T>, View<const T>, View<T>, T*);
-CONVBP_INSTANTIATE(float)
-CONVBP_INSTANTIATE(double)
-CONVBP_INSTANTIATE(BFloat16)
-CONVBP_INSTANTIATE(Half)
-#undef CONVBP_INSTANTIATE
+CONVBP_INSTANTIATE_OPERATORS(float)
+CONVBP_INSTANTIATE_OPERATORS(double)
+CONVBP_INSTANTIATE_OPERATORS(BFloat16)
+CONVBP_INSTANTIATE_OPERATORS(Half)
 
 }  // namespace convbp::direct

@@ -1,22 +1,10 @@
 // The direct algorithm: every convolution, in every layout, for every supported type.
 #pragma once
 
-#include "../conv_problem.h"
-#include "epilogue.h"
+#include "operators.h"
 
 namespace convbp::direct {
 
-template <typename T>
-void conv2d(const ConvProblem& problem, View<const T> input, View<const T> weight,
-            const Epilogue<T>& epilogue, View<T> output);
-
-template <typename T>
-void conv2d_input_grad(const ConvProblem& problem, View<const T> weight, View<const T> delta,
-                       View<T> input_grad);
-
-// bias_grad may be null: then it is not computed.
-template <typename T>
-void conv2d_weight_grad(const ConvProblem& problem, View<const T> input, View<const T> delta,
-                        View<T> weight_grad, T* bias_grad);
+CONVBP_DECLARE_OPERATORS
 
 }  // namespace convbp::direct

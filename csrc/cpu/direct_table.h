@@ -35,15 +35,12 @@ struct Table {
                             bool with_bias, Acc* sums, int64_t begin, int64_t end);
 };
 
-#define CONVBP_DECLARE_TABLE(isa)                                 \
-  namespace isa {                                                 \
-  template <typename T, typename Acc>                             \
-  Table<T, Acc> make_table();                                     \
-  }
-CONVBP_FOR_EACH_ISA(CONVBP_DECLARE_TABLE)
+CONVBP_IN_EACH_ISA(template <typename T, typename Acc> Table<T, Acc> make_table();)
 #if defined(__x86_64__)
-CONVBP_DECLARE_TABLE(avx512_bf16)
+namespace avx512_bf16 {
+template <typename T, typename Acc>
+Table<T, Acc> make_table();
+}
 #endif
-#undef CONVBP_DECLARE_TABLE
 
 }  // namespace convbp::direct

@@ -130,12 +130,10 @@ template <typename T>
 void conv2d_input_grad(const ConvProblem& p, View<const T> weight, View<const T> delta,
                        View<T> input_grad) {
   const auto kernels = table<T>();
-  for (int64_t i = 0; i < std::min(p.stride[kHeight], p.in_size[kHeight]); ++i)
-    for (int64_t j = 0; j < std::min(p.stride[kWidth], p.in_size[kWidth]); ++j)
-      run(p,
-          plan(p, input_grad_axis(p, kHeight, i), input_grad_axis(p, kWidth, j), p.out_channels,
-               p.in_channels, kernels),
-          kernels, delta, weight, 1, 0, {}, input_grad);
+  for (const Axis& h : input_grad_axes(p, kHeight))
+    for (const Axis& w : input_grad_axes(p, kWidth))
+      run(p, plan(p, h, w, p.out_channels, p.in_channels, kernels), kernels, delta, weight, 1, 0, {},
+          input_grad);
 }
 
 template <typename T>
@@ -179,13 +177,7 @@ void conv2d_weight_grad(const ConvProblem& p, View<const T> input, View<const T>
   });
 }
 
-#define CONVBP_INSTANTIATE(T)                                                                    \
-  template void conv2d(const ConvProblem&, View<const T>, View<const T>, const Epilogue<T>&,     \
-                       View<T>);                                                                 \
-  template void conv2d_input_grad(const ConvProblem&, View<const T>, View<const T>, View<T>);    \
-  template void conv2d_weight_grad(const ConvProblem&, View<const T>, View<const T>, View<T>, T*);
-CONVBP_INSTANTIATE(float)
-CONVBP_INSTANTIATE(double)
-#undef CONVBP_INSTANTIATE
+CONVBP_INSTANTIATE_OPERATORS(float)
+CONVBP_INSTANTIATE_OPERATORS(double)
 
 }  // namespace convbp::grouped

@@ -62,12 +62,6 @@ struct Table {
                       int64_t begin, int64_t end);
 };
 
-#define CONVBP_DECLARE_TABLE(isa)           \
-  namespace isa {                           \
-  template <typename T>                     \
-  Table<T> make_table();                    \
-  }
-CONVBP_FOR_EACH_ISA(CONVBP_DECLARE_TABLE)
-#undef CONVBP_DECLARE_TABLE
+CONVBP_IN_EACH_ISA(template <typename T> Table<T> make_table();)
 
 }  // namespace convbp::grouped

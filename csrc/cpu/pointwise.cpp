@@ -135,13 +135,7 @@ void conv2d_weight_grad(const ConvProblem& c, View<const T> input, View<const T>
   });
 }
 
-#define CONVBP_INSTANTIATE(T)                                                                    \
-  template void conv2d(const ConvProblem&, View<const T>, View<const T>, const Epilogue<T>&,     \
-                       View<T>);                                                                 \
-  template void conv2d_input_grad(const ConvProblem&, View<const T>, View<const T>, View<T>);    \
-  template void conv2d_weight_grad(const ConvProblem&, View<const T>, View<const T>, View<T>, T*);
-CONVBP_INSTANTIATE(float)
-CONVBP_INSTANTIATE(double)
-#undef CONVBP_INSTANTIATE
+CONVBP_INSTANTIATE_OPERATORS(float)
+CONVBP_INSTANTIATE_OPERATORS(double)
 
 }  // namespace convbp::pointwise

@@ -35,6 +35,13 @@ Axis input_grad_axis(const ConvProblem& p, Spatial axis, int64_t phase) {
   return a;
 }
 
+std::vector<Axis> input_grad_axes(const ConvProblem& p, Spatial axis) {
+  std::vector<Axis> phases;
+  for (int64_t i = 0; i < std::min(p.stride[axis], p.in_size[axis]); ++i)
+    phases.push_back(input_grad_axis(p, axis, i));
+  return phases;
+}
+
 // The tile size that makes as many tiles as `tile` does, but nearly equal ones.
 int64_t balanced_tile(int64_t count, int64_t tile) {
   if (count == 0) return 1;

@@ -110,9 +110,10 @@ struct WeightStrides {
   int64_t group, lane, reduce, r, s;
 };
 
-// The axes of the forward convolution and of a phase of the input gradient.
+// The axes of the forward convolution, of a phase of the input gradient and of all its phases.
 Axis forward_axis(const ConvProblem& problem, Spatial axis);
 Axis input_grad_axis(const ConvProblem& problem, Spatial axis, int64_t phase);
+std::vector<Axis> input_grad_axes(const ConvProblem& problem, Spatial axis);
 
 // Lanes computed together: two vectors, or one where that holds them all.
 inline int64_t lane_block(int64_t lanes, int64_t vector) {

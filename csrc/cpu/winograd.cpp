@@ -188,14 +188,8 @@ void conv2d_weight_grad(const ConvProblem& problem, View<const T> input, View<co
     });
 }
 
-#define CONVBP_INSTANTIATE(T)                                                                    \
-  template void conv2d(const ConvProblem&, View<const T>, View<const T>, const Epilogue<T>&,     \
-                       View<T>);                                                                 \
-  template void conv2d_input_grad(const ConvProblem&, View<const T>, View<const T>, View<T>);    \
-  template void conv2d_weight_grad(const ConvProblem&, View<const T>, View<const T>, View<T>, T*);
-CONVBP_INSTANTIATE(float)
-CONVBP_INSTANTIATE(BFloat16)
-CONVBP_INSTANTIATE(Half)
-#undef CONVBP_INSTANTIATE
+CONVBP_INSTANTIATE_OPERATORS(float)
+CONVBP_INSTANTIATE_OPERATORS(BFloat16)
+CONVBP_INSTANTIATE_OPERATORS(Half)
 
 }  // namespace convbp::winograd
