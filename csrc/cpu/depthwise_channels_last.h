@@ -23,15 +23,6 @@ using namespace convbp::CONVBP_ISA;
 template <typename T>
 using Vector = typename Simd<T>::Vector;
 
-// Fetches what will be read (kWrite 0) or written (1) a row or a plane later: in both layouts lines
-// are used in an order that no prefetcher of the processor sees in time.
-template <int kWrite, typename T>
-CONVBP_INLINE void prefetch(const T* from, int64_t apart, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) __builtin_prefetch(from + i * apart, kWrite);
-}
-template <typename T>
-constexpr int64_t kLine = 64 / sizeof(T);
-
 // The taps of an axis that meet the source from position t: [first, last).
 struct TapRange {
   int64_t first, last;
@@ -91,25 +82,38 @@ struct Columns {
         last(std::min(count, w.source_size - origin)) {}
 };
 
-// Sums of kCount neighbouring positions over `rows`, whose kTaps taps are neighbours.
-template <int kTaps, int kStep, int kCount, typename T>
-CONVBP_INLINE void slide(const Depthwise& d, const std::vector<TapRow<T>>& rows, int64_t t,
-                         int64_t pixel, int64_t channel, Vector<T> (&sums)[kCount]) {
+// Calls meet(i, s, x) for each source vector x from column `origin` on that is inside, and each of
+// kCount neighbouring positions i and kTaps neighbouring taps s that meet there. A vector is loaded
+// once.
+template <int kTaps, int kStep, int kCount, typename T, typename Meet>
+CONVBP_INLINE void slide(const Depthwise& d, int64_t t, const T* row, int64_t pixel,
+                         const Meet& meet) {
   constexpr int kColumns = (kCount - 1) * kStep + kTaps;
   const Columns columns(d.w, t, kColumns);
+  const T* const from = row + columns.origin * pixel;
+#pragma GCC unroll 32
+  for (int u = 0; u < kColumns; ++u) {
+    if (u < columns.first || u >= columns.last) continue;
+    const Vector<T> x = vector_at(from + u * pixel);
+#pragma GCC unroll 8
+    for (int i = 0; i < kCount; ++i)
+      if (u >= i * kStep && u - i * kStep < kTaps) meet(i, u - i * kStep, x);
+  }
+}
+
+// Sums of kCount neighbouring positions over `rows`, whose kTaps taps are neighbours.
+template <int kTaps, int kStep, int kCount, typename T>
+CONVBP_INLINE void sum_taps(const Depthwise& d, const std::vector<TapRow<T>>& rows, int64_t t,
+                            int64_t pixel, int64_t channel, Vector<T> (&sums)[kCount]) {
   for (const TapRow<T>& row : rows) {
     Vector<T> filter[kTaps];
 #pragma GCC unroll 8
     for (int s = 0; s < kTaps; ++s) filter[s] = vector_at(row.filters + s * d.channels + channel);
-    const T* const from = row.source + columns.origin * pixel + channel;
-#pragma GCC unroll 32
-    for (int u = 0; u < kColumns; ++u) {
-      if (u < columns.first || u >= columns.last) continue;
-      const Vector<T> x = vector_at(from + u * pixel);
-#pragma GCC unroll 8
-      for (int i = 0; i < kCount; ++i)
-        if (u >= i * kStep && u - i * kStep < kTaps) sums[i] += x * filter[u - i * kStep];
-    }
+    slide<kTaps, kStep, kCount>(
+        d, t, row.source + channel, pixel,
+        [&](int i, int s, const Vector<T>& x) __attribute__((always_inline)) CONVBP_TARGET {
+          sums[i] += x * filter[s];
+        });
   }
 }
 
@@ -149,7 +153,7 @@ CONVBP_TARGET void channels_last_row(const Depthwise& d, const std::vector<TapRo
       if constexpr (kTaps == 0)
         gather<kCount, T>(d, rows, t, pixel, c, sums);
       else
-        slide<kTaps, kStep, kCount, T>(d, rows, t, pixel, c, sums);
+        sum_taps<kTaps, kStep, kCount, T>(d, rows, t, pixel, c, sums);
       const int64_t at = at_row + c + t * apart;
       if (epilogue.pre_activation)
         for (int i = 0; i < kCount; ++i)
@@ -252,20 +256,14 @@ CONVBP_TARGET void add_row(const Depthwise& d, const std::vector<TapRow<T, T>>& 
               vector_at(sums + tap * room) += vector_at(from + d.w.offset[tap] * pixel) * own[i];
           }
         } else {
-          constexpr int kColumns = (kCount - 1) * kStep + kTaps;
-          const Columns columns(d.w, t, kColumns);
-          const T* const from = row.source + columns.origin * pixel + c;
           Vector<T> acc[kTaps];
 #pragma GCC unroll 8
           for (int s = 0; s < kTaps; ++s) acc[s] = vector_at(sums + s * room);
-#pragma GCC unroll 32
-          for (int u = 0; u < kColumns; ++u) {
-            if (u < columns.first || u >= columns.last) continue;
-            const Vector<T> x = vector_at(from + u * pixel);
-#pragma GCC unroll 8
-            for (int i = 0; i < kCount; ++i)
-              if (u >= i * kStep && u - i * kStep < kTaps) acc[u - i * kStep] += x * own[i];
-          }
+          slide<kTaps, kStep, kCount>(
+              d, t, row.source + c, pixel,
+              [&](int i, int s, const Vector<T>& x) __attribute__((always_inline)) CONVBP_TARGET {
+                acc[s] += x * own[i];
+              });
 #pragma GCC unroll 8
           for (int s = 0; s < kTaps; ++s) vector_at(sums + s * room) = acc[s];
         }

@@ -24,15 +24,6 @@ namespace convbp::depthwise::CONVBP_ISA {
 
 using namespace convbp::CONVBP_ISA;
 
-template <int... kIndices, typename Body>
-CONVBP_INLINE void unroll(std::integer_sequence<int, kIndices...>, const Body& body) {
-  (body(std::integral_constant<int, kIndices>{}), ...);
-}
-#define CONVBP_UNROLLED(index, count)                  \
-  unroll(std::make_integer_sequence<int, (count)>(), \
-         [&](auto index) __attribute__((always_inline)) CONVBP_TARGET
-#define CONVBP_UNROLLED_END )
-
 // A copied band: the source rows that its positions read, with zeros around them. For strides it is
 // cut into phases, of rows and of columns, in which neighbouring positions read neighbours.
 struct Copy {
@@ -107,15 +98,16 @@ template <int kVectors, typename T>
 CONVBP_TARGET void sum_shifted(const Copy& c, const T* copied, const T* filters, T start, T* sums) {
   const Vector<T> zero = {};
   Vector<T> acc[kVectors];
-  CONVBP_UNROLLED(v, kVectors) { acc[v] = zero + start; } CONVBP_UNROLLED_END;
+#pragma GCC unroll 8
+  for (int v = 0; v < kVectors; ++v) acc[v] = zero + start;
   for (size_t tap = 0; tap < c.places.size(); ++tap) {
     const T* const from = copied + c.places[tap];
     const Vector<T> filter = zero + filters[tap];
-    CONVBP_UNROLLED(v, kVectors) {
-      acc[v] += vector_at(from + v * Simd<T>::kLanes) * filter;
-    } CONVBP_UNROLLED_END;
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) acc[v] += vector_at(from + v * Simd<T>::kLanes) * filter;
   }
-  CONVBP_UNROLLED(v, kVectors) { vector_at(sums + v * Simd<T>::kLanes) = acc[v]; } CONVBP_UNROLLED_END;
+#pragma GCC unroll 8
+  for (int v = 0; v < kVectors; ++v) vector_at(sums + v * Simd<T>::kLanes) = acc[v];
 }
 
 template <typename T>
@@ -146,12 +138,11 @@ CONVBP_TARGET void planes_phase(const Depthwise& d, int64_t bands, View<const T>
                                 const T* filters, const Epilogue<T>& epilogue, View<T> result,
                                 int64_t begin, int64_t end) {
   constexpr int kLanes = Simd<T>::kLanes;
-  const int64_t taps = d.h.tap_count() * d.w.tap_count();
+  const int64_t taps = d.taps();
   const Copy copy(d.h, d.w, d.band);
-  const Scratch copy_block =
-      Scratch::take<T>(ScratchName::kPatch, copy.size() + copy.left + kMostVectors * kLanes);
-  T* const copied = copy_block.template data<T>();
   const int64_t size = copy.size() + copy.left + kMostVectors * kLanes;
+  const Scratch copy_block = Scratch::take<T>(ScratchName::kPatch, size);
+  T* const copied = copy_block.template data<T>();
   fill_zero(copied, size);
   const Scratch sums_block =
       Scratch::take<T>(ScratchName::kPixels, copy.positions(d.band) + kMostVectors * kLanes);
@@ -217,20 +208,22 @@ CONVBP_TARGET void gather_shifted(const T* copied, const int64_t* places, const 
   constexpr int kLanes = Simd<T>::kLanes;
   Vector<T> acc[kTaps] = {};
   const T* from[kTaps];
-  CONVBP_UNROLLED(s, kTaps) { from[s] = copied + places[s]; } CONVBP_UNROLLED_END;
+#pragma GCC unroll 16
+  for (int s = 0; s < kTaps; ++s) from[s] = copied + places[s];
   for (int64_t q = 0; q < positions; q += kLanes) {
     const Vector<T> error = vector_at(delta + q);
-    CONVBP_UNROLLED(s, kTaps) { acc[s] += error * vector_at(from[s] + q); } CONVBP_UNROLLED_END;
+#pragma GCC unroll 16
+    for (int s = 0; s < kTaps; ++s) acc[s] += error * vector_at(from[s] + q);
   }
-  CONVBP_UNROLLED(s, kTaps) { vector_at(sums + s * kLanes) += acc[s]; } CONVBP_UNROLLED_END;
+#pragma GCC unroll 16
+  for (int s = 0; s < kTaps; ++s) vector_at(sums + s * kLanes) += acc[s];
 }
 
-template <typename T, int... kTaps>
-auto find_gather_shifted(int64_t taps, std::integer_sequence<int, kTaps...>) {
-  static constexpr decltype(&gather_shifted<1, T>) functions[] = {
-      &gather_shifted<kTaps + 1, T>...};
-  return functions[taps - 1];
-}
+template <typename T>
+struct GatherShifted {
+  template <int kTaps>
+  static constexpr auto kFunction = &gather_shifted<kTaps, T>;
+};
 
 // A tap's sum, term by term: where the source is infinite or NaN, the zeros between the rows of
 // delta must not meet it.
@@ -255,10 +248,9 @@ CONVBP_TARGET void planes_weight_grad(const WeightGrad& p, View<const T> input,
   const Depthwise& d = p.conv;
   const Copy copy(d.h, d.w, d.band);
   const int64_t taps = copy.places.size();
-  const Scratch copy_block =
-      Scratch::take<T>(ScratchName::kPatch, copy.size() + copy.left + kLanes);
-  T* const copied = copy_block.template data<T>();
   const int64_t size = copy.size() + copy.left + kLanes;
+  const Scratch copy_block = Scratch::take<T>(ScratchName::kPatch, size);
+  T* const copied = copy_block.template data<T>();
   fill_zero(copied, size);
   const Scratch delta_block = Scratch::take<T>(ScratchName::kDelta, d.band * copy.pitch + kLanes);
   T* const errors = delta_block.template data<T>();
@@ -286,7 +278,7 @@ CONVBP_TARGET void planes_weight_grad(const WeightGrad& p, View<const T> input,
         if (rows < d.band) fill_zero(errors + rows * copy.pitch, kLanes);
         for (int64_t tap = 0; tap < taps; tap += kMostGathered) {
           const int64_t gathered = std::min<int64_t>(kMostGathered, taps - tap);
-          find_gather_shifted<T>(gathered, std::make_integer_sequence<int, kMostGathered>())(
+          tile_function<GatherShifted<T>, kMostGathered>(gathered)(
               copied, &copy.places[tap], errors, positions, lanes + tap * kLanes);
         }
         Vector<T> bias = {};
@@ -303,8 +295,5 @@ CONVBP_TARGET void planes_weight_grad(const WeightGrad& p, View<const T> input,
     }
   }
 }
-
-#undef CONVBP_UNROLLED
-#undef CONVBP_UNROLLED_END
 
 }  // namespace convbp::depthwise::CONVBP_ISA

@@ -153,13 +153,12 @@ CONVBP_TARGET void copy_results(const Grouped& g, const TileExtent& e, int64_t b
 template <bool kWrite, typename T>
 CONVBP_INLINE void prefetch_row(const T* row, int64_t channels, int64_t stride_c, int64_t columns,
                                 int64_t stride_x) {
-  constexpr int64_t kLine = 64 / sizeof(T);
+  constexpr int kLevel = kWrite ? 3 : 2;
   if (stride_c == 1)
-    for (int64_t x = 0; x < columns; ++x) __builtin_prefetch(row + x * stride_x, kWrite, kWrite ? 3 : 2);
+    prefetch<kWrite, kLevel>(row, stride_x, columns);
   else
     for (int64_t c = 0; c < channels; ++c)
-      for (int64_t x = 0; x < columns; x += kLine)
-        __builtin_prefetch(row + c * stride_c + x * stride_x, kWrite, kWrite ? 3 : 2);
+      prefetch<kWrite, kLevel>(row + c * stride_c, kLine<T> * stride_x, divide_up(columns, kLine<T>));
 }
 
 // The source rows of a tile that are its `part`th of `parts`.

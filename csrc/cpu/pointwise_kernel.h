@@ -65,7 +65,7 @@ inline void find_runs(const Shape& s, int64_t first, int64_t count, const int64_
 template <typename T>
 struct Ahead {
   const T* at;
-  int64_t step = 64 / sizeof(T);
+  int64_t step = kLine<T>;
 };
 
 // acc[i][:] += sum_q row[i][q * row_step] * lane[q * lane_step + :], row[i] = rows + i * apart.
@@ -161,7 +161,7 @@ CONVBP_TARGET void channels_last_tasks(const Product& p, View<const T> source, c
                                        const Epilogue<T>& epilogue, View<T> result, int64_t begin,
                                        int64_t end) {
   constexpr int kLanes = Simd<T>::kLanes;
-  const int64_t pitch = p.reduce + 64 / sizeof(T);
+  const int64_t pitch = p.reduce + kLine<T>;
   const Scratch patch_block = Scratch::take<T>(ScratchName::kPatch, p.pixel_block * pitch);
   T* const patch = patch_block.template data<T>();
   std::vector<int64_t> in_result(p.pixel_block);
@@ -360,7 +360,7 @@ struct OuterTile {
 template <typename T, bool kPlanes>
 CONVBP_TARGET void outer_tasks(const Outer& p, View<const T> rows_view, View<const T> lanes_view,
                                bool with_bias, T* sums, int64_t begin, int64_t end) {
-  constexpr int64_t kPad = 64 / sizeof(T);
+  constexpr int64_t kPad = kLine<T>;
   const int64_t row_pitch = kPlanes ? Outer::kPanel + kPad : p.row_range() + kPad;
   const Scratch row_block = Scratch::take<T>(
       ScratchName::kPatch, row_pitch * (kPlanes ? p.row_range() : Outer::kPanel));

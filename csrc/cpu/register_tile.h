@@ -40,6 +40,16 @@ CONVBP_INLINE const typename Simd<Acc>::Vector& vector_at(const Acc* p) {
   return *reinterpret_cast<const typename Simd<Acc>::Vector*>(p);
 }
 
+// Fetches `count` lines that will be read (kWrite 0) or written (1) soon, in an order that no
+// prefetcher of the processor sees in time; kLevel 3 is the first-level cache, 2 the second.
+template <int kWrite, int kLevel = 3, typename T>
+CONVBP_INLINE void prefetch(const T* from, int64_t apart, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) __builtin_prefetch(from + i * apart, kWrite, kLevel);
+}
+// Numbers of a cache line.
+template <typename T>
+constexpr int64_t kLine = 64 / sizeof(T);
+
 // The loop everything else feeds, with row[i] = rows + offset[i]:
 // acc[i][:] += sum_q row[i][q * row_step] * lane[q * lane_step + :], or, depthwise,
 // row[i][q * row_step + :] * lane[q * lane_step + :].
