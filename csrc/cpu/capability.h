@@ -12,8 +12,8 @@ const char* capability_name();
 
 }  // namespace convbp
 
-// The instruction sets that the convolution kernels are compiled for, a namespace each: a declaration
-// in each of them, and what is called in the best one that is used.
+// The instruction sets that the convolution kernels are compiled for, a namespace each: a
+// declaration in each of them, and what is called in the best one that is used.
 #if defined(__x86_64__)
 #define CONVBP_IN_EACH_ISA(...) \
   namespace baseline {          \

@@ -39,7 +39,8 @@ constexpr Element element_of() {
   return std::is_same_v<T, double> ? Element::kFloat64 : Element::kHalf;
 }
 
-// Runs an operator of the algorithm that was chosen, each for the element types that it is compiled for.
+// Runs an operator of the algorithm that was chosen, each for the element types that it is compiled
+// for.
 #define CONVBP_IN_ALGORITHM(T, chosen, ...)                            \
   switch (chosen) {                                                    \
     case Algorithm::kPlain:                                            \

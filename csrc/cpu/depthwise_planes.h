@@ -1,9 +1,11 @@
 // Depthwise convolutions of contiguous tensors. Part of depthwise_kernel.h.
 //
-//   patch          the rows of a band, copied once with zeros between them, so that pixel (h, t) lies at
-//                  h * pitch + t and a tap is a shift of the whole band: one run of pixels, whatever the
-//                  width of the rows. Strides cut it into phases
+//   patch          the rows of a band, copied once with zeros between them, so that pixel (h, t)
+//                  lies at h * pitch + t and a tap is a shift of the whole band: one run of pixels,
+//                  whatever the width of the rows. Strides cut it into phases
 //   register tile  up to eight vectors of pixels of one channel; of the weight gradient nine taps
+//
+// Reached (Zen 4, 2 cores, copying 33 GB/s): 3x3 of 64x96x32x32, 17 to 19 GB/s of input and output.
 //
 // A zero of the edge must not meet what is infinite or NaN: such filters, and such sums of the
 // weight gradient, are computed term by term.
@@ -49,7 +51,8 @@ struct Copy {
       }
   }
   static int64_t reach(const Axis& a) {
-    return a.offset.empty() ? 0 : *std::max_element(a.offset.begin(), a.offset.end()) - a.min_offset();
+    if (a.offset.empty()) return 0;
+    return *std::max_element(a.offset.begin(), a.offset.end()) - a.min_offset();
   }
   int64_t size() const { return h.step * w.step * rows * pitch; }
   // Positions of so many rows.

@@ -1,7 +1,7 @@
 // Depthwise convolutions of contiguous tensors, a vector of channels at a time: turned to channels
 // last, computed so, and turned back. Part of depthwise_kernel.h. For filters of many taps, which a
-// vector of pixels would load from anywhere, two cache lines each; and for pictures that are smaller
-// than vectors.
+// vector of pixels would load from anywhere, two cache lines each; and for pictures that are
+// smaller than vectors.
 #pragma once
 
 #include <algorithm>

@@ -1,6 +1,6 @@
-// The piece of a tensor that a tile needs, brought into one form: a *patch*, channels last, converted
-// to the accumulator's type and padded with zeros, so that the inner loops know no edges, strides,
-// layouts or element types. Included once per instruction set, as register_tile.h.
+// The piece of a tensor that a tile needs, brought into one form: a *patch*, channels last,
+// converted to the accumulator's type and padded with zeros, so that the inner loops know no edges,
+// strides, layouts or element types. Included once per instruction set, as register_tile.h.
 #pragma once
 
 #include <algorithm>
@@ -122,8 +122,8 @@ CONVBP_INLINE void swap_all_lanes(Simd<float>::Vector (&row)[kLanes]) {
   if constexpr (kApart > 1) swap_all_lanes<kApart / 2>(row);
 }
 
-// As many rows as a vector has lanes: to[j * to_step + i] = from[i * from_step + j]. Reads and writes
-// each cache line once, where planes a power of two apart meet in the same cache sets.
+// As many rows as a vector has lanes: to[j * to_step + i] = from[i * from_step + j]. Reads and
+// writes each cache line once, where planes a power of two apart meet in the same cache sets.
 CONVBP_INLINE void transpose_vectors(const float* from, int64_t from_step, float* to,
                                      int64_t to_step) {
   constexpr int kLanes = Simd<float>::kLanes;
@@ -138,7 +138,8 @@ CONVBP_INLINE void transpose_vectors(const float* from, int64_t from_step, float
   for (int j = 0; j < kLanes; ++j) vector_at(to + j * to_step) = row[j];
 }
 
-// Every other number: to[i] = from[2 * i]. Reads what lies between them, but nothing behind the last.
+// Every other number: to[i] = from[2 * i]. Reads what lies between them, but nothing behind the
+// last.
 template <int... kLane>
 CONVBP_INLINE void copy_every_other(const float* from, int64_t count, float* to,
                                     std::integer_sequence<int, kLane...>) {
@@ -150,8 +151,8 @@ CONVBP_INLINE void copy_every_other(const float* from, int64_t count, float* to,
   for (; i < count; ++i) to[i] = from[2 * i];
 }
 
-// to[x * to_x + c * to_c] = from[x * from_x + c * from_c], converted, for all x < width and
-// c < channels. Blocks fill whole cache lines of the destination, one after the other: to go along a
+// to[x * to_x + c * to_c] = from[x * from_x + c * from_c], converted, for all x < width and c <
+// channels. Blocks fill whole cache lines of the destination, one after the other: to go along a
 // whole row for each channel would evict lines before they are full.
 template <typename From, typename To>
 CONVBP_TARGET void copy_row(const From* from, int64_t from_c, int64_t from_x, int64_t channels,
@@ -241,9 +242,9 @@ CONVBP_TARGET void fill_zero(Acc* to, int64_t count) {
   for (int64_t i = 0; i < count; ++i) to[i] = Acc(0);
 }
 
-// Packs what the tile `e` reads of some channels: [image][patch row][patch column][channel], where a
-// pixel has room for `pitch` channels. Those beyond go to further panels of the same form, which are
-// `panel_size` numbers apart.
+// Packs what the tile `e` reads of some channels: [image][patch row][patch column][channel], where
+// a pixel has room for `pitch` channels. Those beyond go to further panels of the same form, which
+// are `panel_size` numbers apart.
 template <typename T, typename Acc>
 CONVBP_TARGET void pack_patch(const TapConv& c, const TileExtent& e, View<const T> source,
                               int64_t channel0, int64_t channels, Acc* patch, int64_t pitch,

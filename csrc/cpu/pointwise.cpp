@@ -15,8 +15,8 @@ namespace {
 constexpr int64_t kSourceBytes = 256 * 1024;
 constexpr int64_t kMostPixels = 96;
 constexpr int64_t kLeastChannels = 16;
-// The weight gradient is cut into about this many tasks, whatever the machine: the cut fixes the order
-// of its sums.
+// The weight gradient is cut into about this many tasks, whatever the machine: the cut fixes the
+// order of its sums.
 constexpr int64_t kWeightGradTasks = 32;
 constexpr int64_t kWeightGradBytes = 16 * 1024 * 1024;
 

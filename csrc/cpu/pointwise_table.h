@@ -1,5 +1,5 @@
-// What an instruction set offers to the pointwise algorithm. pointwise_<instruction set>.cpp makes the
-// tables, pointwise.cpp chooses.
+// What an instruction set offers to the pointwise algorithm. pointwise_<instruction set>.cpp makes
+// the tables, pointwise.cpp chooses.
 #pragma once
 
 #include <algorithm>
@@ -12,8 +12,8 @@
 
 namespace convbp::pointwise {
 
-// result[pixel, channel] = sum over `reduce` of source[pixel, :] weight[channel, :]. A stride is in the
-// strides of the views: height and width are those of the smaller tensor.
+// result[pixel, channel] = sum over `reduce` of source[pixel, :] weight[channel, :]. A stride is in
+// the strides of the views: height and width are those of the smaller tensor.
 struct Product {
   int64_t batch, height, width;
   int64_t groups;
@@ -30,10 +30,11 @@ struct Product {
   int64_t tasks() const { return pixel_tasks() * channel_split; }
 };
 
-// The weight gradient: sums[row, lane] = sum over pixels of the row operand's channel times the lane
-// operand's. A task has a range of rows, a range of lanes and a chunk of the pixels.
+// The weight gradient: sums[row, lane] = sum over pixels of the row operand's channel times the
+// lane operand's. A task has a range of rows, a range of lanes and a chunk of the pixels.
 struct Outer {
-  static constexpr int64_t kRange = 256;   // rows or lanes of a task: its sums stay in the second-level cache
+  // Rows or lanes of a task: its sums stay in the second-level cache.
+  static constexpr int64_t kRange = 256;
   static constexpr int64_t kPanel = 128;   // pixels summed in registers
 
   int64_t batch, height, width;

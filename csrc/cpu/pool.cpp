@@ -52,9 +52,10 @@ Tasks output_rows(const PoolProblem& p, const View<T>& input) {
   return {p.batch, p.channels, p.out_size[kHeight], neighbours(p, input)};
 }
 
-// Bands of rows of the input gradient. A window (`reach` rows high) that crosses two bands is scanned
-// by both, so bands should be high: as high as the cache allows, and where that is less than 4
-// windows, fewer channels are taken at once. That every thread gets some may shrink them to one.
+// Bands of rows of the input gradient. A window (`reach` rows high) that crosses two bands is
+// scanned by both, so bands should be high: as high as the cache allows, and where that is less
+// than 4 windows, fewer channels are taken at once. That every thread gets some may shrink them to
+// one.
 template <typename T>
 Tasks input_bands(const PoolProblem& p, const View<T>& input_grad, int64_t reach) {
   constexpr int64_t kBand = 64 * 1024;  // numbers

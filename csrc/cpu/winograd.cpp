@@ -90,8 +90,8 @@ void run_tap_conv(TapConv tap, View<const T> source, const T* weight, const Weig
   const int64_t out = choose_out(tap);
   const auto kernels = table<T>(out, tap.lanes);
   const int64_t channels = tap.reduce;
-  // All tiles in one task, where that is possible, read the filters once: that saves more than tiles
-  // that leave the second-level cache cost.
+  // All tiles in one task, where that is possible, read the filters once: that saves more than
+  // tiles that leave the second-level cache cost.
   const int64_t tiles = tap.batch * divide_up(tap.h.count, out) * divide_up(tap.w.count, out);
   Winograd p = plan<T>(std::move(tap), out, kernels, channels,
                        2 * kernels.vector_bytes / sizeof(float),
@@ -124,8 +124,8 @@ TapConv forward(const ConvProblem& p) {
 bool takes(const ConvProblem& p) {
   for (const Spatial axis : {kHeight, kWidth})
     if (p.kernel[axis] != 3 || p.stride[axis] != 1 || p.dilation[axis] != 1) return false;
-  // Without channels there is nothing to transform; with one a group, make_tap_conv takes groups for
-  // lanes.
+  // Without channels there is nothing to transform; with one a group, make_tap_conv takes groups
+  // for lanes.
   return p.in_channels > 0 && (p.in_channels > 1 || p.out_channels > 1 || p.groups == 1);
 }
 

@@ -10,6 +10,9 @@
 //
 // The weight gradient multiplies, at each position, transformed input (channels in the rows) by
 // transformed delta (in the lanes), summed over the tiles of a task and then over the tasks.
+//
+// Reached (Zen 4, 2 cores, 240 GF/s), counted in the direct algorithm's operations: 3x3 of 128 to 128
+// channels of 64x16x16, 610 to 680 GF/s, weight gradient 480 to 510.
 
 #include <cstdint>
 
