@@ -1,13 +1,12 @@
-"""The picture of docs/error-signals.md: one deep network with sigmoids and with ReLUs.
-
-python -m experiments.error_signals [picture.png]
-"""
+"""``python -m experiments.error_signals``: the picture of docs/error-signals.md."""
 
 from __future__ import annotations
 
+import argparse
 import sys
 import tempfile
 from itertools import chain, pairwise
+from pathlib import Path
 
 import lightning as L
 import torch
@@ -74,7 +73,34 @@ def train(activation: str) -> bp.lightning.ErrorSignalMonitor:
     return monitor
 
 
-def main(path: str = "docs/images/error-signals.png") -> None:
+def parse_arguments(arguments: list[str]) -> Path:
+    """Where the picture goes; exits with 2 if it cannot go there."""
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.error_signals",
+        description="Train one deep network with sigmoids and with ReLUs and draw the error "
+        "signals of their layers.",
+    )
+    parser.add_argument(
+        "picture",
+        nargs="?",
+        type=Path,
+        default=Path("docs/images/error-signals.png"),
+        metavar="PICTURE.png",
+        help="the file to write (default: %(default)s)",
+    )
+    picture: Path = parser.parse_args(arguments).picture
+    kinds = Figure().canvas.get_supported_filetypes()
+    if picture.suffix and picture.suffix[1:] not in kinds:
+        parser.error(
+            f"argument PICTURE.png: expected the ending to be one of {', '.join(kinds)}, "
+            f"but got {picture}"
+        )
+    if not picture.parent.is_dir():
+        parser.error(f"argument PICTURE.png: there is no folder {picture.parent}")
+    return picture
+
+
+def main(path: Path) -> None:
     quieten()
     monitors = {activation: train(activation) for activation in ("sigmoid", "relu")}
     found = [
@@ -92,4 +118,4 @@ def main(path: str = "docs/images/error-signals.png") -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(parse_arguments(sys.argv[1:]))

@@ -863,3 +863,23 @@ def test_a_download_that_fails_says_what_else_to_do(
     monkeypatch.setattr(datasets.CIFAR10, "url", (tmp_path / "nowhere.tar.gz").as_uri())
     with pytest.raises(UsageError, match=r"--download: fetching file:.* failed .*put it there as"):
         data.load("cifar10", root=tmp_path / "data", download=True)
+
+
+@pytest.mark.parametrize(
+    ("argument", "status", "text"),
+    [
+        ("--help", 0, "the file to write"),
+        ("nowhere/picture.png", 2, "there is no folder nowhere"),
+        ("picture.doc", 2, "expected the ending to be one of"),
+    ],
+)
+def test_the_picture_of_error_signals_is_asked_for_before_the_training(
+    argument: str, status: int, text: str, tmp_path: Path
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.error_signals", argument],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == status
+    assert text in done.stdout + done.stderr
+    assert not list(tmp_path.iterdir())
