@@ -28,27 +28,105 @@ constexpr int64_t kWeightGradLanes = 64, kWeightGradChannels = 128;
 
 // Kernels for so many result channels a group.
 template <typename T>
-Table<T> table(int64_t out, int64_t lanes) {
+Table<T> table(const Form& form, int64_t lanes) {
 #if defined(__x86_64__)
   // They fill two of the shorter vectors, and would leave half of the longer ones' lanes empty.
-  if (lanes <= 16 && capability() >= Capability::kAvx2) return avx2::make_table<T>(out);
+  if (lanes <= 16 && capability() >= Capability::kAvx2) return avx2::make_table<T>(form);
 #endif
-  return CONVBP_IN_BEST_ISA(make_table<T>(out));
+  return CONVBP_IN_BEST_ISA(make_table<T>(form));
+}
+
+// Of the tile sizes the larger one, unless its tiles would be mostly outside the result.
+void choose_out(Winograd& p) {
+  const auto products = [&](int64_t out) {
+    Form form = p.form;
+    form.out = out;
+    return divide_up(p.tap.h.count, out) * divide_up(p.tap.w.count, out) * form.filter_points();
+  };
+  p.form.out = products(4) <= products(2) ? 4 : 2;
+}
+
+// The phases of a source axis are its even and its odd positions, counted from where the first
+// result's taps begin.
+TileAxis source_phases(const Axis& axis) {
+  TileAxis a;
+  a.results = axis.count;
+  a.source_step = axis.step;
+  if (axis.step == 1)
+    a.phases[0].taps = {axis.taps[0], axis.taps[1], axis.taps[2]};
+  else
+    a.phases = {TileAxis::Phase{{0, 2}, 0, 0}, TileAxis::Phase{{1}, 1, 0}};
+  return a;
+}
+
+Winograd forward(const ConvProblem& problem) {
+  Winograd p;
+  p.tap = make_tap_conv(problem, forward_axis(problem, kHeight), forward_axis(problem, kWidth),
+                        problem.in_channels, problem.out_channels, 1);
+  p.form.source_phases = problem.stride[kHeight];
+  choose_out(p);
+  p.h = source_phases(p.tap.h);
+  p.w = source_phases(p.tap.w);
+  return p;
+}
+
+// Does the input gradient's axis begin with the phase that tap 1 alone reaches?
+bool tap_1_first(const ConvProblem& p, Spatial axis) {
+  return input_grad_axis(p, axis, 0).tap_count() == 1;
+}
+
+// The axis of the phase that taps 0 and 2 reach: it reads what the other one reads, too.
+Axis both_phases_axis(const ConvProblem& p, Spatial axis) {
+  Axis a = input_grad_axis(p, axis, tap_1_first(p, axis) ? 1 : 0);
+  a.count = divide_up(p.in_size[axis], 2);
+  return a;
+}
+
+// Of a tile's source positions, tap 1 meets those that the other phase begins with, or, where its
+// results come second, those that it ends with. Then the tile is taken from its end to its
+// beginning, so that the two phases have their points in common in either case.
+TileAxis result_phases(const ConvProblem& p, Spatial axis, int64_t out) {
+  TileAxis a;
+  a.results = p.in_size[axis];
+  if (tap_1_first(p, axis)) {
+    a.result_step = 2;
+    a.phases = {TileAxis::Phase{{2, 0}, 0, 1}, TileAxis::Phase{{1}, 0, 0}};
+  } else {
+    a.source_step = -1;
+    a.result_step = -2;
+    a.phases = {TileAxis::Phase{{0, 2}, out, 2 * out - 2},
+                TileAxis::Phase{{1}, out, 2 * out - 1}};
+  }
+  return a;
+}
+
+Winograd input_grad(const ConvProblem& problem) {
+  Winograd p;
+  const bool whole = problem.stride[kHeight] == 1;
+  const auto axis = [&](Spatial s) {
+    return whole ? input_grad_axis(problem, s, 0) : both_phases_axis(problem, s);
+  };
+  p.tap = make_tap_conv(problem, axis(kHeight), axis(kWidth), problem.out_channels,
+                        problem.in_channels, 1);
+  p.form.result_phases = problem.stride[kHeight];
+  choose_out(p);
+  p.h = whole ? source_phases(p.tap.h) : result_phases(problem, kHeight, p.form.out);
+  p.w = whole ? source_phases(p.tap.w) : result_phases(problem, kWidth, p.form.out);
+  return p;
 }
 
 template <typename T>
-Winograd plan(TapConv tap, int64_t out, const Table<T>& kernels, int64_t channels,
-              int64_t lanes, int64_t least_tiles) {
-  Winograd p;
-  p.out = out;
+void choose_tiles(Winograd& p, const Table<T>& kernels, int64_t channels, int64_t lanes,
+                  int64_t least_tiles) {
   p.lanes = kernels.vector_bytes / static_cast<int64_t>(sizeof(float));
-  p.tap = std::move(tap);
   TapConv& c = p.tap;
+  const int64_t out = p.form.out;
   c.block = 2 * p.lanes;
   p.channels_a_task = balanced_tile(c.reduce, channels);
   p.lanes_a_task = std::min(lanes, Winograd::round_up(c.lanes, c.block));
   const int64_t tile_bytes =
-      p.positions() * (p.pitch() + p.lanes_a_task) * static_cast<int64_t>(sizeof(float));
+      (p.form.source_points() * p.pitch() + p.form.result_points() * p.lanes_a_task) *
+      static_cast<int64_t>(sizeof(float));
   const int64_t most = std::clamp<int64_t>(kTaskBytes / tile_bytes, least_tiles, kMostTiles);
   const int64_t down = divide_up(c.h.count, out), across = divide_up(c.w.count, out);
   const int64_t columns = balanced_tile(across, std::min(across, most));
@@ -59,7 +137,6 @@ Winograd plan(TapConv tap, int64_t out, const Table<T>& kernels, int64_t channel
   c.h.set_tile(rows * out);
   c.batch_tile = images;
   p.most_tiles = images * rows * columns;
-  return p;
 }
 
 // Enough tasks for every thread: tasks of one extent take different lane blocks, and what a thread
@@ -72,30 +149,21 @@ void spread(Winograd& p) {
   c.lane_split = c.blocks();
   if (c.tasks() >= 2 * threads) return;
   const int64_t split = c.lane_split;
-  spread_over_threads(c, p.out, p.out * p.out);
+  spread_over_threads(c, p.form.out, p.form.out * p.form.out);
   c.lane_split = split;
 }
 
-// Of the tile sizes the larger one, unless its tiles would be mostly outside the result.
-int64_t choose_out(const TapConv& c) {
-  const auto products = [&](int64_t out) {
-    return divide_up(c.h.count, out) * divide_up(c.w.count, out) * (out + 2) * (out + 2);
-  };
-  return products(4) <= products(2) ? 4 : 2;
-}
-
 template <typename T>
-void run_tap_conv(TapConv tap, View<const T> source, const T* weight, const WeightStrides& strides,
+void run_tap_conv(Winograd p, View<const T> source, const T* weight, const WeightStrides& strides,
                   const Epilogue<T>& epilogue, View<T> result) {
-  const int64_t out = choose_out(tap);
-  const auto kernels = table<T>(out, tap.lanes);
-  const int64_t channels = tap.reduce;
+  const auto kernels = table<T>(p.form, p.tap.lanes);
   // All tiles in one task, where that is possible, read the filters once: that saves more than
   // tiles that leave the second-level cache cost.
-  const int64_t tiles = tap.batch * divide_up(tap.h.count, out) * divide_up(tap.w.count, out);
-  Winograd p = plan<T>(std::move(tap), out, kernels, channels,
-                       2 * kernels.vector_bytes / sizeof(float),
-                       tiles <= kMostTiles ? kMostTiles : kernels.rows);
+  const int64_t out = p.form.out;
+  const int64_t tiles =
+      p.tap.batch * divide_up(p.tap.h.count, out) * divide_up(p.tap.w.count, out);
+  choose_tiles(p, kernels, p.tap.reduce, 2 * kernels.vector_bytes / sizeof(float),
+               tiles <= kMostTiles ? kMostTiles : kernels.rows);
   TapConv& c = p.tap;
   spread(p);
   const int64_t blocks = c.groups * c.blocks();
@@ -113,17 +181,13 @@ void run_tap_conv(TapConv tap, View<const T> source, const T* weight, const Weig
   });
 }
 
-template <typename T>
-TapConv forward(const ConvProblem& p) {
-  return make_tap_conv(p, forward_axis(p, kHeight), forward_axis(p, kWidth), p.in_channels,
-                       p.out_channels, 1);
-}
-
 }  // namespace
 
 bool takes(const ConvProblem& p) {
   for (const Spatial axis : {kHeight, kWidth})
-    if (p.kernel[axis] != 3 || p.stride[axis] != 1 || p.dilation[axis] != 1) return false;
+    if (p.kernel[axis] != 3 || p.dilation[axis] != 1) return false;
+  const int64_t stride = p.stride[kHeight];
+  if (stride > 2 || p.stride[kWidth] != stride) return false;
   // Without channels there is nothing to transform; with one a group, make_tap_conv takes groups
   // for lanes.
   return p.in_channels > 0 && (p.in_channels > 1 || p.out_channels > 1 || p.groups == 1);
@@ -144,31 +208,27 @@ bool pays(const ConvProblem& p, Operator op) {
 }
 
 template <typename T>
-void conv2d(const ConvProblem& p, View<const T> input, View<const T> weight,
+void conv2d(const ConvProblem& problem, View<const T> input, View<const T> weight,
             const Epilogue<T>& epilogue, View<T> output) {
-  TapConv c = forward<T>(p);
-  const WeightStrides strides = weight_strides(p, c, weight.stride, 0, 1);
-  run_tap_conv<T>(std::move(c), input, weight.data, strides, epilogue, output);
+  Winograd p = forward(problem);
+  const WeightStrides strides = weight_strides(problem, p.tap, weight.stride, 0, 1);
+  run_tap_conv<T>(std::move(p), input, weight.data, strides, epilogue, output);
 }
 
 template <typename T>
-void conv2d_input_grad(const ConvProblem& p, View<const T> weight, View<const T> delta,
+void conv2d_input_grad(const ConvProblem& problem, View<const T> weight, View<const T> delta,
                        View<T> input_grad) {
-  TapConv c = make_tap_conv(p, input_grad_axis(p, kHeight, 0), input_grad_axis(p, kWidth, 0),
-                            p.out_channels, p.in_channels, 1);
-  const WeightStrides strides = weight_strides(p, c, weight.stride, 1, 0);
-  run_tap_conv<T>(std::move(c), delta, weight.data, strides, {}, input_grad);
+  Winograd p = winograd::input_grad(problem);
+  const WeightStrides strides = weight_strides(problem, p.tap, weight.stride, 1, 0);
+  run_tap_conv<T>(std::move(p), delta, weight.data, strides, {}, input_grad);
 }
 
 template <typename T>
 void conv2d_weight_grad(const ConvProblem& problem, View<const T> input, View<const T> delta,
                         View<T> weight_grad, T* bias_grad) {
-  TapConv tap = forward<T>(problem);
-  const int64_t out = choose_out(tap);
-  const auto kernels = table<T>(out, tap.lanes);
-  Winograd p =
-      plan<T>(std::move(tap), out, kernels, kWeightGradChannels, kWeightGradLanes,
-              kWeightGradLeastTiles);
+  Winograd p = forward(problem);
+  const auto kernels = table<T>(p.form, p.tap.lanes);
+  choose_tiles(p, kernels, kWeightGradChannels, kWeightGradLanes, kWeightGradLeastTiles);
   const int64_t bytes = p.tasks_a_chunk() * p.sums_a_task() * static_cast<int64_t>(sizeof(float));
   p.chunks = std::max<int64_t>(
       1, std::min({p.extents(), kWeightGradTasks / p.tasks_a_chunk(), kWeightGradBytes / bytes}));

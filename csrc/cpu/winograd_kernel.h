@@ -14,7 +14,9 @@
 // Reached (Zen 4, 2 cores, 240 GF/s), counted in the direct algorithm's operations: 3x3 of 128 to 128
 // channels of 64x16x16, 610 to 680 GF/s, weight gradient 480 to 510.
 
+#include <array>
 #include <cstdint>
+#include <type_traits>
 
 #include "patch.h"
 #include "register_tile.h"
@@ -29,6 +31,35 @@ using namespace convbp::CONVBP_ISA;
 using Vector = Simd<float>::Vector;
 constexpr int kLanes = Simd<float>::kLanes, kVectors = 2, kBlock = kVectors * kLanes;
 
+// The Form that a kernel is compiled for.
+template <int kOut_, int kSourcePhases_, int kResultPhases_>
+struct FormOf {
+  static constexpr int kOut = kOut_, kSourcePhases = kSourcePhases_;
+  static constexpr int kResultPhases = kResultPhases_, kPhases = kSourcePhases * kResultPhases;
+  // The minimal filtering of a phase of an axis.
+  template <int kPhase>
+  using Axis = Minimal<kOut, kPhases == 1 ? 3 : 2 - kPhase>;
+  static constexpr int kTile = Axis<0>::kTile;
+  // Where point (y, x) of phases (a, b) stands, of an axis that has so many phases.
+  static constexpr int point(int phases, int a, int b, int y, int x) {
+    const int axis = phases == 2 ? 2 * kTile - 1 : kTile;
+    return a * kTile * axis + b * kTile * (kTile - a) + y * (kTile - b) + x;
+  }
+};
+
+// Calls body(a, b) for each pair of phases of two axes, numbers that are known when compiled.
+template <int kPhases, typename Body>
+CONVBP_INLINE void for_phases(const Body& body) {
+  constexpr std::integral_constant<int, 0> first;
+  body(first, first);
+  if constexpr (kPhases == 2) {
+    constexpr std::integral_constant<int, 1> second;
+    body(first, second);
+    body(second, first);
+    body(second, second);
+  }
+}
+
 // An extent up to whole tiles.
 inline TileExtent whole_tiles(const Winograd& p, TileExtent e) {
   e.rows = p.whole(e.rows);
@@ -41,38 +72,57 @@ template <typename Body>
 CONVBP_INLINE void for_tiles(const Winograd& p, const TileExtent& e, const Body& body) {
   int64_t tile = 0;
   for (int64_t b = 0; b < e.images; ++b)
-    for (int64_t i = 0; i < e.rows / p.out; ++i)
-      for (int64_t j = 0; j < e.columns / p.out; ++j) body(tile++, b, i, j);
+    for (int64_t i = 0; i < e.rows / p.form.out; ++i)
+      for (int64_t j = 0; j < e.columns / p.form.out; ++j) body(tile++, b, i, j);
 }
 
-// transformed[position][tile][channel] = B^T d B. A pixel's last vector may reach into the next
+// transformed[point][tile][channel] = B^T d B. A pixel's last vector may reach into the next
 // pixel, or behind the patch: what it brings is not read.
 template <typename F>
 CONVBP_TARGET void transform_input(const Winograd& p, const TileExtent& e, const float* patch,
                                    float* transformed) {
-  const int64_t pixel = p.channels_a_task, row = (e.columns + 2) * pixel, image = (e.rows + 2) * row;
+  const TapConv& c = p.tap;
+  const int64_t pixel = p.channels_a_task, row = c.w.patch_rows(e.columns) * pixel;
+  const int64_t image = c.h.patch_rows(e.rows) * row;
   const int64_t stream = p.source_stream(), pitch = p.pitch();
+  const int64_t down = p.h.source_step * row, right = p.w.source_step * pixel;
   for_tiles(p, e, [&](int64_t tile, int64_t b, int64_t i, int64_t j) CONVBP_TARGET {
-    const float* from = patch + b * image + i * F::kOut * row + j * F::kOut * pixel;
+    const float* const first =
+        patch + b * image + i * F::kOut * c.h.step * row + j * F::kOut * c.w.step * pixel;
     float* to = transformed + tile * pitch;
-    for (int64_t k = 0; k < pitch; k += kLanes)
-      both_axes<transform::input<F>, Vector>(
-          [&](int y, int x) CONVBP_TARGET { return vector_at(from + y * row + x * pixel + k); },
-          [&](int y, int x, Vector v) CONVBP_TARGET {
-            vector_at(to + (y * F::kTile + x) * stream + k) = v;
-          });
+    for_phases<F::kSourcePhases>([&](auto kA, auto kB) CONVBP_TARGET {
+      using Y = typename F::template Axis<kA>;
+      using X = typename F::template Axis<kB>;
+      const float* from = first + p.h.phases[kA].source * row + p.w.phases[kB].source * pixel;
+      for (int64_t k = 0; k < pitch; k += kLanes)
+        both_axes<transform::input<Y>, transform::input<X>, Vector>(
+            [&](int y, int x) CONVBP_TARGET { return vector_at(from + y * down + x * right + k); },
+            [&](int y, int x, Vector v) CONVBP_TARGET {
+              vector_at(to + F::point(F::kSourcePhases, kA, kB, y, x) * stream + k) = v;
+            });
+    });
   });
 }
 
-// product[i][:] (+)= sum_q row_i[q * step] * lane[q][:]; row i starts at rows + i * apart.
+// What is summed into one product: the phases' rows and lanes, each so far from the first's.
+struct Runs {
+  int count = 1;
+  std::array<int64_t, 4> rows{}, lane{};
+};
+
+// product[i][:] (+)= sum_q row_i[q * step] * lane[q][:], over all runs; row i starts at
+// rows + i * apart.
 template <int kTileRows, bool kAdd>
-CONVBP_TARGET void multiply_rows(const float* rows, int64_t apart, int64_t step, const float* lane,
-                                 int64_t count, float* product, int64_t product_apart) {
+CONVBP_TARGET void multiply_rows(const Runs& runs, const float* rows, int64_t apart, int64_t step,
+                                 const float* lane, int64_t count, float* product,
+                                 int64_t product_apart) {
   Vector acc[kTileRows][kVectors] = {};
-  const float* row[kTileRows];
+  for (int run = 0; run < runs.count; ++run) {
+    const float* row[kTileRows];
 #pragma GCC unroll 16
-  for (int i = 0; i < kTileRows; ++i) row[i] = rows + i * apart;
-  accumulate<false, float>(acc, row, step, lane, count);
+    for (int i = 0; i < kTileRows; ++i) row[i] = rows + runs.rows[run] + i * apart;
+    accumulate<false, float>(acc, row, step, lane + runs.lane[run], count);
+  }
 #pragma GCC unroll 16
   for (int i = 0; i < kTileRows; ++i)
 #pragma GCC unroll 2
@@ -90,16 +140,17 @@ struct MultiplyRows {
 
 // Any number of rows, a register tile at a time.
 template <bool kAdd>
-CONVBP_TARGET void multiply(int64_t row_count, const float* rows, int64_t apart, int64_t step,
-                            const float* lane, int64_t count, float* product,
+CONVBP_TARGET void multiply(const Runs& runs, int64_t row_count, const float* rows, int64_t apart,
+                            int64_t step, const float* lane, int64_t count, float* product,
                             int64_t product_apart) {
   for (int64_t i = 0; i < row_count; i += kRows) {
     const auto kernel = tile_function<MultiplyRows<kAdd>>(std::min<int64_t>(kRows, row_count - i));
-    kernel(rows + i * apart, apart, step, lane, count, product + i * product_apart, product_apart);
+    kernel(runs, rows + i * apart, apart, step, lane, count, product + i * product_apart,
+           product_apart);
   }
 }
 
-// Task: a lane block of a group. [position][channel][lane of the block], zero in lanes that do not
+// Task: a lane block of a group. [point][channel][lane of the block], zero in lanes that do not
 // exist; `transformed` is that of the first task.
 template <typename T, typename F>
 CONVBP_TARGET void transform_filters(const Winograd& p, const T* weight,
@@ -141,16 +192,44 @@ CONVBP_TARGET void transform_filters(const Winograd& p, const T* weight,
         for (int64_t tap = 0; tap < kChannels * 9; ++tap) (&filters[0][0][0][lane])[tap * kBlock] = 0;
       for (int64_t k = 0; k < channels; ++k)
         for (int v = 0; v < kVectors; ++v)
-          both_axes<transform::filter<F>, Vector>(
-              [&](int r, int s) CONVBP_TARGET {
-                return vector_at(&filters[k][c.h.taps[r]][c.w.taps[s]][v * kLanes]);
-              },
-              [&](int y, int x, Vector u) CONVBP_TARGET {
-                vector_at(to + (y * F::kTile + x) * p.filter_stream() + (k0 + k) * kBlock +
-                          v * kLanes) = u;
-              });
+          for_phases<F::kPhases>([&](auto kA, auto kB) CONVBP_TARGET {
+            using Y = typename F::template Axis<kA>;
+            using X = typename F::template Axis<kB>;
+            const auto &h_taps = p.h.phases[kA].taps, &w_taps = p.w.phases[kB].taps;
+            both_axes<transform::filter<Y>, transform::filter<X>, Vector>(
+                [&](int r, int s) CONVBP_TARGET {
+                  return vector_at(&filters[k][h_taps[r]][w_taps[s]][v * kLanes]);
+                },
+                [&](int y, int x, Vector u) CONVBP_TARGET {
+                  vector_at(to + F::point(F::kPhases, kA, kB, y, x) * p.filter_stream() +
+                            (k0 + k) * kBlock + v * kLanes) = u;
+                });
+          });
     }
   }
+}
+
+// The products of a task's tiles with a lane block's filters, [point][tile][lane]: with source
+// phases, a sum over those that have the point.
+template <typename F>
+CONVBP_TARGET void multiply_points(const Winograd& p, int64_t tiles, const float* transformed,
+                                   const float* filters, float* product) {
+  constexpr bool kSum = F::kSourcePhases == 2;
+  for_phases<F::kResultPhases>([&](auto kA, auto kB) CONVBP_TARGET {
+    for (int y = 0; y < F::kTile - kA; ++y)
+      for (int x = 0; x < F::kTile - kB; ++x) {
+        Runs runs{0};
+        for (int a = kA; a <= (kSum && y + 1 < F::kTile ? 1 : kA); ++a)
+          for (int b = kB; b <= (kSum && x + 1 < F::kTile ? 1 : kB); ++b, ++runs.count) {
+            runs.rows[runs.count] = p.source_stream() *
+                (kSum ? F::point(2, a, b, y, x) : F::point(1, 0, 0, y, x));
+            runs.lane[runs.count] = p.filter_stream() * F::point(F::kPhases, a, b, y, x);
+          }
+        multiply<false>(runs, tiles, transformed, p.pitch(), 1, filters, p.tap.reduce,
+                        product + F::point(F::kResultPhases, kA, kB, y, x) * p.product_stream(),
+                        kBlock);
+      }
+  });
 }
 
 template <typename T, typename F>
@@ -158,7 +237,7 @@ CONVBP_TARGET void tap_conv_tasks(const Winograd& p, View<const T> source, const
                                   const WeightStrides& stride, const float* filters,
                                   const Epilogue<T>& epilogue, View<T> result, int64_t begin,
                                   int64_t end) {
-  constexpr int kPositions = F::kTile * F::kTile;
+  constexpr int kSpacing = F::kResultPhases;
   const TapConv& c = p.tap;
   const int64_t blocks_a_task = divide_up(c.blocks(), c.lane_split);
   const int64_t most_columns = p.whole(c.w.tile);
@@ -166,11 +245,11 @@ CONVBP_TARGET void tap_conv_tasks(const Winograd& p, View<const T> source, const
       ScratchName::kPatch,
       patch_size(c, c.batch_tile, p.whole(c.h.tile), most_columns, p.channels_a_task) + kLanes);
   const Scratch source_block =
-      Scratch::take<float>(ScratchName::kTransformed, kPositions * p.source_stream());
+      Scratch::take<float>(ScratchName::kTransformed, p.form.source_points() * p.source_stream());
   const Scratch product_block =
-      Scratch::take<float>(ScratchName::kProduct, kPositions * p.product_stream());
-  const Scratch pixel_block =
-      Scratch::take<float>(ScratchName::kPixels, F::kOut * most_columns * kBlock);
+      Scratch::take<float>(ScratchName::kProduct, p.form.result_points() * p.product_stream());
+  const Scratch pixel_block = Scratch::take<float>(
+      ScratchName::kPixels, F::kOut * kSpacing * most_columns * kSpacing * kBlock);
   float* const patch = patch_block.data<float>();
   float* const transformed = source_block.data<float>();
   float* const product = product_block.data<float>();
@@ -185,7 +264,9 @@ CONVBP_TARGET void tap_conv_tasks(const Winograd& p, View<const T> source, const
     const int64_t g = pixel_task / c.spatial_tiles() % c.groups;
     const TileExtent e = tile_extent(c, pixel_task / c.spatial_tiles() / c.groups, spatial);
     const TileExtent whole = whole_tiles(p, e);
-    const int64_t across = whole.columns / F::kOut;
+    const int64_t across = whole.columns / F::kOut, apart = whole.columns * kSpacing;
+    const int64_t h0 = e.h0 * kSpacing, h1 = std::min((e.h0 + e.rows) * kSpacing, p.h.results);
+    const int64_t w0 = e.w0 * kSpacing, w1 = std::min((e.w0 + e.columns) * kSpacing, p.w.results);
     const int64_t tiles = whole.pixels() / (F::kOut * F::kOut);
     if (pixel_task != transformed_task) {  // else it is there from the task before
       pack_patch(c, whole, source, g * c.reduce, c.reduce, patch, p.channels_a_task);
@@ -202,10 +283,7 @@ CONVBP_TARGET void tap_conv_tasks(const Winograd& p, View<const T> source, const
         transform_filters<T, F>(p, weight, stride, filter_scratch.data<float>(), filter_task,
                                 filter_task + 1);
       }
-      for (int position = 0; position < kPositions; ++position)
-        multiply<false>(tiles, transformed + position * p.source_stream(), p.pitch(), 1,
-                        block_filters + position * p.filter_stream(), c.reduce,
-                        product + position * p.product_stream(), kBlock);
+      multiply_points<F>(p, tiles, transformed, block_filters, product);
 
       const int64_t channel0 = g * c.lanes + block * kBlock;
       const int64_t lanes = std::min<int64_t>(kBlock, c.lanes - block * kBlock);
@@ -215,30 +293,38 @@ CONVBP_TARGET void tap_conv_tasks(const Winograd& p, View<const T> source, const
           bias[lane] = load<float>(epilogue.bias[channel0 + lane]);
       const float* tile_product = product;
       for (int64_t b = 0; b < e.images; ++b)
-        for (int64_t i = 0; i < e.rows; i += F::kOut) {
+        for (int64_t h = h0; h < h1; h += F::kOut * kSpacing) {
           for (int64_t j = 0; j < across; ++j, tile_product += kBlock)
 #pragma GCC unroll 2
             for (int v = 0; v < kVectors; ++v) {
               const float* from = tile_product + v * kLanes;
               const Vector b_v = vector_at(bias + v * kLanes);
-              float* to = pixels + j * F::kOut * kBlock + v * kLanes;
-              both_axes<transform::output<F>, Vector>(
-                  [&](int y, int x) CONVBP_TARGET {
-                    return vector_at(from + (y * F::kTile + x) * p.product_stream());
-                  },
-                  [&](int y, int x, Vector sum) CONVBP_TARGET {
-                    vector_at(to + (y * whole.columns + x) * kBlock) = sum + b_v;
-                  });
+              for_phases<F::kResultPhases>([&](auto kA, auto kB) CONVBP_TARGET {
+                using Y = typename F::template Axis<kA>;
+                using X = typename F::template Axis<kB>;
+                float* to = pixels + (p.h.phases[kA].result * apart + j * F::kOut * kSpacing +
+                                      p.w.phases[kB].result) * kBlock + v * kLanes;
+                const int64_t down = p.h.result_step * apart * kBlock;
+                const int64_t right = p.w.result_step * kBlock;
+                both_axes<transform::output<Y>, transform::output<X>, Vector>(
+                    [&](int y, int x) CONVBP_TARGET {
+                      return vector_at(from + F::point(F::kResultPhases, kA, kB, y, x) *
+                                                  p.product_stream());
+                    },
+                    [&](int y, int x, Vector sum) CONVBP_TARGET {
+                      vector_at(to + y * down + x * right) = sum + b_v;
+                    });
+              });
             }
-          for (int64_t y = 0; y < std::min<int64_t>(F::kOut, e.rows - i); ++y) {
-            float* const row = pixels + y * whole.columns * kBlock;
+          for (int64_t y = 0; y < std::min<int64_t>(F::kOut * kSpacing, h1 - h); ++y) {
+            float* const row = pixels + y * apart * kBlock;
             const int64_t to = (e.b0 + b) * result.stride[0] + channel0 * result.stride[1] +
-                               (e.h0 + i + y) * result.stride[2] + e.w0 * result.stride[3];
+                               (h + y) * result.stride[2] + w0 * result.stride[3];
             if (epilogue.pre_activation)
-              unpack_row(row, kBlock, lanes, e.columns, epilogue.pre_activation + to,
+              unpack_row(row, kBlock, lanes, w1 - w0, epilogue.pre_activation + to,
                          result.stride[1], result.stride[3]);
-            epilogue.activation.apply(row, e.columns * kBlock);
-            unpack_row(row, kBlock, lanes, e.columns, result.data + to, result.stride[1],
+            epilogue.activation.apply(row, (w1 - w0) * kBlock);
+            unpack_row(row, kBlock, lanes, w1 - w0, result.data + to, result.stride[1],
                        result.stride[3]);
           }
         }
@@ -291,12 +377,20 @@ CONVBP_TARGET void weight_grad_total(const Winograd& p, const float* sums, View<
       const int64_t lanes = std::min<int64_t>(kLanes, c.lanes - lane0 - v);
       const int64_t channel = g * c.lanes + lane0 + v;
       for (int64_t k = 0; k < channels; ++k)
-        both_axes<transform::filter_grad<F>, Vector>(
-            [&](int y, int x) CONVBP_TARGET {
-              const int64_t row = (y * F::kTile + x) * p.channels_a_task + first + k;
-              return total(task_sums + row * p.lanes_a_task + v);
-            },
-            [&](int r, int s, Vector grad) CONVBP_TARGET { vector_at(filters[r][s][k]) = grad; });
+        for_phases<F::kPhases>([&](auto kA, auto kB) CONVBP_TARGET {
+          using Y = typename F::template Axis<kA>;
+          using X = typename F::template Axis<kB>;
+          const auto &h_taps = p.h.phases[kA].taps, &w_taps = p.w.phases[kB].taps;
+          both_axes<transform::filter_grad<Y>, transform::filter_grad<X>, Vector>(
+              [&](int y, int x) CONVBP_TARGET {
+                const int64_t row =
+                    F::point(F::kPhases, kA, kB, y, x) * p.channels_a_task + first + k;
+                return total(task_sums + row * p.lanes_a_task + v);
+              },
+              [&](int r, int s, Vector grad) CONVBP_TARGET {
+                vector_at(filters[h_taps[r]][w_taps[s]][k]) = grad;
+              });
+        });
       const auto put = [&](int64_t lane, int64_t k, int r, int s) CONVBP_TARGET {
         weight_grad.at(channel + lane, k0 + first + k, r, s) = store<T>(filters[r][s][k][lane]);
       };
@@ -313,7 +407,8 @@ CONVBP_TARGET void weight_grad_total(const Winograd& p, const float* sums, View<
         }
       if (bias_grad && k0 + first == 0) {
         float bias[kLanes];
-        vector_at(bias) = total(task_sums + F::kTile * F::kTile * p.channels_a_task * p.lanes_a_task + v);
+        vector_at(bias) = total(
+            task_sums + p.form.filter_points() * p.channels_a_task * p.lanes_a_task + v);
         for (int64_t lane = 0; lane < lanes; ++lane)
           bias_grad[channel + lane] = store<T>(bias[lane]);
       }
@@ -326,20 +421,22 @@ template <typename T, typename F>
 CONVBP_TARGET void weight_grad_tasks(const Winograd& p, View<const T> input, View<const T> delta,
                                      float* sums, View<T> weight_grad, T* bias_grad,
                                      int64_t begin, int64_t end) {
-  constexpr int kPositions = F::kTile * F::kTile;
+  using Axis = typename F::template Axis<0>;  // all phases share its points
+  constexpr int kPoints = F::kTile * F::kTile;
   const TapConv& c = p.tap;
   const int64_t most_rows = p.whole(c.h.tile), most_columns = p.whole(c.w.tile);
   const int64_t most_pixels = c.batch_tile * most_rows * most_columns;
   const int64_t task_blocks = divide_up(p.lanes_a_task, kBlock);
   const int64_t delta_stream = p.most_tiles * kBlock + kApart;
   const Scratch patch_block = Scratch::take<float>(
-      ScratchName::kPatch, patch_size(c, c.batch_tile, most_rows, most_columns, p.channels_a_task) + kLanes);
+      ScratchName::kPatch,
+      patch_size(c, c.batch_tile, most_rows, most_columns, p.channels_a_task) + kLanes);
   const Scratch source_block =
-      Scratch::take<float>(ScratchName::kTransformed, kPositions * p.source_stream());
+      Scratch::take<float>(ScratchName::kTransformed, p.form.source_points() * p.source_stream());
   const Scratch delta_block =
       Scratch::take<float>(ScratchName::kDelta, most_pixels * task_blocks * kBlock);
   const Scratch product_block =
-      Scratch::take<float>(ScratchName::kProduct, task_blocks * kPositions * delta_stream);
+      Scratch::take<float>(ScratchName::kProduct, task_blocks * kPoints * delta_stream);
   const Scratch sums_block =
       Scratch::take<float>(ScratchName::kPartial, sums ? 0 : p.sums_a_task());
   float* const patch = patch_block.data<float>();
@@ -357,7 +454,7 @@ CONVBP_TARGET void weight_grad_tasks(const Winograd& p, View<const T> input, Vie
     const int64_t lane0 = lane_task * p.lanes_a_task;
     const int64_t lanes = std::min(p.lanes_a_task, c.lanes - lane0);
     float* const task_sums = sums ? sums + task * p.sums_a_task() : sums_block.data<float>();
-    float* const bias_sums = task_sums + kPositions * p.channels_a_task * p.lanes_a_task;
+    float* const bias_sums = task_sums + p.form.filter_points() * p.channels_a_task * p.lanes_a_task;
     const int64_t first = chunk * p.extents() / p.chunks;
     const int64_t last = (chunk + 1) * p.extents() / p.chunks;
     // The first extent's products begin the sums.
@@ -374,14 +471,14 @@ CONVBP_TARGET void weight_grad_tasks(const Winograd& p, View<const T> input, Vie
 
       for (int64_t block = 0; block * kBlock < lanes; ++block) {
         const float* const block_delta = packed_delta + block * whole.pixels() * kBlock;
-        float* const streams = transformed_delta + block * kPositions * delta_stream;
+        float* const streams = transformed_delta + block * kPoints * delta_stream;
         for_tiles(p, whole, [&](int64_t tile, int64_t b, int64_t i, int64_t j) CONVBP_TARGET {
           const float* from = block_delta + ((b * whole.rows + i * F::kOut) * whole.columns +
                                              j * F::kOut) * kBlock;
           float* to = streams + tile * kBlock;
 #pragma GCC unroll 2
           for (int v = 0; v < kVectors; ++v)
-            both_axes<transform::delta<F>, Vector>(
+            both_axes<transform::delta<Axis>, transform::delta<Axis>, Vector>(
                 [&](int y, int x) CONVBP_TARGET {
                   return vector_at(from + (y * whole.columns + x) * kBlock + v * kLanes);
                 },
@@ -399,15 +496,20 @@ CONVBP_TARGET void weight_grad_tasks(const Winograd& p, View<const T> input, Vie
             vector_at(bias_sums + block * kBlock + v * kLanes) += sum[v];
         }
       }
-      for (int position = 0; position < kPositions; ++position)
-        for (int64_t block = 0; block * kBlock < lanes; ++block) {
-          const auto multiply_extent = extent == first ? &multiply<false> : &multiply<true>;
-          multiply_extent(
-              channels, transformed + position * p.source_stream(), 1, p.pitch(),
-              transformed_delta + (block * kPositions + position) * delta_stream, tiles,
-              task_sums + position * p.channels_a_task * p.lanes_a_task + block * kBlock,
-              p.lanes_a_task);
-        }
+      const auto multiply_extent = extent == first ? &multiply<false> : &multiply<true>;
+      for_phases<F::kPhases>([&](auto kA, auto kB) CONVBP_TARGET {
+        for (int y = 0; y < F::kTile - kA; ++y)
+          for (int x = 0; x < F::kTile - kB; ++x)
+            for (int64_t block = 0; block * kBlock < lanes; ++block) {
+              const int64_t point = F::point(F::kPhases, kA, kB, y, x);
+              const int64_t delta_point = block * kPoints + F::point(1, 0, 0, y, x);
+              multiply_extent(
+                  Runs{}, channels, transformed + point * p.source_stream(), 1, p.pitch(),
+                  transformed_delta + delta_point * delta_stream, tiles,
+                  task_sums + point * p.channels_a_task * p.lanes_a_task + block * kBlock,
+                  p.lanes_a_task);
+            }
+      });
     }
     if (!sums)
       weight_grad_total<T, F>(p, task_sums, weight_grad, bias_grad, task * p.parts_a_task(),
@@ -417,18 +519,30 @@ CONVBP_TARGET void weight_grad_tasks(const Winograd& p, View<const T> input, Vie
 
 template <typename T, typename F>
 Table<T> make_table_of() {
-  return {CONVBP_VECTOR_BYTES,      kRows, &transform_filters<T, F>, &tap_conv_tasks<T, F>,
-          &weight_grad_tasks<T, F>, &weight_grad_total<T, F>};
+  Table<T> table = {CONVBP_VECTOR_BYTES,     kRows,   &transform_filters<T, F>,
+                    &tap_conv_tasks<T, F>, nullptr, nullptr};
+  if constexpr (F::kResultPhases == 1) {
+    table.weight_grad = &weight_grad_tasks<T, F>;
+    table.weight_grad_total = &weight_grad_total<T, F>;
+  }
+  return table;
+}
+
+template <typename T, int kOut>
+Table<T> make_table_of(const Form& form) {
+  return form.phases() == 1          ? make_table_of<T, FormOf<kOut, 1, 1>>()
+         : form.source_phases == 2 ? make_table_of<T, FormOf<kOut, 2, 1>>()
+                                   : make_table_of<T, FormOf<kOut, 1, 2>>();
 }
 
 template <typename T>
-Table<T> make_table(int64_t out) {
-  return out == Winograd4::kOut ? make_table_of<T, Winograd4>() : make_table_of<T, Winograd2>();
+Table<T> make_table(const Form& form) {
+  return form.out == 4 ? make_table_of<T, 4>(form) : make_table_of<T, 2>(form);
 }
 
 // The element types every instruction set is compiled for: those whose sums are float32.
-template Table<float> make_table(int64_t);
-template Table<BFloat16> make_table(int64_t);
-template Table<Half> make_table(int64_t);
+template Table<float> make_table(const Form&);
+template Table<BFloat16> make_table(const Form&);
+template Table<Half> make_table(const Form&);
 
 }  // namespace convbp::winograd::CONVBP_ISA

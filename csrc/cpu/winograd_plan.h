@@ -1,7 +1,8 @@
-// The Winograd algorithm in numbers. A tile is kTile x kTile source positions and kOut x kOut
-// results; a task takes the tiles of an extent of its tap convolution.
+// The Winograd algorithm in numbers. A tile makes out x out results of each of its result phases; a
+// task takes the tiles of an extent of its tap convolution.
 #pragma once
 
+#include <array>
 #include <cstdint>
 
 #include "tap_conv.h"
@@ -13,10 +14,39 @@ constexpr int64_t kApart = 16;
 // Channels whose share of the weight gradient is written together.
 constexpr int64_t kTotalChannels = 16;
 
+// What the kernels are compiled for. With stride 2 each axis has two phases (winograd_transform.h),
+// of the source or of the result.
+struct Form {
+  int64_t out = 4;  // results a tile, axis and phase
+  int64_t source_phases = 1, result_phases = 1;
+
+  int64_t phases() const { return source_phases * result_phases; }
+  // Points of an axis that has so many phases, the second with one point less than the first.
+  int64_t points(int64_t axis_phases) const {
+    return axis_phases == 2 ? 2 * out + 1 : out + 3 - phases();
+  }
+  // Points of a tile: of its transformed source, of its filters, of its sums.
+  int64_t source_points() const { return points(source_phases) * points(source_phases); }
+  int64_t filter_points() const { return points(phases()) * points(phases()); }
+  int64_t result_points() const { return points(result_phases) * points(result_phases); }
+};
+
+// What a tile reads and writes along an axis.
+struct TileAxis {
+  struct Phase {
+    std::array<int64_t, 3> taps;     // the filter's own index of each
+    int64_t source = 0, result = 0;  // the first position and the first result
+  };
+  std::array<Phase, 2> phases;
+  int64_t source_step = 1, result_step = 1;  // from one position, one result to the next
+  int64_t results = 0;                       // of the whole axis
+};
+
 struct Winograd {
   TapConv tap;
-  int64_t out = 4;   // results a tile and axis
-  int64_t lanes = 1; // of a vector
+  Form form;
+  TileAxis h, w;
+  int64_t lanes = 1;  // of a vector
   int64_t most_tiles = 1;  // of a task
   // Source channels a task takes: all of a group, but for the weight gradient, whose sums of a task
   // should stay in the cache. Its chunks and lanes are as in direct::WeightGrad.
@@ -24,19 +54,17 @@ struct Winograd {
   int64_t lanes_a_task = 1;
   int64_t chunks = 1;
 
-  int64_t positions() const { return (out + 2) * (out + 2); }
   static int64_t round_up(int64_t a, int64_t b) { return divide_up(a, b) * b; }
   // Channels of a transformed source pixel, whole vectors.
   int64_t pitch() const { return round_up(channels_a_task, lanes); }
   int64_t source_stream() const { return most_tiles * pitch() + kApart; }
   int64_t product_stream() const { return most_tiles * tap.block + kApart; }
-  // Transformed filters of a lane block: [position][channel][lane of the block].
+  // Transformed filters of a lane block: [point][channel][lane of the block].
   int64_t filter_stream() const { return tap.reduce * tap.block + kApart; }
-  int64_t filter_block() const { return positions() * filter_stream(); }
+  int64_t filter_block() const { return form.filter_points() * filter_stream(); }
   // An extent's rows and columns up to whole tiles.
-  int64_t whole(int64_t count) const { return round_up(count, out); }
+  int64_t whole(int64_t count) const { return round_up(count, form.out); }
 
-  // Of the weight gradient: transformed delta of a lane block, [position][tile][lane].
   int64_t lane_tasks() const { return divide_up(tap.lanes, lanes_a_task); }
   int64_t channel_tasks() const { return divide_up(tap.reduce, channels_a_task); }
   int64_t extents() const { return tap.batch_tiles() * tap.spatial_tiles(); }
@@ -44,9 +72,9 @@ struct Winograd {
   int64_t tasks() const { return chunks * tasks_a_chunk(); }
   // What is written of a task's share of the weight gradient, kTotalChannels at a time.
   int64_t parts_a_task() const { return divide_up(channels_a_task, kTotalChannels); }
-  // Sums of a task: [position][channel][lane], then the bias gradient's lanes.
+  // Sums of a task: [point][channel][lane], then the bias gradient's lanes.
   int64_t sums_a_task() const {
-    return (positions() * channels_a_task + 1) * lanes_a_task;
+    return (form.filter_points() * channels_a_task + 1) * lanes_a_task;
   }
 };
 

@@ -1,5 +1,5 @@
 // What an instruction set offers to the Winograd algorithm: one table of functions an element type
-// and tile size. winograd_<instruction set>.cpp makes them, winograd.cpp chooses.
+// and form. winograd_<instruction set>.cpp makes them, winograd.cpp chooses.
 #pragma once
 
 #include <cstdint>
@@ -21,7 +21,7 @@ struct Table {
   void (*tap_conv)(const Winograd&, View<const T> source, const T* weight, const WeightStrides&,
                    const float* filters, const Epilogue<T>&, View<T> result, int64_t begin,
                    int64_t end);
-  // The sums of all tasks; null, where there is one chunk: the tasks write the gradients
+  // Not for result phases. The sums of all tasks; null, where there is one chunk: the tasks write the gradients
   // themselves.
   void (*weight_grad)(const Winograd&, View<const T> input, View<const T> delta, float* sums,
                       View<T> weight_grad, T* bias_grad, int64_t begin, int64_t end);
@@ -29,6 +29,6 @@ struct Table {
                             int64_t begin, int64_t end);
 };
 
-CONVBP_IN_EACH_ISA(template <typename T> Table<T> make_table(int64_t out);)
+CONVBP_IN_EACH_ISA(template <typename T> Table<T> make_table(const Form& form);)
 
 }  // namespace convbp::winograd
