@@ -18,11 +18,11 @@ namespace {
 // filters.
 constexpr int64_t kTaskBytes = 640 * 1024;
 constexpr int64_t kMostTiles = 64;
-// Of the weight gradient: with fewer, its sums would be brought into registers and back too often.
-constexpr int64_t kWeightGradLeastTiles = 32;
 // As for the direct algorithm: the cut fixes the order of the sums, so it depends on the problem
-// alone.
-constexpr int64_t kWeightGradTasks = 16;
+// alone. Each chunk has sums of its own, as many as all filters have points: with fewer tiles, to
+// write them and to add them up takes longer than to compute them.
+constexpr int64_t kWeightGradTasks = 16, kWeightGradLeastTasks = 4;
+constexpr int64_t kWeightGradChunkTiles = 256;
 constexpr int64_t kWeightGradBytes = 32 * 1024 * 1024;
 constexpr int64_t kWeightGradLanes = 64, kWeightGradChannels = 128;
 
@@ -115,6 +115,11 @@ Winograd input_grad(const ConvProblem& problem) {
   return p;
 }
 
+int64_t all_tiles(const Winograd& p) {
+  return p.tap.batch * divide_up(p.tap.h.count, p.form.out) *
+         divide_up(p.tap.w.count, p.form.out);
+}
+
 template <typename T>
 void choose_tiles(Winograd& p, const Table<T>& kernels, int64_t channels, int64_t lanes,
                   int64_t least_tiles) {
@@ -159,11 +164,8 @@ void run_tap_conv(Winograd p, View<const T> source, const T* weight, const Weigh
   const auto kernels = table<T>(p.form, p.tap.lanes);
   // All tiles in one task, where that is possible, read the filters once: that saves more than
   // tiles that leave the second-level cache cost.
-  const int64_t out = p.form.out;
-  const int64_t tiles =
-      p.tap.batch * divide_up(p.tap.h.count, out) * divide_up(p.tap.w.count, out);
   choose_tiles(p, kernels, p.tap.reduce, 2 * kernels.vector_bytes / sizeof(float),
-               tiles <= kMostTiles ? kMostTiles : kernels.rows);
+               all_tiles(p) <= kMostTiles ? kMostTiles : kernels.rows);
   TapConv& c = p.tap;
   spread(p);
   const int64_t blocks = c.groups * c.blocks();
@@ -228,10 +230,13 @@ void conv2d_weight_grad(const ConvProblem& problem, View<const T> input, View<co
                         View<T> weight_grad, T* bias_grad) {
   Winograd p = forward(problem);
   const auto kernels = table<T>(p.form, p.tap.lanes);
-  choose_tiles(p, kernels, kWeightGradChannels, kWeightGradLanes, kWeightGradLeastTiles);
+  // With fewer tiles, sums would be brought into registers and back too often.
+  choose_tiles(p, kernels, kWeightGradChannels, kWeightGradLanes, kMostTiles);
   const int64_t bytes = p.tasks_a_chunk() * p.sums_a_task() * static_cast<int64_t>(sizeof(float));
-  p.chunks = std::max<int64_t>(
-      1, std::min({p.extents(), kWeightGradTasks / p.tasks_a_chunk(), kWeightGradBytes / bytes}));
+  const int64_t chunks = std::clamp<int64_t>(
+      all_tiles(p) / kWeightGradChunkTiles, divide_up(kWeightGradLeastTasks, p.tasks_a_chunk()),
+      std::max<int64_t>(1, kWeightGradTasks / p.tasks_a_chunk()));
+  p.chunks = std::max<int64_t>(1, std::min({p.extents(), chunks, kWeightGradBytes / bytes}));
 
   // Sums of a single chunk are made filters by their task: they need not leave the cache.
   const bool together = p.chunks > 1;

@@ -117,6 +117,9 @@ CONVBP_TARGET void multiply_rows(const Runs& runs, const float* rows, int64_t ap
                                  const float* lane, int64_t count, float* product,
                                  int64_t product_apart) {
   Vector acc[kTileRows][kVectors] = {};
+  if constexpr (kAdd)  // sums lie far away, and are not wanted before the end
+#pragma GCC unroll 2
+    for (int v = 0; v < kVectors; ++v) prefetch<1>(product + v * kLanes, product_apart, kTileRows);
   for (int run = 0; run < runs.count; ++run) {
     const float* row[kTileRows];
 #pragma GCC unroll 16
