@@ -13,6 +13,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <limits>
 #include <type_traits>
 #include <vector>
 
@@ -45,14 +46,45 @@ inline int64_t newest_row(const Axis& h, int64_t t) {
   return std::clamp<int64_t>(row, 0, h.source_size - 1);
 }
 
-// A source row and its taps' filters, or their sums.
+// Rows of the register tile: two share what they read, where there are registers for two.
+constexpr int kRowsTogether = kRows > 6 ? 2 : 1;
+
+// A source row, and for each row of a tile that meets it the filters of the taps that do, or their
+// sums; null for the others.
 template <typename T, typename F = const T>
 struct TapRow {
   const T* source;
-  F* filters;
+  F* filters[kRowsTogether];
 };
 
-constexpr int kRun = 8, kShortRun = 4;
+// The source rows that the rows [h, h + count) of a tile meet, in their order. source_row(i) is the
+// i-th one, filters_of(tap) the filters of a row of taps.
+template <typename T, typename F, typename SourceRow, typename FiltersOf>
+CONVBP_INLINE void meet_rows(const Axis& h_axis, int64_t h, int64_t count,
+                             const SourceRow& source_row, const FiltersOf& filters_of,
+                             std::vector<TapRow<T, F>>& rows) {
+  rows.clear();
+  TapRange taps[kRowsTogether];
+  for (int i = 0; i < kRowsTogether; ++i)
+    taps[i] = i < count ? taps_inside(h_axis, h + i) : TapRange{0, 0};
+  for (;;) {
+    constexpr int64_t kNone = std::numeric_limits<int64_t>::max();
+    int64_t next[kRowsTogether], first = kNone;
+    for (int i = 0; i < kRowsTogether; ++i) {
+      next[i] = taps[i].first < taps[i].last
+                    ? (h + i) * h_axis.step + h_axis.offset[taps[i].first]
+                    : kNone;
+      first = std::min(first, next[i]);
+    }
+    if (first == kNone) return;
+    TapRow<T, F> row{source_row(first), {}};
+    for (int i = 0; i < kRowsTogether; ++i)
+      if (next[i] == first) row.filters[i] = filters_of(taps[i].first++);
+    rows.push_back(row);
+  }
+}
+
+constexpr int kRun = 7, kShortRun = 4;
 constexpr int kMostTaps = 7;
 
 // Calls body(std::integral_constant<int, kRun>(), t) and the like until [0, count) is covered. The
@@ -104,74 +136,105 @@ CONVBP_INLINE void slide(const Depthwise& d, int64_t t, const T* row, int64_t pi
   }
 }
 
-// Sums of kCount neighbouring positions over `rows`, whose kTaps taps are neighbours.
-template <int kTaps, int kStep, int kCount, typename T>
-CONVBP_INLINE void sum_taps(const Depthwise& d, const std::vector<TapRow<T>>& rows, int64_t t,
-                            int64_t pixel, int64_t channel, Vector<T> (&sums)[kCount]) {
-  for (const TapRow<T>& row : rows) {
-    Vector<T> filter[kTaps];
+// What a source row adds to the sums of the tile's rows [kFirst, kEnd), kCount neighbouring positions
+// each, whose kTaps taps are neighbours.
+template <int kFirst, int kEnd, int kTaps, int kStep, int kCount, typename T>
+CONVBP_INLINE void sum_row(const Depthwise& d, const TapRow<T>& row, int64_t t, int64_t pixel,
+                           int64_t channel, Vector<T> (&sums)[kRowsTogether][kCount]) {
+  Vector<T> filter[kRowsTogether][kTaps];
+#pragma GCC unroll 2
+  for (int i = kFirst; i < kEnd; ++i)
 #pragma GCC unroll 8
-    for (int s = 0; s < kTaps; ++s) filter[s] = vector_at(row.filters + s * d.channels + channel);
-    slide<kTaps, kStep, kCount>(
-        d, t, row.source + channel, pixel,
-        [&](int i, int s, const Vector<T>& x) __attribute__((always_inline)) CONVBP_TARGET {
-          sums[i] += x * filter[s];
-        });
-  }
+    for (int s = 0; s < kTaps; ++s)
+      filter[i][s] = vector_at(row.filters[i] + s * d.channels + channel);
+  slide<kTaps, kStep, kCount>(
+      d, t, row.source + channel, pixel,
+      [&](int position, int s, const Vector<T>& x) __attribute__((always_inline)) CONVBP_TARGET {
+#pragma GCC unroll 2
+        for (int i = kFirst; i < kEnd; ++i) sums[i][position] += x * filter[i][s];
+      });
+}
+
+// Calls body(first, end) with the rows of a tile that meet a source row, as constants.
+template <typename Row, typename Body>
+CONVBP_INLINE void with_rows(const Row& row, const Body& body) {
+  constexpr std::integral_constant<int, 0> zero;
+  constexpr std::integral_constant<int, 1> one;
+  constexpr std::integral_constant<int, kRowsTogether> all;
+  if (kRowsTogether > 1 && !row.filters[kRowsTogether - 1])
+    body(zero, one);
+  else if (kRowsTogether > 1 && !row.filters[0])
+    body(one, all);
+  else
+    body(zero, all);
 }
 
 // The same for any taps and step.
 template <int kCount, typename T>
-CONVBP_INLINE void gather(const Depthwise& d, const std::vector<TapRow<T>>& rows, int64_t t,
-                          int64_t pixel, int64_t channel, Vector<T> (&sums)[kCount]) {
-  for (const TapRow<T>& row : rows)
-    for (int i = 0; i < kCount; ++i) {
-      const TapRange s = taps_inside(d.w, t + i);
-      const T* const from = row.source + (t + i) * d.w.step * pixel + channel;
-      for (int64_t tap = s.first; tap < s.last; ++tap)
-        sums[i] += vector_at(from + d.w.offset[tap] * pixel) *
-                   vector_at(row.filters + tap * d.channels + channel);
-    }
+CONVBP_INLINE void gather(const Depthwise& d, const TapRow<T>& row, int64_t t, int64_t pixel,
+                          int64_t channel, Vector<T> (&sums)[kRowsTogether][kCount]) {
+  for (int i = 0; i < kCount; ++i) {
+    const TapRange s = taps_inside(d.w, t + i);
+    const T* const from = row.source + (t + i) * d.w.step * pixel + channel;
+    for (int64_t tap = s.first; tap < s.last; ++tap)
+#pragma GCC unroll 2
+      for (int y = 0; y < kRowsTogether; ++y)
+        if (row.filters[y])
+          sums[y][i] += vector_at(from + d.w.offset[tap] * pixel) *
+                        vector_at(row.filters[y] + tap * d.channels + channel);
+  }
 }
 
-// One row of results. kTaps = 0: any.
+// A tile's rows of results, `count_rows` of them. kTaps = 0: any.
 template <int kTaps, int kStep, typename T>
-CONVBP_TARGET void channels_last_row(const Depthwise& d, const std::vector<TapRow<T>>& rows,
-                                     const T* next_row, int64_t pixel, const Epilogue<T>& epilogue,
-                                     int64_t at_row, View<T> result) {
+CONVBP_TARGET void channels_last_rows(const Depthwise& d, int64_t count_rows,
+                                      const std::vector<TapRow<T>>& rows, const T* next_row,
+                                      int64_t next_apart, int64_t pixel,
+                                      const Epilogue<T>& epilogue, int64_t at_row, View<T> result) {
   constexpr int kLanes = Simd<T>::kLanes;
   const int64_t apart = d.w.spacing * result.stride[3];
-  const T* const next_result = result.data + at_row + d.h.spacing * result.stride[2];
+  const int64_t rows_apart = d.h.spacing * result.stride[2];
   overlapping_runs(d.w.count, [&](auto count, int64_t t) CONVBP_TARGET {
     constexpr int kCount = count;
     // The last vector of channels ends with the last channel: some are computed twice.
     for (int64_t c0 = 0; c0 < d.channels; c0 += kLanes) {
       const int64_t c = std::min(c0, d.channels - kLanes);
-      prefetch<0>(next_row + t * kStep * pixel + c, pixel, kCount * kStep);
-      prefetch<1>(next_result + t * apart + c, apart, kCount);
-      const Vector<T> bias = epilogue.bias ? vector_at(epilogue.bias + c) : Vector<T>{};
-      Vector<T> sums[kCount];
-#pragma GCC unroll 8
-      for (int i = 0; i < kCount; ++i) sums[i] = bias;
-      if constexpr (kTaps == 0)
-        gather<kCount, T>(d, rows, t, pixel, c, sums);
-      else
-        sum_taps<kTaps, kStep, kCount, T>(d, rows, t, pixel, c, sums);
       const int64_t at = at_row + c + t * apart;
-      if (epilogue.pre_activation)
-        for (int i = 0; i < kCount; ++i)
-          vector_at(epilogue.pre_activation + at + i * apart) = sums[i];
-      if (epilogue.activation.functions) {
-        T values[kCount * kLanes];
+      for (int64_t y = 0; next_row && y < count_rows; ++y) {
+        prefetch<0>(next_row + y * next_apart + t * kStep * pixel + c, pixel, kCount * kStep);
+        prefetch<1>(result.data + at + (count_rows + y) * rows_apart, apart, kCount);
+      }
+      const Vector<T> bias = epilogue.bias ? vector_at(epilogue.bias + c) : Vector<T>{};
+      Vector<T> sums[kRowsTogether][kCount];
+#pragma GCC unroll 2
+      for (int y = 0; y < kRowsTogether; ++y)
 #pragma GCC unroll 8
-        for (int i = 0; i < kCount; ++i) vector_at(values + i * kLanes) = sums[i];
-        epilogue.activation.apply(values, kCount * kLanes);
+        for (int i = 0; i < kCount; ++i) sums[y][i] = bias;
+      for (const TapRow<T>& row : rows)
+        if constexpr (kTaps == 0)
+          gather<kCount, T>(d, row, t, pixel, c, sums);
+        else
+          with_rows(row, [&](auto first, auto end) __attribute__((always_inline)) CONVBP_TARGET {
+            sum_row<first, end, kTaps, kStep, kCount, T>(d, row, t, pixel, c, sums);
+          });
+#pragma GCC unroll 2
+      for (int y = 0; y < kRowsTogether; ++y) {
+        if (y >= count_rows) break;
+        const int64_t to = at + y * rows_apart;
+        if (epilogue.pre_activation)
 #pragma GCC unroll 8
-        for (int i = 0; i < kCount; ++i)
-          vector_at(result.data + at + i * apart) = vector_at(values + i * kLanes);
-      } else {
+          for (int i = 0; i < kCount; ++i)
+            vector_at(epilogue.pre_activation + to + i * apart) = sums[y][i];
+        if (epilogue.activation.functions) {
+          T values[kCount * kLanes];
 #pragma GCC unroll 8
-        for (int i = 0; i < kCount; ++i) vector_at(result.data + at + i * apart) = sums[i];
+          for (int i = 0; i < kCount; ++i) vector_at(values + i * kLanes) = sums[y][i];
+          epilogue.activation.apply(values, kCount * kLanes);
+#pragma GCC unroll 8
+          for (int i = 0; i < kCount; ++i) sums[y][i] = vector_at(values + i * kLanes);
+        }
+#pragma GCC unroll 8
+        for (int i = 0; i < kCount; ++i) vector_at(result.data + to + i * apart) = sums[y][i];
       }
     }
   });
@@ -194,9 +257,9 @@ auto function_for(const Axis& w) {
 }
 
 template <typename T>
-struct ChannelsLastRow {
+struct ChannelsLastRows {
   template <int kTaps, int kStep>
-  static constexpr auto kFunction = &channels_last_row<kTaps, kStep, T>;
+  static constexpr auto kFunction = &channels_last_rows<kTaps, kStep, T>;
 };
 
 template <typename T>
@@ -209,68 +272,103 @@ CONVBP_TARGET void channels_last_tasks(const std::vector<Depthwise>& phases, Vie
     const int64_t b = task / bands, h0 = task % bands * band;
     const T* phase_filters = filters;
     for (const Depthwise& d : phases) {
-      const auto row_of_results = function_for<ChannelsLastRow<T>>(d.w);
-      for (int64_t h = h0; h < std::min(h0 + band, d.h.count); ++h) {
-        rows.clear();
-        const TapRange r = taps_inside(d.h, h);
-        for (int64_t tap = r.first; tap < r.last; ++tap)
-          rows.push_back({&source.at(b, 0, h * d.h.step + d.h.offset[tap], 0),
-                          phase_filters + tap * d.w.tap_count() * d.channels});
-        row_of_results(d, rows, &source.at(b, 0, newest_row(d.h, h + 1), 0), source.stride[3],
-                       epilogue,
-                       b * result.stride[0] + (d.h.first + h * d.h.spacing) * result.stride[2] +
-                           d.w.first * result.stride[3],
-                       result);
+      const auto rows_of_results = function_for<ChannelsLastRows<T>>(d.w);
+      const int64_t h1 = std::min(h0 + band, d.h.count);
+      for (int64_t h = h0; h < h1; h += kRowsTogether) {
+        const int64_t count = std::min<int64_t>(kRowsTogether, h1 - h);
+        meet_rows(
+            d.h, h, count, [&](int64_t i) { return &source.at(b, 0, i, 0); },
+            [&](int64_t tap) { return phase_filters + tap * d.w.tap_count() * d.channels; }, rows);
+        const int64_t next = newest_row(d.h, h + count);
+        rows_of_results(d, count, rows, &source.at(b, 0, next, 0),
+                        (newest_row(d.h, h + count + 1) - next) * source.stride[2],
+                        source.stride[3], epilogue,
+                        b * result.stride[0] + (d.h.first + h * d.h.spacing) * result.stride[2] +
+                            d.w.first * result.stride[3],
+                        result);
       }
       phase_filters += d.taps() * d.channels;
     }
   }
 }
 
-// What a row of delta adds to the sums of the weight gradient, of which a tap has `room`; bias_sums
-// are the bias gradient's.
+// What a source row adds to the sums of the taps that meet it from rows [kFirst, kEnd) of delta, of
+// which `own` are kCount neighbouring positions.
+template <int kFirst, int kEnd, int kTaps, int kStep, int kCount, typename T>
+CONVBP_INLINE void add_products(const Depthwise& d, const TapRow<T, T>& row, int64_t t,
+                                int64_t pixel, int64_t c, int64_t c0, int64_t room,
+                                const Vector<T> (&own)[kRowsTogether][kCount]) {
+  Vector<T> acc[kRowsTogether][kTaps];
+#pragma GCC unroll 2
+  for (int y = kFirst; y < kEnd; ++y)
+#pragma GCC unroll 8
+    for (int s = 0; s < kTaps; ++s) acc[y][s] = vector_at(row.filters[y] + c0 + s * room);
+  slide<kTaps, kStep, kCount>(
+      d, t, row.source + c, pixel,
+      [&](int i, int s, const Vector<T>& x) __attribute__((always_inline)) CONVBP_TARGET {
+#pragma GCC unroll 2
+        for (int y = kFirst; y < kEnd; ++y) acc[y][s] += x * own[y][i];
+      });
+#pragma GCC unroll 2
+  for (int y = kFirst; y < kEnd; ++y)
+#pragma GCC unroll 8
+    for (int s = 0; s < kTaps; ++s) vector_at(row.filters[y] + c0 + s * room) = acc[y][s];
+}
+
+// The same for any taps and step.
+template <int kCount, typename T>
+CONVBP_INLINE void add_any(const Depthwise& d, const TapRow<T, T>& row, int64_t t, int64_t pixel,
+                           int64_t c, int64_t c0, int64_t room,
+                           const Vector<T> (&own)[kRowsTogether][kCount]) {
+  for (int i = 0; i < kCount; ++i) {
+    const TapRange s = taps_inside(d.w, t + i);
+    const T* const from = row.source + (t + i) * d.w.step * pixel + c;
+    for (int64_t tap = s.first; tap < s.last; ++tap)
+#pragma GCC unroll 2
+      for (int y = 0; y < kRowsTogether; ++y)
+        if (row.filters[y])
+          vector_at(row.filters[y] + c0 + tap * room) +=
+              vector_at(from + d.w.offset[tap] * pixel) * own[y][i];
+  }
+}
+
+// What `count_rows` rows of delta add to the sums of the weight gradient, of which a tap has `room`;
+// bias_sums are the bias gradient's.
 template <int kTaps, int kStep, typename T>
-CONVBP_TARGET void add_row(const Depthwise& d, const std::vector<TapRow<T, T>>& rows,
-                           const T* next_row, int64_t pixel, const T* delta, const T* next_delta,
-                           int64_t delta_pixel, int64_t c_begin, int64_t c_end, int64_t room,
-                           T* bias_sums) {
+CONVBP_TARGET void add_rows(const Depthwise& d, int64_t count_rows,
+                            const std::vector<TapRow<T, T>>& rows, const T* next_row,
+                            int64_t next_apart, int64_t pixel, const T* delta, int64_t delta_row,
+                            int64_t delta_pixel, int64_t c_begin, int64_t c_end, int64_t room,
+                            T* bias_sums) {
   constexpr int kLanes = Simd<T>::kLanes;
   const auto add = [&](auto count, int64_t t) CONVBP_TARGET {
     constexpr int kCount = count;
     for (int64_t c0 = c_begin; c0 < c_end; c0 += kLanes) {
       const int64_t c = std::min(c0, d.channels - kLanes);
-      prefetch<0>(next_row + t * kStep * pixel + c, pixel, kCount * kStep);
-      prefetch<0>(next_delta + t * delta_pixel + c, delta_pixel, kCount);
-      Vector<T> own[kCount];
-      Vector<T> bias = vector_at(bias_sums + c0);
-#pragma GCC unroll 8
-      for (int i = 0; i < kCount; ++i) {
-        own[i] = vector_at(delta + (t + i) * delta_pixel + c);
-        bias += own[i];
+      const T* const from = delta + t * delta_pixel + c;
+      for (int64_t y = 0; next_row && y < count_rows; ++y) {
+        prefetch<0>(next_row + y * next_apart + t * kStep * pixel + c, pixel, kCount * kStep);
+        prefetch<0>(from + (count_rows + y) * delta_row, delta_pixel, kCount);
       }
-      vector_at(bias_sums + c0) = bias;
-      for (const TapRow<T, T>& row : rows) {
-        T* const sums = row.filters + c0;
-        if constexpr (kTaps == 0) {
-          for (int i = 0; i < kCount; ++i) {
-            const TapRange s = taps_inside(d.w, t + i);
-            const T* const from = row.source + (t + i) * d.w.step * pixel + c;
-            for (int64_t tap = s.first; tap < s.last; ++tap)
-              vector_at(sums + tap * room) += vector_at(from + d.w.offset[tap] * pixel) * own[i];
-          }
-        } else {
-          Vector<T> acc[kTaps];
+      Vector<T> own[kRowsTogether][kCount];
+      Vector<T> bias = vector_at(bias_sums + c0);
+#pragma GCC unroll 2
+      for (int y = 0; y < kRowsTogether; ++y) {
+        if (y >= count_rows) break;
 #pragma GCC unroll 8
-          for (int s = 0; s < kTaps; ++s) acc[s] = vector_at(sums + s * room);
-          slide<kTaps, kStep, kCount>(
-              d, t, row.source + c, pixel,
-              [&](int i, int s, const Vector<T>& x) __attribute__((always_inline)) CONVBP_TARGET {
-                acc[s] += x * own[i];
-              });
-#pragma GCC unroll 8
-          for (int s = 0; s < kTaps; ++s) vector_at(sums + s * room) = acc[s];
+        for (int i = 0; i < kCount; ++i) {
+          own[y][i] = vector_at(from + y * delta_row + i * delta_pixel);
+          bias += own[y][i];
         }
       }
+      vector_at(bias_sums + c0) = bias;
+      for (const TapRow<T, T>& row : rows)
+        if constexpr (kTaps == 0)
+          add_any<kCount, T>(d, row, t, pixel, c, c0, room, own);
+        else
+          with_rows(row, [&](auto first, auto end) __attribute__((always_inline)) CONVBP_TARGET {
+            add_products<first, end, kTaps, kStep, kCount, T>(d, row, t, pixel, c, c0, room, own);
+          });
     }
   };
   int64_t t = 0;
@@ -281,9 +379,9 @@ CONVBP_TARGET void add_row(const Depthwise& d, const std::vector<TapRow<T, T>>& 
 }
 
 template <typename T>
-struct AddRow {
+struct AddRows {
   template <int kTaps, int kStep>
-  static constexpr auto kFunction = &add_row<kTaps, kStep, T>;
+  static constexpr auto kFunction = &add_rows<kTaps, kStep, T>;
 };
 
 template <typename T>
@@ -291,7 +389,7 @@ CONVBP_TARGET void channels_last_weight_grad(const WeightGrad& p, View<const T> 
                                              View<const T> delta, T* sums, int64_t begin,
                                              int64_t end) {
   const Depthwise& d = p.conv;
-  const auto add = function_for<AddRow<T>>(d.w);
+  const auto add = function_for<AddRows<T>>(d.w);
   const int64_t room = p.room();
   std::vector<TapRow<T, T>> rows;
   for (int64_t task = begin; task < end; ++task) {
@@ -300,17 +398,19 @@ CONVBP_TARGET void channels_last_weight_grad(const WeightGrad& p, View<const T> 
     T* const of_chunk = sums + chunk * p.sums_a_chunk();
     for (int64_t tap = 0; tap <= d.taps(); ++tap)
       std::fill(of_chunk + tap * room + c0, of_chunk + tap * room + c1, T(0));
-    const int64_t lines = d.batch * d.h.count;
-    for (int64_t line = chunk * lines / p.chunks; line < (chunk + 1) * lines / p.chunks; ++line) {
+    const int64_t lines = d.batch * d.h.count, end_line = (chunk + 1) * lines / p.chunks;
+    for (int64_t line = chunk * lines / p.chunks; line < end_line;) {
       const int64_t b = line / d.h.count, h = line % d.h.count;
-      rows.clear();
-      const TapRange r = taps_inside(d.h, h);
-      for (int64_t tap = r.first; tap < r.last; ++tap)
-        rows.push_back({&input.at(b, 0, h * d.h.step + d.h.offset[tap], 0),
-                        of_chunk + tap * d.w.tap_count() * room});
-      add(d, rows, &input.at(b, 0, newest_row(d.h, h + 1), 0), input.stride[3],
-          &delta.at(b, 0, h, 0), &delta.at(b, 0, std::min(h + 1, d.h.count - 1), 0),
-          delta.stride[3], c0, c1, room, of_chunk + d.taps() * room);
+      const int64_t count = std::min<int64_t>(kRowsTogether, std::min(end_line - line, d.h.count - h));
+      meet_rows(
+          d.h, h, count, [&](int64_t i) { return &input.at(b, 0, i, 0); },
+          [&](int64_t tap) { return of_chunk + tap * d.w.tap_count() * room; }, rows);
+      const int64_t next = newest_row(d.h, h + count);
+      add(d, count, rows, &input.at(b, 0, next, 0),
+          (newest_row(d.h, h + count + 1) - next) * input.stride[2], input.stride[3],
+          &delta.at(b, 0, h, 0), delta.stride[2], delta.stride[3], c0, c1, room,
+          of_chunk + d.taps() * room);
+      line += count;
     }
   }
 }

@@ -72,16 +72,17 @@ CONVBP_TARGET void turned_tasks(const std::vector<Depthwise>& phases, int64_t ch
     const T* phase_filters = filters + block * filters_a_block;
     int64_t results = 0;  // rows
     for (const Depthwise& d : phases) {
-      const auto row_of_results = function_for<ChannelsLastRow<T>>(d.w);
-      for (int64_t h = h0; h < std::min(h1, d.h.count); ++h) {
-        rows.clear();
-        const TapRange r = taps_inside(d.h, h);
-        for (int64_t tap = r.first; tap < r.last; ++tap)
-          rows.push_back({patch + (h * d.h.step + d.h.offset[tap] - row0) * row_size,
-                          phase_filters + tap * d.w.tap_count() * kLanes});
+      const auto rows_of_results = function_for<ChannelsLastRows<T>>(d.w);
+      const int64_t end = std::min(h1, d.h.count);
+      for (int64_t h = h0; h < end; h += kRowsTogether) {
+        const int64_t count = std::min<int64_t>(kRowsTogether, end - h);
+        meet_rows(
+            d.h, h, count, [&](int64_t i) { return patch + (i - row0) * row_size; },
+            [&](int64_t tap) { return phase_filters + tap * d.w.tap_count() * kLanes; }, rows);
         const int64_t at = d.h.first + (h - h0) * d.h.spacing;
-        results = std::max(results, at + 1);
-        row_of_results(d, rows, patch, kLanes, bias, at * to.stride[2] + d.w.first * kLanes, to);
+        results = std::max(results, at + (count - 1) * d.h.spacing + 1);
+        rows_of_results(d, count, rows, nullptr, 0, kLanes, bias,
+                        at * to.stride[2] + d.w.first * kLanes, to);
       }
       phase_filters += d.taps() * kLanes;
     }
@@ -106,7 +107,7 @@ CONVBP_TARGET void turned_weight_grad(const WeightGrad& p, View<const T> input,
   constexpr int64_t kLanes = Simd<T>::kLanes;
   Depthwise d = p.conv;
   d.channels = kLanes;
-  const auto add = function_for<AddRow<T>>(d.w);
+  const auto add = function_for<AddRows<T>>(d.w);
   const int64_t room = p.room(), row_size = d.w.source_size * kLanes;
   const int64_t delta_row = d.w.count * kLanes;
   const int64_t reach = d.h.offset.empty() ? 0 : d.h.dense_rows(d.band);
@@ -128,14 +129,13 @@ CONVBP_TARGET void turned_weight_grad(const WeightGrad& p, View<const T> input,
         const int64_t row1 = std::min(top + (reach ? d.h.dense_rows(h1 - h0) : 0), d.h.source_size);
         turn_rows(input, b, channel, row0, row1, d.w.source_size, patch);
         turn_rows(delta, b, channel, h0, h1, d.w.count, own);
-        for (int64_t h = h0; h < h1; ++h) {
-          rows.clear();
-          const TapRange r = taps_inside(d.h, h);
-          for (int64_t tap = r.first; tap < r.last; ++tap)
-            rows.push_back({patch + (h * d.h.step + d.h.offset[tap] - row0) * row_size,
-                            to + tap * d.w.tap_count() * room});
-          const T* const row = own + (h - h0) * delta_row;
-          add(d, rows, patch, kLanes, row, row, kLanes, 0, kLanes, room, to + d.taps() * room);
+        for (int64_t h = h0; h < h1; h += kRowsTogether) {
+          const int64_t count = std::min<int64_t>(kRowsTogether, h1 - h);
+          meet_rows(
+              d.h, h, count, [&](int64_t i) { return patch + (i - row0) * row_size; },
+              [&](int64_t tap) { return to + tap * d.w.tap_count() * room; }, rows);
+          add(d, count, rows, nullptr, 0, kLanes, own + (h - h0) * delta_row, delta_row, kLanes, 0,
+              kLanes, room, to + d.taps() * room);
         }
       }
   }
