@@ -25,6 +25,7 @@ constexpr int64_t kCopyBytes = 24 * 1024;
 // The weight gradient is cut into at most this many chunks, whatever the machine.
 constexpr int64_t kChunks = 16;
 constexpr int64_t kSumsTogether = 4096;
+constexpr int64_t kTasksAThread = 6;
 
 // Rows of a band, so that what they read stays in `bytes`.
 int64_t rows_of_band(const Depthwise& d, int64_t pixel_bytes, int64_t bytes) {
@@ -76,11 +77,14 @@ void run(const ConvProblem& p, const std::vector<Axis>& h, const std::vector<Axi
     for (const Axis& width : w)
       phases.push_back({p.batch, last || turned ? together : p.groups, height, width, 1});
   const Depthwise& first = phases.front();  // no other has more rows
-  int64_t band = rows_of_band(first, together * sizeof(T), together > 1 ? kBandBytes : kCopyBytes);
+  // Channels last, a tile's rows follow each other through the cache: bands are for the threads.
+  int64_t band = last ? first.h.count
+                      : rows_of_band(first, together * sizeof(T), turned ? kBandBytes : kCopyBytes);
   const int64_t images = p.batch * blocks;
-  while (images * divide_up(first.h.count, band) < 3 * thread_count() && band > 4)
+  while (images * divide_up(first.h.count, band) < kTasksAThread * thread_count() && band > 4)
     band = divide_up(band, 2);
   band = balanced_tile(first.h.count, band);
+  if (last) band = divide_up(band, 2) * 2;
   int64_t taps = 0;
   for (Depthwise& d : phases) {
     d.band = band;
