@@ -181,7 +181,8 @@ void conv2d_weight_grad(const ConvProblem& p, View<const T> input, View<const T>
     });
   for (int64_t tap = 0; tap < d.taps(); ++tap) {
     T* const to = &weight_grad.at(0, 0, tap / p.kernel[kWidth], tap % p.kernel[kWidth]);
-    for (int64_t c = 0; c < d.channels; ++c) to[c * weight_grad.stride[0]] = sums[plan.place(c, tap)];
+    for (int64_t c = 0; c < d.channels; ++c)
+      to[c * weight_grad.stride[0]] = sums[plan.place(c, tap)];
   }
   if (bias_grad)
     for (int64_t c = 0; c < d.channels; ++c) bias_grad[c] = sums[plan.place(c, d.taps())];

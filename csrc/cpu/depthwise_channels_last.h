@@ -1,6 +1,7 @@
 // Depthwise convolutions of channels_last tensors. Part of depthwise_kernel.h.
 //
-//   register tile  a vector of channels of kRun neighbouring pixels
+//   register tile  a vector of channels of kRun neighbouring pixels, of two rows where there are
+//                  registers for both: a source row that both meet is loaded once
 //   inner loop     slides along a row of the source: a vector is loaded once and goes into the sums
 //                  of every pixel that it meets, with the filters of the row of taps in registers.
 //                  What lies outside is skipped, so edges cost less, not more
@@ -153,8 +154,8 @@ CONVBP_INLINE void slide(const Depthwise& d, int64_t t, const T* row, int64_t pi
   }
 }
 
-// What a source row adds to the sums of the tile's rows [kFirst, kEnd), kCount neighbouring positions
-// each, whose kTaps taps are kApart apart.
+// What a source row adds to the sums of the tile's rows [kFirst, kEnd), kCount neighbouring
+// positions each, whose kTaps taps are kApart apart.
 template <int kFirst, int kEnd, int kTaps, int kStep, int kApart, int kCount, typename T>
 CONVBP_INLINE void sum_row(const Depthwise& d, const TapRow<T>& row, int64_t t, int64_t pixel,
                            int64_t channel, Vector<T> (&sums)[kRowsTogether][kCount]) {
@@ -257,7 +258,8 @@ CONVBP_TARGET void channels_last_rows(const Depthwise& d, int64_t count_rows,
   });
 }
 
-// kFunction<taps, step, apart> for taps that far apart, where there is one, else kFunction<0, 0, 1>.
+// kFunction<taps, step, apart> for taps that far apart, where there is one, else
+// kFunction<0, 0, 1>.
 template <typename Row, int kStep, int kApart, int... kTap>
 auto function_of(int64_t taps, std::integer_sequence<int, kTap...>) {
   static constexpr decltype(Row::template kFunction<0, 0, 1>) functions[] = {
@@ -356,8 +358,8 @@ CONVBP_INLINE void add_any(const Depthwise& d, const TapRow<T, T>& row, int64_t 
   }
 }
 
-// What `count_rows` rows of delta add to the sums of the weight gradient, of which a tap has `room`;
-// bias_sums are the bias gradient's.
+// What `count_rows` rows of delta add to the sums of the weight gradient, of which a tap has
+// `room`; bias_sums are the bias gradient's.
 template <int kTaps, int kStep, int kApart, typename T>
 CONVBP_TARGET void add_rows(const Depthwise& d, int64_t count_rows,
                             const std::vector<TapRow<T, T>>& rows, const NextRows<T>& next,
@@ -379,7 +381,8 @@ CONVBP_TARGET void add_rows(const Depthwise& d, int64_t count_rows,
       for (int y = 0; y < kRowsTogether; ++y)
 #pragma GCC unroll 8
         for (int i = 0; i < kCount; ++i) {
-          own[y][i] = y < count_rows ? vector_at(from + y * delta_row + i * delta_pixel) : Vector<T>{};
+          own[y][i] = Vector<T>{};
+          if (y < count_rows) own[y][i] = vector_at(from + y * delta_row + i * delta_pixel);
           bias += own[y][i];
         }
       vector_at(bias_sums + c0) = bias;
@@ -423,7 +426,8 @@ CONVBP_TARGET void channels_last_weight_grad(const WeightGrad& p, View<const T> 
     const int64_t lines = d.batch * d.h.count, end_line = (chunk + 1) * lines / p.chunks;
     for (int64_t line = chunk * lines / p.chunks; line < end_line;) {
       const int64_t b = line / d.h.count, h = line % d.h.count;
-      const int64_t count = std::min<int64_t>(kRowsTogether, std::min(end_line - line, d.h.count - h));
+      const int64_t count =
+          std::min<int64_t>(kRowsTogether, std::min(end_line - line, d.h.count - h));
       meet_rows(
           d.h, h, count, [&](int64_t i) { return &input.at(b, 0, i, 0); },
           [&](int64_t tap) { return of_chunk + tap * d.w.tap_count() * room; }, rows);

