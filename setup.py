@@ -24,6 +24,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent
 STABLE_ABI = ["-DTORCH_TARGET_VERSION=0x020a000000000000", "-DTORCH_STABLE_ONLY"]
 DEFAULT_CUDA_ARCHITECTURES = "8.0;9.0+PTX"
+# tests/test_cuda_build.py compiles with them too.
+NVCC_ARGS = ["-O3", "-std=c++20", "--expt-relaxed-constexpr"]
 
 
 def is_cuda_home(path: Path) -> bool:
@@ -94,7 +96,7 @@ def main() -> None:
     from setuptools import setup
     from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension
 
-    headers = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "csrc").rglob("*.h"))
+    headers = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "csrc").rglob("*.*h"))
     # No code here asks which floating-point exceptions were raised; without them, both sides of a
     # choice may be computed, and loops become vector instructions.
     compile_args = ["-O3", "-std=c++20", "-fno-trapping-math", "-fno-math-errno"]
@@ -116,8 +118,8 @@ def main() -> None:
                 cuda_sources,
                 depends=headers,
                 extra_compile_args={
-                    "cxx": compile_args,
-                    "nvcc": ["-O3", "-std=c++20", *STABLE_ABI],
+                    "cxx": [*compile_args, "-DUSE_CUDA"],
+                    "nvcc": [*NVCC_ARGS, *STABLE_ABI],
                 },
                 py_limited_api=True,
             )

@@ -8,6 +8,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <string>
 
 #include "elementary.h"
 
@@ -138,5 +139,12 @@ constexpr int kMostParameters = 2;
 template <typename... Rows>
 struct Table {};
 using All = Table<Relu, LeakyRelu, Relu6, Sigmoid, Tanh, Silu, Gelu, GeluTanh, Hardswish, Softplus>;
+
+// The row of this name, counted from 0, or -1.
+int row_of(const std::string& name);
+// How many parameters it has.
+int parameters_of(int row);
+// "relu 0, leaky_relu 1, ...": every name with its number of parameters.
+std::string names();
 
 }  // namespace convbp::activation

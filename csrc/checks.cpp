@@ -152,9 +152,14 @@ PoolProblem check_pool2d(const Ints& input_size, const Ints& kernel_size, const 
   return p;
 }
 
-void check_on_cpu(const char* name, const Tensor& tensor) {
-  check(tensor.is_cpu(), "Expected all tensors to be on the same device, but got ", name,
-        " on another device than cpu");
+void check_device(const char* name, const Tensor& tensor, const Tensor& first) {
+  const bool on_cpu = kDevice == torch::headeronly::DeviceType::CPU;
+  check(on_cpu ? tensor.is_cpu() : tensor.is_cuda(), "Expected all tensors to be on the same device, but got ", name,
+        " on another device than ", on_cpu ? "cpu" : "cuda");
+  const auto index = [](const Tensor& t) { return t.device().index(); };
+  check(on_cpu || index(tensor) == index(first),
+        "Expected all tensors to be on the same device, but got ", name, " on cuda:",
+        index(tensor), " and others on cuda:", index(first));
 }
 
 void check_is_there(const char* op, const char* name, const Tensor& t) {
@@ -186,7 +191,7 @@ void check_tensors(const char* op, const std::vector<Argument>& arguments) {
   for (const Argument& a : arguments) check_is_there(op, a.name, a.tensor);
   const ScalarType type = type_of(arguments.front());
   for (const Argument& a : arguments) {
-    check_on_cpu(a.name, a.tensor);
+    check_device(a.name, a.tensor, first);
     check(type_of(a) == type, op, "(): ", name, " type (", torch::headeronly::toString(type),
           ") and ", a.name, " type (", torch::headeronly::toString(type_of(a)),
           ") should be the same");

@@ -67,8 +67,12 @@ ConvProblem check_conv2d(const Ints& input_size, const Ints& weight_size, const 
 PoolProblem check_pool2d(const Ints& input_size, const Ints& kernel_size, const Ints& stride,
                          const Ints& padding, const Ints& dilation, bool ceil_mode);
 
-// As a rule the dispatcher sees to it: a tensor of another device takes the call there.
-void check_on_cpu(const char* name, const Tensor& tensor);
+// The device on which this library's kernels run.
+extern const torch::headeronly::DeviceType kDevice;
+
+// As a rule the dispatcher sees to it: a tensor of another device takes the call there. Of several
+// devices of the same kind it knows nothing.
+void check_device(const char* name, const Tensor& tensor, const Tensor& first);
 
 // Python's None comes as an undefined tensor.
 void check_is_there(const char* op, const char* name, const Tensor& tensor);
@@ -76,7 +80,7 @@ void check_is_there(const char* op, const char* name, const Tensor& tensor);
 // The tensor's storage reaches to its last element: Storage.resize_ may have taken it away.
 void check_has_memory(const char* name, const Tensor& tensor);
 
-// All tensors have the first one's dtype, one of the four supported, and memory on the CPU.
+// All tensors have the first one's dtype, one of the four supported, and memory on its device.
 struct Argument {
   const char* name;
   const Tensor& tensor;

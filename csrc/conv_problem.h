@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include "host_device.h"
+
 namespace convbp {
 
 // Index order of a two-element spatial array: height first, as in torch.
@@ -31,7 +33,7 @@ struct ConvProblem {
   int64_t dilation[2];
 
   // The input position that tap `tap` of output position `out` reads; may lie outside.
-  int64_t input_position(Spatial axis, int64_t out, int64_t tap) const {
+  CONVBP_BOTH int64_t input_position(Spatial axis, int64_t out, int64_t tap) const {
     return out * stride[axis] - pad[axis] + tap * dilation[axis];
   }
 };
@@ -43,7 +45,7 @@ struct View {
   T* data;
   int64_t stride[4];
 
-  T& at(int64_t a, int64_t b, int64_t c, int64_t d) const {
+  CONVBP_BOTH T& at(int64_t a, int64_t b, int64_t c, int64_t d) const {
     return data[a * stride[0] + b * stride[1] + c * stride[2] + d * stride[3]];
   }
 };

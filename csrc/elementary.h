@@ -9,11 +9,7 @@
 #include <cmath>
 #include <cstdint>
 
-#if defined(__CUDACC__)
-#define CONVBP_BOTH __host__ __device__
-#else
-#define CONVBP_BOTH
-#endif
+#include "host_device.h"
 
 namespace convbp::elementary {
 

@@ -32,30 +32,30 @@ struct PoolProblem {
   bool count_include_pad = true;
   int64_t divisor_override = 0;  // 0: none
 
-  int64_t taps() const { return kernel[0] * kernel[1]; }
-  int64_t input_position(Spatial axis, int64_t out, int64_t tap) const {
+  CONVBP_BOTH int64_t taps() const { return kernel[0] * kernel[1]; }
+  CONVBP_BOTH int64_t input_position(Spatial axis, int64_t out, int64_t tap) const {
     return out * stride[axis] - pad[axis] + tap * dilation[axis];
   }
-  bool inside(Spatial axis, int64_t position) const {
+  CONVBP_BOTH bool inside(Spatial axis, int64_t position) const {
     return 0 <= position && position < in_size[axis];
   }
   // The taps of output position `out` that lie at the input positions [begin, end).
-  Range taps_within(Spatial axis, int64_t out, int64_t begin, int64_t end) const {
+  CONVBP_BOTH Range taps_within(Spatial axis, int64_t out, int64_t begin, int64_t end) const {
     const int64_t start = input_position(axis, out, 0);
     return {first_at(start, dilation[axis], begin, kernel[axis]),
             first_at(start, dilation[axis], end, kernel[axis])};
   }
-  Range taps_inside(Spatial axis, int64_t out) const {
+  CONVBP_BOTH Range taps_inside(Spatial axis, int64_t out) const {
     return taps_within(axis, out, 0, in_size[axis]);
   }
   // The output positions whose tap lies inside the input.
-  Range outputs_inside(Spatial axis, int64_t tap) const {
+  CONVBP_BOTH Range outputs_inside(Spatial axis, int64_t tap) const {
     const int64_t start = input_position(axis, 0, tap);
     return {first_at(start, stride[axis], 0, out_size[axis]),
             first_at(start, stride[axis], in_size[axis], out_size[axis])};
   }
   // The output positions whose windows may have taps at the input positions [begin, end).
-  Range outputs_meeting(Spatial axis, int64_t begin, int64_t end) const {
+  CONVBP_BOTH Range outputs_meeting(Spatial axis, int64_t begin, int64_t end) const {
     const int64_t first = input_position(axis, 0, 0);
     const int64_t last = input_position(axis, 0, kernel[axis] - 1);
     return {first_at(last, stride[axis], begin, out_size[axis]),
@@ -63,24 +63,36 @@ struct PoolProblem {
   }
   // How many positions of the window count on this axis: padding counts where it is included,
   // what ceil_mode adds behind it does not.
-  int64_t counted(Spatial axis, int64_t out) const {
+  CONVBP_BOTH int64_t counted(Spatial axis, int64_t out) const {
     const int64_t begin = input_position(axis, out, 0);
     const int64_t padding = count_include_pad ? pad[axis] : 0;
     const int64_t end = std::min(begin + kernel[axis], in_size[axis] + padding);
     return end - (count_include_pad ? begin : std::max<int64_t>(begin, 0));
   }
   // What the sum of window (m, n) is divided by: a factor of m times one of n.
-  int64_t row_divisor(int64_t m) const {
+  CONVBP_BOTH int64_t row_divisor(int64_t m) const {
     return divisor_override ? divisor_override : counted(kHeight, m);
   }
-  int64_t column_divisor(int64_t n) const { return divisor_override ? 1 : counted(kWidth, n); }
+  CONVBP_BOTH int64_t column_divisor(int64_t n) const {
+    return divisor_override ? 1 : counted(kWidth, n);
+  }
 
  private:
   // The first of `count` positions start, start + step, ... that is not in front of `position`.
-  static int64_t first_at(int64_t start, int64_t step, int64_t position, int64_t count) {
+  CONVBP_BOTH static int64_t first_at(int64_t start, int64_t step, int64_t position,
+                                      int64_t count) {
     if (position <= start) return 0;
     return std::min((position - start + step - 1) / step, count);
   }
 };
 
+
+namespace pool {
+
+// Offsets are unsigned bytes where they fit, else 32-bit; the largest value says that no position
+// of the window lay inside the input.
+template <typename Offset>
+constexpr Offset kNowhere = static_cast<Offset>(~Offset(0));
+
+}  // namespace pool
 }  // namespace convbp

@@ -240,10 +240,12 @@ def in_layout(tensor: Tensor, layout: str) -> Tensor:
 def integers(size: tuple[int, ...], dtype: torch.dtype, seed: int, bound: int = 3) -> Tensor:
     """Whole numbers in [-bound, bound]: sums of their products are exact."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.randint(-bound, bound + 1, size, generator=generator).to(dtype)
+    numbers = torch.randint(-bound, bound + 1, size, generator=generator, device="cpu")
+    return numbers.to(torch.get_default_device(), dtype)
 
 
 def normal(size: tuple[int, ...], dtype: torch.dtype, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     wide = torch.complex128 if dtype.is_complex else torch.float64
-    return torch.randn(size, generator=generator, dtype=wide).to(dtype)
+    numbers = torch.randn(size, generator=generator, dtype=wide, device="cpu")
+    return numbers.to(torch.get_default_device(), dtype)

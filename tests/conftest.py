@@ -14,6 +14,36 @@ from pathlib import Path
 import pytest
 import torch
 
+import torch_convbp as bp
+
+# What holds on every device: these files' tests make their tensors on the default device, and run
+# once more with CUDA's where it is there. The rest is about the CPU's kernels, about processes,
+# files and programs, or says itself which device it means.
+ON_EVERY_DEVICE = {
+    "test_activations",
+    "test_compatibility_backward",
+    "test_compatibility_compile",
+    "test_compatibility_modes",
+    "test_compatibility_modules",
+    "test_compatibility_opinfo",
+    "test_compatibility_transforms",
+    "test_compatibility_transforms_complex",
+    "test_convert",
+    "test_decompositions",
+    "test_errors",
+    "test_exact",
+    "test_exact_pools",
+    "test_fusion",
+    "test_fuzz",
+    "test_gradients",
+    "test_lecture_network",
+    "test_modules",
+    "test_ops",
+    "test_pooling",
+    "test_recording",
+    "test_reference",
+}
+
 RANK = {"✓": 0, "refused": 1, "skipped": 2, "✗": 3}
 
 # table -> row -> column -> what its tests showed
@@ -40,6 +70,22 @@ def pytest_configure(config: pytest.Config) -> None:
 def write(config: pytest.Config, table: str, row: str, column: str, value: str) -> None:
     rows = config.stash[TABLES].setdefault(table, {})
     rows.setdefault(row, {}).setdefault(column, []).append(value)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if bp.backends.cuda.is_available() and metafunc.module.__name__ in ON_EVERY_DEVICE:
+        metafunc.fixturenames.append("default_device")
+        metafunc.parametrize("default_device", ["cpu", "cuda"], indirect=True)
+
+
+@pytest.fixture
+def default_device(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Where a test's tensors are made; see ON_EVERY_DEVICE."""
+    if request.param == "cpu":
+        yield "cpu"
+        return
+    with torch.device(request.param):
+        yield request.param
 
 
 @pytest.fixture

@@ -40,8 +40,9 @@ class Case:
 def distinct(size: tuple[int, ...], dtype: torch.dtype = torch.float64, seed: int = 1) -> Tensor:
     """Numbers at least 1 apart: no rounding and no small step changes which is the largest."""
     count = math.prod(size)
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
-    return (order - count // 2).to(dtype).reshape(size)
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(count, generator=generator, device="cpu")
+    return (order - count // 2).to(torch.get_default_device(), dtype).reshape(size)
 
 
 # Small enough for the reference, which loops in Python.

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from twins import assert_close, compare, gradients
 
+import torch_convbp as bp
+
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
@@ -229,3 +231,31 @@ def test_function_mode(layer: str) -> None:
     name = layer.replace("conv2d + ", "conv2d_")
     assert f"torch_convbp.{name}.default" in seen.names
     assert torch.equal(output, module(input))
+
+
+class Differentiated(TorchFunctionMode):
+    """Asks every operator of ours for a derivative, though what called it wants none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.grads: list[Tensor] = []
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if str(func).startswith("torch_convbp."):
+            with torch.enable_grad():
+                leaf = args[0].detach().requires_grad_()
+                output = func(leaf, *args[1:], **(kwargs or {}))
+                self.grads += torch.autograd.grad(output.sum(), leaf)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("activation", [None, "relu", "silu"])
+def test_function_mode_may_differentiate(activation: str | None) -> None:
+    module = bp.ConvBP2d(4, 6, 3, activation=activation)
+    input = normal((2, 4, 7, 6), torch.float32, 0).requires_grad_()
+    (expected,) = torch.autograd.grad(module(input).sum(), input)
+    with torch.no_grad(), Differentiated() as mode:
+        module(input)
+    assert len(mode.grads) == 1 and torch.equal(mode.grads[0], expected)

@@ -51,7 +51,7 @@ def batched_gradients(call: Call, tensors: Tensors) -> Any:
     return torch.autograd.grad(output, tensors, deltas, is_grads_batched=True)
 
 
-def dual_level(call: Call, tensors: Tensors) -> Any:
+def dual_level(call: Call, tensors: Tensors, create_graph: bool = True) -> Any:
     """The tangent of the output, and of the gradient: forward mode over backward."""
     with forward_ad.dual_level():
         duals = [
@@ -59,7 +59,7 @@ def dual_level(call: Call, tensors: Tensors) -> Any:
             for t, d in zip(tensors, directions(tensors), strict=True)
         ]
         output = call(*duals)
-        grads = torch.autograd.grad(output.pow(3).sum(), duals, create_graph=True)
+        grads = torch.autograd.grad(output.pow(3).sum(), duals, create_graph=create_graph)
         return [forward_ad.unpack_dual(t).tangent for t in (output, *grads)]
 
 
@@ -204,6 +204,17 @@ def test_derivatives(name: str, layer: str) -> None:
         return DERIVATIVES[name](as_function(module), (input, *module.parameters()))
 
     compare(layer, compute, **({"batch": 1} if name in WHOLE_MATRICES else {}))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch's own
+@pytest.mark.cell("Transforms", "forward mode: dual_level")
+@every()
+def test_forward_mode_where_no_graph_is_kept(layer: str) -> None:
+    """A backward pass of which only tangents are wanted: torch's silu has none there."""
+    module = LAYERS[layer].make()
+    call, tensors = as_function(module), (LAYERS[layer].input(), *module.parameters())
+    expected = [tangent.detach() for tangent in dual_level(call, tensors)]
+    assert_close(dual_level(call, tensors, create_graph=False), expected)
 
 
 @pytest.mark.cell("Transforms", "autograd.functional")

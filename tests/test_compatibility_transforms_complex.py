@@ -37,7 +37,8 @@ OF_COMPLEX_NUMBERS = {
 
 def complex_normal(*size: int, seed: int, dtype: torch.dtype = torch.complex128) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(size, generator=generator, dtype=torch.complex128).to(dtype)
+    numbers = torch.randn(size, generator=generator, dtype=torch.complex128, device="cpu")
+    return numbers.to(torch.get_default_device(), dtype)
 
 
 def complex_gradients(module: nn.Module, input: Tensor) -> tuple[Tensor, ...]:

@@ -583,14 +583,6 @@ def test_autocast_leaves_the_dtype_alone() -> None:
         assert input.grad.dtype == dtype
 
 
-def test_cuda_tensors_are_told_what_is_missing() -> None:
-    if bp.backends.cuda.is_available():
-        pytest.skip("the CUDA kernels are here")
-    keys = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
-    with pytest.raises(NotImplementedError, match=r"got a CUDA tensor, but .* _C_cuda is missing"):
-        ops.max_pool2d.default.redispatch(keys, x(), *GEOMETRY)
-
-
 def test_convert_and_revert() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.MaxPool2d(2), nn.AvgPool2d(2), nn.Flatten(),
                           nn.Linear(4, 5))  # fmt: skip

@@ -64,7 +64,8 @@ def test_another_batch_changes_the_name_too() -> None:
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ("--device cuda", "argument --device: cuda cannot be timed: there are no CUDA kernels yet"),
+        ("--graphs", "argument --device: TF32 and CUDA graphs are --device cuda's"),
+        ("--precision tf32", "argument --device: TF32 and CUDA graphs are --device cuda's"),
         ("--suite alexnet", "argument --suite: invalid choice: 'alexnet'"),
         ("--shapes 64x64", "argument --shapes: 64x64: expected a shape such as"),
         ("--shapes 2x6x8-4k3g4", "2x6x8-4k3g4: groups must divide channels and filters"),
@@ -89,6 +90,16 @@ def test_bad_options_are_refused(
     with pytest.raises(SystemExit, match="2"):
         options.parse_arguments(arguments.split())
     assert message in capsys.readouterr().err
+
+
+def test_without_a_gpu_cuda_is_refused(capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
+    monkeypatch.chdir(ROOT)
+    if bp.backends.cuda.is_available():
+        options.parse_arguments(["--device", "cuda"])
+        return
+    with pytest.raises(SystemExit, match="2"):
+        options.parse_arguments(["--device", "cuda"])
+    assert "argument --device: cuda cannot be timed: " in capsys.readouterr().err
 
 
 def test_variables_that_are_missing_are_set_before_torch_is_loaded(monkeypatch) -> None:
@@ -144,7 +155,10 @@ def test_apart_and_the_algorithms_are_sides() -> None:
     names = ("torch", "apart", "auto", "direct", "winograd")
     work = sides.work(parse("1x16x8-16k3"), "block", setup("NCHW", *names))
     assert tuple(work.runs) == names
-    assert [sides.algorithm(name, setup()) for name in names[1:]] == ["auto", *names[2:]]
+    for name, algorithm in zip(names[1:], ["auto", *names[2:]], strict=True):
+        sides.switch(name, setup())
+        assert bp.backends.cpu.conv_algorithm == algorithm
+    bp.backends.cpu.conv_algorithm = "auto"
 
 
 # --- times -------------------------------------------------------------------------------------

@@ -11,11 +11,14 @@ twin that derives from that class and has the same methods.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from torch.overrides import has_torch_function
 
 __all__ = [
+    "as_wanted",
     "autograd_kernel",
     "below_autograd",
     "derivative_wanted",
@@ -74,7 +77,7 @@ def autograd_kernel(
         set_single_level_autograd_function_allowed(True)
         try:
             # The dispatcher drops keyword arguments that have their default value, None.
-            return twin.apply(*args, *(kwargs.get(name) for name in keywords))
+            return twin.apply(*args, *[kwargs.get(name) for name in keywords])
         finally:
             set_single_level_autograd_function_allowed(before)
 
@@ -102,6 +105,8 @@ def derivative_wanted(*args: Any) -> bool:
     """May a derivative, backward or forward, be asked for at this level?"""
     if torch.is_grad_enabled() and _any_requires_grad(*args):
         return True
+    if torch.is_inference_mode_enabled():  # there are no tangents either
+        return False
     # The tangents themselves are asked: forward_ad knows nothing of a level that a compiled
     # graph has entered. There is one level, number 0.
     # Sparse ones have none that could be asked; the operators refuse them.
@@ -109,7 +114,7 @@ def derivative_wanted(*args: Any) -> bool:
         if (
             isinstance(a, torch.Tensor)
             and a.layout is torch.strided
-            and _unpack_dual(a, level=0)[1] is not None
+            and _unpack_dual(a, 0)[1] is not None
         ):
             return True
     return False
@@ -127,3 +132,21 @@ def below_autograd(operator: torch._ops.OpOverload, *args: Any, **kwargs: Any) -
             return operator(*args, **kwargs)
         with torch.enable_grad(), _set_fwd_grad_enabled(True):
             return operator(*args, **kwargs)
+
+
+def as_wanted(*args: Any) -> AbstractContextManager[Any]:
+    """Operators called within skip the ``Autograd`` key where no derivative of ``args`` is wanted.
+
+    Each of the kernels above would find the same, at the price of a small convolution. It may not
+    be found out in advance where others are still to see the call: a transform of torch.func, the
+    batching of is_grads_batched, the compiler, ``__torch_function__``.
+    """
+    if (
+        torch.compiler.is_compiling()
+        or transforms_active()
+        or any([a is not None and is_legacy_batchedtensor(a) for a in args])
+        or has_torch_function(args)
+        or derivative_wanted(*args)
+    ):
+        return nullcontext()
+    return _AutoDispatchBelowAutograd()

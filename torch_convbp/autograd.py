@@ -30,7 +30,12 @@ import torch
 from torch import Tensor
 
 from torch_convbp import activations, ops, recording, shapes
-from torch_convbp._single_level import autograd_kernel, below_autograd, derivative_wanted
+from torch_convbp._single_level import (
+    as_wanted,
+    autograd_kernel,
+    below_autograd,
+    derivative_wanted,
+)
 from torch_convbp.activations import Activation
 
 
@@ -67,8 +72,6 @@ def _gradients(
         )
     elif needs_bias_grad and bias_grad is None:  # L5, with the sign of L2: bias = -sum_k b_ok
         bias_grad = delta.sum((0, 2, 3))
-    if ctx.layer is not None:
-        recording.record(ctx.layer, delta, input_grad, weight_grad, bias_grad)
     return input_grad, weight_grad, bias_grad
 
 
@@ -108,7 +111,11 @@ class Conv2d(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, delta: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         input, weight = ctx.saved_tensors
-        return *_gradients(ctx, input, weight, delta), None, None, None, None
+        with as_wanted(delta, input, weight):
+            gradients = _gradients(ctx, input, weight, delta)
+        if ctx.layer is not None:
+            recording.record(ctx.layer, delta, *gradients)
+        return *gradients, None, None, None, None
 
     @staticmethod
     def jvp(ctx: Any, input_t, weight_t, bias_t, *_) -> Tensor | None:  # type: ignore[override]
@@ -145,14 +152,18 @@ class Conv2dActivation(torch.autograd.Function):
         # Non-reentrant checkpointing lets saved_tensors be unpacked once, so unpack all here.
         input, weight, kept = ctx.saved_tensors
         delta = bias_grad = None
-        if grad is not None and p_grad is None and ctx.needs_input_grad[2]:  # L3 and L5 in one pass
-            delta, bias_grad = ops.error_signal_bias_grad(grad, kept, *ctx.g)
-        elif grad is not None:  # L3
-            delta = ops.error_signal(grad, kept, *ctx.g)
-        delta = _sum(delta, p_grad)
         gradients: tuple[Tensor | None, ...] = (None, None, None)
-        if delta is not None:
-            gradients = _gradients(ctx, input, weight, delta, bias_grad)
+        with as_wanted(grad, p_grad, input, weight, kept):
+            # L3, and L5 in one pass
+            if grad is not None and p_grad is None and ctx.needs_input_grad[2]:
+                delta, bias_grad = ops.error_signal_bias_grad(grad, kept, *ctx.g)
+            elif grad is not None:  # L3
+                delta = ops.error_signal(grad, kept, *ctx.g)
+            delta = _sum(delta, p_grad)
+            if delta is not None:
+                gradients = _gradients(ctx, input, weight, delta, bias_grad)
+        if delta is not None and ctx.layer is not None:
+            recording.record(ctx.layer, delta, *gradients)
         return *gradients, None, None, None, None, None, None
 
     @staticmethod

@@ -67,6 +67,45 @@ class _CUDA:
 
     __slots__ = ()
 
+    @property
+    def conv_algorithm(self) -> str:
+        """How convolutions are computed on GPUs, in every thread of the process.
+
+        - "auto": the fastest kernel for each problem, by its shape and element type alone;
+        - "plain": one thread an output, float64 sums (csrc/cuda/plain.cuh), for reading along and
+          for comparisons; slow.
+
+        Raises:
+            RuntimeError: when set to anything else, or where the CUDA kernels are not built;
+                TypeError: to what is no str.
+        """
+        self._check_built()
+        return _operators._cuda_conv_algorithm()
+
+    @conv_algorithm.setter
+    def conv_algorithm(self, name: str) -> None:
+        if not isinstance(name, str):
+            raise TypeError(f"conv_algorithm must be a str, not {type(name).__name__}")
+        self._check_built()
+        _operators._set_cuda_conv_algorithm(name)
+
+    @contextmanager
+    def flags(self, *, conv_algorithm: str) -> Iterator[None]:
+        """Sets conv_algorithm within a ``with`` block."""
+        before = self.conv_algorithm
+        self.conv_algorithm = conv_algorithm
+        try:
+            yield
+        finally:
+            self.conv_algorithm = before
+
+    def _check_built(self) -> None:
+        if _library.cuda_missing is not None:
+            raise RuntimeError(
+                f"torch_convbp.backends.cuda.conv_algorithm: there are no CUDA kernels here: "
+                f"{_library.cuda_missing}"
+            )
+
     def is_available(self) -> bool:
         """Are the CUDA kernels built, loaded, and is there a GPU?"""
         return _library.cuda_missing is None and torch.cuda.is_available()

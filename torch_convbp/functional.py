@@ -18,6 +18,7 @@ from torch import Tensor
 import torch_convbp.autograd
 import torch_convbp.autograd_pool  # noqa: F401  (both register derivatives)
 from torch_convbp import activations, ops, pool_ops, shapes
+from torch_convbp._single_level import as_wanted
 from torch_convbp.activations import ActivationLike
 
 __all__ = [
@@ -149,10 +150,12 @@ def conv2d(
     batched = input if input.dim() == 4 else input.unsqueeze(0)
     if input.is_complex():
         output = _activated(_complex_conv2d(batched, weight, bias, geometry), g)
-    elif g is None:
-        output = ops.conv2d(batched, weight, bias, *geometry)
     else:
-        output = ops.conv2d_activation(batched, weight, bias, *geometry, *g)
+        with as_wanted(batched, weight, bias):
+            if g is None:
+                output = ops.conv2d(batched, weight, bias, *geometry)
+            else:
+                output = ops.conv2d_activation(batched, weight, bias, *geometry, *g)
     return output if input.dim() == 4 else output.squeeze(0)
 
 

@@ -79,18 +79,20 @@ def whole_number(function: str, name: str, value: Any) -> int:
         TypeError: it is no int, or a bool.
         ValueError: it has more than 64 bits.
     """
+    # In torch.compile it may stand for any number, and would be bound by what is asked of it.
+    if type(value) is int and (torch.compiler.is_compiling() or -(2**63) <= value < 2**63):
+        return value
     if isinstance(value, torch.SymInt):
         return value  # type: ignore[return-value]
     try:
         if isinstance(value, bool):
             raise TypeError  # as in torch
-        number = value if type(value) is int else operator.index(value)
+        number = operator.index(value)
     except TypeError:
         raise TypeError(
             f"{function}(): argument '{name}' must be made of ints, "
             f"but got {value!r} ({type(value).__name__})"
         ) from None
-    # In torch.compile it may stand for any number, and would be bound by what is asked of it.
     if not torch.compiler.is_compiling() and not -(2**63) <= number < 2**63:
         raise ValueError(
             f"{function}(): Overflow when unpacking argument '{name}': expected 64-bit ints, "
@@ -136,6 +138,9 @@ def pair(function: str, name: str, value: Any, words: str = CONVOLUTION_PAIR) ->
         TypeError, ValueError: as whole_number.
         RuntimeError: there are none, or more than two.
     """
+    if type(value) is tuple and len(value) == 2:  # as layers have it: asked first, for its price
+        height, width = value
+        return whole_number(function, name, height), whole_number(function, name, width)
     ints = _ints(function, name, value)
     if len(ints) not in (1, 2):
         expected = words.format(function=function, name=name)

@@ -4,30 +4,13 @@
 
 namespace convbp::activation {
 
-CONVBP_IN_EACH_ISA(template <typename A> const Functions<A>* find(const std::string& name);)
+CONVBP_IN_EACH_ISA(template <typename A> const Functions<A>* functions_of(int row);)
 
 template <typename A>
-const Functions<A>* find(const std::string& name) {
-  return CONVBP_IN_BEST_ISA(find<A>(name));
+const Functions<A>* functions_of(int row) {
+  return CONVBP_IN_BEST_ISA(functions_of<A>(row));
 }
-template const Functions<float>* find(const std::string&);
-template const Functions<double>* find(const std::string&);
-
-namespace {
-
-template <typename... Rows>
-std::string names_in(Table<Rows...>) {
-  std::string all;
-  ((all += (all.empty() ? "" : ", ") + std::string(Rows::kName) + " " +
-           std::to_string(Rows::kParameters)),
-   ...);
-  return all;
-}
-
-}  // namespace
-
-std::string names() {
-  return names_in(All{});
-}
+template const Functions<float>* functions_of(int);
+template const Functions<double>* functions_of(int);
 
 }  // namespace convbp::activation

@@ -10,8 +10,6 @@ namespace convbp::activation {
 
 template <typename A>
 struct Functions {
-  const char* name;
-  int parameters;
   // x[i] = g(x[i])
   void (*value)(A* x, int64_t count, const A* parameters);
   // delta[i] = g'(p_i) * grad[i], from kept[i]: g's output or its input. delta may be grad.
@@ -19,12 +17,9 @@ struct Functions {
                        const A* parameters);
 };
 
-// The row of this name, or null.
+// Those of a row of the table.
 template <typename A>
-const Functions<A>* find(const std::string& name);
-
-// "relu 0, leaky_relu 1, ...": every name with its number of parameters.
-std::string names();
+const Functions<A>* functions_of(int row);
 
 // A row with its parameters.
 template <typename A>

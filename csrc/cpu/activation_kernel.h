@@ -19,19 +19,16 @@ CONVBP_TARGET void error_signal(const A* grad, const A* kept, A* delta, int64_t 
 }
 
 template <typename A, typename... Rows>
-const Functions<A>* find_in(const std::string& name, Table<Rows...>) {
-  static constexpr Functions<A> rows[] = {
-      {Rows::kName, Rows::kParameters, &value<Rows, A>, &error_signal<Rows, A>}...};
-  for (const Functions<A>& row : rows)
-    if (name == row.name) return &row;
-  return nullptr;
+const Functions<A>* functions_of(int row, Table<Rows...>) {
+  static constexpr Functions<A> rows[] = {{&value<Rows, A>, &error_signal<Rows, A>}...};
+  return &rows[row];
 }
 
 template <typename A>
-const Functions<A>* find(const std::string& name) {
-  return find_in<A>(name, All{});
+const Functions<A>* functions_of(int row) {
+  return functions_of<A>(row, All{});
 }
-template const Functions<float>* find(const std::string&);
-template const Functions<double>* find(const std::string&);
+template const Functions<float>* functions_of(int);
+template const Functions<double>* functions_of(int);
 
 }  // namespace convbp::activation::CONVBP_ISA

@@ -1,118 +1,11 @@
-// What the boundary files share: memory formats, new tensors, views, the element type.
+// The boundary of the CPU kernels: what ../boundary.h leaves to a backend.
 #pragma once
 
-#include <torch/csrc/stable/ops.h>
-#include <torch/headeronly/core/MemoryFormat.h>
-
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
-#include <cstdint>
-#include <optional>
-#include <string>
-#include <vector>
-
-#include "../checks.h"
-#include "../conv_problem.h"
+#include "../boundary.h"
 #include "activation.h"
 #include "capability.h"
-#include "element.h"
 
 namespace convbp {
-
-using torch::headeronly::MemoryFormat;
-using Doubles = std::vector<double>;
-
-// Do the strides put the channels innermost? The rule of torch's suggest_memory_format():
-// where sizes of 1 leave both readings open, the tensor counts as contiguous.
-inline bool is_channels_last(const Tensor& t) {
-  if (t.stride(1) == 0) return false;
-  int64_t least = 0;
-  for (const int d : {1, 3, 2, 0}) {
-    const int64_t size = t.size(d), stride = t.stride(d);
-    if (size == 0 || stride < least) return false;
-    if (d == 0 && least == t.stride(1)) return false;
-    least = size > 1 ? stride * size : stride;
-  }
-  return true;
-}
-
-inline MemoryFormat result_format(const std::optional<MemoryFormat>& asked, const Tensor& a,
-                                  const Tensor& b) {
-  if (asked) {
-    check(*asked == MemoryFormat::Contiguous || *asked == MemoryFormat::ChannelsLast,
-          "Expected memory_format to be torch.contiguous_format or torch.channels_last, but got "
-          "another one");
-    return *asked;
-  }
-  return is_channels_last(a) || is_channels_last(b) ? MemoryFormat::ChannelsLast
-                                                    : MemoryFormat::Contiguous;
-}
-
-// The tensor of this size, with the element type of `like`, that `make` allocates.
-template <typename Make>
-Tensor allocate(const Ints& size, const Tensor& like, const Make& make) {
-  check_fits(size, like.element_size());
-  try {
-    return make();
-  } catch (const std::exception&) {
-    // Sizes were checked: what is left is memory, and what torch says of it comes with the
-    // source lines of the interface in between, or in older versions not at all.
-    fail("can't allocate memory: the result of size ", text(size), " takes ",
-         bytes_of(size, like.element_size()), " bytes");
-  }
-}
-
-// A fresh page costs more than the kernel spends on what it writes there: large tensors ask for
-// large ones. Where memory is not fresh, or the system has none, nothing changes.
-inline void in_large_pages(void* data, int64_t bytes) {
-#if defined(__linux__)
-  constexpr uintptr_t kPage = 2 << 20;
-  const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + kPage - 1) / kPage * kPage;
-  const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + bytes) / kPage * kPage;
-  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-#endif
-}
-
-inline Tensor new_tensor(const Ints& size, const Tensor& like,
-                         std::optional<MemoryFormat> format,
-                         std::optional<ScalarType> type = std::nullopt) {
-  return allocate(size, like, [&] {
-    const Tensor tensor = torch::stable::empty(size, type.value_or(like.scalar_type()), std::nullopt,
-                                               like.device(), std::nullopt, format);
-    in_large_pages(tensor.mutable_data_ptr(), tensor.numel() * tensor.element_size());
-    return tensor;
-  });
-}
-
-template <typename T>
-View<T> view(const Tensor& t) {
-  View<T> v;
-  if constexpr (std::is_const_v<T>)
-    v.data = static_cast<T*>(t.const_data_ptr());
-  else
-    v.data = static_cast<T*>(t.mutable_data_ptr());
-  for (int d = 0; d < 4; ++d) v.stride[d] = t.stride(d);
-  return v;
-}
-
-// Calls body(T()) with the element type of t, which check_tensors has let through.
-template <typename Body>
-void dispatch_type(const Tensor& t, const Body& body) {
-  switch (t.scalar_type()) {
-    case ScalarType::Float:
-      return body(float());
-    case ScalarType::Double:
-      return body(double());
-    case ScalarType::BFloat16:
-      return body(BFloat16());
-    case ScalarType::Half:
-      return body(Half());
-    default:
-      fail("unreachable: dtype ", torch::headeronly::toString(t.scalar_type()));
-  }
-}
 
 // The same around a kernel.
 template <typename Body>
@@ -126,19 +19,9 @@ void dispatch(const Tensor& t, const Body& body) {
   }
 }
 
-// An activation there is, with as many parameters as it has.
-inline void check_activation(const std::string& name, const Doubles& parameters) {
-  const auto* row = activation::find<double>(name);
-  if (!row)
-    fail("Expected activation to be one of (name and number of parameters) ", activation::names(),
-         ", but got \"", name, '"');
-  check(parameters.size() == static_cast<size_t>(row->parameters), "Expected ", row->parameters,
-        " parameters of activation ", name, ", but got ", parameters.size());
-}
-
 template <typename A>
 activation::Activation<A> make_activation(const std::string& name, const Doubles& parameters) {
-  activation::Activation<A> result{activation::find<A>(name)};
+  activation::Activation<A> result{activation::functions_of<A>(activation::row_of(name))};
   for (size_t i = 0; i < parameters.size(); ++i)
     result.parameters[i] = static_cast<A>(parameters[i]);
   return result;

@@ -1,35 +1,16 @@
-// The boundary between torch and the CPU kernels: checks, allocates, dispatches on the
-// element type and the algorithm. Ends with its registration.
-#include <torch/csrc/stable/library.h>
-
-#include <optional>
-#include <string>
-#include <tuple>
-
-#include "../checks.h"
-#include "activation.h"
+// The convolution operators on the CPU: each problem's algorithm, behind the boundary that all
+// backends share.
 #include "algorithm.h"
 #include "boundary.h"
-#include "capability.h"
 #include "depthwise.h"
 #include "direct.h"
 #include "epilogue.h"
 #include "grouped.h"
-#include "parallel.h"
 #include "plain.h"
 #include "pointwise.h"
 #include "winograd.h"
 
 namespace convbp {
-
-void parallel_tasks(int64_t tasks, TaskRange body, void* context) {
-  torch::stable::parallel_for(
-      0, tasks, 1, [&](int64_t begin, int64_t end) { body(context, begin, end); });
-}
-
-int64_t thread_count() {
-  return torch::stable::get_num_threads();
-}
 
 namespace {
 
@@ -61,159 +42,40 @@ constexpr Element element_of() {
       break;                                                           \
   }
 
-// p = conv2d(input, weight) + bias, then a = g(p) where an activation is named; p itself goes to
-// `pre_activation` where that is given.
-Tensor convolve(const char* op, const Tensor& input, const Tensor& weight,
-                const std::optional<Tensor>& bias, const Ints& stride, const Ints& padding,
-                const Ints& dilation, int64_t groups, const std::string* activation,
-                const Doubles& parameters, Tensor* pre_activation) {
-  std::vector<Argument> arguments{{"input", input}, {"weight", weight}};
-  if (bias) arguments.push_back({"bias", *bias});
-  check_tensors(op, arguments);
-  const Ints weight_size = sizes_of(weight);
-  const ConvProblem p = check_conv2d(sizes_of(input), weight_size, stride, padding, dilation,
-                                     groups, input.element_size());
-  std::optional<Tensor> dense_bias;
-  if (bias) {
-    check_bias(*bias, weight_size);
-    dense_bias = torch::stable::contiguous(*bias);
-  }
-  if (activation) check_activation(*activation, parameters);
-  const Ints output_size{p.batch, weight_size[0], p.out_size[0], p.out_size[1]};
-  const MemoryFormat format = result_format(std::nullopt, input, weight);
-  const Tensor output = new_tensor(output_size, input, format);
-  if (pre_activation) *pre_activation = new_tensor(output_size, input, format);
-  if (output.numel() == 0) return output;
-  dispatch(input, [&](auto element) {
-    using T = decltype(element);
-    Epilogue<T> epilogue;
-    if (dense_bias) epilogue.bias = static_cast<const T*>(dense_bias->const_data_ptr());
-    if (activation) epilogue.activation = make_activation<Accumulator<T>>(*activation, parameters);
-    if (pre_activation)
-      epilogue.pre_activation = static_cast<T*>(pre_activation->mutable_data_ptr());
-    CONVBP_IN_ALGORITHM(
-        T,
-        choose_algorithm(p, Operator::kForward, element_of<T>(), view<const T>(input).stride,
-                             view<T>(output).stride),
-        conv2d<T>(p, view<const T>(input), view<const T>(weight), epilogue, view<T>(output)));
-  });
-  return output;
-}
-
-Tensor conv2d(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
-              const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups) {
-  return convolve("conv2d", input, weight, bias, stride, padding, dilation, groups, nullptr, {},
-                  nullptr);
-}
-
-Tensor conv2d_activation(const Tensor& input, const Tensor& weight,
-                         const std::optional<Tensor>& bias, const Ints& stride,
-                         const Ints& padding, const Ints& dilation, int64_t groups,
-                         const std::string& activation, const Doubles& parameters) {
-  return convolve("conv2d_activation", input, weight, bias, stride, padding, dilation, groups,
-                  &activation, parameters, nullptr);
-}
-
-std::tuple<Tensor, Tensor> conv2d_activation_pair(
-    const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
-    const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups,
-    const std::string& activation, const Doubles& parameters) {
-  Tensor pre_activation;
-  Tensor output = convolve("conv2d_activation_pair", input, weight, bias, stride, padding,
-                           dilation, groups, &activation, parameters, &pre_activation);
-  return {output, pre_activation};
-}
-
-Tensor conv2d_input_grad(const Ints& input_size, const Tensor& weight, const Tensor& delta,
-                         const Ints& stride, const Ints& padding, const Ints& dilation,
-                         int64_t groups, std::optional<MemoryFormat> memory_format) {
-  check_tensors("conv2d_input_grad", {{"weight", weight}, {"delta", delta}});
-  const ConvProblem p = check_conv2d(input_size, sizes_of(weight), stride, padding, dilation,
-                                     groups, delta.element_size());
-  check_delta(sizes_of(delta), p);
-  const Tensor input_grad =
-      new_tensor(input_size, delta, result_format(memory_format, weight, delta));
-  if (input_grad.numel() == 0) return input_grad;
-  dispatch(delta, [&](auto element) {
-    using T = decltype(element);
-    CONVBP_IN_ALGORITHM(
-        T,
-        choose_algorithm(p, Operator::kInputGrad, element_of<T>(), view<const T>(delta).stride,
-                             view<T>(input_grad).stride),
-        conv2d_input_grad<T>(p, view<const T>(weight), view<const T>(delta), view<T>(input_grad)));
-  });
-  return input_grad;
-}
-
-// L4, and L5 from the same pass where bias_grad is given.
-Tensor weight_grad(const char* op, const Tensor& input, const Ints& weight_size,
-                   const Tensor& delta, const Ints& stride, const Ints& padding,
-                   const Ints& dilation, int64_t groups, std::optional<MemoryFormat> memory_format,
-                   Tensor* bias_grad) {
-  check_tensors(op, {{"input", input}, {"delta", delta}});
-  const ConvProblem p = check_conv2d(sizes_of(input), weight_size, stride, padding, dilation,
-                                     groups, input.element_size());
-  check_delta(sizes_of(delta), p);
-  const Tensor weight_grad =
-      new_tensor(weight_size, delta, result_format(memory_format, input, delta));
-  if (bias_grad) *bias_grad = new_tensor({weight_size[0]}, delta, std::nullopt);
-  dispatch(delta, [&](auto element) {
-    using T = decltype(element);
-    T* const bias_data =
-        bias_grad ? static_cast<T*>(bias_grad->mutable_data_ptr()) : nullptr;
-    CONVBP_IN_ALGORITHM(
-        T,
-        choose_algorithm(p, Operator::kWeightGrad, element_of<T>(), view<const T>(input).stride,
-                             view<const T>(delta).stride),
-        conv2d_weight_grad<T>(p, view<const T>(input), view<const T>(delta), view<T>(weight_grad),
-                              bias_data));
-  });
-  return weight_grad;
-}
-
-Tensor conv2d_weight_grad(const Tensor& input, const Ints& weight_size, const Tensor& delta,
-                          const Ints& stride, const Ints& padding, const Ints& dilation,
-                          int64_t groups, std::optional<MemoryFormat> memory_format) {
-  return weight_grad("conv2d_weight_grad", input, weight_size, delta, stride, padding, dilation,
-                     groups, memory_format, nullptr);
-}
-
-std::tuple<Tensor, Tensor> conv2d_weight_bias_grad(
-    const Tensor& input, const Ints& weight_size, const Tensor& delta, const Ints& stride,
-    const Ints& padding, const Ints& dilation, int64_t groups,
-    std::optional<MemoryFormat> memory_format) {
-  Tensor bias_grad;
-  Tensor result = weight_grad("conv2d_weight_bias_grad", input, weight_size, delta, stride,
-                              padding, dilation, groups, memory_format, &bias_grad);
-  return {result, bias_grad};
-}
-
-std::string cpu_capability() {
-  return capability_name();
-}
-
-std::string cpu_conv_algorithm() {
-  return algorithm_setting();
-}
-
-void set_cpu_conv_algorithm(const std::string& name) {
-  set_algorithm(name);
-}
-
 }  // namespace
+
+namespace backend {
+
+template <typename T>
+void conv2d(const ConvProblem& p, View<const T> input, View<const T> weight,
+            const Epilogue<T>& epilogue, View<T> output) {
+  CONVBP_IN_ALGORITHM(
+      T,
+      choose_algorithm(p, Operator::kForward, element_of<T>(), input.stride, output.stride),
+      conv2d<T>(p, input, weight, epilogue, output));
+}
+
+template <typename T>
+void conv2d_input_grad(const ConvProblem& p, View<const T> weight, View<const T> delta,
+                       View<T> input_grad) {
+  CONVBP_IN_ALGORITHM(
+      T,
+      choose_algorithm(p, Operator::kInputGrad, element_of<T>(), delta.stride, input_grad.stride),
+      conv2d_input_grad<T>(p, weight, delta, input_grad));
+}
+
+template <typename T>
+void conv2d_weight_grad(const ConvProblem& p, View<const T> input, View<const T> delta,
+                        View<T> weight_grad, T* bias_grad) {
+  CONVBP_IN_ALGORITHM(
+      T,
+      choose_algorithm(p, Operator::kWeightGrad, element_of<T>(), input.stride, delta.stride),
+      conv2d_weight_grad<T>(p, input, delta, weight_grad, bias_grad));
+}
+
+}  // namespace backend
 }  // namespace convbp
 
-STABLE_TORCH_LIBRARY_IMPL(torch_convbp, CPU, m) {
-  m.impl("conv2d", TORCH_BOX(&convbp::conv2d));
-  m.impl("conv2d_activation", TORCH_BOX(&convbp::conv2d_activation));
-  m.impl("conv2d_activation_pair", TORCH_BOX(&convbp::conv2d_activation_pair));
-  m.impl("conv2d_input_grad", TORCH_BOX(&convbp::conv2d_input_grad));
-  m.impl("conv2d_weight_grad", TORCH_BOX(&convbp::conv2d_weight_grad));
-  m.impl("conv2d_weight_bias_grad", TORCH_BOX(&convbp::conv2d_weight_bias_grad));
-}
+#include "../conv2d_ops.h"
 
-STABLE_TORCH_LIBRARY_IMPL(torch_convbp, CompositeExplicitAutograd, m) {
-  m.impl("_cpu_capability", TORCH_BOX(&convbp::cpu_capability));
-  m.impl("_cpu_conv_algorithm", TORCH_BOX(&convbp::cpu_conv_algorithm));
-  m.impl("_set_cpu_conv_algorithm", TORCH_BOX(&convbp::set_cpu_conv_algorithm));
-}
+CONVBP_REGISTER_CONVOLUTIONS(CPU)

@@ -24,6 +24,8 @@ bool is_channels_last(const int64_t* stride) {
 constexpr int64_t kCopyBytes = 24 * 1024;
 // The weight gradient is cut into at most this many chunks, whatever the machine.
 constexpr int64_t kChunks = 16;
+constexpr int64_t kSumsTogether = 4096;
+constexpr int64_t kTasksAThread = 6;
 
 // Rows of a band, so that what they read stays in `bytes`.
 int64_t rows_of_band(const Depthwise& d, int64_t pixel_bytes, int64_t bytes) {
@@ -38,6 +40,24 @@ constexpr int64_t kManyTaps = 25, kFewPixels = 256;
 bool turns(const ConvProblem& p, const int64_t* size, int64_t lanes) {
   return p.groups >= lanes && (p.kernel[kHeight] * p.kernel[kWidth] >= kManyTaps ||
                                size[kHeight] * size[kWidth] <= kFewPixels);
+}
+
+// The filters of a phase from channel c0 on, [tap][channel] or [channel][tap]; of some channels at
+// a time, whose filters stay in the first-level cache.
+template <typename T>
+void pack_filters(const Depthwise& d, View<const T> weight, int64_t c0, bool taps_first, T* to) {
+  constexpr int64_t kTogether = 64;
+  const int64_t to_tap = taps_first ? d.channels : 1, to_channel = taps_first ? 1 : d.taps();
+  for (int64_t c = 0; c < d.channels; c += kTogether) {
+    T* at = to + c * to_channel;
+    for (const int64_t y : d.h.taps)
+      for (const int64_t x : d.w.taps) {
+        const T* const from = &weight.at(c0 + c, 0, y, x);
+        for (int64_t i = 0; i < std::min(kTogether, d.channels - c); ++i)
+          at[i * to_channel] = from[i * weight.stride[0]];
+        at += to_tap;
+      }
+  }
 }
 
 // The phases of a tap convolution (one of the forward convolution), band by band.
@@ -57,11 +77,14 @@ void run(const ConvProblem& p, const std::vector<Axis>& h, const std::vector<Axi
     for (const Axis& width : w)
       phases.push_back({p.batch, last || turned ? together : p.groups, height, width, 1});
   const Depthwise& first = phases.front();  // no other has more rows
-  int64_t band = rows_of_band(first, together * sizeof(T), together > 1 ? kBandBytes : kCopyBytes);
+  // Channels last, a tile's rows follow each other through the cache: bands are for the threads.
+  int64_t band = last ? first.h.count
+                      : rows_of_band(first, together * sizeof(T), turned ? kBandBytes : kCopyBytes);
   const int64_t images = p.batch * blocks;
-  while (images * divide_up(first.h.count, band) < 3 * thread_count() && band > 4)
+  while (images * divide_up(first.h.count, band) < kTasksAThread * thread_count() && band > 4)
     band = divide_up(band, 2);
   band = balanced_tile(first.h.count, band);
+  if (last) band = divide_up(band, 2) * 2;
   int64_t taps = 0;
   for (Depthwise& d : phases) {
     d.band = band;
@@ -75,10 +98,7 @@ void run(const ConvProblem& p, const std::vector<Axis>& h, const std::vector<Axi
   for (int64_t block = 0; block < (together > 1 ? blocks : 1); ++block) {
     const int64_t c0 = std::min(block * together, p.groups - together);
     for (const Depthwise& d : phases) {
-      for (int64_t c = 0; c < d.channels; ++c)
-        for (int64_t tap = 0; tap < d.taps(); ++tap)
-          to[together > 1 ? tap * d.channels + c : c * d.taps() + tap] = weight.at(
-              c0 + c, 0, d.h.taps[tap / d.w.tap_count()], d.w.taps[tap % d.w.tap_count()]);
+      pack_filters(d, weight, c0, together > 1, to);
       to += d.taps() * d.channels;
     }
   }
@@ -129,7 +149,7 @@ void conv2d_weight_grad(const ConvProblem& p, View<const T> input, View<const T>
   const bool last = is_channels_last(input.stride);
   const bool turned = !last && turns(p, p.out_size, kernels.lanes());
   plan.channels_last = last || turned;
-  plan.lanes = kernels.lanes();
+  if (plan.channels_last) plan.lanes = kernels.lanes();
   // A chunk's sums cost as much as some pixels.
   const int64_t worth = p.batch * d.h.count * d.w.count / (8 * (d.taps() + 1));
   const int64_t lines = last ? p.batch * d.h.count : p.batch;
@@ -150,19 +170,22 @@ void conv2d_weight_grad(const ConvProblem& p, View<const T> input, View<const T>
     kernel(plan, input, delta, sums, begin, end);
   });
 
-  const auto total = [&](int64_t c, int64_t tap) {
-    T sum = sums[plan.place(c, tap)];
-    for (int64_t chunk = 1; chunk < plan.chunks; ++chunk)
-      sum += sums[chunk * plan.sums_a_chunk() + plan.place(c, tap)];
-    return sum;
-  };
-  parallel_for(d.channels, [&](int64_t begin, int64_t end) {
-    for (int64_t c = begin; c < end; ++c) {
-      for (int64_t tap = 0; tap < d.taps(); ++tap)
-        weight_grad.at(c, 0, tap / p.kernel[kWidth], tap % p.kernel[kWidth]) = total(c, tap);
-      if (bias_grad) bias_grad[c] = total(c, d.taps());
-    }
-  });
+  // The chunks' sums are added to those of the first one, in order; then each goes to its place.
+  const int64_t a_chunk = plan.sums_a_chunk();
+  if (plan.chunks > 1)
+    parallel_for(divide_up(a_chunk, kSumsTogether), [&](int64_t begin, int64_t end) {
+      const int64_t last_sum = std::min(end * kSumsTogether, a_chunk);
+      for (int64_t chunk = 1; chunk < plan.chunks; ++chunk)
+        for (int64_t i = begin * kSumsTogether; i < last_sum; ++i)
+          sums[i] += sums[chunk * a_chunk + i];
+    });
+  for (int64_t tap = 0; tap < d.taps(); ++tap) {
+    T* const to = &weight_grad.at(0, 0, tap / p.kernel[kWidth], tap % p.kernel[kWidth]);
+    for (int64_t c = 0; c < d.channels; ++c)
+      to[c * weight_grad.stride[0]] = sums[plan.place(c, tap)];
+  }
+  if (bias_grad)
+    for (int64_t c = 0; c < d.channels; ++c) bias_grad[c] = sums[plan.place(c, d.taps())];
 }
 
 CONVBP_INSTANTIATE_OPERATORS(float)

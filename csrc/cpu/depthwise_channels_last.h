@@ -1,6 +1,7 @@
 // Depthwise convolutions of channels_last tensors. Part of depthwise_kernel.h.
 //
-//   register tile  a vector of channels of kRun neighbouring pixels
+//   register tile  a vector of channels of kRun neighbouring pixels, of two rows where there are
+//                  registers for both: a source row that both meet is loaded once
 //   inner loop     slides along a row of the source: a vector is loaded once and goes into the sums
 //                  of every pixel that it meets, with the filters of the row of taps in registers.
 //                  What lies outside is skipped, so edges cost less, not more
@@ -13,7 +14,9 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <limits>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "depthwise_table.h"
@@ -38,22 +41,67 @@ inline TapRange taps_inside(const Axis& a, int64_t t) {
   return range;
 }
 
-// The last source row that the taps of position t meet: of all it needs, the one not met before. It
-// is fetched while position t - 1 is computed.
-inline int64_t newest_row(const Axis& h, int64_t t) {
-  const int64_t row = t * h.step + (h.offset.empty() ? 0 : h.offset.back());
-  return std::clamp<int64_t>(row, 0, h.source_size - 1);
-}
+// Source rows [first, first + count), which the tile behind meets for the first time. They are
+// fetched while this one is computed.
+template <typename T>
+struct NextRows {
+  const T* first = nullptr;
+  int64_t count = 0, apart = 0;
 
-// A source row and its taps' filters, or their sums.
+  NextRows() = default;
+  // Of an image, where this tile has the positions [h, h + rows).
+  NextRows(const Axis& axis, int64_t h, int64_t rows, const T* image, int64_t apart)
+      : apart(apart) {
+    const int64_t newest = axis.offset.empty() ? 0 : axis.offset.back();
+    const auto end = [&](int64_t t) {
+      return std::clamp<int64_t>(t * axis.step + newest + 1, 0, axis.source_size);
+    };
+    const int64_t from = end(h + rows - 1);
+    first = image + from * apart;
+    count = end(h + 2 * rows - 1) - from;
+  }
+};
+
+// Rows of the register tile: two share what they read, where there are registers for two.
+constexpr int kRowsTogether = kRows > 6 ? 2 : 1;
+
+// A source row, and for each row of a tile that meets it the filters of the taps that do, or their
+// sums; null for the others.
 template <typename T, typename F = const T>
 struct TapRow {
   const T* source;
-  F* filters;
+  F* filters[kRowsTogether];
 };
 
-constexpr int kRun = 8, kShortRun = 4;
-constexpr int kMostTaps = 7;
+// The source rows that the rows [h, h + count) of a tile meet, in their order. source_row(i) is the
+// i-th one, filters_of(tap) the filters of a row of taps.
+template <typename T, typename F, typename SourceRow, typename FiltersOf>
+CONVBP_INLINE void meet_rows(const Axis& h_axis, int64_t h, int64_t count,
+                             const SourceRow& source_row, const FiltersOf& filters_of,
+                             std::vector<TapRow<T, F>>& rows) {
+  rows.clear();
+  TapRange taps[kRowsTogether];
+  for (int i = 0; i < kRowsTogether; ++i)
+    taps[i] = i < count ? taps_inside(h_axis, h + i) : TapRange{0, 0};
+  for (;;) {
+    constexpr int64_t kNone = std::numeric_limits<int64_t>::max();
+    int64_t next[kRowsTogether], first = kNone;
+    for (int i = 0; i < kRowsTogether; ++i) {
+      next[i] = taps[i].first < taps[i].last
+                    ? (h + i) * h_axis.step + h_axis.offset[taps[i].first]
+                    : kNone;
+      first = std::min(first, next[i]);
+    }
+    if (first == kNone) return;
+    TapRow<T, F> row{source_row(first), {}};
+    for (int i = 0; i < kRowsTogether; ++i)
+      if (next[i] == first) row.filters[i] = filters_of(taps[i].first++);
+    rows.push_back(row);
+  }
+}
+
+constexpr int kRun = 7, kShortRun = 4;
+constexpr int kMostTaps = 7, kMostTapsApart = 3;
 
 // Calls body(std::integral_constant<int, kRun>(), t) and the like until [0, count) is covered. The
 // last run may begin inside of the one before: what it computes again is the same.
@@ -86,12 +134,12 @@ struct Columns {
 };
 
 // Calls meet(i, s, x) for each source vector x from column `origin` on that is inside, and each of
-// kCount neighbouring positions i and kTaps neighbouring taps s that meet there. A vector is loaded
-// once.
-template <int kTaps, int kStep, int kCount, typename T, typename Meet>
+// kCount neighbouring positions i and kTaps taps s, kApart apart, that meet there. A vector is
+// loaded once.
+template <int kTaps, int kStep, int kApart, int kCount, typename T, typename Meet>
 CONVBP_INLINE void slide(const Depthwise& d, int64_t t, const T* row, int64_t pixel,
                          const Meet& meet) {
-  constexpr int kColumns = (kCount - 1) * kStep + kTaps;
+  constexpr int kColumns = (kCount - 1) * kStep + (kTaps - 1) * kApart + 1;
   const Columns columns(d.w, t, kColumns);
   const T* const from = row + columns.origin * pixel;
 #pragma GCC unroll 32
@@ -99,104 +147,143 @@ CONVBP_INLINE void slide(const Depthwise& d, int64_t t, const T* row, int64_t pi
     if (u < columns.first || u >= columns.last) continue;
     const Vector<T> x = vector_at(from + u * pixel);
 #pragma GCC unroll 8
-    for (int i = 0; i < kCount; ++i)
-      if (u >= i * kStep && u - i * kStep < kTaps) meet(i, u - i * kStep, x);
+    for (int i = 0; i < kCount; ++i) {
+      const int right = u - i * kStep;
+      if (right >= 0 && right % kApart == 0 && right / kApart < kTaps) meet(i, right / kApart, x);
+    }
   }
 }
 
-// Sums of kCount neighbouring positions over `rows`, whose kTaps taps are neighbours.
-template <int kTaps, int kStep, int kCount, typename T>
-CONVBP_INLINE void sum_taps(const Depthwise& d, const std::vector<TapRow<T>>& rows, int64_t t,
-                            int64_t pixel, int64_t channel, Vector<T> (&sums)[kCount]) {
-  for (const TapRow<T>& row : rows) {
-    Vector<T> filter[kTaps];
+// What a source row adds to the sums of the tile's rows [kFirst, kEnd), kCount neighbouring
+// positions each, whose kTaps taps are kApart apart.
+template <int kFirst, int kEnd, int kTaps, int kStep, int kApart, int kCount, typename T>
+CONVBP_INLINE void sum_row(const Depthwise& d, const TapRow<T>& row, int64_t t, int64_t pixel,
+                           int64_t channel, Vector<T> (&sums)[kRowsTogether][kCount]) {
+  Vector<T> filter[kRowsTogether][kTaps];
+#pragma GCC unroll 2
+  for (int i = kFirst; i < kEnd; ++i)
 #pragma GCC unroll 8
-    for (int s = 0; s < kTaps; ++s) filter[s] = vector_at(row.filters + s * d.channels + channel);
-    slide<kTaps, kStep, kCount>(
-        d, t, row.source + channel, pixel,
-        [&](int i, int s, const Vector<T>& x) __attribute__((always_inline)) CONVBP_TARGET {
-          sums[i] += x * filter[s];
-        });
-  }
+    for (int s = 0; s < kTaps; ++s)
+      filter[i][s] = vector_at(row.filters[i] + s * d.channels + channel);
+  slide<kTaps, kStep, kApart, kCount>(
+      d, t, row.source + channel, pixel,
+      [&](int position, int s, const Vector<T>& x) __attribute__((always_inline)) CONVBP_TARGET {
+#pragma GCC unroll 2
+        for (int i = kFirst; i < kEnd; ++i) sums[i][position] += x * filter[i][s];
+      });
+}
+
+// Calls body(first, end) with the rows of a tile that meet a source row, as constants.
+template <typename Row, typename Body>
+CONVBP_INLINE void with_rows(const Row& row, const Body& body) {
+  constexpr std::integral_constant<int, 0> zero;
+  constexpr std::integral_constant<int, 1> one;
+  constexpr std::integral_constant<int, kRowsTogether> all;
+  if (kRowsTogether > 1 && !row.filters[kRowsTogether - 1])
+    body(zero, one);
+  else if (kRowsTogether > 1 && !row.filters[0])
+    body(one, all);
+  else
+    body(zero, all);
 }
 
 // The same for any taps and step.
 template <int kCount, typename T>
-CONVBP_INLINE void gather(const Depthwise& d, const std::vector<TapRow<T>>& rows, int64_t t,
-                          int64_t pixel, int64_t channel, Vector<T> (&sums)[kCount]) {
-  for (const TapRow<T>& row : rows)
-    for (int i = 0; i < kCount; ++i) {
-      const TapRange s = taps_inside(d.w, t + i);
-      const T* const from = row.source + (t + i) * d.w.step * pixel + channel;
-      for (int64_t tap = s.first; tap < s.last; ++tap)
-        sums[i] += vector_at(from + d.w.offset[tap] * pixel) *
-                   vector_at(row.filters + tap * d.channels + channel);
-    }
+CONVBP_INLINE void gather(const Depthwise& d, const TapRow<T>& row, int64_t t, int64_t pixel,
+                          int64_t channel, Vector<T> (&sums)[kRowsTogether][kCount]) {
+  for (int i = 0; i < kCount; ++i) {
+    const TapRange s = taps_inside(d.w, t + i);
+    const T* const from = row.source + (t + i) * d.w.step * pixel + channel;
+    for (int64_t tap = s.first; tap < s.last; ++tap)
+#pragma GCC unroll 2
+      for (int y = 0; y < kRowsTogether; ++y)
+        if (row.filters[y])
+          sums[y][i] += vector_at(from + d.w.offset[tap] * pixel) *
+                        vector_at(row.filters[y] + tap * d.channels + channel);
+  }
 }
 
-// One row of results. kTaps = 0: any.
-template <int kTaps, int kStep, typename T>
-CONVBP_TARGET void channels_last_row(const Depthwise& d, const std::vector<TapRow<T>>& rows,
-                                     const T* next_row, int64_t pixel, const Epilogue<T>& epilogue,
-                                     int64_t at_row, View<T> result) {
+// A tile's rows of results, `count_rows` of them. kTaps = 0: any.
+template <int kTaps, int kStep, int kApart, typename T>
+CONVBP_TARGET void channels_last_rows(const Depthwise& d, int64_t count_rows,
+                                      const std::vector<TapRow<T>>& rows, const NextRows<T>& next,
+                                      int64_t pixel, const Epilogue<T>& epilogue, int64_t at_row,
+                                      View<T> result) {
   constexpr int kLanes = Simd<T>::kLanes;
   const int64_t apart = d.w.spacing * result.stride[3];
-  const T* const next_result = result.data + at_row + d.h.spacing * result.stride[2];
+  const int64_t rows_apart = d.h.spacing * result.stride[2];
   overlapping_runs(d.w.count, [&](auto count, int64_t t) CONVBP_TARGET {
     constexpr int kCount = count;
     // The last vector of channels ends with the last channel: some are computed twice.
     for (int64_t c0 = 0; c0 < d.channels; c0 += kLanes) {
       const int64_t c = std::min(c0, d.channels - kLanes);
-      prefetch<0>(next_row + t * kStep * pixel + c, pixel, kCount * kStep);
-      prefetch<1>(next_result + t * apart + c, apart, kCount);
-      const Vector<T> bias = epilogue.bias ? vector_at(epilogue.bias + c) : Vector<T>{};
-      Vector<T> sums[kCount];
-#pragma GCC unroll 8
-      for (int i = 0; i < kCount; ++i) sums[i] = bias;
-      if constexpr (kTaps == 0)
-        gather<kCount, T>(d, rows, t, pixel, c, sums);
-      else
-        sum_taps<kTaps, kStep, kCount, T>(d, rows, t, pixel, c, sums);
       const int64_t at = at_row + c + t * apart;
-      if (epilogue.pre_activation)
-        for (int i = 0; i < kCount; ++i)
-          vector_at(epilogue.pre_activation + at + i * apart) = sums[i];
-      if (epilogue.activation.functions) {
-        T values[kCount * kLanes];
+      for (int64_t y = 0; y < next.count; ++y)
+        prefetch<0>(next.first + y * next.apart + t * kStep * pixel + c, pixel, kCount * kStep);
+      for (int64_t y = 0; next.first && y < count_rows; ++y)
+        prefetch<1>(result.data + at + (count_rows + y) * rows_apart, apart, kCount);
+      const Vector<T> bias = epilogue.bias ? vector_at(epilogue.bias + c) : Vector<T>{};
+      Vector<T> sums[kRowsTogether][kCount];
+#pragma GCC unroll 2
+      for (int y = 0; y < kRowsTogether; ++y)
 #pragma GCC unroll 8
-        for (int i = 0; i < kCount; ++i) vector_at(values + i * kLanes) = sums[i];
-        epilogue.activation.apply(values, kCount * kLanes);
+        for (int i = 0; i < kCount; ++i) sums[y][i] = bias;
+      for (const TapRow<T>& row : rows)
+        if constexpr (kTaps == 0)
+          gather<kCount, T>(d, row, t, pixel, c, sums);
+        else
+          with_rows(row, [&](auto first, auto end) __attribute__((always_inline)) CONVBP_TARGET {
+            sum_row<first, end, kTaps, kStep, kApart, kCount, T>(d, row, t, pixel, c, sums);
+          });
+#pragma GCC unroll 2
+      for (int y = 0; y < kRowsTogether; ++y) {
+        if (y >= count_rows) break;
+        const int64_t to = at + y * rows_apart;
+        if (epilogue.pre_activation)
 #pragma GCC unroll 8
-        for (int i = 0; i < kCount; ++i)
-          vector_at(result.data + at + i * apart) = vector_at(values + i * kLanes);
-      } else {
+          for (int i = 0; i < kCount; ++i)
+            vector_at(epilogue.pre_activation + to + i * apart) = sums[y][i];
+        if (epilogue.activation.functions) {
+          T values[kCount * kLanes];
 #pragma GCC unroll 8
-        for (int i = 0; i < kCount; ++i) vector_at(result.data + at + i * apart) = sums[i];
+          for (int i = 0; i < kCount; ++i) vector_at(values + i * kLanes) = sums[y][i];
+          epilogue.activation.apply(values, kCount * kLanes);
+#pragma GCC unroll 8
+          for (int i = 0; i < kCount; ++i) sums[y][i] = vector_at(values + i * kLanes);
+        }
+#pragma GCC unroll 8
+        for (int i = 0; i < kCount; ++i) vector_at(result.data + to + i * apart) = sums[y][i];
       }
     }
   });
 }
 
-// kFunction<taps, step> where the taps are neighbours and there is one, else kFunction<0, 0>.
+// kFunction<taps, step, apart> for taps that far apart, where there is one, else
+// kFunction<0, 0, 1>.
+template <typename Row, int kStep, int kApart, int... kTap>
+auto function_of(int64_t taps, std::integer_sequence<int, kTap...>) {
+  static constexpr decltype(Row::template kFunction<0, 0, 1>) functions[] = {
+      Row::template kFunction<kTap + 1, kStep, kApart>...};
+  return functions[taps - 1];
+}
 template <typename Row>
 auto function_for(const Axis& w) {
-  static constexpr decltype(Row::template kFunction<0, 0>) functions[2][kMostTaps] = {
-      {Row::template kFunction<1, 1>, Row::template kFunction<2, 1>, Row::template kFunction<3, 1>,
-       Row::template kFunction<4, 1>, Row::template kFunction<5, 1>, Row::template kFunction<6, 1>,
-       Row::template kFunction<7, 1>},
-      {Row::template kFunction<1, 2>, Row::template kFunction<2, 2>, Row::template kFunction<3, 2>,
-       Row::template kFunction<4, 2>, Row::template kFunction<5, 2>, Row::template kFunction<6, 2>,
-       Row::template kFunction<7, 2>}};
-  const int64_t taps = w.tap_count();
-  const bool neighbours = taps > 0 && w.offset.back() - w.offset.front() == taps - 1;
-  return neighbours && taps <= kMostTaps && w.step <= 2 ? functions[w.step - 1][taps - 1]
-                                                        : Row::template kFunction<0, 0>;
+  const int64_t taps = w.tap_count(), apart = taps > 1 ? w.offset[1] - w.offset[0] : 1;
+  const auto most = std::make_integer_sequence<int, kMostTaps>();
+  const auto most_apart = std::make_integer_sequence<int, kMostTapsApart>();
+  if (taps >= 1 && taps <= kMostTaps && apart == 1) {
+    if (w.step == 1) return function_of<Row, 1, 1>(taps, most);
+    if (w.step == 2) return function_of<Row, 2, 1>(taps, most);
+  }
+  if (taps >= 1 && taps <= kMostTapsApart && apart == 2 && w.step == 1)
+    return function_of<Row, 1, 2>(taps, most_apart);
+  return Row::template kFunction<0, 0, 1>;
 }
 
 template <typename T>
-struct ChannelsLastRow {
-  template <int kTaps, int kStep>
-  static constexpr auto kFunction = &channels_last_row<kTaps, kStep, T>;
+struct ChannelsLastRows {
+  template <int kTaps, int kStep, int kApart>
+  static constexpr auto kFunction = &channels_last_rows<kTaps, kStep, kApart, T>;
 };
 
 template <typename T>
@@ -207,70 +294,106 @@ CONVBP_TARGET void channels_last_tasks(const std::vector<Depthwise>& phases, Vie
   std::vector<TapRow<T>> rows;
   for (int64_t task = begin; task < end; ++task) {
     const int64_t b = task / bands, h0 = task % bands * band;
-    const T* phase_filters = filters;
-    for (const Depthwise& d : phases) {
-      const auto row_of_results = function_for<ChannelsLastRow<T>>(d.w);
-      for (int64_t h = h0; h < std::min(h0 + band, d.h.count); ++h) {
-        rows.clear();
-        const TapRange r = taps_inside(d.h, h);
-        for (int64_t tap = r.first; tap < r.last; ++tap)
-          rows.push_back({&source.at(b, 0, h * d.h.step + d.h.offset[tap], 0),
-                          phase_filters + tap * d.w.tap_count() * d.channels});
-        row_of_results(d, rows, &source.at(b, 0, newest_row(d.h, h + 1), 0), source.stride[3],
-                       epilogue,
-                       b * result.stride[0] + (d.h.first + h * d.h.spacing) * result.stride[2] +
-                           d.w.first * result.stride[3],
-                       result);
+    const T* const image = &source.at(b, 0, 0, 0);
+    // Phases take turns: what they read is the same, and what they write lies side by side.
+    for (int64_t h = h0; h < std::min(h0 + band, phases.front().h.count); h += kRowsTogether) {
+      const T* phase_filters = filters;
+      for (const Depthwise& d : phases) {
+        const int64_t count = std::min<int64_t>(kRowsTogether, std::min(h0 + band, d.h.count) - h);
+        if (count > 0) {
+          meet_rows(
+              d.h, h, count, [&](int64_t i) { return image + i * source.stride[2]; },
+              [&](int64_t tap) { return phase_filters + tap * d.w.tap_count() * d.channels; },
+              rows);
+          function_for<ChannelsLastRows<T>>(d.w)(
+              d, count, rows, NextRows<T>(d.h, h, count, image, source.stride[2]),
+              source.stride[3], epilogue,
+              b * result.stride[0] + (d.h.first + h * d.h.spacing) * result.stride[2] +
+                  d.w.first * result.stride[3],
+              result);
+        }
+        phase_filters += d.taps() * d.channels;
       }
-      phase_filters += d.taps() * d.channels;
     }
   }
 }
 
-// What a row of delta adds to the sums of the weight gradient, of which a tap has `room`; bias_sums
-// are the bias gradient's.
-template <int kTaps, int kStep, typename T>
-CONVBP_TARGET void add_row(const Depthwise& d, const std::vector<TapRow<T, T>>& rows,
-                           const T* next_row, int64_t pixel, const T* delta, const T* next_delta,
-                           int64_t delta_pixel, int64_t c_begin, int64_t c_end, int64_t room,
-                           T* bias_sums) {
+// What a source row adds to the sums of the taps that meet it from rows [kFirst, kEnd) of delta, of
+// which `own` are kCount neighbouring positions.
+template <int kFirst, int kEnd, int kTaps, int kStep, int kApart, int kCount, typename T>
+CONVBP_INLINE void add_products(const Depthwise& d, const TapRow<T, T>& row, int64_t t,
+                                int64_t pixel, int64_t c, int64_t c0, int64_t room,
+                                const Vector<T> (&own)[kRowsTogether][kCount]) {
+  Vector<T> acc[kRowsTogether][kTaps];
+#pragma GCC unroll 2
+  for (int y = kFirst; y < kEnd; ++y)
+#pragma GCC unroll 8
+    for (int s = 0; s < kTaps; ++s) acc[y][s] = vector_at(row.filters[y] + c0 + s * room);
+  slide<kTaps, kStep, kApart, kCount>(
+      d, t, row.source + c, pixel,
+      [&](int i, int s, const Vector<T>& x) __attribute__((always_inline)) CONVBP_TARGET {
+#pragma GCC unroll 2
+        for (int y = kFirst; y < kEnd; ++y) acc[y][s] += x * own[y][i];
+      });
+#pragma GCC unroll 2
+  for (int y = kFirst; y < kEnd; ++y)
+#pragma GCC unroll 8
+    for (int s = 0; s < kTaps; ++s) vector_at(row.filters[y] + c0 + s * room) = acc[y][s];
+}
+
+// The same for any taps and step.
+template <int kCount, typename T>
+CONVBP_INLINE void add_any(const Depthwise& d, const TapRow<T, T>& row, int64_t t, int64_t pixel,
+                           int64_t c, int64_t c0, int64_t room,
+                           const Vector<T> (&own)[kRowsTogether][kCount]) {
+  for (int i = 0; i < kCount; ++i) {
+    const TapRange s = taps_inside(d.w, t + i);
+    const T* const from = row.source + (t + i) * d.w.step * pixel + c;
+    for (int64_t tap = s.first; tap < s.last; ++tap)
+#pragma GCC unroll 2
+      for (int y = 0; y < kRowsTogether; ++y)
+        if (row.filters[y])
+          vector_at(row.filters[y] + c0 + tap * room) +=
+              vector_at(from + d.w.offset[tap] * pixel) * own[y][i];
+  }
+}
+
+// What `count_rows` rows of delta add to the sums of the weight gradient, of which a tap has
+// `room`; bias_sums are the bias gradient's.
+template <int kTaps, int kStep, int kApart, typename T>
+CONVBP_TARGET void add_rows(const Depthwise& d, int64_t count_rows,
+                            const std::vector<TapRow<T, T>>& rows, const NextRows<T>& next,
+                            int64_t pixel, const T* delta, int64_t delta_row, int64_t delta_pixel,
+                            int64_t c_begin, int64_t c_end, int64_t room, T* bias_sums) {
   constexpr int kLanes = Simd<T>::kLanes;
   const auto add = [&](auto count, int64_t t) CONVBP_TARGET {
     constexpr int kCount = count;
     for (int64_t c0 = c_begin; c0 < c_end; c0 += kLanes) {
       const int64_t c = std::min(c0, d.channels - kLanes);
-      prefetch<0>(next_row + t * kStep * pixel + c, pixel, kCount * kStep);
-      prefetch<0>(next_delta + t * delta_pixel + c, delta_pixel, kCount);
-      Vector<T> own[kCount];
+      const T* const from = delta + t * delta_pixel + c;
+      for (int64_t y = 0; y < next.count; ++y)
+        prefetch<0>(next.first + y * next.apart + t * kStep * pixel + c, pixel, kCount * kStep);
+      for (int64_t y = 0; next.first && y < count_rows; ++y)
+        prefetch<0>(from + (count_rows + y) * delta_row, delta_pixel, kCount);
+      Vector<T> own[kRowsTogether][kCount];
       Vector<T> bias = vector_at(bias_sums + c0);
+#pragma GCC unroll 2
+      for (int y = 0; y < kRowsTogether; ++y)
 #pragma GCC unroll 8
-      for (int i = 0; i < kCount; ++i) {
-        own[i] = vector_at(delta + (t + i) * delta_pixel + c);
-        bias += own[i];
-      }
-      vector_at(bias_sums + c0) = bias;
-      for (const TapRow<T, T>& row : rows) {
-        T* const sums = row.filters + c0;
-        if constexpr (kTaps == 0) {
-          for (int i = 0; i < kCount; ++i) {
-            const TapRange s = taps_inside(d.w, t + i);
-            const T* const from = row.source + (t + i) * d.w.step * pixel + c;
-            for (int64_t tap = s.first; tap < s.last; ++tap)
-              vector_at(sums + tap * room) += vector_at(from + d.w.offset[tap] * pixel) * own[i];
-          }
-        } else {
-          Vector<T> acc[kTaps];
-#pragma GCC unroll 8
-          for (int s = 0; s < kTaps; ++s) acc[s] = vector_at(sums + s * room);
-          slide<kTaps, kStep, kCount>(
-              d, t, row.source + c, pixel,
-              [&](int i, int s, const Vector<T>& x) __attribute__((always_inline)) CONVBP_TARGET {
-                acc[s] += x * own[i];
-              });
-#pragma GCC unroll 8
-          for (int s = 0; s < kTaps; ++s) vector_at(sums + s * room) = acc[s];
+        for (int i = 0; i < kCount; ++i) {
+          own[y][i] = Vector<T>{};
+          if (y < count_rows) own[y][i] = vector_at(from + y * delta_row + i * delta_pixel);
+          bias += own[y][i];
         }
-      }
+      vector_at(bias_sums + c0) = bias;
+      for (const TapRow<T, T>& row : rows)
+        if constexpr (kTaps == 0)
+          add_any<kCount, T>(d, row, t, pixel, c, c0, room, own);
+        else
+          with_rows(row, [&](auto first, auto end) __attribute__((always_inline)) CONVBP_TARGET {
+            add_products<first, end, kTaps, kStep, kApart, kCount, T>(d, row, t, pixel, c, c0, room,
+                                                                    own);
+          });
     }
   };
   int64_t t = 0;
@@ -281,9 +404,9 @@ CONVBP_TARGET void add_row(const Depthwise& d, const std::vector<TapRow<T, T>>& 
 }
 
 template <typename T>
-struct AddRow {
-  template <int kTaps, int kStep>
-  static constexpr auto kFunction = &add_row<kTaps, kStep, T>;
+struct AddRows {
+  template <int kTaps, int kStep, int kApart>
+  static constexpr auto kFunction = &add_rows<kTaps, kStep, kApart, T>;
 };
 
 template <typename T>
@@ -291,7 +414,7 @@ CONVBP_TARGET void channels_last_weight_grad(const WeightGrad& p, View<const T> 
                                              View<const T> delta, T* sums, int64_t begin,
                                              int64_t end) {
   const Depthwise& d = p.conv;
-  const auto add = function_for<AddRow<T>>(d.w);
+  const auto add = function_for<AddRows<T>>(d.w);
   const int64_t room = p.room();
   std::vector<TapRow<T, T>> rows;
   for (int64_t task = begin; task < end; ++task) {
@@ -300,17 +423,18 @@ CONVBP_TARGET void channels_last_weight_grad(const WeightGrad& p, View<const T> 
     T* const of_chunk = sums + chunk * p.sums_a_chunk();
     for (int64_t tap = 0; tap <= d.taps(); ++tap)
       std::fill(of_chunk + tap * room + c0, of_chunk + tap * room + c1, T(0));
-    const int64_t lines = d.batch * d.h.count;
-    for (int64_t line = chunk * lines / p.chunks; line < (chunk + 1) * lines / p.chunks; ++line) {
+    const int64_t lines = d.batch * d.h.count, end_line = (chunk + 1) * lines / p.chunks;
+    for (int64_t line = chunk * lines / p.chunks; line < end_line;) {
       const int64_t b = line / d.h.count, h = line % d.h.count;
-      rows.clear();
-      const TapRange r = taps_inside(d.h, h);
-      for (int64_t tap = r.first; tap < r.last; ++tap)
-        rows.push_back({&input.at(b, 0, h * d.h.step + d.h.offset[tap], 0),
-                        of_chunk + tap * d.w.tap_count() * room});
-      add(d, rows, &input.at(b, 0, newest_row(d.h, h + 1), 0), input.stride[3],
-          &delta.at(b, 0, h, 0), &delta.at(b, 0, std::min(h + 1, d.h.count - 1), 0),
-          delta.stride[3], c0, c1, room, of_chunk + d.taps() * room);
+      const int64_t count =
+          std::min<int64_t>(kRowsTogether, std::min(end_line - line, d.h.count - h));
+      meet_rows(
+          d.h, h, count, [&](int64_t i) { return &input.at(b, 0, i, 0); },
+          [&](int64_t tap) { return of_chunk + tap * d.w.tap_count() * room; }, rows);
+      add(d, count, rows, NextRows<T>(d.h, h, count, &input.at(b, 0, 0, 0), input.stride[2]),
+          input.stride[3], &delta.at(b, 0, h, 0), delta.stride[2], delta.stride[3], c0, c1, room,
+          of_chunk + d.taps() * room);
+      line += count;
     }
   }
 }

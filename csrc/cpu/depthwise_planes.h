@@ -33,7 +33,6 @@ struct Copy {
   const Axis& w;
   int64_t left, used, first;  // zeros in front of a row, its columns of the source, the first of them
   int64_t pitch, rows;        // of a phase
-  std::vector<int64_t> places;  // where each tap's values begin
 
   Copy(const Axis& rows_axis, const Axis& columns_axis, int64_t band)
       : h(rows_axis), w(columns_axis), rows(band + reach(h) / h.step) {
@@ -43,12 +42,17 @@ struct Copy {
     used = std::clamp<int64_t>(w.source_size - first, 0, length - left);
     // Zeros behind a row are those in front of the next one.
     pitch = w.step > 1 ? length : std::max(w.count, used + std::max(left, length - left - used));
-    for (const int64_t r : h.offset)
-      for (const int64_t s : w.offset) {
-        const int64_t down = r - h.min_offset(), right = s - origin;
+  }
+  // Where the values of each tap of these axes begin.
+  std::vector<int64_t> places(const Axis& taps_h, const Axis& taps_w) const {
+    std::vector<int64_t> places;
+    for (const int64_t r : taps_h.offset)
+      for (const int64_t s : taps_w.offset) {
+        const int64_t down = r - h.min_offset(), right = s - w.min_offset();
         const int64_t phase = down % h.step * w.step + right % w.step;
         places.push_back((phase * rows + down / h.step) * pitch + right / w.step);
       }
+    return places;
   }
   static int64_t reach(const Axis& a) {
     if (a.offset.empty()) return 0;
@@ -98,13 +102,14 @@ CONVBP_TARGET void copy_band(const Copy& c, const T* plane, int64_t row_stride, 
 constexpr int kMostVectors = 8, kMostGathered = 9;
 
 template <int kVectors, typename T>
-CONVBP_TARGET void sum_shifted(const Copy& c, const T* copied, const T* filters, T start, T* sums) {
+CONVBP_TARGET void sum_shifted(const std::vector<int64_t>& places, const T* copied,
+                               const T* filters, T start, T* sums) {
   const Vector<T> zero = {};
   Vector<T> acc[kVectors];
 #pragma GCC unroll 8
   for (int v = 0; v < kVectors; ++v) acc[v] = zero + start;
-  for (size_t tap = 0; tap < c.places.size(); ++tap) {
-    const T* const from = copied + c.places[tap];
+  for (size_t tap = 0; tap < places.size(); ++tap) {
+    const T* const from = copied + places[tap];
     const Vector<T> filter = zero + filters[tap];
 #pragma GCC unroll 8
     for (int v = 0; v < kVectors; ++v) acc[v] += vector_at(from + v * Simd<T>::kLanes) * filter;
@@ -136,61 +141,34 @@ CONVBP_TARGET void sum_inside(const Depthwise& d, const Copy& c, const T* plane,
     }
 }
 
-template <typename T>
-CONVBP_TARGET void planes_phase(const Depthwise& d, int64_t bands, View<const T> source,
-                                const T* filters, const Epilogue<T>& epilogue, View<T> result,
-                                int64_t begin, int64_t end) {
-  constexpr int kLanes = Simd<T>::kLanes;
-  const int64_t taps = d.taps();
-  const Copy copy(d.h, d.w, d.band);
-  const int64_t size = copy.size() + copy.left + kMostVectors * kLanes;
-  const Scratch copy_block = Scratch::take<T>(ScratchName::kPatch, size);
-  T* const copied = copy_block.template data<T>();
-  fill_zero(copied, size);
-  const Scratch sums_block =
-      Scratch::take<T>(ScratchName::kPixels, copy.positions(d.band) + kMostVectors * kLanes);
-  T* const sums = sums_block.template data<T>();
+// What all phases together read.
+inline Axis axis_of_all(const std::vector<Depthwise>& phases, Axis Depthwise::*axis) {
+  Axis all = phases.front().*axis;
+  for (const Depthwise& d : phases)
+    all.offset.insert(all.offset.end(), (d.*axis).offset.begin(), (d.*axis).offset.end());
+  return all;
+}
 
-  for (int64_t task = begin; task < end; ++task) {
-    const int64_t h0 = task % bands * d.band, plane = task / bands;
-    if (h0 >= d.h.count) continue;  // the first phase has a band more
-    const int64_t c = plane % d.channels, b = plane / d.channels;
-    const int64_t h1 = std::min(h0 + d.band, d.h.count), positions = copy.positions(h1 - h0);
-    const T* const from = &source.at(b, c, 0, 0);
-    const T bias = epilogue.bias ? epilogue.bias[c] : T(0);
-    if (all_finite(filters + c * taps, taps)) {
-      // Bands of a plane have their zeros in different places; whole planes have the same.
-      if (d.bands() > 1) fill_zero(copied, size);
-      copy_band(copy, from, source.stride[2], c + 1 < d.channels ? source.stride[1] : 0, h0, copied);
-      for (int64_t q = 0; q < positions;) {
-        const int64_t vectors = divide_up(positions - q, kLanes);
-        const int taken = vectors > 4 ? kMostVectors : vectors > 2 ? 4 : 2;
-        (taken == 2 ? &sum_shifted<2, T> : taken == 4 ? &sum_shifted<4, T> : &sum_shifted<8, T>)(
-            copy, copied + q, filters + c * taps, bias, sums + q);
-        q += taken * kLanes;
-      }
-    } else {
-      sum_inside(d, copy, from, source.stride[2], filters + c * taps, bias, h0, h1, sums);
+// A row of the result from its phases' sums, which are `apart`: phase i has every spacing-th number
+// from i on.
+template <typename T>
+CONVBP_INLINE void weave(const T* sums, int64_t apart, const Depthwise* phases, int64_t count,
+                         T* __restrict to) {
+  const int64_t spacing = phases->w.spacing;
+  if (spacing == 1) {
+    copy_numbers(sums, phases->w.count, to);
+  } else if (spacing == 2 && count == 2) {
+    const T* __restrict const even = sums;
+    const T* __restrict const odd = sums + apart;
+    const int64_t pairs = phases[1].w.count;
+    for (int64_t t = 0; t < pairs; ++t) {
+      to[2 * t] = even[t];
+      to[2 * t + 1] = odd[t];
     }
-    const int64_t at = b * result.stride[0] + c * result.stride[1] +
-                       (d.h.first + h0 * d.h.spacing) * result.stride[2] + d.w.first;
-    const auto put = [&](T* to) CONVBP_TARGET {
-      for (int64_t h = 0; h < h1 - h0; ++h) {
-        T* const row = to + at + h * d.h.spacing * result.stride[2];
-        if (c + 1 < d.channels)
-          prefetch<1>(row + result.stride[1], kLine<T>,
-                      divide_up(d.w.count * d.w.spacing, kLine<T>));
-        if (d.w.spacing == 1)
-          copy_numbers(sums + h * copy.pitch, d.w.count, row);
-        else
-          for (int64_t t = 0; t < d.w.count; ++t) row[t * d.w.spacing] = sums[h * copy.pitch + t];
-      }
-    };
-    if (epilogue.pre_activation) put(epilogue.pre_activation);
-    if (epilogue.activation.functions)
-      for (int64_t h = 0; h < h1 - h0; ++h)
-        epilogue.activation.apply(sums + h * copy.pitch, d.w.count);
-    put(result.data);
+    if (phases->w.count > pairs) to[2 * pairs] = even[pairs];
+  } else {
+    for (int64_t i = 0; i < count; ++i)
+      for (int64_t t = 0; t < phases[i].w.count; ++t) to[i + t * spacing] = sums[i * apart + t];
   }
 }
 
@@ -198,9 +176,73 @@ template <typename T>
 CONVBP_TARGET void planes_tasks(const std::vector<Depthwise>& phases, View<const T> source,
                                 const T* filters, const Epilogue<T>& epilogue, View<T> result,
                                 int64_t begin, int64_t end) {
-  for (const Depthwise& d : phases) {
-    planes_phase(d, phases.front().bands(), source, filters, epilogue, result, begin, end);
-    filters += d.taps() * d.channels;
+  constexpr int kLanes = Simd<T>::kLanes;
+  const Depthwise& first = phases.front();  // no other has more positions
+  const Axis all_h = axis_of_all(phases, &Depthwise::h), all_w = axis_of_all(phases, &Depthwise::w);
+  const Copy copy(all_h, all_w, first.band);
+  const int64_t size = copy.size() + copy.left + kMostVectors * kLanes;
+  const Scratch copy_block = Scratch::take<T>(ScratchName::kPatch, size);
+  T* const copied = copy_block.template data<T>();
+  fill_zero(copied, size);
+  // Phases of the same rows, whose sums are woven together.
+  int64_t across = 0;
+  while (across < static_cast<int64_t>(phases.size()) && phases[across].h.first == first.h.first)
+    ++across;
+  const int64_t room = copy.positions(first.band) + kMostVectors * kLanes;
+  const Scratch sums_block = Scratch::take<T>(ScratchName::kPixels, across * room);
+  T* const sums = sums_block.template data<T>();
+  std::vector<std::vector<int64_t>> places;
+  for (const Depthwise& d : phases) places.push_back(copy.places(d.h, d.w));
+
+  for (int64_t task = begin; task < end; ++task) {
+    const int64_t h0 = task % first.bands() * first.band, plane = task / first.bands();
+    const int64_t c = plane % first.channels, b = plane / first.channels;
+    const T* const from = &source.at(b, c, 0, 0);
+    const T bias = epilogue.bias ? epilogue.bias[c] : T(0);
+    // Bands of a plane have their zeros in different places; whole planes have the same.
+    if (first.bands() > 1) fill_zero(copied, size);
+    copy_band(copy, from, source.stride[2], c + 1 < first.channels ? source.stride[1] : 0, h0,
+              copied);
+    const T* phase_filters = filters;
+    for (size_t phase = 0; phase < phases.size(); ++phase) {
+      const Depthwise& d = phases[phase];
+      const T* const own = phase_filters + c * d.taps();
+      phase_filters += d.taps() * d.channels;
+      const int64_t h1 = std::min(h0 + first.band, d.h.count), rows = h1 - h0;
+      if (rows <= 0) continue;  // the first phase has a band more
+      T* const to = sums + phase % across * room;
+      if (all_finite(own, d.taps())) {
+        const int64_t positions = copy.positions(rows);
+        for (int64_t q = 0; q < positions;) {
+          const int64_t vectors = divide_up(positions - q, kLanes);
+          const int taken = vectors > 4 ? kMostVectors : vectors > 2 ? 4 : 2;
+          (taken == 2 ? &sum_shifted<2, T> : taken == 4 ? &sum_shifted<4, T> : &sum_shifted<8, T>)(
+              places[phase], copied + q, own, bias, to + q);
+          q += taken * kLanes;
+        }
+      } else {
+        sum_inside(d, copy, from, source.stride[2], own, bias, h0, h1, to);
+      }
+      if (phase % across + 1 < static_cast<size_t>(across)) continue;
+
+      const Depthwise* const woven = &phases[phase + 1 - across];
+      const auto put = [&](T* data) CONVBP_TARGET {
+        for (int64_t h = 0; h < rows; ++h) {
+          T* const row = data + b * result.stride[0] + c * result.stride[1] +
+                         (d.h.first + (h0 + h) * d.h.spacing) * result.stride[2];
+          if (c + 1 < d.channels)
+            prefetch<1>(row + result.stride[1], kLine<T>,
+                        divide_up(woven->w.count * d.w.spacing, kLine<T>));
+          weave(sums + h * copy.pitch, room, woven, across, row);
+        }
+      };
+      if (epilogue.pre_activation) put(epilogue.pre_activation);
+      if (epilogue.activation.functions)
+        for (int64_t i = 0; i < across; ++i)
+          for (int64_t h = 0; h < rows; ++h)
+            epilogue.activation.apply(sums + i * room + h * copy.pitch, woven[i].w.count);
+      put(result.data);
+    }
   }
 }
 
@@ -250,7 +292,8 @@ CONVBP_TARGET void planes_weight_grad(const WeightGrad& p, View<const T> input,
   constexpr int kLanes = Simd<T>::kLanes;
   const Depthwise& d = p.conv;
   const Copy copy(d.h, d.w, d.band);
-  const int64_t taps = copy.places.size();
+  const std::vector<int64_t> places = copy.places(d.h, d.w);
+  const int64_t taps = d.taps();
   const int64_t size = copy.size() + copy.left + kLanes;
   const Scratch copy_block = Scratch::take<T>(ScratchName::kPatch, size);
   T* const copied = copy_block.template data<T>();
@@ -282,7 +325,7 @@ CONVBP_TARGET void planes_weight_grad(const WeightGrad& p, View<const T> input,
         for (int64_t tap = 0; tap < taps; tap += kMostGathered) {
           const int64_t gathered = std::min<int64_t>(kMostGathered, taps - tap);
           tile_function<GatherShifted<T>, kMostGathered>(gathered)(
-              copied, &copy.places[tap], errors, positions, lanes + tap * kLanes);
+              copied, &places[tap], errors, positions, lanes + tap * kLanes);
         }
         Vector<T> bias = {};
         for (int64_t q = 0; q < positions; q += kLanes) bias += vector_at(errors + q);

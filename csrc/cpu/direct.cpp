@@ -4,7 +4,7 @@
 #include "capability.h"
 #include "direct_plan.h"
 #include "direct_table.h"
-#include "element.h"
+#include "../element.h"
 #include "parallel.h"
 #include "scratch.h"
 

@@ -28,7 +28,7 @@
 #include "direct_plan.h"
 #include "direct_planes.h"
 #include "direct_table.h"
-#include "element.h"
+#include "../element.h"
 #include "patch.h"
 #include "register_tile.h"
 #include "scratch.h"

@@ -14,7 +14,7 @@
 
 #include "direct_plan.h"
 #include "direct_table.h"
-#include "element.h"
+#include "../element.h"
 #include "epilogue.h"
 #include "patch.h"
 #include "register_tile.h"

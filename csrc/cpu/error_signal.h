@@ -2,15 +2,10 @@
 #pragma once
 
 #include "activation.h"
-#include "element.h"
+#include "../channels.h"
+#include "../element.h"
 
 namespace convbp {
-
-// A dense tensor as its channels lie in memory: contiguous [N, C, H, W] is (N, C, H * W),
-// channels_last (N * H * W, C, 1), a dense layer's [N, C] (N, C, 1).
-struct Channels {
-  int64_t outer, channels, inner;
-};
 
 // output[i] = g(input[i])
 template <typename T>

@@ -8,7 +8,7 @@
 #include <cstring>
 #include <type_traits>
 
-#include "element.h"
+#include "../element.h"
 #include "register_tile.h"
 #include "tap_conv.h"
 

@@ -7,11 +7,6 @@
 
 namespace convbp::pool {
 
-// Offsets are unsigned bytes where they fit, else 32-bit; the largest value says that no position
-// of the window lay inside the input.
-template <typename Offset>
-constexpr Offset kNowhere = static_cast<Offset>(~Offset(0));
-
 // How the work is cut: a task computes `rows` rows of `lanes` channels of one image. No cut changes
 // what an element of the result is made of.
 struct Tasks {

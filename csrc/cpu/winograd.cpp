@@ -5,7 +5,7 @@
 #include <type_traits>
 
 #include "capability.h"
-#include "element.h"
+#include "../element.h"
 #include "parallel.h"
 #include "scratch.h"
 #include "winograd_plan.h"

@@ -7,9 +7,13 @@ import shlex
 import sys
 from argparse import Namespace
 from datetime import datetime
+from typing import TYPE_CHECKING
 
 from experiments.errors import UsageError
 from experiments.speed import options as command_line
+
+if TYPE_CHECKING:
+    from experiments.speed.ceilings import Ceiling
 
 
 def main(arguments: list[str]) -> int:
@@ -32,7 +36,6 @@ def run(options: Namespace, arguments: list[str]) -> int:
     from experiments.machine import machine, versions
     from experiments.runfolder import RunFolder
     from experiments.speed import pictures, table
-    from experiments.speed.ceilings import ceilings
     from experiments.speed.measure import measure_all
     from experiments.speed.results import Results
     from experiments.speed.timing import pin
@@ -41,14 +44,15 @@ def run(options: Namespace, arguments: list[str]) -> int:
     pin(options.threads)
     settings = ("suite", "algorithm", "sweep", "compile", "isa_of_torch", "no_page_faults")
     settings += ("threads", "repeats", "seconds", "seed", "quick", "device")  # type: ignore[assignment]
+    settings += ("precision", "graphs")  # type: ignore[assignment]
     results = Results(
         title=options.title,
         command=command(arguments),
         started=f"{datetime.now():%Y-%m-%d %H:%M}",
         versions=versions(),
-        machine=machine(options.threads) | {"load_before": load()},
+        machine=machine(options.threads) | gpu(options) | {"load_before": load()},
         settings={name: getattr(options, name) for name in settings},
-        ceilings=ceilings(options.threads, runs=3 if options.quick else 15),
+        ceilings=most(options, 3 if options.quick else 15),
     )
     for row in measure_all(options):
         results.rows.append(row)
@@ -70,6 +74,28 @@ def run(options: Namespace, arguments: list[str]) -> int:
     folder.finish(results.plain(), "results.json")
     print(f"\n{table.summaries(results)}\n{folder.path / 'table.md'}")
     return 0
+
+
+def most(options: Namespace, runs: int) -> list[Ceiling]:
+    from experiments.speed import ceilings, measure, sides
+
+    if options.device == "cpu":
+        return ceilings.ceilings(options.threads, runs)
+    setup = measure.make_setup(options, options.layouts[0])
+    sides.set_precision(setup)
+    return ceilings.gpu_ceilings(setup.dtype, runs)
+
+
+def gpu(options: Namespace) -> dict[str, str]:
+    """The GPU and what torch drives it with; nothing where none is measured."""
+    if options.device == "cpu":
+        return {}
+    import torch
+
+    return {
+        "gpu": f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}, cuDNN "
+        f"{torch.backends.cudnn.version()}"
+    }
 
 
 def command(arguments: list[str]) -> str:

@@ -1,8 +1,8 @@
-"""What the machine can do at most, measured: arithmetic and copying, on one thread and on all."""
+"""What the machine can do at most, measured: arithmetic and copying, on one thread and on all, or
+on its GPU."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -10,13 +10,14 @@ import torch
 import torch.nn.functional as F
 
 import torch_convbp as bp
+from experiments.speed import clocks
 
-COPIED = 1 << 27  # bytes, beyond any cache
+COPIED = {"cpu": 1 << 27, "cuda": 1 << 30}  # bytes, beyond any cache
 
 
 @dataclass
 class Ceiling:
-    threads: int
+    of: str  # what worked
     arithmetic: float  # operations a second
     by: str  # what reached it
     copy: float  # bytes read and written a second
@@ -27,20 +28,23 @@ def ceilings(threads: int, runs: int) -> list[Ceiling]:
     found = []
     for count in sorted({1, threads}):
         torch.set_num_threads(count)
-        found.append(Ceiling(count, *arithmetic(runs), copy_rate(runs)))
+        of = f"{count} thread{'s' if count > 1 else ''}"
+        found.append(Ceiling(of, *arithmetic(runs), copy_rate(runs)))
     torch.set_num_threads(threads)
     return found
 
 
-def fastest(function: Callable[[], object], runs: int) -> float:
+def gpu_ceilings(dtype: torch.dtype, runs: int) -> list[Ceiling]:
+    """Of the GPU, its products in the precision that torch is set to."""
+    a = torch.randn(8192, 8192, device="cuda", dtype=dtype)
+    product = 2.0 * 8192**3 / fastest(lambda: a @ a, runs, clocks.cuda)
+    return [Ceiling("the GPU", product, "matrix product", copy_rate(runs, "cuda", clocks.cuda))]
+
+
+def fastest(function: Callable[[], object], runs: int, clock: clocks.Clock = clocks.cpu) -> float:
     """Seconds of the fastest run, which is what the machine can do."""
     function()
-    taken = []
-    for _ in range(runs):
-        start = time.perf_counter()
-        function()
-        taken.append(time.perf_counter() - start)
-    return min(taken)
+    return min(clock(function) for _ in range(runs))
 
 
 @torch.no_grad()
@@ -65,8 +69,8 @@ def arithmetic(runs: int) -> tuple[float, str]:
     return rates[by], by
 
 
-def copy_rate(runs: int) -> float:
+def copy_rate(runs: int, device: str = "cpu", clock: clocks.Clock = clocks.cpu) -> float:
     """Bytes a second of copying a large tensor: read and written, each counted."""
-    source = torch.ones(COPIED // 4)
-    target = torch.ones(COPIED // 4)
-    return 2 * COPIED / fastest(lambda: target.copy_(source), runs)
+    source = torch.ones(COPIED[device] // 4, device=device)
+    target = torch.ones(COPIED[device] // 4, device=device)
+    return 2 * COPIED[device] / fastest(lambda: target.copy_(source), runs, clock)

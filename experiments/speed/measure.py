@@ -7,7 +7,6 @@ from collections.abc import Iterator
 
 import torch
 
-import torch_convbp as bp
 from experiments.speed import sides
 from experiments.speed.cases import Case
 from experiments.speed.peak import peak_bytes
@@ -24,6 +23,8 @@ def measure_all(options: argparse.Namespace) -> Iterator[Row]:
 
 def make_setup(options: argparse.Namespace, layout: str) -> sides.Setup:
     names = ["torch"]
+    if options.device == "cuda":
+        names.append("benchmarked")
     if options.compile:
         names.append("compiled")
     if options.suite == "activations" and not options.sweep:
@@ -36,6 +37,8 @@ def make_setup(options: argparse.Namespace, layout: str) -> sides.Setup:
         options.threads,
         options.seed,
         options.device,
+        options.precision,
+        options.graphs,
     )
 
 
@@ -43,7 +46,7 @@ def measure_row(case: Case, operator: str, setup: sides.Setup, options: argparse
     work = sides.work(case, operator, setup)
 
     def prepare(side: str) -> None:
-        bp.backends.cpu.conv_algorithm = sides.algorithm(side, setup)
+        sides.switch(side, setup)
 
     errors, chosen = {}, None
     values: dict[str, sides.Values] = {}
@@ -72,15 +75,18 @@ def measure_row(case: Case, operator: str, setup: sides.Setup, options: argparse
     )
     names = list(work.runs)
     del work  # its tensors make room for the processes that measure memory
-    peaks = {
+    peaks: dict[str, int | None] = {
         # A compiler's memory is not what a call takes.
         side: None
         if options.quick or side == "compiled"
         else peak_bytes(case, operator, setup, side)
         for side in names
     }
-    work_of_case = case.work(operator)
-    return Row(case.name, setup.layout, operator, *work_of_case, measured, errors, peaks, chosen)
+    operations, bytes = case.work(operator)
+    bytes *= setup.dtype.itemsize / 4  # the case counts in float32
+    return Row(
+        case.name, setup.layout, operator, operations, bytes, measured, errors, peaks, chosen
+    )
 
 
 def same_bits(a: sides.Values, b: sides.Values) -> bool:

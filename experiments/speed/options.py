@@ -12,6 +12,7 @@ from experiments.speed.cases import DEFAULT_OPERATORS, OPERATORS, SUITES, parse
 
 LAYOUTS = ("NCHW", "channels_last")
 ALGORITHMS = ("auto", "direct", "winograd", "plain")
+PRECISIONS = ("float32", "tf32", "bfloat16", "float16")
 ISAS = ("sse41", "avx", "avx2", "avx512_core")
 # glibc then keeps freed memory in the process: only the first use of a page is a page fault.
 NO_PAGE_FAULTS = {
@@ -70,6 +71,16 @@ def make_parser() -> argparse.ArgumentParser:
     how = parser.add_argument_group("how to measure")
     how.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(default: cpu)")
     how.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default="float32",
+        help="of the tensors; tf32: float32 whose products a GPU may round to TF32 (default: "
+        "%(default)s)",
+    )
+    how.add_argument(
+        "--graphs", action="store_true", help="every call recorded and replayed as a CUDA graph"
+    )
+    how.add_argument(
         "--threads",
         type=whole(1, available_cpus()),
         default=available_cpus(),
@@ -111,8 +122,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     """The options, with ``cases`` and ``operators`` found; unusable ones end the program."""
     parser = make_parser()
     options = parser.parse_args(arguments)
-    if options.device == "cuda":
-        parser.error("argument --device: cuda cannot be timed: there are no CUDA kernels yet")
+    check_device(parser, options)
     if options.sweep and options.algorithm:
         parser.error("argument --sweep: runs every algorithm; --algorithm goes without it")
     if options.sweep and options.compile:
@@ -144,6 +154,26 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     return options
 
 
+def check_device(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    if options.device == "cpu":
+        if options.precision == "tf32" or options.graphs:
+            parser.error("argument --device: TF32 and CUDA graphs are --device cuda's")
+        return
+    import torch_convbp as bp  # late, as torch reads its variables when it is loaded
+    from torch_convbp import _library
+
+    if not bp.backends.cuda.is_available():
+        parser.error(
+            f"argument --device: cuda cannot be timed: {_library.cuda_missing or 'there is no GPU'}"
+        )
+    if options.sweep or options.algorithm not in (None, "auto", "plain"):
+        parser.error(
+            "argument --device: on cuda the algorithms are auto and plain, without --sweep"
+        )
+    if options.graphs and options.compile:
+        parser.error("argument --graphs: a compiled side records its own; leave --compile out")
+
+
 def title(options: argparse.Namespace) -> str:
     """What was measured in few words: the name of the table in a document."""
     plural = "s" if options.threads > 1 else ""
@@ -159,6 +189,9 @@ def title(options: argparse.Namespace) -> str:
         f"oneDNN at most {str(options.isa_of_torch).upper()}": options.isa_of_torch,
         "without page faults": options.no_page_faults,
         f"{options.threads} thread{plural}": options.threads != available_cpus(),
+        "on a GPU": options.device == "cuda",
+        options.precision: options.precision != "float32",
+        "as CUDA graphs": options.graphs,
         "quick": options.quick,
     }
     return ", ".join(word for word, said in words.items() if said)

@@ -3,7 +3,8 @@
 Each call is made in a fresh child of a process that has loaded torch and computed nothing, so that
 what a side keeps for its next call counts too: scratch memory, reordered weights, freed memory that
 the C library holds. Counted is what the resident memory grows by over inputs and weights, without
-the pages of code that are read meanwhile.
+the pages of code that are read meanwhile. On a GPU it is what torch's allocator hands out in the
+first call, the result included.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from multiprocessing.connection import Connection
 
 import torch
 
-import torch_convbp as bp
 from experiments.memory import PeakMemory, status_bytes
 from experiments.speed import sides
 from experiments.speed.cases import Case
@@ -42,7 +42,10 @@ def peak_bytes(case: Case, operator: str, setup: sides.Setup, side: str) -> int 
 
 def child(answer: Connection, case: Case, operator: str, setup: sides.Setup, side: str) -> None:
     torch.set_num_threads(setup.threads)
-    bp.backends.cpu.conv_algorithm = sides.algorithm(side, setup)
+    sides.switch(side, setup)
+    if setup.device == "cuda":
+        answer.send(gpu_bytes(sides.work(case, operator, setup).runs[side]))
+        return
     run = sides.work(case, operator, setup).runs[side]
     if hasattr(ctypes.CDLL(None), "malloc_trim"):
         ctypes.CDLL(None).malloc_trim(0)  # what making the tensors left free would be used again
@@ -53,3 +56,13 @@ def child(answer: Connection, case: Case, operator: str, setup: sides.Setup, sid
     code = status_bytes("RssFile")
     run()
     answer.send(peak.peak_bytes() - peak.start_bytes - (status_bytes("RssFile") - code))
+
+
+def gpu_bytes(run: sides.Run) -> int:
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    result = run()
+    torch.cuda.synchronize()
+    del result
+    return torch.cuda.max_memory_allocated() - before

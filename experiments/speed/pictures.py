@@ -155,8 +155,7 @@ def draw_roofs(axes: Axes, results: Results, low: float, high: float) -> None:
         left, right = min(low, knee), max(high, knee)
         roof = [copy * left, peak, peak]
         axes.plot([left, knee, right], roof, line, color="#1d2129", linewidth=1, zorder=0)
-        plural = "s" if ceiling.threads > 1 else ""
-        text = f"{ceiling.threads} thread{plural}: {peak:.0f} GF/s, {copy:.0f} GB/s"
+        text = f"{ceiling.of}: {peak:.0f} GF/s, {copy:.0f} GB/s"
         below = {"xytext": (4, -9 if line == ":" else 3), "textcoords": "offset points"}
         axes.annotate(text, (knee, peak), fontsize=7, **below)  # type: ignore[arg-type]
 

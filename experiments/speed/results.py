@@ -10,7 +10,7 @@ from typing import Any
 
 from experiments.speed.timing import Measured
 
-TORCH = ("torch", "compiled")
+TORCH = ("torch", "benchmarked", "compiled")
 FORCED = ("direct", "winograd")  # the algorithms beside auto in a sweep
 
 

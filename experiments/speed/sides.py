@@ -1,6 +1,7 @@
 """The sides of a comparison: for a case and an operator, one function of each side.
 
-"torch" is eager torch, "compiled" torch.compile of the same modules, "ours" torch_convbp, "apart"
+"torch" is eager torch, "benchmarked" the same with torch.backends.cudnn.benchmark, "compiled"
+torch.compile of the same modules, "ours" torch_convbp, "apart"
 torch_convbp with the activation a module of its own; "auto", "direct", "winograd" and "plain" are
 "ours" with that algorithm. All sides of one operator work on the same tensors.
 """
@@ -40,6 +41,30 @@ class Setup:
     threads: int
     seed: int
     device: str
+    precision: str = "float32"
+    graphs: bool = False  # CUDA's: recorded once, then replayed
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(
+            self.precision, torch.float32
+        )
+
+
+def switch(side: str, setup: Setup) -> None:
+    """Sets what a side depends on, before it runs."""
+    if setup.device == "cpu":
+        bp.backends.cpu.conv_algorithm = side if side in ALGORITHMS else setup.algorithm
+        return
+    bp.backends.cuda.conv_algorithm = setup.algorithm
+    torch.backends.cudnn.benchmark = side == "benchmarked"
+
+
+def set_precision(setup: Setup) -> None:
+    """Of float32's products on a GPU, for both sides."""
+    products = "tf32" if setup.precision == "tf32" else "ieee"
+    torch.backends.cudnn.conv.fp32_precision = products  # type: ignore[attr-defined]
+    torch.backends.cuda.matmul.fp32_precision = products
 
 
 @dataclass
@@ -56,11 +81,6 @@ class Work:
         return max(float((a - b).abs().max() / b.abs().max()) for a, b in pairs)
 
 
-def algorithm(side: str, setup: Setup) -> str:
-    """What ``bp.backends.cpu.conv_algorithm`` is to be while this side runs."""
-    return side if side in ALGORITHMS else setup.algorithm
-
-
 def work(case: Case, operator: str, setup: Setup) -> Work:
     """Make the tensors and the functions of one operator."""
     torch.manual_seed(setup.seed)
@@ -73,13 +93,36 @@ def work(case: Case, operator: str, setup: Setup) -> Work:
     else:
         made = operator_work(case, operator, setup)
     ours = {name: made.runs["ours"] for name in setup.sides if name in ALGORITHMS}
-    runs = made.runs | ours
+    runs = made.runs | ours | {"benchmarked": made.runs["torch"]}
     made.runs = {name: runs[name] for name in setup.sides if name in runs}
+    if setup.graphs:
+        for name, run in made.runs.items():
+            switch(name, setup)
+            made.runs[name] = recorded(run)
     return made
 
 
+def recorded(run: Run) -> Run:
+    """A replay of the call's work on the GPU."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):  # what is allocated or tried out once
+            run()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        values = run()
+
+    def replay() -> Values:
+        graph.replay()
+        return values
+
+    return replay
+
+
 def normal(size: Sequence[int], setup: Setup) -> Tensor:
-    tensor = torch.randn(*size, device=setup.device)
+    tensor = torch.randn(*size, device=setup.device, dtype=setup.dtype)
     return tensor.contiguous(memory_format=MEMORY_FORMATS[setup.layout])
 
 
@@ -141,7 +184,7 @@ def layer_work(case: Shape, operator: str, setup: Setup) -> Work:
 
     def layer(make: type[nn.Conv2d], **options: Any) -> nn.Conv2d:
         made = make(case.channels, case.filters, *geometry, device=setup.device, **options)
-        made = made.to(memory_format=MEMORY_FORMATS[setup.layout])  # type: ignore[call-overload]
+        made = made.to(dtype=setup.dtype, memory_format=MEMORY_FORMATS[setup.layout])  # type: ignore[call-overload]
         with torch.no_grad():
             made.weight.copy_(weight)
             made.bias.copy_(torch.linspace(-1, 1, case.filters))  # type: ignore[union-attr]
@@ -246,11 +289,13 @@ def network_work(case: Network, setup: Setup) -> Work:
         models["compiled"] = compiled(copy.deepcopy(original))
 
     def step_of(model: nn.Module, input: Tensor) -> Run:
+        half = input.dtype in (torch.bfloat16, torch.float16)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.9)
 
         def step() -> Values:
             optimizer.zero_grad()
-            loss = F.cross_entropy(model(input), labels)
+            with torch.autocast(setup.device, input.dtype, enabled=half):
+                loss = F.cross_entropy(model(input), labels)
             loss.backward()
             optimizer.step()
             return loss.detach(), *(p.grad for p in model.parameters() if p.grad is not None)

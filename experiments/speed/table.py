@@ -5,12 +5,20 @@ from __future__ import annotations
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 from experiments.speed.results import Results, Row, unique
 
 END = "<!-- end of speed -->"
+PRECISIONS = {
+    "float32": "float32",
+    "tf32": "float32, products in TF32 allowed",
+    "bfloat16": "bfloat16",
+    "float16": "float16",
+}
 MEANINGS = {
     "torch": "eager torch",
+    "benchmarked": "eager torch with cudnn.benchmark",
     "compiled": "torch.compile",
     "apart": "torch_convbp, the activation apart",
     "ours": "torch_convbp",
@@ -26,27 +34,31 @@ def caption(results: Results) -> str:
     lines = [
         f"    {results.command}",
         "",
-        f"{m['processor']}, {m['threads']} threads on {m['cpus']} CPUs, {m['capability']}; "
+        f"{m.get('gpu') or cpu_of(m)}; "
         f"torch {v['torch']}, torch_convbp {v['torch_convbp']}, Python {v['python']}, "
-        f"{m['system']}. float32. {results.started}, load before {m['load_before']}, after "
-        f"{m['load_after']}.",
+        f"{m['system']}. {PRECISIONS[results.settings['precision']]}. {results.started}, "
+        f"load before {m['load_before']}, after {m['load_after']}.",
         "",
     ]
     for c in results.ceilings:
-        plural = "s" if c.threads > 1 else ""
         lines.append(
-            f"- The most that {c.threads} thread{plural} reached: {c.arithmetic / 1e9:.0f} GF/s "
+            f"- The most that {c.of} reached: {c.arithmetic / 1e9:.0f} GF/s "
             f"({c.by}), copying {c.copy / 1e9:.0f} GB/s (read and written)."
         )
     disturbed = sum(row.measured.disturbed for row in results.rows)
     unknown = any(row.measured.foreign_share is None for row in results.rows)
     lines.append(
-        "- Whether other programs used the CPUs is not known on this system."
+        "- Whether other programs used the machine is not known."
         if unknown
         else f"- {disturbed} of {len(results.rows)} measurements were disturbed by other programs"
         + (" even at the last attempt; they are marked with †." if disturbed else ".")
     )
     return "\n".join(lines)
+
+
+def cpu_of(machine: dict[str, Any]) -> str:
+    m = machine
+    return f"{m['processor']}, {m['threads']} threads on {m['cpus']} CPUs, {m['capability']}"
 
 
 def summaries(results: Results) -> str:

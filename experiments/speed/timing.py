@@ -12,6 +12,8 @@ from pathlib import Path
 
 import torch
 
+from experiments.speed.clocks import CLOCKS, Clock
+
 STAT = Path("/proc/stat")
 LEAST_SAMPLES = 5
 WARM_UP = 2
@@ -20,8 +22,6 @@ ATTEMPTS = 3
 # in ticks, which for a short case are more than that.
 FOREIGN_SHARE = 0.03
 FOREIGN_TICKS = 3
-# What ends a function's work on each kind of device; cuda's would be torch.cuda.synchronize.
-WAIT: dict[str, Callable[[], object]] = {"cpu": lambda: None}
 
 
 @dataclass
@@ -94,7 +94,7 @@ def measure(
     """Time all in turn, again while others disturb; the least disturbed attempt counts."""
     best: Measured | None = None
     for attempt in range(1, attempts + 1):
-        taken = attempt_in_turn(runs, prepare, repeats, seconds, WAIT[device])
+        taken = attempt_in_turn(runs, prepare, repeats, seconds, CLOCKS[device])
         if best is None or (taken.foreign_share or 0) < (best.foreign_share or 0):
             best = taken
         best.attempts = attempt
@@ -109,7 +109,7 @@ def attempt_in_turn(
     prepare: Callable[[str], object],
     repeats: int,
     seconds: float,
-    wait: Callable[[], object],
+    clock: Clock,
 ) -> Measured:
     samples: dict[str, list[float]] = {side: [] for side in runs}
     faults = dict.fromkeys(runs, 0)
@@ -117,7 +117,6 @@ def attempt_in_turn(
         for side, run in runs.items():
             prepare(side)
             run()
-    wait()
     watch = Watch()
     for turn in range(repeats):
         if turn >= LEAST_SAMPLES and time.perf_counter() - watch.wall > seconds:
@@ -125,10 +124,7 @@ def attempt_in_turn(
         for side, run in runs.items():
             prepare(side)
             before = page_faults()
-            start = time.perf_counter()
-            run()
-            wait()
-            samples[side].append(time.perf_counter() - start)
+            samples[side].append(clock(run))
             faults[side] += page_faults() - before
     spreads = {side: Spread.of(samples[side], faults[side]) for side in runs}
     return Measured(spreads, *watch.foreign())

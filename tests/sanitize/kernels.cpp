@@ -70,7 +70,7 @@ activation::Activation<A> any_activation(Random& random, bool exact = false) {
       {"softplus", {A(1), A(20)}}};
   const Row& row = rows[random.number(0, exact ? 3 : static_cast<int64_t>(rows.size()) - 1)];
   activation::Activation<A> g;
-  if (*row.first) g.functions = activation::find<A>(row.first);
+  if (*row.first) g.functions = activation::functions_of<A>(activation::row_of(row.first));
   std::copy(row.second.begin(), row.second.end(), g.parameters);
   return g;
 }

@@ -1,4 +1,8 @@
-// The boundary of the element-wise operators: activation (L2), error_signal (L3, L5).
+// The element-wise operators as torch calls them, on every backend: activation (L2), error_signal
+// (L3, L5). Included once by each, behind its boundary.h and its functions activate, error_signal
+// and error_signal_bias_grad.
+#pragma once
+
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -6,7 +10,7 @@
 #include <tuple>
 
 #include "boundary.h"
-#include "error_signal.h"
+#include "channels.h"
 
 namespace convbp {
 namespace {
@@ -106,19 +110,13 @@ std::tuple<Tensor, Tensor> error_signal_bias_grad_op(const Tensor& grad, const T
   return {o.delta, bias_grad};
 }
 
-std::string activations() {
-  return activation::names();
-}
-
 }  // namespace
 }  // namespace convbp
 
-STABLE_TORCH_LIBRARY_IMPL(torch_convbp, CPU, m) {
-  m.impl("activation", TORCH_BOX(&convbp::activation_op));
-  m.impl("error_signal", TORCH_BOX(&convbp::error_signal_op));
-  m.impl("error_signal_bias_grad", TORCH_BOX(&convbp::error_signal_bias_grad_op));
-}
-
-STABLE_TORCH_LIBRARY_IMPL(torch_convbp, CompositeExplicitAutograd, m) {
-  m.impl("_activations", TORCH_BOX(&convbp::activations));
-}
+// Into the library, for a backend's dispatch key.
+#define CONVBP_REGISTER_ELEMENTWISE(key)                                             \
+  STABLE_TORCH_LIBRARY_IMPL(torch_convbp, key, m) {                                  \
+    m.impl("activation", TORCH_BOX(&convbp::activation_op));                         \
+    m.impl("error_signal", TORCH_BOX(&convbp::error_signal_op));                     \
+    m.impl("error_signal_bias_grad", TORCH_BOX(&convbp::error_signal_bias_grad_op)); \
+  }

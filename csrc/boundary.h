@@ -1,0 +1,116 @@
+// What the boundary files of all backends share: memory formats, new tensors, views, the element
+// type. A backend's own boundary.h adds `dispatch`, which calls a kernel.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/headeronly/core/MemoryFormat.h>
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "activation.h"
+#include "checks.h"
+#include "conv_problem.h"
+#include "element.h"
+
+namespace convbp {
+
+using torch::headeronly::MemoryFormat;
+using Doubles = std::vector<double>;
+
+// Do the strides put the channels innermost? The rule of torch's suggest_memory_format():
+// where sizes of 1 leave both readings open, the tensor counts as contiguous.
+inline bool is_channels_last(const Tensor& t) {
+  if (t.stride(1) == 0) return false;
+  int64_t least = 0;
+  for (const int d : {1, 3, 2, 0}) {
+    const int64_t size = t.size(d), stride = t.stride(d);
+    if (size == 0 || stride < least) return false;
+    if (d == 0 && least == t.stride(1)) return false;
+    least = size > 1 ? stride * size : stride;
+  }
+  return true;
+}
+
+inline MemoryFormat result_format(const std::optional<MemoryFormat>& asked, const Tensor& a,
+                                  const Tensor& b) {
+  if (asked) {
+    check(*asked == MemoryFormat::Contiguous || *asked == MemoryFormat::ChannelsLast,
+          "Expected memory_format to be torch.contiguous_format or torch.channels_last, but got "
+          "another one");
+    return *asked;
+  }
+  return is_channels_last(a) || is_channels_last(b) ? MemoryFormat::ChannelsLast
+                                                    : MemoryFormat::Contiguous;
+}
+
+// The tensor of this size, with the element type of `like`, that `make` allocates.
+template <typename Make>
+Tensor allocate(const Ints& size, const Tensor& like, const Make& make) {
+  check_fits(size, like.element_size());
+  try {
+    return make();
+  } catch (const std::exception&) {
+    // Sizes were checked: what is left is memory, and what torch says of it comes with the
+    // source lines of the interface in between, or in older versions not at all.
+    fail("can't allocate memory: the result of size ", text(size), " takes ",
+         bytes_of(size, like.element_size()), " bytes");
+  }
+}
+
+// What a backend does with new memory.
+void made(void* data, int64_t bytes);
+
+inline Tensor new_tensor(const Ints& size, const Tensor& like,
+                         std::optional<MemoryFormat> format,
+                         std::optional<ScalarType> type = std::nullopt) {
+  return allocate(size, like, [&] {
+    const Tensor tensor = torch::stable::empty(size, type.value_or(like.scalar_type()), std::nullopt,
+                                               like.device(), std::nullopt, format);
+    made(tensor.mutable_data_ptr(), tensor.numel() * tensor.element_size());
+    return tensor;
+  });
+}
+
+template <typename T>
+View<T> view(const Tensor& t) {
+  View<T> v;
+  if constexpr (std::is_const_v<T>)
+    v.data = static_cast<T*>(t.const_data_ptr());
+  else
+    v.data = static_cast<T*>(t.mutable_data_ptr());
+  for (int d = 0; d < 4; ++d) v.stride[d] = t.stride(d);
+  return v;
+}
+
+// Calls body(T()) with the element type of t, which check_tensors has let through.
+template <typename Body>
+void dispatch_type(const Tensor& t, const Body& body) {
+  switch (t.scalar_type()) {
+    case ScalarType::Float:
+      return body(float());
+    case ScalarType::Double:
+      return body(double());
+    case ScalarType::BFloat16:
+      return body(BFloat16());
+    case ScalarType::Half:
+      return body(Half());
+    default:
+      fail("unreachable: dtype ", torch::headeronly::toString(t.scalar_type()));
+  }
+}
+
+// An activation there is, with as many parameters as it has.
+inline void check_activation(const std::string& name, const Doubles& parameters) {
+  const int row = activation::row_of(name);
+  if (row < 0)
+    fail("Expected activation to be one of (name and number of parameters) ", activation::names(),
+         ", but got \"", name, '"');
+  const int expected = activation::parameters_of(row);
+  check(parameters.size() == static_cast<size_t>(expected), "Expected ", expected,
+        " parameters of activation ", name, ", but got ", parameters.size());
+}
+
+}  // namespace convbp

@@ -1,0 +1,137 @@
+// What the kernels have of the GPU beyond plain C++: indices, shared memory, the barrier, and the
+// handful of PTX instructions that CUDA C++ has no words for. All of it is here, so that the same
+// kernels also run without a GPU: compiled by a C++ compiler, with tests/cuda/shim.h for this file.
+#pragma once
+
+#if !defined(__CUDACC__)
+#include "shim.h"  // tests/cuda
+#else
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+
+#include "context.h"
+
+namespace convbp::cuda {
+
+// The kernel's dynamic shared memory, at a multiple of 16 bytes. There is no other shared memory.
+template <typename T>
+__device__ T* shared_memory() {
+  extern __shared__ uint4 convbp_shared[];
+  return reinterpret_cast<T*>(convbp_shared);
+}
+
+// All threads of the block meet here; what they wrote before is seen behind it.
+__device__ inline void barrier() {
+  __syncthreads();
+}
+
+// The value of the lane whose number differs in the bits of `mask`. All 32 lanes take part.
+template <typename T>
+__device__ T shuffle_xor(T value, int mask) {
+  return __shfl_xor_sync(0xffffffffu, value, mask);
+}
+
+// Copies 16 bytes into shared memory without waiting, or writes zeros where there is nothing to
+// copy. Both addresses are multiples of 16.
+__device__ inline void copy_16_async(void* shared, const void* global, bool valid) {
+  const auto to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(to), "l"(global),
+               "r"(valid ? 16 : 0));
+}
+
+// The same with 4 bytes.
+__device__ inline void copy_4_async(void* shared, const void* global, bool valid) {
+  const auto to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;\n" ::"r"(to), "l"(global),
+               "r"(valid ? 4 : 0));
+}
+
+// The copies that this thread has begun since the last such call are a group ...
+__device__ inline void commit_copies() {
+  asm volatile("cp.async.commit_group;\n");
+}
+
+// ... and all but its last `pending` groups are done. Other threads' copies are behind a barrier.
+template <int pending>
+__device__ void wait_for_copies() {
+  asm volatile("cp.async.wait_group %0;\n" ::"n"(pending));
+}
+
+// Four 8x8 matrices of 16-bit elements: lane 8 i + j gives the address of row j of matrix i, and
+// gets of each matrix the two elements (l / 4, 2 (l % 4)), (l / 4, 2 (l % 4) + 1), packed.
+__device__ inline void load_matrices(uint32_t (&out)[4], const void* shared_row) {
+  const auto from = static_cast<uint32_t>(__cvta_generic_to_shared(shared_row));
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];\n"
+               : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
+               : "r"(from));
+}
+
+// The same of the matrices transposed.
+__device__ inline void load_matrices_transposed(uint32_t (&out)[4], const void* shared_row) {
+  const auto from = static_cast<uint32_t>(__cvta_generic_to_shared(shared_row));
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];\n"
+               : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
+               : "r"(from));
+}
+
+// sum (16x8) += a (16x16) * b (16x8), of bfloat16 or float16; fragments as PTX's mma.m16n8k16.
+enum class Half16 { kBFloat16, kFloat16 };
+template <Half16 type>
+__device__ void multiply_add(float (&sum)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  if constexpr (type == Half16::kBFloat16)
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+        "{%8, %9}, {%0, %1, %2, %3};\n"
+        : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+  else
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+        "{%8, %9}, {%0, %1, %2, %3};\n"
+        : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+// The nearest number with 10 bits behind the point, as a tensor core takes it.
+__device__ inline uint32_t to_tf32(float value) {
+  uint32_t rounded;
+  asm("cvt.rna.tf32.f32 %0, %1;\n" : "=r"(rounded) : "f"(value));
+  return rounded;
+}
+
+// sum (16x8) += a (16x8) * b (8x8), of TF32; fragments as PTX's mma.m16n8k8.
+__device__ inline void multiply_add_tf32(float (&sum)[4], const uint32_t (&a)[4],
+                                         const uint32_t (&b)[2]) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+      "{%8, %9}, {%0, %1, %2, %3};\n"
+      : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+inline void check_cuda(cudaError_t error, const char* what) {
+  if (error != cudaSuccess)
+    throw std::runtime_error(std::string("CUDA error in ") + what + ": " +
+                             cudaGetErrorString(error));
+}
+
+// Starts a kernel on the context's stream. Nothing waits for it.
+template <typename... Parameters, typename... Arguments>
+void launch(const Context& context, const char* name, void (*kernel)(Parameters...), dim3 blocks,
+            dim3 threads, int64_t shared_bytes, const Arguments&... arguments) {
+  constexpr int64_t kWithoutAsking = 48 << 10;
+  if (shared_bytes > kWithoutAsking)
+    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                    static_cast<int>(shared_bytes)),
+               name);
+  kernel<<<blocks, threads, shared_bytes, context.stream>>>(arguments...);
+  check_cuda(cudaGetLastError(), name);
+}
+
+}  // namespace convbp::cuda
+
+#endif

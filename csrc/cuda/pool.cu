@@ -1,0 +1,70 @@
+// Starts the pooling kernels.
+#include "pool.h"
+
+#include "element_types.h"
+#include "pool.cuh"
+
+namespace convbp::cuda::pool {
+namespace {
+
+int64_t outputs(const PoolProblem& p) {
+  return p.batch * p.channels * p.out_size[0] * p.out_size[1];
+}
+
+int64_t inputs(const PoolProblem& p) {
+  return p.batch * p.channels * p.in_size[0] * p.in_size[1];
+}
+
+}  // namespace
+
+template <typename T, typename Offset>
+void max_pool2d(Context& context, const PoolProblem& p, View<const T> input, View<T> output,
+                View<Offset> offset) {
+  launch(context, "max_pool2d", kernels::max_pool2d<T, Offset>, blocks_for(outputs(p), context),
+         kThreads, 0, p, input, output, offset, channels_innermost(output.stride));
+}
+
+template <typename T, typename Offset>
+void max_pool2d_input_grad(Context& context, const PoolProblem& p, View<const T> delta,
+                           View<const Offset> offset, View<T> input_grad) {
+  launch(context, "max_pool2d_input_grad", kernels::max_pool2d_input_grad<T, Offset>,
+         blocks_for(inputs(p), context), kThreads, 0, p, delta, offset, input_grad,
+         channels_innermost(input_grad.stride));
+}
+
+template <typename T, typename Offset>
+void max_pool2d_gather(Context& context, const PoolProblem& p, View<const T> input,
+                       View<const Offset> offset, View<T> output) {
+  launch(context, "max_pool2d_gather", kernels::max_pool2d_gather<T, Offset>,
+         blocks_for(outputs(p), context), kThreads, 0, p, input, offset, output,
+         channels_innermost(output.stride));
+}
+
+template <typename T>
+void avg_pool2d(Context& context, const PoolProblem& p, View<const T> input, View<T> output) {
+  launch(context, "avg_pool2d", kernels::avg_pool2d<T>, blocks_for(outputs(p), context), kThreads,
+         0, p, input, output, channels_innermost(output.stride));
+}
+
+template <typename T>
+void avg_pool2d_input_grad(Context& context, const PoolProblem& p, View<const T> delta,
+                           View<T> input_grad) {
+  launch(context, "avg_pool2d_input_grad", kernels::avg_pool2d_input_grad<T>,
+         blocks_for(inputs(p), context), kThreads, 0, p, delta, input_grad,
+         channels_innermost(input_grad.stride));
+}
+
+#define INSTANTIATE_MAX(T, Offset)                                                               \
+  template void max_pool2d(Context&, const PoolProblem&, View<const T>, View<T>, View<Offset>);  \
+  template void max_pool2d_input_grad(Context&, const PoolProblem&, View<const T>,               \
+                                      View<const Offset>, View<T>);                              \
+  template void max_pool2d_gather(Context&, const PoolProblem&, View<const T>,                   \
+                                  View<const Offset>, View<T>);
+#define INSTANTIATE(T)                                                                           \
+  INSTANTIATE_MAX(T, uint8_t)                                                                    \
+  INSTANTIATE_MAX(T, uint32_t)                                                                   \
+  template void avg_pool2d(Context&, const PoolProblem&, View<const T>, View<T>);                \
+  template void avg_pool2d_input_grad(Context&, const PoolProblem&, View<const T>, View<T>);
+CONVBP_FOR_EACH_ELEMENT(INSTANTIATE)
+
+}  // namespace convbp::cuda::pool

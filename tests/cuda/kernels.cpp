@@ -1,0 +1,377 @@
+// Every CUDA kernel on random problems, without a GPU (shim.h): results must equal the plain loop
+// nests of the CPU, in float64, rounded once. Values are whole numbers, so that sums are exact in
+// any order. Built with AddressSanitizer and UndefinedBehaviorSanitizer by the Makefile here.
+//
+//   kernels [problems] [seed] [family]   so many random problems for each family and element type
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <limits>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "../../csrc/cuda/elementwise.h"
+#include "../../csrc/cuda/plain.h"
+#include "../../csrc/cuda/pool.h"
+#include "../sanitize/tensor.h"
+#include "reference.h"
+
+namespace convbp::check {
+namespace {
+
+using sanitize::Layout;
+using sanitize::Random;
+using sanitize::Size;
+using sanitize::Tensor;
+
+int64_t comparisons = 0;
+
+struct HostContext final : cuda::Context {
+  explicit HostContext(Random& random) {
+    stream = nullptr;
+    multiprocessors = static_cast<int>(random.number(1, 200));
+  }
+  void* scratch(int64_t bytes) override {
+    held.emplace_back(new char[bytes]);
+    std::memset(held.back().get(), 0xff, bytes);  // NaN
+    return held.back().get();
+  }
+  std::vector<std::unique_ptr<char[]>> held;
+};
+
+template <typename T>
+double number(T value) {
+  if constexpr (sizeof(T) == 2)
+    return static_cast<double>(static_cast<float>(value));
+  else
+    return static_cast<double>(value);
+}
+
+// As a kernel rounds a finished sum.
+template <typename T>
+T rounded(double sum) {
+  return static_cast<T>(static_cast<Accumulator<T>>(sum));
+}
+
+// Elements one by one, in the order of the dimensions.
+template <typename T, typename Body>
+void each(Tensor<T>& tensor, const Size& size, const Body& body) {
+  for (int64_t a = 0; a < size[0]; ++a)
+    for (int64_t b = 0; b < size[1]; ++b)
+      for (int64_t c = 0; c < size[2]; ++c)
+        for (int64_t d = 0; d < size[3]; ++d) body(tensor.view().at(a, b, c, d), a, b, c, d);
+}
+
+template <typename T>
+Tensor<double> widened(Tensor<T>& tensor, const Size& size) {
+  Tensor<double> wide(size);
+  each(wide, size, [&](double& to, int64_t a, int64_t b, int64_t c, int64_t d) {
+    to = number(tensor.view().at(a, b, c, d));
+  });
+  return wide;
+}
+
+template <typename T, typename U>
+void expect_equal(Tensor<T>& ours, Tensor<U>& expected, const Size& size, const std::string& what) {
+  ++comparisons;
+  int64_t differ = 0;
+  each(ours, size, [&](T& mine, int64_t a, int64_t b, int64_t c, int64_t d) {
+    const double x = number(mine), y = number(expected.view().at(a, b, c, d));
+    differ += !(x == y || (x != x && y != y));
+  });
+  if (differ)
+    throw std::runtime_error(what + ": " + std::to_string(differ) + " of " +
+                             std::to_string(ours.count()) + " elements differ");
+}
+
+Layout any_layout(Random& random) {
+  return random.one_of({Layout::kContiguous, Layout::kChannelsLast, Layout::kContiguousView,
+                        Layout::kChannelsLastView, Layout::kStrided});
+}
+
+Layout dense_layout(Random& random) {
+  return random.one_of({Layout::kContiguous, Layout::kChannelsLast});
+}
+
+// One that leaves whole numbers whole, or with exact = false any.
+template <typename A>
+activation::Activation<A> any_activation(Random& random, bool exact = true) {
+  constexpr int kIdentity = -1, kLeakyRelu = 1, kRelu6 = 2, kSoftplus = 9;
+  activation::Activation<A> g{static_cast<int>(random.number(kIdentity, exact ? kRelu6 : kSoftplus))};
+  if (g.row == kLeakyRelu) g.parameters[0] = A(0.25);
+  if (g.row == kSoftplus) g.parameters[0] = A(1), g.parameters[1] = A(20);
+  return g;
+}
+
+// --- convolutions ---------------------------------------------------------------------------
+
+// An algorithm's three operators, and which problems it takes.
+template <typename T>
+struct Operators {
+  std::string name;
+  bool (*takes)(const ConvProblem&);
+  void (*conv2d)(cuda::Context&, const ConvProblem&, View<const T>, View<const T>,
+                 const Epilogue<T>&, View<T>);
+  void (*input_grad)(cuda::Context&, const ConvProblem&, View<const T>, View<const T>, View<T>);
+  void (*weight_grad)(cuda::Context&, const ConvProblem&, View<const T>, View<const T>, View<T>,
+                      T*);
+};
+
+template <typename T>
+void try_operators(Random& random, const ConvProblem& p, const Operators<T>& ours) {
+  if (!ours.takes(p)) return;
+  const Size of_input{p.batch, p.groups * p.in_channels, p.in_size[0], p.in_size[1]};
+  const Size of_weight{p.groups * p.out_channels, p.in_channels, p.kernel[0], p.kernel[1]};
+  const Size of_output{p.batch, of_weight[0], p.out_size[0], p.out_size[1]};
+  const Size of_bias{1, 1, 1, of_weight[0]};
+  Tensor<T> input(of_input, any_layout(random)), weight(of_weight, any_layout(random));
+  Tensor<T> delta(of_output, any_layout(random)), bias(of_bias);
+  input.fill(random), weight.fill(random), delta.fill(random), bias.fill(random);
+  Tensor<double> wide_input = widened(input, of_input), wide_weight = widened(weight, of_weight);
+  Tensor<double> wide_delta = widened(delta, of_output), wide_bias = widened(bias, of_bias);
+  const Layout layout = dense_layout(random);
+  HostContext context(random);
+
+  if (p.batch) {
+    Tensor<T> output(of_output, layout), kept(of_output, layout);
+    Tensor<double> sums(of_output);
+    Epilogue<T> epilogue;
+    if (random.in(2)) epilogue.bias = bias.read().data;
+    epilogue.activation = any_activation<Accumulator<T>>(random);
+    const bool keep = random.in(2);
+    if (keep) epilogue.pre_activation = kept.view().data;
+    ours.conv2d(context, p, input.read(), weight.read(), epilogue, output.view());
+    reference::conv2d(p, wide_input.read(), wide_weight.read(),
+                      epilogue.bias ? wide_bias.read().data : nullptr, sums.view());
+    Tensor<T> expected(of_output), expected_kept(of_output);
+    each(sums, of_output, [&](double& sum, int64_t a, int64_t b, int64_t c, int64_t d) {
+      const auto narrow = static_cast<Accumulator<T>>(sum);
+      expected_kept.view().at(a, b, c, d) = static_cast<T>(narrow);
+      expected.view().at(a, b, c, d) = static_cast<T>(epilogue.activation.value(narrow));
+    });
+    expect_equal(output, expected, of_output, ours.name + " conv2d");
+    if (keep) expect_equal(kept, expected_kept, of_output, ours.name + " conv2d, pre-activation");
+
+    Tensor<T> grad(of_input, layout), expected_grad(of_input);
+    Tensor<double> wide_grad(of_input);
+    ours.input_grad(context, p, weight.read(), delta.read(), grad.view());
+    reference::conv2d_input_grad(p, wide_weight.read(), wide_delta.read(), wide_grad.view());
+    each(wide_grad, of_input, [&](double& sum, int64_t a, int64_t b, int64_t c, int64_t d) {
+      expected_grad.view().at(a, b, c, d) = rounded<T>(sum);
+    });
+    expect_equal(grad, expected_grad, of_input, ours.name + " conv2d_input_grad");
+  }
+
+  Tensor<T> weight_grad(of_weight, layout), expected_weight_grad(of_weight);
+  Tensor<T> bias_grad(of_bias), expected_bias_grad(of_bias);
+  Tensor<double> wide_weight_grad(of_weight), wide_bias_grad(of_bias);
+  const bool with_bias = random.in(2);
+  ours.weight_grad(context, p, input.read(), delta.read(), weight_grad.view(),
+                   with_bias ? bias_grad.view().data : nullptr);
+  reference::conv2d_weight_grad(p, wide_input.read(), wide_delta.read(), wide_weight_grad.view(),
+                                wide_bias_grad.view().data);
+  each(wide_weight_grad, of_weight, [&](double& sum, int64_t a, int64_t b, int64_t c, int64_t d) {
+    expected_weight_grad.view().at(a, b, c, d) = rounded<T>(sum);
+  });
+  each(wide_bias_grad, of_bias, [&](double& sum, int64_t a, int64_t b, int64_t c, int64_t d) {
+    expected_bias_grad.view().at(a, b, c, d) = rounded<T>(sum);
+  });
+  expect_equal(weight_grad, expected_weight_grad, of_weight, ours.name + " conv2d_weight_grad");
+  if (with_bias)
+    expect_equal(bias_grad, expected_bias_grad, of_bias, ours.name + " conv2d_weight_grad, bias");
+}
+
+template <typename T>
+void try_plain(Random& random) {
+  ConvProblem p = sanitize::random_conv(random);
+  try_operators<T>(random, p,
+                   {"plain", [](const ConvProblem&) { return true; }, &cuda::plain::conv2d<T>,
+                    &cuda::plain::conv2d_input_grad<T>, &cuda::plain::conv2d_weight_grad<T>});
+}
+
+// --- pools ----------------------------------------------------------------------------------
+
+template <typename T, typename Offset>
+void try_max_pool(const PoolProblem& p, Random& random) {
+  const Size of_input{p.batch, p.channels, p.in_size[0], p.in_size[1]};
+  const Size of_output{p.batch, p.channels, p.out_size[0], p.out_size[1]};
+  const Layout layout = dense_layout(random);
+  HostContext context(random);
+  Tensor<T> input(of_input, any_layout(random)), delta(of_output, any_layout(random));
+  delta.fill(random), input.fill(random, 3);
+  if (random.in(4))
+    input.each([&](T x) { return random.in(9) ? static_cast<T>(std::nanf("")) : x; });
+  Tensor<double> wide_input = widened(input, of_input), wide_delta = widened(delta, of_output);
+
+  Tensor<T> output(of_output, layout);
+  Tensor<Offset> offset(of_output, layout);
+  Tensor<double> wide_output(of_output);
+  Tensor<uint32_t> wide_offset(of_output);
+  cuda::pool::max_pool2d<T, Offset>(context, p, input.read(), output.view(), offset.view());
+  reference::max_pool2d(p, wide_input.read(), wide_output.view(), wide_offset.view());
+  expect_equal(output, wide_output, of_output, "max_pool2d");
+  // The largest number of either type says "nowhere".
+  each(wide_offset, of_output, [&](uint32_t& tap, int64_t, int64_t, int64_t, int64_t) {
+    if (tap == pool::kNowhere<uint32_t>) tap = pool::kNowhere<Offset>;
+  });
+  expect_equal(offset, wide_offset, of_output, "max_pool2d, offsets");
+
+  Tensor<T> gathered(of_output, layout);
+  cuda::pool::max_pool2d_gather<T, Offset>(context, p, input.read(), offset.read(),
+                                           gathered.view());
+  // Windows with no position inside: the largest of nothing is -infinity, gathered is 0.
+  const T least = static_cast<T>(-std::numeric_limits<float>::infinity());
+  output.each([&](T x) { return x == least ? static_cast<T>(0.f) : x; });
+  expect_equal(gathered, output, of_output, "max_pool2d_gather");
+
+  // Offsets of another pooling are no error, and reach no foreign memory.
+  if (random.in(4))
+    offset.each([&](Offset) { return static_cast<Offset>(random.number(0, p.taps() + 3)); });
+  each(wide_offset, of_output, [&](uint32_t& tap, int64_t a, int64_t b, int64_t c, int64_t d) {
+    tap = offset.view().at(a, b, c, d);
+  });
+  Tensor<T> grad(of_input, layout), expected(of_input);
+  Tensor<double> wide_grad(of_input);
+  cuda::pool::max_pool2d_input_grad<T, Offset>(context, p, delta.read(), offset.read(),
+                                               grad.view());
+  reference::max_pool2d_input_grad(p, wide_delta.read(), wide_offset.read(), wide_grad.view());
+  each(wide_grad, of_input, [&](double& sum, int64_t a, int64_t b, int64_t c, int64_t d) {
+    expected.view().at(a, b, c, d) = rounded<T>(sum);
+  });
+  expect_equal(grad, expected, of_input, "max_pool2d_input_grad");
+}
+
+template <typename T>
+void try_average_pool(PoolProblem p, Random& random) {
+  // A multiple of every number of positions up to 5 x 5, where T has room for it; else a power of
+  // two divides.
+  const bool divisible = sizeof(T) > 2 && p.kernel[0] <= 5 && p.kernel[1] <= 5;
+  if (!divisible || random.in(3)) p.divisor_override = random.one_of<int64_t>({-4, 1, 8});
+  if (p.dilation[0] != 1 || p.dilation[1] != 1) return;  // there is none
+  const Size of_input{p.batch, p.channels, p.in_size[0], p.in_size[1]};
+  const Size of_output{p.batch, p.channels, p.out_size[0], p.out_size[1]};
+  const Layout layout = dense_layout(random);
+  HostContext context(random);
+  Tensor<T> input(of_input, any_layout(random)), delta(of_output, any_layout(random));
+  input.fill(random), delta.fill(random, 2, divisible ? 3600 : 1);
+  Tensor<double> wide_input = widened(input, of_input), wide_delta = widened(delta, of_output);
+
+  Tensor<T> output(of_output, layout), expected(of_output);
+  Tensor<double> wide_output(of_output);
+  cuda::pool::avg_pool2d<T>(context, p, input.read(), output.view());
+  reference::avg_pool2d(p, wide_input.read(), wide_output.view());
+  each(wide_output, of_output, [&](double& sum, int64_t a, int64_t b, int64_t c, int64_t d) {
+    expected.view().at(a, b, c, d) = rounded<T>(sum);
+  });
+  expect_equal(output, expected, of_output, "avg_pool2d");
+
+  Tensor<T> grad(of_input, layout), expected_grad(of_input);
+  Tensor<double> wide_grad(of_input);
+  cuda::pool::avg_pool2d_input_grad<T>(context, p, delta.read(), grad.view());
+  reference::avg_pool2d_input_grad(p, wide_delta.read(), wide_grad.view());
+  each(wide_grad, of_input, [&](double& sum, int64_t a, int64_t b, int64_t c, int64_t d) {
+    expected_grad.view().at(a, b, c, d) = rounded<T>(sum);
+  });
+  expect_equal(grad, expected_grad, of_input, "avg_pool2d_input_grad");
+}
+
+template <typename T>
+void try_pools(Random& random) {
+  const PoolProblem p = sanitize::random_pool(random);
+  if (p.taps() < 256)
+    try_max_pool<T, uint8_t>(p, random);
+  else
+    try_max_pool<T, uint32_t>(p, random);
+  try_average_pool<T>(p, random);
+}
+
+// --- element by element ---------------------------------------------------------------------
+
+template <typename T>
+void try_elementwise(Random& random) {
+  using Acc = Accumulator<T>;
+  const Channels size{random.number(0, 40), random.one_of<int64_t>({1, 2, 3, 17, 33, 1500}),
+                      random.in(2) ? 1 : random.number(0, 1100)};
+  const int64_t count = size.outer * size.channels * size.inner;
+  if (count > 100000) return;
+  const bool exact = random.in(2);  // sums of anything else depend on their order
+  const auto g = any_activation<Acc>(random, exact);
+  const Size of_tensor{1, size.outer, size.channels, size.inner};
+  const Size of_bias{1, 1, 1, size.channels};
+  Tensor<T> grad(of_tensor), kept(of_tensor), ours(of_tensor), expected(of_tensor);
+  Tensor<T> bias_grad(of_bias), expected_bias_grad(of_bias);
+  grad.fill(random), kept.fill(random, 4);
+  HostContext context(random);
+
+  cuda::activate<T>(context, g, kept.read().data, ours.view().data, count);
+  each(expected, of_tensor, [&](T& to, int64_t a, int64_t b, int64_t c, int64_t d) {
+    to = static_cast<T>(g.value(static_cast<Acc>(kept.view().at(a, b, c, d))));
+  });
+  expect_equal(ours, expected, of_tensor, "activation");
+
+  std::vector<double> sums(size.channels);
+  each(expected, of_tensor, [&](T& to, int64_t a, int64_t b, int64_t c, int64_t d) {
+    to = static_cast<T>(g.error_signal(static_cast<Acc>(grad.view().at(a, b, c, d)),
+                                       static_cast<Acc>(kept.view().at(a, b, c, d))));
+    sums[c] += number(to);
+  });
+  Tensor<T> again(of_tensor);
+  cuda::error_signal<T>(context, g, grad.read().data, kept.read().data, ours.view().data, count);
+  expect_equal(ours, expected, of_tensor, "error_signal");
+  cuda::error_signal_bias_grad<T>(context, g, grad.read().data, kept.read().data,
+                                  again.view().data, size, bias_grad.view().data);
+  expect_equal(again, expected, of_tensor, "error_signal_bias_grad");
+  each(expected_bias_grad, of_bias, [&](T& to, int64_t, int64_t, int64_t, int64_t c) {
+    to = rounded<T>(sums[c]);
+  });
+  if (exact) expect_equal(bias_grad, expected_bias_grad, of_bias, "error_signal_bias_grad, bias");
+}
+
+// --------------------------------------------------------------------------------------------
+
+struct Family {
+  const char* name;
+  const char* type;
+  void (*body)(Random&);
+};
+
+#define CONVBP_FAMILY(name, body)                                                            \
+  {name, "float32", body<float>}, {name, "float64", body<double>},                           \
+      {name, "bfloat16", body<BFloat16>}, {name, "float16", body<Half>}
+
+const Family kFamilies[] = {
+    CONVBP_FAMILY("plain", try_plain),
+    CONVBP_FAMILY("pools", try_pools),
+    CONVBP_FAMILY("elementwise", try_elementwise),
+};
+
+int run(int64_t problems, uint64_t seed, const std::string& only) {
+  for (const Family& family : kFamilies) {
+    if (!only.empty() && only != family.name) continue;
+    for (int64_t i = 0; i < problems; ++i) {
+      Random random(seed + i);
+      try {
+        family.body(random);
+      } catch (const std::exception& error) {
+        std::fprintf(stderr, "FAILED: %s (%s, %s, seed %llu)\n", error.what(), family.name,
+                     family.type, static_cast<unsigned long long>(seed + i));
+        return 1;
+      }
+    }
+  }
+  std::printf("%lld comparisons on %lld random problems from seed %llu: all equal\n",
+              static_cast<long long>(comparisons), static_cast<long long>(problems),
+              static_cast<unsigned long long>(seed));
+  return comparisons ? 0 : 1;
+}
+
+}  // namespace
+}  // namespace convbp::check
+
+int main(int count, char** values) {
+  const auto value = [&](int i, const char* fallback) { return i < count ? values[i] : fallback; };
+  return convbp::check::run(std::atoll(value(1, "100")), std::strtoull(value(2, "0"), nullptr, 10),
+                            value(3, ""));
+}

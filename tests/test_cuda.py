@@ -1,0 +1,197 @@
+"""CUDA as far as it can be seen without a GPU: what is said where kernels or GPU are missing, and
+the kernels themselves, compiled for the CPU (tests/cuda).
+
+With a GPU, the tests of ON_EVERY_DEVICE (conftest.py) run on it as well.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import torch_convbp as bp
+from torch_convbp import _library, ops, pool_ops
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# A CUDA tensor cannot be made without a GPU, but the operators' CUDA kernels can be called.
+CUDA = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
+CALLS: dict[str, Callable[[Tensor], object]] = {
+    "conv2d": lambda x: ops.conv2d.redispatch(CUDA, x, x, None, [1, 1], [0] * 4, [1, 1], 1),
+    "conv2d_input_grad": lambda x: ops.conv2d_input_grad.redispatch(
+        CUDA, [1, 1, 2, 2], x, x, [1, 1], [1] * 4, [1, 1], 1
+    ),
+    "conv2d_weight_grad": lambda x: ops.conv2d_weight_grad.redispatch(
+        CUDA, x, [1, 1, 2, 2], x, [1, 1], [1] * 4, [1, 1], 1
+    ),
+    "activation": lambda x: ops.activation.redispatch(CUDA, x, "relu", []),
+    "error_signal": lambda x: ops.error_signal.redispatch(CUDA, x, x, "relu", []),
+    "max_pool2d": lambda x: pool_ops.max_pool2d.redispatch(
+        CUDA, x, [2, 2], [2, 2], [0, 0], [1, 1], False
+    ),
+    "avg_pool2d": lambda x: pool_ops.avg_pool2d.redispatch(
+        CUDA, x, [2, 2], [2, 2], [0, 0], False, True, None
+    ),
+}
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=list(CALLS))
+def test_the_cuda_key_is_served(call: Callable[[Tensor], object]) -> None:
+    """By the kernels, which refuse memory of the CPU, or by what says why there are none."""
+    if _library.cuda_missing is None:
+        with pytest.raises(RuntimeError, match="on another device than cuda"):
+            call(torch.ones(1, 1, 2, 2))
+    else:
+        with pytest.raises(NotImplementedError, match="cannot run on CUDA here: "):
+            call(torch.ones(1, 1, 2, 2))
+
+
+@pytest.fixture
+def without_cuda(tmp_path: Path) -> Callable[[str], str]:
+    """Runs a script with a copy of the package that has no CUDA library."""
+    shutil.copytree(
+        ROOT / "torch_convbp",
+        tmp_path / "torch_convbp",
+        ignore=shutil.ignore_patterns("_C_cuda*", "__pycache__"),
+    )
+
+    def run(script: str) -> str:
+        return subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(script)], cwd=tmp_path, text=True, check=True,
+            capture_output=True, env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        ).stdout  # fmt: skip
+
+    return run
+
+
+def test_a_missing_library_is_told(without_cuda: Callable[[str], str]) -> None:
+    text = without_cuda("""
+        import torch, torch_convbp as bp
+        cuda = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
+        x = torch.ones(1, 1, 2, 2)
+        calls = [
+            lambda: torch.ops.torch_convbp.conv2d.default.redispatch(
+                cuda, x, x, None, [1, 1], [0] * 4, [1, 1], 1),
+            lambda: torch.ops.torch_convbp.max_pool2d.default.redispatch(
+                cuda, x, [2, 2], [2, 2], [0, 0], [1, 1], False),
+            lambda: bp.backends.cuda.conv_algorithm,
+            lambda: setattr(bp.backends.cuda, "conv_algorithm", "plain"),
+        ]
+        print(bp.backends.cuda.is_available())
+        for call in calls:
+            try:
+                call()
+            except Exception as error:
+                print(type(error).__name__, error)
+    """)
+    available, *errors = text.splitlines()
+    missing = "it was built without its CUDA kernels (the library _C_cuda is missing)"
+    assert available == "False"
+    assert [line.split()[0] for line in errors] == ["NotImplementedError"] * 2 + [
+        "RuntimeError"
+    ] * 2
+    assert all(missing in line for line in errors)
+
+
+def test_the_switch() -> None:
+    if _library.cuda_missing is not None:
+        with pytest.raises(RuntimeError, match="there are no CUDA kernels here: "):
+            bp.backends.cuda.conv_algorithm = "plain"
+        return
+    assert bp.backends.cuda.conv_algorithm == "auto"
+    with bp.backends.cuda.flags(conv_algorithm="plain"):
+        assert bp.backends.cuda.conv_algorithm == "plain"
+    assert bp.backends.cuda.conv_algorithm == "auto"
+    with pytest.raises(RuntimeError, match='to be one of auto, plain, but got "fast"'):
+        bp.backends.cuda.conv_algorithm = "fast"
+    with pytest.raises(TypeError, match="must be a str, not int"):
+        bp.backends.cuda.conv_algorithm = 1
+
+
+# --- the kernels without a GPU ---------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def build(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Path]:
+    """Builds the checks of tests/cuda for a folder of sources."""
+    compiler = os.environ.get("CXX", "g++")
+    if not (shutil.which("make") and shutil.which(compiler)):
+        pytest.skip(f"make and {compiler} are needed")
+    probe = subprocess.run(
+        [compiler, "-fsanitize=address,undefined", "-x", "c++", "-", "-o", os.devnull],
+        input="int main() {}", capture_output=True, text=True,
+    )  # fmt: skip
+    if probe.returncode:
+        pytest.skip(f"{compiler} does not link with sanitizers: {probe.stderr[-200:]}")
+
+    def make(sources: Path, out: Path | None = None) -> Path:
+        include = Path(torch.__file__).parent / "include"
+        out = out or ROOT / "build" / "cuda-shim"
+        subprocess.run(
+            ["make", "-s", "-j2", "-C", str(ROOT / "tests" / "cuda"), f"TORCH_INCLUDE={include}",
+             f"SOURCES={sources}", f"OUT={out}", f"CXX={compiler}", "build"],
+            check=True,
+        )  # fmt: skip
+        return out / "kernels"
+
+    return make
+
+
+def run(program: Path, *arguments: str, order: str = "forward") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(program), *arguments], env={**os.environ, "CONVBP_SHIM_ORDER": order},
+        capture_output=True, text=True,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("order", ["forward", "reversed"])
+def test_kernels_equal_the_loop_nests(build: Callable[[Path], Path], order: str) -> None:
+    done = run(build(ROOT / "csrc" / "cuda"), "6", order=order)
+    assert done.returncode == 0, done.stderr
+    assert "all equal" in done.stdout
+
+
+# file, what stands there, what is put in its place, the family that must notice
+BUGS = {
+    "a sum without its last row of threads": (
+        "elementwise.cuh", "y < Sums::kRows;", "y < Sums::kRows - 1;", "elementwise",
+    ),
+    "a barrier left out": ("elementwise.cuh", "  barrier();\n", "", "elementwise"),
+    "the last piece left out": (
+        "elementwise.cuh", "piece < pieces;", "piece < pieces - 1;", "elementwise",
+    ),
+    "one channel too many": ("elementwise.cuh", "if (c < s.size.channels)\n",
+                             "if (c <= s.size.channels)\n", "elementwise"),
+    "the last of equals wins": ("pool.cuh", "value > largest ||", "value >= largest ||", "pools"),
+    "a window too few": ("pool.cuh", "m < rows.end; ++m", "m < rows.end - 1; ++m", "pools"),
+    "padding is not skipped": (
+        "plain.cuh", "position < size;", "position <= size;", "plain",
+    ),
+    "bias added twice": (
+        "epilogue.h", "if (bias) sum += static_cast<Accumulator<T>>(bias[o]);",
+        "if (bias) sum += 2 * static_cast<Accumulator<T>>(bias[o]);", "plain",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.slow  # each is built anew
+@pytest.mark.parametrize("bug", BUGS)
+def test_a_bug_is_noticed(build: Callable[..., Path], bug: str, tmp_path: Path) -> None:
+    file, right, wrong, family = BUGS[bug]
+    shutil.copytree(ROOT / "csrc", tmp_path / "csrc")
+    source = tmp_path / "csrc" / "cuda" / file
+    text = source.read_text()
+    assert text.count(right) == 1
+    source.write_text(text.replace(right, wrong))
+    program = build(tmp_path / "csrc" / "cuda", tmp_path / "out")
+    results = [run(program, "20", "0", family, order=order) for order in ("forward", "reversed")]
+    assert any(done.returncode != 0 for done in results)
