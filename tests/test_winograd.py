@@ -28,6 +28,21 @@ CASES = [
     Case("channels_130", in_channels=130, out_channels=150, size=(4, 4), batch=5, **SAME),
     Case("wide", in_channels=5, out_channels=3, size=(6, 300), batch=1, **SAME),
     Case("one_row_of_tiles", in_channels=5, out_channels=3, size=(3, 1500), kernel=(3, 3)),
+    Case("stride_2", in_channels=16, out_channels=32, size=(16, 24), stride=(2, 2), **SAME),
+    Case("stride_2_ragged", in_channels=17, out_channels=40, size=(15, 20), stride=(2, 2), **SAME),
+    Case("stride_2_no_padding", in_channels=33, out_channels=5, size=(8, 9), stride=(2, 2),
+         kernel=(3, 3)),
+    Case("stride_2_padding_beyond", in_channels=4, out_channels=6, size=(5, 3), kernel=(3, 3),
+         stride=(2, 2), padding=(4, 3, 2, 5)),
+    Case("stride_2_unread_border", in_channels=9, out_channels=8, size=(10, 14), stride=(2, 2),
+         kernel=(3, 3), padding=(0, 0, 1, 0)),
+    Case("stride_2_groups", in_channels=18, out_channels=27, groups=3, size=(9, 10),
+         stride=(2, 2), **SAME),
+    Case("stride_2_one_result", in_channels=20, out_channels=20, size=(2, 1), stride=(2, 2), **SAME),
+    Case("stride_2_channels_130", in_channels=130, out_channels=150, size=(8, 8), stride=(2, 2),
+         batch=5, **SAME),
+    Case("stride_2_wide", in_channels=5, out_channels=3, size=(6, 1300), stride=(2, 2), batch=1,
+         **SAME),
     Case("one_image", in_channels=64, out_channels=64, size=(28, 28), batch=1, **SAME),
 ]  # fmt: skip
 OTHERS = [  # not for it: computed directly
@@ -79,10 +94,12 @@ def test_close_to_the_exact_results(case: Case, layout: str, dtype: torch.dtype)
         assert error <= bound, f"{name}: {error:.2g}"
 
 
+@pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("channels", [16, 64, 256, 512])
-def test_error_grows_with_the_channels(channels: int) -> None:
+def test_error_grows_with_the_channels(channels: int, stride: int) -> None:
     """As docs/performance.md says: below 2e-5 of the largest result up to 512 channels."""
-    case = Case("wide", batch=2, in_channels=channels, out_channels=32, size=(12, 12), **SAME)
+    case = Case("wide", batch=2, in_channels=channels, out_channels=32, size=(12, 12),
+                stride=(stride, stride), **SAME)  # fmt: skip
     a, w, b, delta = operands(case, normal, torch.float32)
     with bp.backends.cpu.flags(conv_algorithm="winograd"):
         ours = everything(case, a, w, b, delta)
@@ -92,10 +109,11 @@ def test_error_grows_with_the_channels(channels: int) -> None:
         assert error <= 2e-5, f"{name}: {error:.2g}"
 
 
+@pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("size", [(1, 1), (2, 2), (1, 2), (2, 1)], ids=str)
-def test_tiles_of_two_are_exact_on_integers(size: tuple[int, int]) -> None:
+def test_tiles_of_two_are_exact_on_integers(size: tuple[int, int], stride: int) -> None:
     """Results of one or two pixels a side are computed with F(2x2, 3x3), which halves at most."""
-    case = replace(CASES[1], size=size)
+    case = replace(CASES[1], size=size, stride=(stride, stride))
     operand = operands(case, integers, torch.float32)
     expected = everything(case, *(t.double() for t in operand))
     with bp.backends.cpu.flags(conv_algorithm="winograd"):

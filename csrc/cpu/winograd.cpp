@@ -200,13 +200,25 @@ bool takes(const ConvProblem& p) {
 // transform of the filters as much as a tile's products. Measured: below 8 channels on one side, on
 // pictures of one or two pixels, and where less than a third of the tiles' pixels exist, the direct
 // kernels are faster (python -m experiments.speed --sweep shows the choice beside the best).
+// With stride 2 a tile takes 81 products for those 16 results, 1.8 times fewer, and has 81 points to
+// transform: it wants twice the channels, and on small pictures, where a picture's few tiles use
+// the transformed filters a few times only, whole tiles.
 bool pays(const ConvProblem& p, Operator op) {
+  const int64_t stride = p.stride[kHeight];
   const int64_t fewer = std::min(p.in_channels, p.out_channels);
-  if (fewer < 8 || std::max(p.in_channels, p.out_channels) < 16) return false;
-  const int64_t* size = op == Operator::kInputGrad ? p.in_size : p.out_size;
-  if (std::max(size[kHeight], size[kWidth]) <= 2) return false;
-  const int64_t whole = Winograd::round_up(size[kHeight], 4) * Winograd::round_up(size[kWidth], 4);
-  return 3 * size[kHeight] * size[kWidth] >= whole;
+  if (fewer < 8 || std::max(p.in_channels, p.out_channels) < 16 * stride) return false;
+  int64_t results = 1, whole = 1;
+  bool tiny = true;
+  for (const Spatial axis : {kHeight, kWidth}) {
+    // Of a phase, where the results have phases.
+    const int64_t size =
+        op == Operator::kInputGrad ? divide_up(p.in_size[axis], stride) : p.out_size[axis];
+    results *= size;
+    whole *= Winograd::round_up(size, 4);
+    tiny = tiny && size <= 2;
+  }
+  if (tiny || 3 * results < whole) return false;
+  return stride == 1 || results >= 64 || 5 * results >= 4 * whole;
 }
 
 template <typename T>

@@ -1,4 +1,4 @@
-// The Winograd algorithm: 3x3 filters, stride 1, dilation 1, sums in float32.
+// The Winograd algorithm: 3x3 filters, stride 1 or 2, dilation 1, sums in float32.
 #pragma once
 
 #include "algorithm.h"

@@ -199,10 +199,12 @@ bool is_small(const ConvProblem& p) {
 template <typename T>
 void try_winograd(Random& random) {
   ConvProblem p = random_conv(random);
+  const int64_t stride = random.number(1, 2);
   for (const Spatial axis : {kHeight, kWidth}) {
-    p.kernel[axis] = 3, p.stride[axis] = p.dilation[axis] = 1;
-    p.out_size[axis] = p.in_size[axis] + p.pad[axis] - 2 + random.number(0, 2);
-    if (p.out_size[axis] < 1) return;
+    p.kernel[axis] = 3, p.dilation[axis] = 1, p.stride[axis] = stride;
+    const int64_t room = p.in_size[axis] + p.pad[axis] - 3 + random.number(0, 2);
+    if (room < 0) return;
+    p.out_size[axis] = room / stride + 1;
   }
   if (p.batch == 0 || p.in_channels == 0 || !winograd::takes(p)) return;
   try_operators<T>(random, p,
