@@ -24,7 +24,6 @@ if (location.protocol === "file:") {
       frame.hidden = true
       document.body.appendChild(frame)
       this.frame = frame
-      this.ready = new Promise((resolve) => (frame.contentWindow.onload = resolve))
       addEventListener("message", (event) => {
         if (event.source === frame.contentWindow)
           this.dispatchEvent(new MessageEvent("message", { data: event.data }))
@@ -33,6 +32,7 @@ if (location.protocol === "file:") {
       page.open()
       page.write(`<body>${inside}<script src="${url}"></script></body>`)
       page.close()
+      this.ready = new Promise((resolve) => (frame.contentWindow.onload = resolve))
     }
     postMessage(data) {
       const target = this.frame.contentWindow
