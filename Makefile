@@ -54,7 +54,7 @@ lint: $(VENV)/built
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# These pages, into build/site. The tools read docstrings without running them: no torch is needed.
+# The pages of docs/, into build/site. The tools read docstrings without running them: no torch is needed.
 docs: build/docs/installed
 	NO_MKDOCS_2_WARNING=1 build/docs/bin/mkdocs build --quiet
 
