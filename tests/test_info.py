@@ -9,12 +9,13 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import torch_convbp as bp
-from torch_convbp import info
+from torch_convbp import _probe, info
 
 PACKAGE = Path(bp.__file__).parent
 
@@ -151,6 +152,15 @@ def test_only_when_asked(copy: Path) -> None:
     done = run(copy, "torch_convbp.info", module="program")
     assert done.returncode == 1 and done.stdout == ""
     assert "Error" in done.stderr
+
+
+def test_a_wrong_result_is_seen() -> None:
+    def conv2d(*tensors: torch.Tensor, **arguments: int) -> torch.Tensor:
+        return 1.1 * torch.nn.functional.conv2d(*tensors, **arguments)
+
+    wrong = SimpleNamespace(functional=SimpleNamespace(conv2d=conv2d))
+    assert _probe.difference(torch, wrong, "cpu") > _probe.TOLERANCE
+    assert _probe.difference(torch, bp, "cpu") < 1e-5
 
 
 NVCC = {

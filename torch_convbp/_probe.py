@@ -6,8 +6,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
-# Of float32 and of any algorithm: the largest difference over the largest entry.
-TOLERANCE = 1e-4
+# Of the largest entry: more than any rounding of float32, that of TF32 included, and less than any
+# mistake.
+TOLERANCE = 1e-2
 
 
 def main() -> None:
@@ -61,16 +62,18 @@ def gpus(torch: Any) -> str:
 
 
 def difference(torch: Any, bp: Any, device: str) -> float:
-    """How far a convolution and its gradients lie from torch's, of the largest entry."""
+    """How far a convolution and its gradients lie from torch's in float64, of the largest entry."""
 
-    def computed(conv2d: Any) -> list[Any]:
+    def computed(conv2d: Any, **to: Any) -> list[Any]:
         generator = torch.Generator().manual_seed(0)
         sizes = (2, 16, 16, 16), (16, 16, 3, 3), (16,)
-        tensors = [torch.randn(s, generator=generator).to(device).requires_grad_() for s in sizes]
+        tensors = [torch.randn(s, generator=generator).to(**to).requires_grad_() for s in sizes]
         output = conv2d(*tensors, padding=1)
         return [output, *torch.autograd.grad(output.square().sum(), tensors)]
 
-    pairs = zip(computed(bp.functional.conv2d), computed(torch.nn.functional.conv2d), strict=True)
+    ours = computed(bp.functional.conv2d, device=device)
+    exact = computed(torch.nn.functional.conv2d, dtype=torch.float64)
+    pairs = [(a.double().cpu(), b) for a, b in zip(ours, exact, strict=True)]
     return max(((a - b).abs().max() / b.abs().max()).item() for a, b in pairs)
 
 
