@@ -74,6 +74,7 @@ WHEEL_TESTS ?= test_info test_process test_modules test_convert test_gradients t
 wheel-check: $(TORCH_VERSIONS:%=wheel-check-%)
 
 wheel-check-%:
+	@test -e dist/*.whl || { echo "there is no wheel in dist: make wheel"; exit 1; }
 	rm -rf build/wheel-check/$*
 	$(PYTHON) -m venv build/wheel-check/$*
 	grep -v '^torch' requirements.txt > build/wheel-check/$*/constraints.txt
