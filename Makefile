@@ -5,11 +5,13 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
 
 FUZZ_SECONDS ?= 300
 
-.PHONY: experiment test test-all fuzz compatibility performance sanitize lint wheel clean
+.PHONY: experiment test test-all fuzz compatibility performance sanitize lint docs wheel \
+	wheel-check clean
 
 experiment: $(VENV)/built
 	$(BIN)/python -m experiments.parity $(ARGS)
@@ -52,8 +54,35 @@ lint: $(VENV)/built
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-wheel: $(VENV)/built
-	$(BIN)/python -m pip wheel --no-build-isolation --no-deps --wheel-dir dist .
+# The pages of docs/, into build/site. The tools read docstrings without running them: no torch is needed.
+docs: build/docs/installed
+	NO_MKDOCS_2_WARNING=1 build/docs/bin/mkdocs build --quiet
+
+# dist/: the source archive, and the wheel that is built from it, tagged with the oldest glibc that
+# it runs with. What it needs of torch and CUDA comes with torch.
+wheel: $(VENV)/installed
+	rm -rf dist build/wheel
+	$(BIN)/python -c 'from setuptools import build_meta; build_meta.build_sdist("dist")' > /dev/null
+	$(PIP) wheel --no-build-isolation --no-deps --wheel-dir build/wheel dist/*.tar.gz
+	PATH="$(abspath $(BIN)):$$PATH" auditwheel repair --wheel-dir dist \
+		--exclude 'libtorch*' --exclude 'libc10*' --exclude 'libcud*' build/wheel/*.whl
+
+# The wheel in fresh environments, an older and a newer torch: its tests run in a folder where they
+# find the wheel, and not the sources.
+TORCH_VERSIONS ?= 2.10.0 2.14.1
+WHEEL_TESTS ?= test_info test_process test_modules test_convert test_gradients test_activations
+wheel-check: $(TORCH_VERSIONS:%=wheel-check-%)
+
+wheel-check-%:
+	@test -e dist/*.whl || { echo "there is no wheel in dist: make wheel"; exit 1; }
+	rm -rf build/wheel-check/$*
+	$(PYTHON) -m venv build/wheel-check/$*
+	grep -v '^torch' requirements.txt > build/wheel-check/$*/constraints.txt
+	cd build/wheel-check/$* && bin/python -m pip install --quiet --disable-pip-version-check \
+		-c constraints.txt torch==$* torchvision pytest expecttest hypothesis ../../../dist/*.whl
+	cp -r tests pyproject.toml build/wheel-check/$*
+	cd build/wheel-check/$* && unset PYTHONPATH && bin/python -m torch_convbp.info \
+		&& bin/python -m pytest -q -m "not slow" $(WHEEL_TESTS:%=tests/%.py)
 
 clean:
 	rm -rf build dist *.egg-info torch_convbp/*.so $(VENV)
@@ -66,9 +95,14 @@ $(VENV)/created:
 	touch $@
 
 $(VENV)/installed: requirements.txt $(VENV)/created
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(PIP) install -r requirements.txt
 	touch $@
 
 $(VENV)/built: $(SOURCES) $(VENV)/installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
+	$(PIP) install --no-build-isolation --no-deps --editable .
+	touch $@
+
+build/docs/installed: docs/requirements.txt
+	$(PYTHON) -m venv --clear build/docs
+	build/docs/bin/python -m pip install --quiet --disable-pip-version-check -r docs/requirements.txt
 	touch $@

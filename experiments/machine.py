@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 from importlib import metadata
-from pathlib import Path
 
 from experiments.options import available_cpus
 
@@ -28,6 +27,7 @@ def versions() -> dict[str, str]:
 def machine(threads: int) -> dict[str, str | int | float]:
     """Return the processor, what torch_convbp found in it, and the system."""
     import torch_convbp as bp
+    from torch_convbp.info import processor
 
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
@@ -39,14 +39,3 @@ def machine(threads: int) -> dict[str, str | int | float]:
         "memory_gib": round(memory / 2**30, 1),
         "system": platform.platform(),
     }
-
-
-def processor() -> str:
-    """Return the model name of the processor."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()

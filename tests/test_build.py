@@ -8,6 +8,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -130,6 +131,20 @@ def test_public_names() -> None:
         *map(vars(bp.functional).get, bp.functional.__all__),
     ):
         assert "Raises:" in documented.__doc__
+
+
+def test_the_source_archive_has_every_file(tmp_path) -> None:
+    if not shutil.which("git") or not (ROOT / ".git").exists():
+        pytest.skip("this is no git checkout")
+    done = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True)
+    script = f"from setuptools import build_meta; build_meta.build_sdist({str(tmp_path)!r})"
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, check=True)
+    (archive,) = tmp_path.glob("torch_convbp-*.tar.gz")
+    with tarfile.open(archive) as tar:
+        inside = {name.partition("/")[2] for name in tar.getnames()}
+    tracked = {name for name in done.stdout.splitlines() if (ROOT / name).is_file()}
+    assert tracked - inside == set()
+    assert not [name for name in inside if name.endswith((".so", ".pyc"))]
 
 
 @pytest.mark.slow

@@ -13,14 +13,19 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+__version__ = "0.1.0"
+
+from torch_convbp import info
+
+if info.is_asked():  # `python -m torch_convbp.info` runs this file first; the rest of it may fail
+    raise SystemExit(info.main())
+
 from torch_convbp import backends, functional, lecture
 from torch_convbp.convert import convert, revert
 from torch_convbp.decompositions import decompositions
 from torch_convbp.fusion import fusions
 from torch_convbp.modules import AvgPoolBP2d, ConvBP2d, LinearBP, MaxPoolBP2d
 from torch_convbp.recording import record_error_signals
-
-__version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from torch_convbp import lightning  # noqa: F401

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 FOLDER = Path(__file__).resolve().parent
+ASK = "`python -m torch_convbp.info` says what is here and what is missing."
 
 
 def _begin() -> None:
@@ -35,7 +36,7 @@ def _load_cpu() -> None:
     if library is None:
         raise ImportError(
             f"torch_convbp: the compiled library _C is missing in {FOLDER}. Build it with "
-            "`pip install --no-build-isolation -e .` in the source folder."
+            f"`pip install --no-build-isolation -e .` in the source folder. {ASK}"
         )
     try:
         torch.ops.load_library(library)
@@ -43,7 +44,8 @@ def _load_cpu() -> None:
         raise ImportError(
             f"torch_convbp: {library.name} does not load in torch {torch.__version__} "
             f"({error}). torch >= 2.10 is needed; rebuild with "
-            "`pip install --no-build-isolation -e .` if the library was built for another machine."
+            "`pip install --no-build-isolation -e .` if the library was built for another machine. "
+            + ASK
         ) from error
 
 

@@ -140,7 +140,7 @@ def convert(
 def revert(model: Model) -> Model:
     """Turns every layer of ``model`` that is ours back into torch's own, in place.
 
-    Layers that :func:`convert` made get the class they had; layers built as ConvBP2d become
+    Layers that ``convert`` made get the class they had; layers built as ConvBP2d become
     nn.Conv2d, and so on. Activations it fused are where they were again. Left alone and listed in
     one warning are subclasses of our layers, layers that refuse, and layers with an activation of
     their own (or of a module that is not in ``model``): torch's own would compute something else.

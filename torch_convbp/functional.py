@@ -113,7 +113,7 @@ def conv2d(
 
     where k runs over the input channels of o's group and positions outside the input are zero;
     and of it g(output), where an activation is named. Same result as
-    :func:`torch.nn.functional.conv2d` followed by the activation, in one pass over the output.
+    ``torch.nn.functional.conv2d`` followed by the activation, in one pass over the output.
 
     Args:
         input: [N, K, H, W], or [K, H, W] without a batch; float32, float64, bfloat16 or float16
@@ -168,14 +168,14 @@ def linear(
 ) -> Tensor:
     """The dense layer: a' = g(W a + bias) (L7; bias = -b). The matrix product is torch's.
 
-    Same result as :func:`torch.nn.functional.linear` followed by the activation.
+    Same result as ``torch.nn.functional.linear`` followed by the activation.
 
     Args:
         input: [..., J]: a; of any dtype torch's linear takes, with an activation float32,
             float64, bfloat16 or float16.
         weight: [I, J]: W, of input's dtype; or [J], for an output without the last dimension.
         bias: [I] (for a weight [J] a single number, []), of input's dtype, or None.
-        activation: as :func:`conv2d`'s.
+        activation: as ``conv2d``'s.
 
     Returns:
         [..., I], or [...] for a weight [J].
@@ -213,19 +213,19 @@ def conv2d_input_grad(
         input_grad[b, k, i, j] = sum over o, and over those m, n, r, s that meet at (i, j), of
             delta[b, o, m, n] * weight[o, k, r, s]
 
-    Same result as :func:`torch.nn.grad.conv2d_input`; a transposed convolution.
+    Same result as ``torch.nn.grad.conv2d_input``; a transposed convolution.
 
     Args:
         input_size: [N, K, H, W] or [K, H, W], the size of conv2d's input.
         weight: [O, K / groups, R, S], float32, float64, bfloat16 or float16: no complex numbers.
         delta: the error signal dL/dp, of the size and dtype of conv2d's output.
-        stride, padding, dilation, groups: as they were given to :func:`conv2d`.
+        stride, padding, dilation, groups: as they were given to ``conv2d``.
 
     Returns:
         A tensor of input_size, channels_last if weight or delta is.
 
     Raises:
-        TypeError, ValueError, RuntimeError, NotImplementedError: as :func:`conv2d`.
+        TypeError, ValueError, RuntimeError, NotImplementedError: as ``conv2d``.
     """
     name = "conv2d_input_grad"
     shapes.check_is_tensor(name, weight=weight, delta=delta)
@@ -255,7 +255,7 @@ def conv2d_weight_grad(
         weight_grad[o, k, r, s] = sum over b, m, n of delta[b, o, m, n]
             * input[b, k, m * stride - padding + r * dilation, n * stride - padding + s * dilation]
 
-    Same result as :func:`torch.nn.grad.conv2d_weight`. The bias gradient (L5) is
+    Same result as ``torch.nn.grad.conv2d_weight``. The bias gradient (L5) is
     ``delta.sum((0, 2, 3))``.
 
     Args:
@@ -263,13 +263,13 @@ def conv2d_weight_grad(
             no complex numbers.
         weight_size: [O, K / groups, R, S], the size of conv2d's weight.
         delta: the error signal dL/dp, of the size and dtype of conv2d's output.
-        stride, padding, dilation, groups: as they were given to :func:`conv2d`.
+        stride, padding, dilation, groups: as they were given to ``conv2d``.
 
     Returns:
         A tensor of weight_size, channels_last if input or delta is.
 
     Raises:
-        TypeError, ValueError, RuntimeError, NotImplementedError: as :func:`conv2d`.
+        TypeError, ValueError, RuntimeError, NotImplementedError: as ``conv2d``.
     """
     name = "conv2d_weight_grad"
     shapes.check_is_tensor(name, input=input, delta=delta)
@@ -303,7 +303,7 @@ def max_pool2d(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """The largest input of each window (L8). Backward, the window's delta goes to that input.
 
-    Same result as :func:`torch.nn.functional.max_pool2d`: of equal ones the first wins, NaN wins
+    Same result as ``torch.nn.functional.max_pool2d``: of equal ones the first wins, NaN wins
     over all. For backward one byte an output is kept, where windows have at most 255 positions.
 
     Args:
@@ -358,10 +358,10 @@ def avg_pool2d(
 ) -> Tensor:
     """The mean of each window (L8). Backward, the window's delta is spread evenly over it.
 
-    Same result as :func:`torch.nn.functional.avg_pool2d`. For backward nothing is kept.
+    Same result as ``torch.nn.functional.avg_pool2d``. For backward nothing is kept.
 
     Args:
-        input: as :func:`max_pool2d`'s.
+        input: as ``max_pool2d``'s.
         kernel_size: int or (height, width), at least 1.
         stride: int or (height, width), at least 1; kernel_size by default.
         padding: int or (height, width), at most half the kernel_size; zeros.
@@ -373,7 +373,7 @@ def avg_pool2d(
         [N, C, M, N'] or [C, M, N'], in input's memory format.
 
     Raises:
-        TypeError, ValueError, RuntimeError, NotImplementedError: as :func:`max_pool2d`.
+        TypeError, ValueError, RuntimeError, NotImplementedError: as ``max_pool2d``.
     """
     shapes.check_is_tensor("avg_pool2d", input=input)
     shapes.check_pool_dim("avg_pool2d", input.shape)

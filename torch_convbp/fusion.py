@@ -48,7 +48,7 @@ class Fused(NamedTuple):
 class LeftAlone(NamedTuple):
     """An activation behind a convolution that stays where it is.
 
-    convolution, activation: as in :class:`Fused`; convolution is "" where a whole module is left
+    convolution, activation: as in ``Fused``; convolution is "" where a whole module is left
     alone, and activation its name ("" the model's). reason: in words.
     """
 
@@ -61,7 +61,7 @@ class LeftAlone(NamedTuple):
 
 
 class Fusions(NamedTuple):
-    """What :func:`fusions` returns; printed, a line for each."""
+    """What ``fusions`` returns; printed, a line for each."""
 
     fused: list[Fused]
     left_alone: list[LeftAlone]

@@ -97,7 +97,7 @@ class _WithActivation(_Layer):
 
 
 class ConvBP2d(_WithActivation, nn.Conv2d):
-    """A :class:`torch.nn.Conv2d` whose forward and backward pass are L1 to L6 of the lecture.
+    """A ``torch.nn.Conv2d`` whose forward and backward pass are L1 to L6 of the lecture.
 
     It *is* an ``nn.Conv2d``: the same arguments, parameters, initial weights from the same seed,
     hooks and state_dict; only what is computed with runs on torch_convbp's operators. All padding
@@ -175,7 +175,7 @@ class ConvBP2d(_WithActivation, nn.Conv2d):
 
 
 class LinearBP(_WithActivation, nn.Linear):
-    """A :class:`torch.nn.Linear` whose forward and backward pass are L7, with an activation.
+    """A ``torch.nn.Linear`` whose forward and backward pass are L7, with an activation.
 
     ``activation`` (keyword only) is what bp.functional.linear takes: the layer then computes
     g(linear(input)), in a second pass over the output. The other arguments are nn.Linear's.
@@ -216,7 +216,7 @@ class LinearBP(_WithActivation, nn.Linear):
 
 
 class MaxPoolBP2d(_Layer, nn.MaxPool2d):
-    """A :class:`torch.nn.MaxPool2d` whose forward and backward pass are L8, on kernels of our own.
+    """A ``torch.nn.MaxPool2d`` whose forward and backward pass are L8, on kernels of our own.
 
     Shapes: input [N, C, H, W] or [C, H, W]; output the same with pooled H and W, and with
     return_indices also where each comes from, int64 of the same size. dtypes: float32, float64,
@@ -254,7 +254,7 @@ class MaxPoolBP2d(_Layer, nn.MaxPool2d):
 
 
 class AvgPoolBP2d(_Layer, nn.AvgPool2d):
-    """A :class:`torch.nn.AvgPool2d` whose forward and backward pass are L8, on kernels of our own.
+    """A ``torch.nn.AvgPool2d`` whose forward and backward pass are L8, on kernels of our own.
 
     Shapes: input [N, C, H, W] or [C, H, W]; output the same with pooled H and W. dtypes: float32,
     float64, bfloat16, float16; int64 is torch's to pool. Takes every argument of nn.AvgPool2d.

@@ -3,7 +3,7 @@
 The Functions of autograd.py have them in hand: delta (L3), dL/da (L6), the gradients of weight
 and bias (L4, L5). What they do not know is whose they are. So, while a recording is on, hooks
 around each layer's forward pass keep its module in ``here.layer``; the Function that runs there
-notes it as ``ctx.layer``, and its backward hands what it has to :func:`record`. While none is on
+notes it as ``ctx.layer``, and its backward hands what it has to ``record``. While none is on
 there are no hooks, and ``here.layer`` is None.
 """
 
@@ -456,7 +456,7 @@ def record_error_signals(
         what: one or more of "delta", "input_grad", "weight_grad" and "bias_grad": what is kept.
 
     Returns:
-        A context manager that gives :class:`ErrorSignals`, a mapping of the layers' names to their
+        A context manager that gives ``ErrorSignals``, a mapping of the layers' names to their
         records. It can be read in the block and after it.
 
     Warns:
