@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <functional>
 #include <limits>
 #include <memory>
 #include <stdexcept>
@@ -13,6 +14,7 @@
 #include <vector>
 
 #include "../../csrc/cuda/elementwise.h"
+#include "../../csrc/cuda/implicit_gemm.h"
 #include "../../csrc/cuda/plain.h"
 #include "../../csrc/cuda/pool.h"
 #include "../sanitize/tensor.h"
@@ -112,11 +114,14 @@ template <typename T>
 struct Operators {
   std::string name;
   bool (*takes)(const ConvProblem&);
-  void (*conv2d)(cuda::Context&, const ConvProblem&, View<const T>, View<const T>,
-                 const Epilogue<T>&, View<T>);
-  void (*input_grad)(cuda::Context&, const ConvProblem&, View<const T>, View<const T>, View<T>);
-  void (*weight_grad)(cuda::Context&, const ConvProblem&, View<const T>, View<const T>, View<T>,
-                      T*);
+  std::function<void(cuda::Context&, const ConvProblem&, View<const T>, View<const T>,
+                     const Epilogue<T>&, View<T>)>
+      conv2d;
+  std::function<void(cuda::Context&, const ConvProblem&, View<const T>, View<const T>, View<T>)>
+      input_grad;
+  std::function<void(cuda::Context&, const ConvProblem&, View<const T>, View<const T>, View<T>,
+                     T*)>
+      weight_grad;
 };
 
 template <typename T>
@@ -189,6 +194,167 @@ void try_plain(Random& random) {
   try_operators<T>(random, p,
                    {"plain", [](const ConvProblem&) { return true; }, &cuda::plain::conv2d<T>,
                     &cuda::plain::conv2d_input_grad<T>, &cuda::plain::conv2d_weight_grad<T>});
+}
+
+// --- implicit GEMM --------------------------------------------------------------------------
+
+// Sizes off the tiles, few enough of them for the time a fiber takes.
+ConvProblem random_gemm(Random& random) {
+  for (;;) {
+    ConvProblem p = sanitize::random_conv(random);
+    const auto channels = [&] { return random.one_of<int64_t>({1, 3, 5, 8, 17, 33, 64, 70, 130}); };
+    if (p.groups <= 3 && p.in_channels) p.in_channels = channels(), p.out_channels = channels();
+    const auto tiles = [&](int64_t pixels, int64_t columns, int64_t depth) {
+      return static_cast<double>(p.groups) * (p.batch * pixels / 64 + 1) * (columns / 64 + 1) *
+             (p.kernel[0] * p.kernel[1] * depth / 32 + 1);
+    };
+    const double all =
+        tiles(p.out_size[0] * p.out_size[1], p.out_channels, p.in_channels) +
+        tiles(p.in_size[0] * p.in_size[1], p.in_channels, p.out_channels) +
+        p.stride[0] * p.stride[1] * p.groups +
+        tiles(p.out_size[0] * p.out_size[1], p.out_channels, p.in_channels);
+    if (all < 150) return p;
+  }
+}
+
+template <typename T>
+Operators<T> gemm_with(const cuda::gemm::Options& options) {
+  return {options.tf32 ? "implicit GEMM, TF32," : "implicit GEMM", &cuda::gemm::takes,
+          [=](cuda::Context& context, const ConvProblem& p, View<const T> input,
+              View<const T> weight, const Epilogue<T>& epilogue, View<T> output) {
+            cuda::gemm::conv2d<T>(context, p, input, weight, epilogue, output, options);
+          },
+          [=](cuda::Context& context, const ConvProblem& p, View<const T> weight,
+              View<const T> delta, View<T> grad) {
+            cuda::gemm::conv2d_input_grad<T>(context, p, weight, delta, grad, options);
+          },
+          [=](cuda::Context& context, const ConvProblem& p, View<const T> input,
+              View<const T> delta, View<T> grad, T* bias_grad) {
+            cuda::gemm::conv2d_weight_grad<T>(context, p, input, delta, grad, bias_grad, options);
+          }};
+}
+
+cuda::gemm::Options any_options(Random& random, bool tf32) {
+  return {tf32, static_cast<int>(random.number(-1, 2))};
+}
+
+template <typename T>
+void try_gemm(Random& random) {
+  try_operators<T>(random, random_gemm(random), gemm_with<T>(any_options(random, false)));
+}
+
+void try_gemm_tf32(Random& random) {
+  try_operators<float>(random, random_gemm(random), gemm_with<float>(any_options(random, true)));
+}
+
+// |ours - exact| <= bound * (the same sum of absolute values); where the exact result is infinite
+// or NaN, ours is too.
+template <typename T>
+void expect_close(Tensor<T>& ours, Tensor<double>& exact, Tensor<double>& absolute,
+                  const Size& size, double bound, const std::string& what) {
+  ++comparisons;
+  each(ours, size, [&](T& mine, int64_t a, int64_t b, int64_t c, int64_t d) {
+    const double x = number(mine), y = exact.view().at(a, b, c, d);
+    const double allowed = bound * absolute.view().at(a, b, c, d);
+    const bool right = std::isfinite(y) ? std::fabs(x - y) <= allowed : x == y || (x != x && y != y);
+    if (!right)
+      throw std::runtime_error(what + ": " + std::to_string(x) + " instead of " +
+                               std::to_string(y) + ", off by " + std::to_string(std::fabs(x - y)) +
+                               ", allowed " + std::to_string(allowed));
+  });
+}
+
+// Numbers that are not whole, and one among them that is huge, infinite or NaN.
+template <typename T>
+void try_rounding(Random& random, bool tf32) {
+  const ConvProblem p = random_gemm(random);
+  if (!p.batch || !p.in_channels) return;
+  const Size of_input{p.batch, p.groups * p.in_channels, p.in_size[0], p.in_size[1]};
+  const Size of_weight{p.groups * p.out_channels, p.in_channels, p.kernel[0], p.kernel[1]};
+  const Size of_output{p.batch, of_weight[0], p.out_size[0], p.out_size[1]};
+  const auto fraction = [&](auto) {
+    return static_cast<T>(static_cast<float>(random.number(-1000000, 1000000)) / 1048576.f);
+  };
+  Tensor<T> input(of_input), weight(of_weight), delta(of_output), bias({1, 1, 1, of_weight[0]});
+  input.each(fraction), weight.each(fraction), delta.each(fraction), bias.each(fraction);
+  // In float16 what others call huge is infinite.
+  const float odd = random.one_of({0x1p126f, -INFINITY, INFINITY, NAN, 1e-40f});
+  input.view().data[random.number(0, input.count() - 1)] = static_cast<T>(odd);
+  delta.view().data[random.number(0, delta.count() - 1)] = static_cast<T>(odd);
+  const auto magnitude = [](Tensor<double>& tensor, const Size& size) {
+    Tensor<double> result(size);
+    each(result, size, [&](double& to, int64_t a, int64_t b, int64_t c, int64_t d) {
+      to = std::fabs(tensor.view().at(a, b, c, d));
+    });
+    return result;
+  };
+  Tensor<double> a = widened(input, of_input), w = widened(weight, of_weight);
+  Tensor<double> d = widened(delta, of_output), none(of_output);
+  Tensor<double> abs_a = magnitude(a, of_input), abs_w = magnitude(w, of_weight);
+  Tensor<double> abs_d = magnitude(d, of_output);
+  // Roundings: of K sums and products (and two of each factor, in TF32), and of the result.
+  const double unit = sizeof(T) == 8 ? 0x1p-53 : 0x1p-24;
+  const double of_result = std::is_same_v<T, BFloat16> ? 0x1p-8 : sizeof(T) == 2 ? 0x1p-11 : unit;
+  const auto bound = [&](int64_t depth) {
+    return 2 * (depth + 2) * unit + of_result + (tf32 ? 0x1p-10 : 0);
+  };
+  const std::string name = tf32 ? "TF32 " : "";
+  const auto ours = gemm_with<T>(any_options(random, tf32));
+  HostContext context(random);
+
+  Tensor<T> output(of_output);
+  Tensor<double> exact(of_output), absolute(of_output);
+  ours.conv2d(context, p, input.read(), weight.read(), {}, output.view());
+  reference::conv2d(p, a.read(), w.read(), nullptr, exact.view());
+  reference::conv2d(p, abs_a.read(), abs_w.read(), nullptr, absolute.view());
+  const bool narrow = sizeof(T) == 2;  // what is huge or tiny leaves the range of the result
+  if (!narrow || std::isnan(odd))
+    expect_close(output, exact, absolute, of_output,
+                 bound(p.in_channels * p.kernel[0] * p.kernel[1]), name + "conv2d");
+
+  Tensor<T> grad(of_input);
+  Tensor<double> exact_grad(of_input), absolute_grad(of_input);
+  ours.input_grad(context, p, weight.read(), delta.read(), grad.view());
+  reference::conv2d_input_grad(p, w.read(), d.read(), exact_grad.view());
+  reference::conv2d_input_grad(p, abs_w.read(), abs_d.read(), absolute_grad.view());
+  if (!narrow || std::isnan(odd))
+    expect_close(grad, exact_grad, absolute_grad, of_input,
+                 bound(p.out_channels * p.kernel[0] * p.kernel[1]), name + "conv2d_input_grad");
+
+  // An infinite delta meets the zeros of the padding, which makes NaN, as it does in torch: only the
+  // bias gradient has it.
+  Tensor<double> bias_exact({1, 1, 1, of_weight[0]}), bias_absolute({1, 1, 1, of_weight[0]});
+  Tensor<double> weight_exact(of_weight), weight_absolute(of_weight);
+  Tensor<T> weight_grad(of_weight);
+  ours.weight_grad(context, p, input.read(), delta.read(), weight_grad.view(), bias.view().data);
+  reference::conv2d_weight_grad(p, a.read(), d.read(), weight_exact.view(),
+                                bias_exact.view().data);
+  reference::conv2d_weight_grad(p, abs_a.read(), abs_d.read(), weight_absolute.view(),
+                                bias_absolute.view().data);
+  const int64_t pixels = p.batch * p.out_size[0] * p.out_size[1];
+  if (!narrow || std::isnan(odd))
+    expect_close(bias, bias_exact, bias_absolute, {1, 1, 1, of_weight[0]},
+                 2 * (pixels + 2) * unit + of_result + (tf32 ? 0x1p-20 : 0),
+                 name + "conv2d_weight_grad, bias");
+  delta.each(fraction);
+  d = widened(delta, of_output), abs_d = magnitude(d, of_output);
+  ours.weight_grad(context, p, input.read(), delta.read(), weight_grad.view(), nullptr);
+  reference::conv2d_weight_grad(p, a.read(), d.read(), weight_exact.view(),
+                                bias_exact.view().data);
+  reference::conv2d_weight_grad(p, abs_a.read(), abs_d.read(), weight_absolute.view(),
+                                bias_absolute.view().data);
+  if (!narrow || std::isnan(odd))
+    expect_close(weight_grad, weight_exact, weight_absolute, of_weight, bound(pixels),
+                 name + "conv2d_weight_grad");
+}
+
+template <typename T>
+void try_gemm_rounding(Random& random) {
+  try_rounding<T>(random, false);
+}
+
+void try_gemm_rounding_tf32(Random& random) {
+  try_rounding<float>(random, true);
 }
 
 // --- pools ----------------------------------------------------------------------------------
@@ -343,6 +509,10 @@ struct Family {
 
 const Family kFamilies[] = {
     CONVBP_FAMILY("plain", try_plain),
+    CONVBP_FAMILY("gemm", try_gemm),
+    {"gemm", "TF32", try_gemm_tf32},
+    CONVBP_FAMILY("gemm_rounding", try_gemm_rounding),
+    {"gemm_rounding", "TF32", try_gemm_rounding_tf32},
     CONVBP_FAMILY("pools", try_pools),
     CONVBP_FAMILY("elementwise", try_elementwise),
 };
