@@ -203,7 +203,7 @@ class MultiplyAddSums {
     static_assert(A::kInnermost == innermost && B::kInnermost == innermost);
     const int lane_row = threadIdx.x % 32 / 8, lane_column = threadIdx.x % 8;
     if constexpr (innermost == Innermost::kDepth) {
-#pragma unroll
+#pragma unroll 1  // more at a time, and the registers are all in use
       for (int c = 0; c < A::kChunks; ++c) {
         Chunk<T> a[kRows];
 #pragma unroll

@@ -2,7 +2,8 @@
 // nests of the CPU, in float64, rounded once. Values are whole numbers, so that sums are exact in
 // any order. Built with AddressSanitizer and UndefinedBehaviorSanitizer by the Makefile here.
 //
-//   kernels [problems] [seed] [family]   so many random problems for each family and element type
+//   kernels [problems] [seed] [family] [type]   so many random problems for each family and element
+//                                               type, or the named ones alone
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -517,9 +518,11 @@ const Family kFamilies[] = {
     CONVBP_FAMILY("elementwise", try_elementwise),
 };
 
-int run(int64_t problems, uint64_t seed, const std::string& only) {
+int run(int64_t problems, uint64_t seed, const std::string& family_only,
+        const std::string& type_only) {
   for (const Family& family : kFamilies) {
-    if (!only.empty() && only != family.name) continue;
+    if (!family_only.empty() && family_only != family.name) continue;
+    if (!type_only.empty() && type_only != family.type) continue;
     for (int64_t i = 0; i < problems; ++i) {
       Random random(seed + i);
       try {
@@ -543,5 +546,5 @@ int run(int64_t problems, uint64_t seed, const std::string& only) {
 int main(int count, char** values) {
   const auto value = [&](int i, const char* fallback) { return i < count ? values[i] : fallback; };
   return convbp::check::run(std::atoll(value(1, "100")), std::strtoull(value(2, "0"), nullptr, 10),
-                            value(3, ""));
+                            value(3, ""), value(4, ""));
 }
