@@ -17,8 +17,8 @@ ROOT = Path(__file__).resolve().parents[1]
 CUDA = ROOT / "csrc" / "cuda"
 ARCHITECTURES = ("80", "90")
 
-# Registers a thread: file, kernel (a pattern of its mangled name): most. A multiprocessor has 65536:
-# 255 for 256 threads, or 168 for three blocks of 128, which hide each other's waiting.
+# Registers a thread: file, kernel (a pattern of its mangled name): most. A multiprocessor has
+# 65536: 255 for 256 threads, or 168 for three blocks of 128, which hide each other's waiting.
 BUDGETS = {
     "implicit_gemm_bfloat16": {"convolve|weight_grad": 168, "pack|add_pieces": 64},
     "implicit_gemm_float16": {"convolve|weight_grad": 168, "pack|add_pieces": 64},

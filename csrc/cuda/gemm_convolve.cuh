@@ -15,8 +15,12 @@
 // padding them to a chunk would multiply by zeros mostly: then the depth counts single elements,
 // which are read one by one from the tensors as they are.
 //
-// Sums pass through shared memory to be stored in the order in which the result lies. How fast this
-// is has not been measured yet.
+// A tap outside the source is a zero that is multiplied: where it meets an infinite or NaN filter,
+// the result is NaN; plain.cuh leaves the product out.
+//
+// An element's sum runs over the depth in ascending order in every tile: it depends on neither the
+// batch nor the tile. Sums pass through shared memory, to be stored in the order in which the result
+// lies. How fast this is has not been measured yet.
 #pragma once
 
 #include "epilogue.h"

@@ -1,5 +1,5 @@
-// Brings an operand into the order the implicit GEMM reads: channels innermost, every group's padded
-// with zeros to a multiple of `padded`'s chunks.
+// Brings an operand into the order the implicit GEMM reads: channels innermost, every group's
+// padded with zeros to whole chunks.
 //
 //     packed[group][item][row][pixel][channel] = source[group, item, channel, row, pixel]
 //

@@ -12,9 +12,10 @@
 //
 // Strict float32, and float64: fused multiply-adds of the element type, with all that IEEE 754 says
 // of infinities, NaN and huge values, and with the textbook's error: at most K units of roundoff of
-// sum |a| |b|. Three TF32 products in place of one (3xTF32) would be faster on paper, but split
-// infinities into NaN, lose what is below 2^-126 of large, and add in an order and with a rounding
-// nobody documents. Who wants more speed than this says so to torch, and gets TF32.
+// sum |a| |b|. Three TF32 products in place of one (3xTF32) promise more speed, but make NaN of an
+// infinity's parts unless they are looked for, round the largest numbers to infinity, and leave the
+// order and the rounding of the additions to hardware that does not document them. Who prefers
+// speed says so to torch, and gets TF32.
 #pragma once
 
 #include <cstring>

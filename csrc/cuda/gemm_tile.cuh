@@ -2,8 +2,8 @@
 //
 // A matrix operand has a length (rows of A, columns of B) and a depth, over which is summed. What
 // lies closest together in global memory, one or the other, does so here. Chunk c of row r is in
-// place c ^ r (as far as the row, or 128 bytes of it, has places): eight rows' chunks of one c, what
-// ldmatrix reads at a time, then lie in 32 different banks, and nothing is wasted on padding.
+// place c ^ r (as far as the row, or 128 bytes of it, has places): eight rows' chunks of one c,
+// what ldmatrix reads at a time, then lie in 32 different banks, and nothing is wasted on padding.
 #pragma once
 
 #include "device.h"

@@ -19,8 +19,8 @@ inline int64_t ceil_div(int64_t a, int64_t b) {
 
 // --- shapes ---------------------------------------------------------------------------------
 
-// Calls body(Shape) with the tile; `choose(kRows, kColumns)` says yes to the first it wants, and
-// the last one serves for all. Registers a thread, at most: tests/test_cuda_build.py.
+// Calls body(Shape) with the first tile to whose rows and columns `choose` says yes; the last one
+// serves for all. The registers that each may take are in tests/test_cuda_build.py.
 template <typename Arithmetic, Innermost innermost, typename Choose, typename Body>
 void with_shape(bool elements, int tile, const Choose& choose, const Body& body) {
   using T = typename Arithmetic::Element;
@@ -95,7 +95,9 @@ constexpr int64_t kManyTiles = 256;
 template <typename T>
 void convolve(Context& context, Convolution<T> c, bool elements, const Epilogue<T>& epilogue,
               bool channels_innermost, const Options& options) {
-  const auto results = [&](Spatial axis) { return ceil_div(c.axis[axis].results, c.axis[axis].phases); };
+  const auto results = [&](Spatial axis) {  // of the largest phase
+    return ceil_div(c.axis[axis].results, c.axis[axis].phases);
+  };
   const int64_t pixels = c.batch * results(kHeight) * results(kWidth);
   const int64_t parts = int64_t{c.groups} * c.axis[kHeight].phases * c.axis[kWidth].phases;
   const auto blocks = [&](int64_t rows, int64_t columns) {
@@ -226,8 +228,8 @@ void conv2d_weight_grad(Context& context, const ConvProblem& p, View<const T> in
     });
   }
   const int64_t count = all_filters * (p.in_channels * p.kernel[0] * p.kernel[1] + 1);
-  launch(context, "add_pieces", kernels::add_pieces<T>, blocks_for(count, context), kThreads, 0, w, unit,
-         weight_grad, bias_grad);
+  launch(context, "add_pieces", kernels::add_pieces<T>, blocks_for(count, context), kThreads, 0, w,
+         unit, weight_grad, bias_grad);
 }
 
 #define CONVBP_INSTANTIATE_IMPLICIT_GEMM(T)                                                      \

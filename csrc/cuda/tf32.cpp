@@ -1,6 +1,6 @@
-// The stable ABI has no word for torch's settings, Python has: torch_convbp/ops.py gives the operator
-// _allow_tf32 a kernel that reads them, and it is called through the dispatcher. A program that runs
-// the operators without Python has no such kernel: float32 stays float32.
+// The stable ABI has no word for torch's settings, Python has: torch_convbp/ops.py gives the
+// operator _allow_tf32 a kernel that reads them, and it is called through the dispatcher. A program
+// that runs the operators without Python has no such kernel: float32 stays float32.
 #include "tf32.h"
 
 #include <torch/csrc/stable/library.h>

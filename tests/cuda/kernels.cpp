@@ -257,7 +257,8 @@ void expect_close(Tensor<T>& ours, Tensor<double>& exact, Tensor<double>& absolu
   each(ours, size, [&](T& mine, int64_t a, int64_t b, int64_t c, int64_t d) {
     const double x = number(mine), y = exact.view().at(a, b, c, d);
     const double allowed = bound * absolute.view().at(a, b, c, d);
-    const bool right = std::isfinite(y) ? std::fabs(x - y) <= allowed : x == y || (x != x && y != y);
+    const bool same = x == y || (x != x && y != y);
+    const bool right = std::isfinite(y) ? std::fabs(x - y) <= allowed : same;
     if (!right)
       throw std::runtime_error(what + ": " + std::to_string(x) + " instead of " +
                                std::to_string(y) + ", off by " + std::to_string(std::fabs(x - y)) +
@@ -322,8 +323,8 @@ void try_rounding(Random& random, bool tf32) {
     expect_close(grad, exact_grad, absolute_grad, of_input,
                  bound(p.out_channels * p.kernel[0] * p.kernel[1]), name + "conv2d_input_grad");
 
-  // An infinite delta meets the zeros of the padding, which makes NaN, as it does in torch: only the
-  // bias gradient has it.
+  // An infinite delta meets the zeros of the padding, which makes NaN: only the bias gradient has
+  // one.
   Tensor<double> bias_exact({1, 1, 1, of_weight[0]}), bias_absolute({1, 1, 1, of_weight[0]});
   Tensor<double> weight_exact(of_weight), weight_absolute(of_weight);
   Tensor<T> weight_grad(of_weight);
@@ -356,6 +357,71 @@ void try_gemm_rounding(Random& random) {
 
 void try_gemm_rounding_tf32(Random& random) {
   try_rounding<float>(random, true);
+}
+
+// Same bits: of a sample alone and in its batch, with any tile; of a weight gradient on any GPU.
+template <typename T>
+void try_invariance(Random& random, bool tf32) {
+  const ConvProblem p = random_gemm(random);
+  if (!p.batch || !cuda::gemm::takes(p)) return;
+  const Size of_input{p.batch, p.groups * p.in_channels, p.in_size[0], p.in_size[1]};
+  const Size of_weight{p.groups * p.out_channels, p.in_channels, p.kernel[0], p.kernel[1]};
+  const Size of_output{p.batch, of_weight[0], p.out_size[0], p.out_size[1]};
+  const auto fraction = [&](T) {
+    return static_cast<T>(static_cast<float>(random.number(-1000000, 1000000)) / 1048576.f);
+  };
+  Tensor<T> input(of_input, any_layout(random)), weight(of_weight, any_layout(random));
+  Tensor<T> delta(of_output, any_layout(random)), bias({1, 1, 1, of_weight[0]});
+  input.each(fraction), weight.each(fraction), delta.each(fraction), bias.each(fraction);
+  Epilogue<T> epilogue;
+  epilogue.bias = bias.read().data;
+  HostContext context(random), other(random);
+  const auto ours = gemm_with<T>(any_options(random, tf32));
+  const auto again = gemm_with<T>(any_options(random, tf32));
+
+  ConvProblem single = p;
+  single.batch = 1;
+  const int64_t sample = random.number(0, p.batch - 1);
+  const auto one = [&](auto view) {
+    view.data += sample * view.stride[0];
+    return view;
+  };
+  const Size of_one_input{1, of_input[1], of_input[2], of_input[3]};
+  const Size of_one_output{1, of_output[1], of_output[2], of_output[3]};
+  Tensor<T> outputs(of_output), output(of_one_output), part_of_outputs(of_one_output);
+  ours.conv2d(context, p, input.read(), weight.read(), epilogue, outputs.view());
+  again.conv2d(context, single, one(input.read()), weight.read(), epilogue, output.view());
+  each(part_of_outputs, of_one_output, [&](T& to, int64_t, int64_t b, int64_t c, int64_t d) {
+    to = outputs.view().at(sample, b, c, d);
+  });
+  expect_equal(output, part_of_outputs, of_one_output, ours.name + " conv2d of a sample");
+
+  Tensor<T> grads(of_input), grad(of_one_input), part_of_grads(of_one_input);
+  ours.input_grad(context, p, weight.read(), delta.read(), grads.view());
+  again.input_grad(context, single, weight.read(), one(delta.read()), grad.view());
+  each(part_of_grads, of_one_input, [&](T& to, int64_t, int64_t b, int64_t c, int64_t d) {
+    to = grads.view().at(sample, b, c, d);
+  });
+  expect_equal(grad, part_of_grads, of_one_input, ours.name + " conv2d_input_grad of a sample");
+
+  Tensor<T> weight_grad(of_weight), weight_grad_there(of_weight);
+  Tensor<T> bias_grad({1, 1, 1, of_weight[0]}), bias_grad_there({1, 1, 1, of_weight[0]});
+  ours.weight_grad(context, p, input.read(), delta.read(), weight_grad.view(),
+                   bias_grad.view().data);
+  ours.weight_grad(other, p, input.read(), delta.read(), weight_grad_there.view(),
+                   bias_grad_there.view().data);
+  expect_equal(weight_grad, weight_grad_there, of_weight, ours.name + " conv2d_weight_grad twice");
+  expect_equal(bias_grad, bias_grad_there, {1, 1, 1, of_weight[0]},
+               ours.name + " conv2d_weight_grad twice, bias");
+}
+
+template <typename T>
+void try_gemm_invariance(Random& random) {
+  try_invariance<T>(random, false);
+}
+
+void try_gemm_invariance_tf32(Random& random) {
+  try_invariance<float>(random, true);
 }
 
 // --- pools ----------------------------------------------------------------------------------
@@ -514,6 +580,8 @@ const Family kFamilies[] = {
     {"gemm", "TF32", try_gemm_tf32},
     CONVBP_FAMILY("gemm_rounding", try_gemm_rounding),
     {"gemm_rounding", "TF32", try_gemm_rounding_tf32},
+    CONVBP_FAMILY("gemm_invariance", try_gemm_invariance),
+    {"gemm_invariance", "TF32", try_gemm_invariance_tf32},
     CONVBP_FAMILY("pools", try_pools),
     CONVBP_FAMILY("elementwise", try_elementwise),
 };
