@@ -28,7 +28,6 @@ void with_shape(bool elements, int tile, const Choose& choose, const Body& body)
       !std::is_same_v<Arithmetic, Float32Arithmetic> && !std::is_same_v<T, double>;
   // Eight warps of 64x32 on tensor cores, of 32x64 otherwise; four for the smaller tiles.
   constexpr int kDown = kTensorCores ? 2 : 4, kAcross = kTensorCores ? 4 : 2;
-  constexpr int kHalfDown = kTensorCores ? 2 : 4, kHalfAcross = kTensorCores ? 2 : 1;
   const auto wanted = [&](int number, int rows, int columns) {
     return tile < 0 ? choose(rows, columns) : tile == number;
   };
@@ -37,7 +36,7 @@ void with_shape(bool elements, int tile, const Choose& choose, const Body& body)
     if (wanted(0, 128, 128))
       return body(Shape<Arithmetic, 128, 128, kDown, kAcross, false, innermost>());
     if (wanted(1, 128, 64))
-      return body(Shape<Arithmetic, 128, 64, kHalfDown, kHalfAcross, false, innermost>());
+      return body(Shape<Arithmetic, 128, 64, kDown, kAcross / 2, false, innermost>());
   }
   body(Shape<Arithmetic, 64, 64, 2, 2, false, innermost>());
 }
