@@ -71,4 +71,6 @@ STABLE_TORCH_LIBRARY(torch_convbp, m) {
   m.def("_set_cpu_conv_algorithm(str name) -> ()");
   m.def("_cuda_conv_algorithm() -> str");
   m.def("_set_cuda_conv_algorithm(str name) -> ()");
+  m.def("_allow_tf32() -> bool");
+  m.def("_cuda_tf32() -> bool");
 }

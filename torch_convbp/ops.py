@@ -375,6 +375,20 @@ for _operator in (conv2d, conv2d_activation, conv2d_activation_pair, linear):
     register(_operator, "AutocastCUDA", _autocast(_operator, "cuda"))
 
 
+# --- float32 on tensor cores ------------------------------------------------------------------
+
+
+def _allow_tf32() -> bool:
+    """Asked by csrc/cuda/tf32.cpp for each convolution of float32: what torch's own would do.
+
+    The new name of the setting; it also says what torch.backends.cudnn.allow_tf32 was set to.
+    """
+    return bool(torch.backends.cudnn.conv.fp32_precision == "tf32")
+
+
+register(torch.ops.torch_convbp._allow_tf32.default, "CompositeExplicitAutograd", _allow_tf32)
+
+
 # --- the dense layer ------------------------------------------------------------------------
 
 

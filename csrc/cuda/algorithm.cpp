@@ -3,6 +3,8 @@
 #include <atomic>
 #include <stdexcept>
 
+#include "implicit_gemm.h"
+
 namespace convbp::cuda {
 namespace {
 
@@ -23,6 +25,13 @@ void set_algorithm(const std::string& name) {
 
 bool plain_only() {
   return plain;
+}
+
+Algorithm algorithm_for(const ConvProblem& p) {
+  if (plain_only() || !gemm::takes(p)) return Algorithm::kPlain;
+  // With a channel a group, a tile of the implicit GEMM would be empty but for a column.
+  if (p.groups > 1 && p.in_channels == 1) return Algorithm::kPlain;
+  return Algorithm::kImplicitGemm;
 }
 
 }  // namespace convbp::cuda

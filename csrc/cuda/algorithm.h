@@ -3,11 +3,18 @@
 
 #include <string>
 
+#include "../conv_problem.h"
+
 namespace convbp::cuda {
 
 // "auto" or "plain", in every thread of the process.
 std::string algorithm_setting();
 void set_algorithm(const std::string& name);
 bool plain_only();
+
+enum class Algorithm { kPlain, kImplicitGemm };
+
+// By the problem and the setting alone: not by the tensors, and not by the GPU.
+Algorithm algorithm_for(const ConvProblem&);
 
 }  // namespace convbp::cuda

@@ -2,10 +2,12 @@
 // nests of the CPU, in float64, rounded once. Values are whole numbers, so that sums are exact in
 // any order. Built with AddressSanitizer and UndefinedBehaviorSanitizer by the Makefile here.
 //
-//   kernels [problems] [seed] [family]   so many random problems for each family and element type
+//   kernels [problems] [seed] [family] [type]   so many random problems for each family and element
+//                                               type, or the named ones alone
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <functional>
 #include <limits>
 #include <memory>
 #include <stdexcept>
@@ -13,6 +15,7 @@
 #include <vector>
 
 #include "../../csrc/cuda/elementwise.h"
+#include "../../csrc/cuda/implicit_gemm.h"
 #include "../../csrc/cuda/plain.h"
 #include "../../csrc/cuda/pool.h"
 #include "../sanitize/tensor.h"
@@ -112,11 +115,14 @@ template <typename T>
 struct Operators {
   std::string name;
   bool (*takes)(const ConvProblem&);
-  void (*conv2d)(cuda::Context&, const ConvProblem&, View<const T>, View<const T>,
-                 const Epilogue<T>&, View<T>);
-  void (*input_grad)(cuda::Context&, const ConvProblem&, View<const T>, View<const T>, View<T>);
-  void (*weight_grad)(cuda::Context&, const ConvProblem&, View<const T>, View<const T>, View<T>,
-                      T*);
+  std::function<void(cuda::Context&, const ConvProblem&, View<const T>, View<const T>,
+                     const Epilogue<T>&, View<T>)>
+      conv2d;
+  std::function<void(cuda::Context&, const ConvProblem&, View<const T>, View<const T>, View<T>)>
+      input_grad;
+  std::function<void(cuda::Context&, const ConvProblem&, View<const T>, View<const T>, View<T>,
+                     T*)>
+      weight_grad;
 };
 
 template <typename T>
@@ -189,6 +195,233 @@ void try_plain(Random& random) {
   try_operators<T>(random, p,
                    {"plain", [](const ConvProblem&) { return true; }, &cuda::plain::conv2d<T>,
                     &cuda::plain::conv2d_input_grad<T>, &cuda::plain::conv2d_weight_grad<T>});
+}
+
+// --- implicit GEMM --------------------------------------------------------------------------
+
+// Sizes off the tiles, few enough of them for the time a fiber takes.
+ConvProblem random_gemm(Random& random) {
+  for (;;) {
+    ConvProblem p = sanitize::random_conv(random);
+    const auto channels = [&] { return random.one_of<int64_t>({1, 3, 5, 8, 17, 33, 64, 70, 130}); };
+    if (p.groups <= 3 && p.in_channels) p.in_channels = channels(), p.out_channels = channels();
+    const auto tiles = [&](int64_t pixels, int64_t columns, int64_t depth) {
+      return static_cast<double>(p.groups) * (p.batch * pixels / 64 + 1) * (columns / 64 + 1) *
+             (p.kernel[0] * p.kernel[1] * depth / 32 + 1);
+    };
+    const double all =
+        tiles(p.out_size[0] * p.out_size[1], p.out_channels, p.in_channels) +
+        tiles(p.in_size[0] * p.in_size[1], p.in_channels, p.out_channels) +
+        p.stride[0] * p.stride[1] * p.groups +
+        tiles(p.out_size[0] * p.out_size[1], p.out_channels, p.in_channels);
+    if (all < 150) return p;
+  }
+}
+
+template <typename T>
+Operators<T> gemm_with(const cuda::gemm::Options& options) {
+  return {options.tf32 ? "implicit GEMM, TF32," : "implicit GEMM", &cuda::gemm::takes,
+          [=](cuda::Context& context, const ConvProblem& p, View<const T> input,
+              View<const T> weight, const Epilogue<T>& epilogue, View<T> output) {
+            cuda::gemm::conv2d<T>(context, p, input, weight, epilogue, output, options);
+          },
+          [=](cuda::Context& context, const ConvProblem& p, View<const T> weight,
+              View<const T> delta, View<T> grad) {
+            cuda::gemm::conv2d_input_grad<T>(context, p, weight, delta, grad, options);
+          },
+          [=](cuda::Context& context, const ConvProblem& p, View<const T> input,
+              View<const T> delta, View<T> grad, T* bias_grad) {
+            cuda::gemm::conv2d_weight_grad<T>(context, p, input, delta, grad, bias_grad, options);
+          }};
+}
+
+cuda::gemm::Options any_options(Random& random, bool tf32) {
+  return {tf32, static_cast<int>(random.number(-1, 2))};
+}
+
+template <typename T>
+void try_gemm(Random& random) {
+  try_operators<T>(random, random_gemm(random), gemm_with<T>(any_options(random, false)));
+}
+
+void try_gemm_tf32(Random& random) {
+  try_operators<float>(random, random_gemm(random), gemm_with<float>(any_options(random, true)));
+}
+
+// |ours - exact| <= bound * (the same sum of absolute values); where the exact result is infinite
+// or NaN, ours is too.
+template <typename T>
+void expect_close(Tensor<T>& ours, Tensor<double>& exact, Tensor<double>& absolute,
+                  const Size& size, double bound, const std::string& what) {
+  ++comparisons;
+  each(ours, size, [&](T& mine, int64_t a, int64_t b, int64_t c, int64_t d) {
+    const double x = number(mine), y = exact.view().at(a, b, c, d);
+    const double allowed = bound * absolute.view().at(a, b, c, d);
+    const bool same = x == y || (x != x && y != y);
+    const bool right = std::isfinite(y) ? std::fabs(x - y) <= allowed : same;
+    if (!right)
+      throw std::runtime_error(what + ": " + std::to_string(x) + " instead of " +
+                               std::to_string(y) + ", off by " + std::to_string(std::fabs(x - y)) +
+                               ", allowed " + std::to_string(allowed));
+  });
+}
+
+// Numbers that are not whole, and one among them that is huge, infinite or NaN.
+template <typename T>
+void try_rounding(Random& random, bool tf32) {
+  const ConvProblem p = random_gemm(random);
+  if (!p.batch || !p.in_channels) return;
+  const Size of_input{p.batch, p.groups * p.in_channels, p.in_size[0], p.in_size[1]};
+  const Size of_weight{p.groups * p.out_channels, p.in_channels, p.kernel[0], p.kernel[1]};
+  const Size of_output{p.batch, of_weight[0], p.out_size[0], p.out_size[1]};
+  const auto fraction = [&](auto) {
+    return static_cast<T>(static_cast<float>(random.number(-1000000, 1000000)) / 1048576.f);
+  };
+  Tensor<T> input(of_input), weight(of_weight), delta(of_output), bias({1, 1, 1, of_weight[0]});
+  input.each(fraction), weight.each(fraction), delta.each(fraction), bias.each(fraction);
+  // In float16 what others call huge is infinite.
+  const float odd = random.one_of({0x1p126f, -INFINITY, INFINITY, NAN, 1e-40f});
+  input.view().data[random.number(0, input.count() - 1)] = static_cast<T>(odd);
+  delta.view().data[random.number(0, delta.count() - 1)] = static_cast<T>(odd);
+  const auto magnitude = [](Tensor<double>& tensor, const Size& size) {
+    Tensor<double> result(size);
+    each(result, size, [&](double& to, int64_t a, int64_t b, int64_t c, int64_t d) {
+      to = std::fabs(tensor.view().at(a, b, c, d));
+    });
+    return result;
+  };
+  Tensor<double> a = widened(input, of_input), w = widened(weight, of_weight);
+  Tensor<double> d = widened(delta, of_output), none(of_output);
+  Tensor<double> abs_a = magnitude(a, of_input), abs_w = magnitude(w, of_weight);
+  Tensor<double> abs_d = magnitude(d, of_output);
+  // Roundings: of K sums and products (and two of each factor, in TF32), and of the result.
+  const double unit = sizeof(T) == 8 ? 0x1p-53 : 0x1p-24;
+  const double of_result = std::is_same_v<T, BFloat16> ? 0x1p-8 : sizeof(T) == 2 ? 0x1p-11 : unit;
+  const auto bound = [&](int64_t depth) {
+    return 2 * (depth + 2) * unit + of_result + (tf32 ? 0x1p-10 : 0);
+  };
+  const std::string name = tf32 ? "TF32 " : "";
+  const auto ours = gemm_with<T>(any_options(random, tf32));
+  HostContext context(random);
+
+  Tensor<T> output(of_output);
+  Tensor<double> exact(of_output), absolute(of_output);
+  ours.conv2d(context, p, input.read(), weight.read(), {}, output.view());
+  reference::conv2d(p, a.read(), w.read(), nullptr, exact.view());
+  reference::conv2d(p, abs_a.read(), abs_w.read(), nullptr, absolute.view());
+  const bool narrow = sizeof(T) == 2;  // what is huge or tiny leaves the range of the result
+  if (!narrow || std::isnan(odd))
+    expect_close(output, exact, absolute, of_output,
+                 bound(p.in_channels * p.kernel[0] * p.kernel[1]), name + "conv2d");
+
+  Tensor<T> grad(of_input);
+  Tensor<double> exact_grad(of_input), absolute_grad(of_input);
+  ours.input_grad(context, p, weight.read(), delta.read(), grad.view());
+  reference::conv2d_input_grad(p, w.read(), d.read(), exact_grad.view());
+  reference::conv2d_input_grad(p, abs_w.read(), abs_d.read(), absolute_grad.view());
+  if (!narrow || std::isnan(odd))
+    expect_close(grad, exact_grad, absolute_grad, of_input,
+                 bound(p.out_channels * p.kernel[0] * p.kernel[1]), name + "conv2d_input_grad");
+
+  // An infinite delta meets the zeros of the padding, which makes NaN: only the bias gradient has
+  // one.
+  Tensor<double> bias_exact({1, 1, 1, of_weight[0]}), bias_absolute({1, 1, 1, of_weight[0]});
+  Tensor<double> weight_exact(of_weight), weight_absolute(of_weight);
+  Tensor<T> weight_grad(of_weight);
+  ours.weight_grad(context, p, input.read(), delta.read(), weight_grad.view(), bias.view().data);
+  reference::conv2d_weight_grad(p, a.read(), d.read(), weight_exact.view(),
+                                bias_exact.view().data);
+  reference::conv2d_weight_grad(p, abs_a.read(), abs_d.read(), weight_absolute.view(),
+                                bias_absolute.view().data);
+  const int64_t pixels = p.batch * p.out_size[0] * p.out_size[1];
+  if (!narrow || std::isnan(odd))
+    expect_close(bias, bias_exact, bias_absolute, {1, 1, 1, of_weight[0]},
+                 2 * (pixels + 2) * unit + of_result + (tf32 ? 0x1p-20 : 0),
+                 name + "conv2d_weight_grad, bias");
+  delta.each(fraction);
+  d = widened(delta, of_output), abs_d = magnitude(d, of_output);
+  ours.weight_grad(context, p, input.read(), delta.read(), weight_grad.view(), nullptr);
+  reference::conv2d_weight_grad(p, a.read(), d.read(), weight_exact.view(),
+                                bias_exact.view().data);
+  reference::conv2d_weight_grad(p, abs_a.read(), abs_d.read(), weight_absolute.view(),
+                                bias_absolute.view().data);
+  if (!narrow || std::isnan(odd))
+    expect_close(weight_grad, weight_exact, weight_absolute, of_weight, bound(pixels),
+                 name + "conv2d_weight_grad");
+}
+
+template <typename T>
+void try_gemm_rounding(Random& random) {
+  try_rounding<T>(random, false);
+}
+
+void try_gemm_rounding_tf32(Random& random) {
+  try_rounding<float>(random, true);
+}
+
+// Same bits: of a sample alone and in its batch, with any tile; of a weight gradient on any GPU.
+template <typename T>
+void try_invariance(Random& random, bool tf32) {
+  const ConvProblem p = random_gemm(random);
+  if (!p.batch || !cuda::gemm::takes(p)) return;
+  const Size of_input{p.batch, p.groups * p.in_channels, p.in_size[0], p.in_size[1]};
+  const Size of_weight{p.groups * p.out_channels, p.in_channels, p.kernel[0], p.kernel[1]};
+  const Size of_output{p.batch, of_weight[0], p.out_size[0], p.out_size[1]};
+  const auto fraction = [&](T) {
+    return static_cast<T>(static_cast<float>(random.number(-1000000, 1000000)) / 1048576.f);
+  };
+  Tensor<T> input(of_input, any_layout(random)), weight(of_weight, any_layout(random));
+  Tensor<T> delta(of_output, any_layout(random)), bias({1, 1, 1, of_weight[0]});
+  input.each(fraction), weight.each(fraction), delta.each(fraction), bias.each(fraction);
+  Epilogue<T> epilogue;
+  epilogue.bias = bias.read().data;
+  HostContext context(random), other(random);
+  const auto ours = gemm_with<T>(any_options(random, tf32));
+  const auto again = gemm_with<T>(any_options(random, tf32));
+
+  ConvProblem single = p;
+  single.batch = 1;
+  const int64_t sample = random.number(0, p.batch - 1);
+  const auto one = [&](auto view) {
+    view.data += sample * view.stride[0];
+    return view;
+  };
+  const Size of_one_input{1, of_input[1], of_input[2], of_input[3]};
+  const Size of_one_output{1, of_output[1], of_output[2], of_output[3]};
+  Tensor<T> outputs(of_output), output(of_one_output), part_of_outputs(of_one_output);
+  ours.conv2d(context, p, input.read(), weight.read(), epilogue, outputs.view());
+  again.conv2d(context, single, one(input.read()), weight.read(), epilogue, output.view());
+  each(part_of_outputs, of_one_output, [&](T& to, int64_t, int64_t b, int64_t c, int64_t d) {
+    to = outputs.view().at(sample, b, c, d);
+  });
+  expect_equal(output, part_of_outputs, of_one_output, ours.name + " conv2d of a sample");
+
+  Tensor<T> grads(of_input), grad(of_one_input), part_of_grads(of_one_input);
+  ours.input_grad(context, p, weight.read(), delta.read(), grads.view());
+  again.input_grad(context, single, weight.read(), one(delta.read()), grad.view());
+  each(part_of_grads, of_one_input, [&](T& to, int64_t, int64_t b, int64_t c, int64_t d) {
+    to = grads.view().at(sample, b, c, d);
+  });
+  expect_equal(grad, part_of_grads, of_one_input, ours.name + " conv2d_input_grad of a sample");
+
+  Tensor<T> weight_grad(of_weight), weight_grad_there(of_weight);
+  Tensor<T> bias_grad({1, 1, 1, of_weight[0]}), bias_grad_there({1, 1, 1, of_weight[0]});
+  ours.weight_grad(context, p, input.read(), delta.read(), weight_grad.view(),
+                   bias_grad.view().data);
+  ours.weight_grad(other, p, input.read(), delta.read(), weight_grad_there.view(),
+                   bias_grad_there.view().data);
+  expect_equal(weight_grad, weight_grad_there, of_weight, ours.name + " conv2d_weight_grad twice");
+  expect_equal(bias_grad, bias_grad_there, {1, 1, 1, of_weight[0]},
+               ours.name + " conv2d_weight_grad twice, bias");
+}
+
+template <typename T>
+void try_gemm_invariance(Random& random) {
+  try_invariance<T>(random, false);
+}
+
+void try_gemm_invariance_tf32(Random& random) {
+  try_invariance<float>(random, true);
 }
 
 // --- pools ----------------------------------------------------------------------------------
@@ -343,13 +576,21 @@ struct Family {
 
 const Family kFamilies[] = {
     CONVBP_FAMILY("plain", try_plain),
+    CONVBP_FAMILY("gemm", try_gemm),
+    {"gemm", "TF32", try_gemm_tf32},
+    CONVBP_FAMILY("gemm_rounding", try_gemm_rounding),
+    {"gemm_rounding", "TF32", try_gemm_rounding_tf32},
+    CONVBP_FAMILY("gemm_invariance", try_gemm_invariance),
+    {"gemm_invariance", "TF32", try_gemm_invariance_tf32},
     CONVBP_FAMILY("pools", try_pools),
     CONVBP_FAMILY("elementwise", try_elementwise),
 };
 
-int run(int64_t problems, uint64_t seed, const std::string& only) {
+int run(int64_t problems, uint64_t seed, const std::string& family_only,
+        const std::string& type_only) {
   for (const Family& family : kFamilies) {
-    if (!only.empty() && only != family.name) continue;
+    if (!family_only.empty() && family_only != family.name) continue;
+    if (!type_only.empty() && type_only != family.type) continue;
     for (int64_t i = 0; i < problems; ++i) {
       Random random(seed + i);
       try {
@@ -373,5 +614,5 @@ int run(int64_t problems, uint64_t seed, const std::string& only) {
 int main(int count, char** values) {
   const auto value = [&](int i, const char* fallback) { return i < count ? values[i] : fallback; };
   return convbp::check::run(std::atoll(value(1, "100")), std::strtoull(value(2, "0"), nullptr, 10),
-                            value(3, ""));
+                            value(3, ""), value(4, ""));
 }

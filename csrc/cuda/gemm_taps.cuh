@@ -1,0 +1,32 @@
+// Counting along the depth of a convolution.
+#pragma once
+
+#include "../host_device.h"
+#include "device.h"
+
+namespace convbp::cuda::gemm {
+
+// A number with three digits, of which the outermost has no limit: (row, column, unit) of a tap
+// and a unit of its channels, or (sample, row, column) of a pixel.
+struct Digits {
+  int outer, middle, inner;
+
+  __device__ static Digits of(int64_t number, int middles, int inners) {
+    const int64_t rest = number / inners;
+    return {static_cast<int>(rest / middles), static_cast<int>(rest % middles),
+            static_cast<int>(number % inners)};
+  }
+  __device__ void add(const Digits& step, int middles, int inners) {
+    inner += step.inner;
+    middle += step.middle;
+    outer += step.outer;
+    if (inner >= inners) inner -= inners, ++middle;
+    if (middle >= middles) middle -= middles, ++outer;
+  }
+};
+
+CONVBP_BOTH inline bool is_inside(int position, int size) {
+  return static_cast<unsigned>(position) < static_cast<unsigned>(size);
+}
+
+}  // namespace convbp::cuda::gemm

@@ -1,0 +1,242 @@
+// Starts the implicit GEMM: prepares the operands, chooses the tile, cuts the pixels into pieces.
+// The .cu files instantiate it, one for each element type.
+#pragma once
+
+#include <algorithm>
+#include <type_traits>
+#include <utility>
+
+#include "gemm_convolve.cuh"
+#include "gemm_pack.cuh"
+#include "gemm_weight_grad.cuh"
+#include "implicit_gemm.h"
+
+namespace convbp::cuda::gemm {
+
+inline int64_t ceil_div(int64_t a, int64_t b) {
+  return (a + b - 1) / b;
+}
+
+// --- shapes ---------------------------------------------------------------------------------
+
+// Calls body(Shape) with the first tile to whose rows and columns `choose` says yes; the last one
+// serves for all. The registers that each may take are in tests/test_cuda_build.py.
+template <typename Arithmetic, Innermost innermost, typename Choose, typename Body>
+void with_shape(bool elements, int tile, const Choose& choose, const Body& body) {
+  using T = typename Arithmetic::Element;
+  constexpr bool kTensorCores =
+      !std::is_same_v<Arithmetic, Float32Arithmetic> && !std::is_same_v<T, double>;
+  // Eight warps of 64x32 on tensor cores, of 32x64 otherwise; four for the smaller tiles.
+  constexpr int kDown = kTensorCores ? 2 : 4, kAcross = kTensorCores ? 4 : 2;
+  const auto wanted = [&](int number, int rows, int columns) {
+    return tile < 0 ? choose(rows, columns) : tile == number;
+  };
+  if (elements) return body(Shape<Arithmetic, 64, 64, 2, 2, true, innermost>());
+  if constexpr (!std::is_same_v<T, double>) {
+    if (wanted(0, 128, 128))
+      return body(Shape<Arithmetic, 128, 128, kDown, kAcross, false, innermost>());
+    if (wanted(1, 128, 64))
+      return body(Shape<Arithmetic, 128, 64, kDown, kAcross / 2, false, innermost>());
+  }
+  body(Shape<Arithmetic, 64, 64, 2, 2, false, innermost>());
+}
+
+template <typename T, typename Body>
+void with_arithmetic([[maybe_unused]] const Options& options, const Body& body) {
+  if constexpr (std::is_same_v<T, BFloat16>) return body(BFloat16Arithmetic());
+  if constexpr (std::is_same_v<T, Half>) return body(Float16Arithmetic());
+  if constexpr (std::is_same_v<T, double>) return body(Float64Arithmetic());
+  if constexpr (std::is_same_v<T, float>)
+    options.tf32 ? body(Tf32Arithmetic()) : body(Float32Arithmetic());
+}
+
+// --- operands -------------------------------------------------------------------------------
+
+// Are a group's channels so few that chunks of them would be padding for the most part?
+template <typename T>
+bool by_elements(int64_t channels) {
+  return channels <= 4 && channels % kPack<T>;
+}
+
+// Can whole chunks be read where the tensor is? What a dimension of size 1 has for a stride, nobody
+// reads by.
+template <typename T>
+bool in_chunks(const Operand<const T>& o, const PackSize& size) {
+  const auto whole = [](int64_t stride, int64_t count) {
+    return count == 1 || stride % kPack<T> == 0;
+  };
+  return reinterpret_cast<uintptr_t>(o.data) % 16 == 0 && size.channels == size.padded &&
+         o.channel == 1 && whole(o.group, size.groups) && whole(o.item, size.items) &&
+         whole(o.row, size.rows) && whole(o.pixel, size.pixels);
+}
+
+// The operand itself where it can be read in chunks, or its copy in scratch memory.
+template <typename T>
+Operand<const T> packed(Context& context, const Operand<const T>& source, int64_t groups,
+                        int64_t items, int64_t channels, int64_t rows, int64_t pixels) {
+  const PackSize size{
+      groups, items, channels, ceil_div(channels, kPack<T>) * kPack<T>, rows, pixels};
+  if (in_chunks(source, size)) return source;
+  const int64_t pixel = size.padded, row = pixels * pixel, item = rows * row, group = items * item;
+  T* const data = static_cast<T*>(context.scratch(groups * group * sizeof(T)));
+  launch(context, "pack", kernels::pack<T>, blocks_for(size.tiles() * kThreads, context), kThreads,
+         PackSize::kTile * (PackSize::kTile + 1) * sizeof(T), size, source,
+         Operand<T>{data, group, item, 1, row, pixel});
+  return {data, group, item, 1, row, pixel};
+}
+
+// --- the operators --------------------------------------------------------------------------
+
+// Fewer tiles than this leave a large GPU's multiprocessors idle. A constant, so that the choice
+// depends on the problem alone.
+constexpr int64_t kManyTiles = 256;
+
+template <typename T>
+void convolve(Context& context, Convolution<T> c, bool elements, const Epilogue<T>& epilogue,
+              bool channels_innermost, const Options& options) {
+  const auto results = [&](Spatial axis) {  // of the largest phase
+    return ceil_div(c.axis[axis].results, c.axis[axis].phases);
+  };
+  const int64_t pixels = c.batch * results(kHeight) * results(kWidth);
+  const int64_t parts = int64_t{c.groups} * c.axis[kHeight].phases * c.axis[kWidth].phases;
+  const auto blocks = [&](int64_t rows, int64_t columns) {
+    return parts * ceil_div(pixels, rows) * ceil_div(c.columns, columns);
+  };
+  with_arithmetic<T>(options, [&](auto arithmetic) {
+    with_shape<decltype(arithmetic), Innermost::kDepth>(
+        elements, options.tile,
+        [&](int rows, int columns) {
+          return blocks(rows, columns) >= kManyTiles && (columns == 64 || c.columns > 64);
+        },
+        [&](auto shape) {
+          using S = decltype(shape);
+          c.row_tiles = ceil_div(pixels, S::kRows);
+          c.column_tiles = ceil_div(c.columns, S::kColumns);
+          launch(context, "implicit GEMM", kernels::convolve<S>,
+                 dim3(static_cast<unsigned>(blocks(S::kRows, S::kColumns))), S::kThreads,
+                 kConvolveSharedBytes<S>, c, epilogue, channels_innermost);
+        });
+  });
+}
+
+template <typename T>
+void conv2d(Context& context, const ConvProblem& p, View<const T> input, View<const T> weight,
+            const Epilogue<T>& epilogue, View<T> output, const Options& options) {
+  const bool elements = by_elements<T>(p.in_channels);
+  Convolution<T> c{{Axis::of(p, kHeight, false), Axis::of(p, kWidth, false)},
+                   static_cast<int>(p.batch),
+                   static_cast<int>(p.groups),
+                   static_cast<int>(p.in_channels),
+                   static_cast<int>(p.out_channels),
+                   activations(input, p.in_channels),
+                   filters(weight, p.out_channels),
+                   activations(output, p.out_channels),
+                   0,
+                   0};
+  if (!elements) {
+    c.source = packed(context, c.source, p.groups, p.batch, p.in_channels, p.in_size[0],
+                      p.in_size[1]);
+    c.filter = packed(context, c.filter, p.groups, p.out_channels, p.in_channels, p.kernel[0],
+                      p.kernel[1]);
+  }
+  convolve(context, c, elements, epilogue, channels_innermost(output.stride), options);
+}
+
+template <typename T>
+void conv2d_input_grad(Context& context, const ConvProblem& p, View<const T> weight,
+                       View<const T> delta, View<T> input_grad, const Options& options) {
+  const bool elements = by_elements<T>(p.out_channels);
+  Convolution<T> c{{Axis::of(p, kHeight, true), Axis::of(p, kWidth, true)},
+                   static_cast<int>(p.batch),
+                   static_cast<int>(p.groups),
+                   static_cast<int>(p.out_channels),
+                   static_cast<int>(p.in_channels),
+                   activations(delta, p.out_channels),
+                   filters_transposed(weight, p.out_channels),
+                   activations(input_grad, p.in_channels),
+                   0,
+                   0};
+  if (!elements) {
+    c.source = packed(context, c.source, p.groups, p.batch, p.out_channels, p.out_size[0],
+                      p.out_size[1]);
+    c.filter = packed(context, c.filter, p.groups, p.in_channels, p.out_channels, p.kernel[0],
+                      p.kernel[1]);
+  }
+  convolve(context, c, elements, Epilogue<T>(), channels_innermost(input_grad.stride), options);
+}
+
+template <typename T>
+void conv2d_weight_grad(Context& context, const ConvProblem& p, View<const T> input,
+                        View<const T> delta, View<T> weight_grad, T* bias_grad,
+                        const Options& options) {
+  const bool elements = by_elements<T>(p.in_channels);
+  const int unit = elements ? 1 : kPack<T>;
+  WeightGrad<T> w{{Axis::of(p, kHeight, false), Axis::of(p, kWidth, false)},
+                  static_cast<int>(p.batch),
+                  static_cast<int>(p.groups),
+                  static_cast<int>(p.in_channels),
+                  static_cast<int>(p.out_channels),
+                  activations(input, p.in_channels),
+                  activations(delta, p.out_channels),
+                  static_cast<int>(p.kernel[0] * p.kernel[1] * ceil_div(p.in_channels, unit) *
+                                   unit),
+                  0,
+                  0,
+                  0,
+                  0,
+                  nullptr,
+                  nullptr};
+  const int64_t pixels = p.batch * p.out_size[0] * p.out_size[1];
+  const int64_t all_filters = p.groups * p.out_channels;
+  if (pixels) {
+    if (!elements)
+      w.input = packed(context, w.input, p.groups, p.batch, p.in_channels, p.in_size[0],
+                       p.in_size[1]);
+    w.delta = packed(context, w.delta, p.groups, p.batch, p.out_channels, p.out_size[0],
+                     p.out_size[1]);
+    with_arithmetic<T>(options, [&](auto arithmetic) {
+      with_shape<decltype(arithmetic), Innermost::kLength>(
+          elements, options.tile,
+          [&](int, int columns) {
+            return w.filters > 64 && (columns == 64 || w.columns > 64);
+          },
+          [&](auto shape) {
+            using S = decltype(shape);
+            using A = Accumulator<T>;
+            w.row_tiles = ceil_div(w.filters, S::kRows);
+            w.column_tiles = ceil_div(w.columns, S::kColumns);
+            // Enough blocks for a large GPU, each with a few tiles of pixels at least; and no sum
+            // in a register of more than 2^15 pixels, whose roundings would add up.
+            constexpr int64_t kFewTiles = 4, kMostTiles = (1 << 15) / S::kDepth;
+            const int64_t tiles = ceil_div(pixels, S::kDepth);
+            const int64_t wanted =
+                ceil_div(2 * kManyTiles, w.groups * w.row_tiles * w.column_tiles);
+            w.tiles_a_piece = static_cast<int>(
+                std::clamp(ceil_div(tiles, wanted), kFewTiles, kMostTiles));
+            w.pieces = static_cast<int>(ceil_div(tiles, w.tiles_a_piece));
+            w.partial = static_cast<A*>(
+                context.scratch(w.pieces * all_filters * w.columns * sizeof(A)));
+            if (bias_grad)
+              w.bias_partial =
+                  static_cast<A*>(context.scratch(w.pieces * all_filters * sizeof(A)));
+            launch(context, "implicit GEMM, weight gradient", kernels::weight_grad<S>,
+                   dim3(static_cast<unsigned>(w.groups * w.pieces * w.row_tiles *
+                                              w.column_tiles)),
+                   S::kThreads, S::kRingBytes, w);
+          });
+    });
+  }
+  const int64_t count = all_filters * (p.in_channels * p.kernel[0] * p.kernel[1] + 1);
+  launch(context, "add_pieces", kernels::add_pieces<T>, blocks_for(count, context), kThreads, 0, w,
+         unit, weight_grad, bias_grad);
+}
+
+#define CONVBP_INSTANTIATE_IMPLICIT_GEMM(T)                                                      \
+  template void conv2d(Context&, const ConvProblem&, View<const T>, View<const T>,               \
+                       const Epilogue<T>&, View<T>, const Options&);                             \
+  template void conv2d_input_grad(Context&, const ConvProblem&, View<const T>, View<const T>,    \
+                                  View<T>, const Options&);                                      \
+  template void conv2d_weight_grad(Context&, const ConvProblem&, View<const T>, View<const T>,   \
+                                   View<T>, T*, const Options&);
+
+}  // namespace convbp::cuda::gemm

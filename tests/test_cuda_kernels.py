@@ -1,0 +1,167 @@
+"""The CUDA kernels without a GPU (tests/cuda), and that this sees what is wrong.
+
+The program runs every kernel on random problems, a fiber for each thread, under sanitizers. Seeded
+bugs: a copy of csrc/ in which one thing is wrong has to make it fail.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+SHIM = ROOT / "tests" / "cuda"
+ORDERS = ("forward", "reversed")
+
+
+def make(out: Path, sources: Path) -> None:
+    compiler = os.environ.get("CXX", "g++")
+    if not (shutil.which("make") and shutil.which(compiler)):
+        pytest.skip(f"make and {compiler} are needed")
+    probe = subprocess.run(
+        [compiler, "-fsanitize=address,undefined", "-x", "c++", "-", "-o", os.devnull],
+        input="int main() {}", capture_output=True, text=True,
+    )  # fmt: skip
+    if probe.returncode:
+        pytest.skip(f"{compiler} does not link with the sanitizers: {probe.stderr[-200:]}")
+    include = Path(torch.__file__).parent / "include"
+    built = subprocess.run(
+        ["make", "-s", "-j2", "-C", str(SHIM), f"TORCH_INCLUDE={include}", f"CXX={compiler}",
+         f"OUT={out}", f"SOURCES={sources}", "build"],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert built.returncode == 0, built.stderr
+
+
+def run(out: Path, order: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(out / "kernels"), *arguments], env={**os.environ, "CONVBP_SHIM_ORDER": order},
+        capture_output=True, text=True,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def shim() -> Path:
+    out = ROOT / "build" / "cuda-shim"
+    make(out, ROOT / "csrc" / "cuda")
+    return out
+
+
+def test_nothing_is_wrong(shim: Path) -> None:
+    done = run(shim, "forward", "2")
+    assert done.returncode == 0, done.stderr
+    assert "all equal" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("order", ORDERS)
+def test_nothing_is_wrong_on_many_problems(shim: Path, order: str) -> None:
+    done = run(shim, order, "25", "1000")
+    assert done.returncode == 0, done.stderr
+    assert "all equal" in done.stdout
+
+
+class Bug(NamedTuple):
+    """``old`` is replaced by ``new`` in ``file``; seen by this family of problems."""
+
+    file: str
+    old: str
+    new: str
+    family: str = "gemm"
+    type: str = "bfloat16"
+
+
+BUGS = {
+    "no barrier in the main loop": Bug(
+        "gemm_shape.cuh", "2>();\n    barrier();\n", "2>();\n"
+    ),
+    "no barrier behind the main loop": Bug(
+        "gemm_shape.cuh", "wait_for_copies<0>();\n  barrier();\n", "wait_for_copies<0>();\n"
+    ),
+    "one group of copies not waited for": Bug(
+        "gemm_shape.cuh", "wait_for_copies<S::kStages - 2>", "wait_for_copies<S::kStages - 1>"
+    ),
+    "a tile overwritten while it is read": Bug(
+        "gemm_shape.cuh", "place == 0 ? S::kStages - 1 : place - 1", "place"
+    ),
+    "a reader without the swizzle": Bug(
+        "gemm_sums.cuh",
+        "load_matrices(a, tile.chunk(first + lane % 16, 2 * step + lane / 16))",
+        "load_matrices(a, tile.data + (first + lane % 16) * (depth / kPack<T>) + 2 * step + "
+        "lane / 16)",
+    ),
+    "fragments of a pair of columns exchanged": Bug(
+        "gemm_sums.cuh", "tile.chunk(16 * step + lane % 16, first / 8 + lane / 16)",
+        "tile.chunk(16 * step + lane % 16, first / 8 + 1 - lane / 16)",
+    ),
+    "TF32: depths that do not agree": Bug(
+        "gemm_sums.cuh", "tile.at(8 * step + lane % 4 * 2 + i % 2,",
+        "tile.at(8 * step + lane % 4 + i % 2 * 4,", type="TF32",
+    ),
+    "TF32: bias gradient of rounded deltas": Bug(
+        "gemm_sums.cuh", "    multiply(sum, rest, {kOne, kOne});\n", "",
+        family="gemm_rounding", type="TF32",
+    ),
+    "one filter too many": Bug("gemm_convolve.cuh", "channel >= c.columns", "channel > c.columns"),
+    "one pixel too many": Bug(
+        "gemm_weight_grad.cuh", "has_pixel = input_pixel_ < pixels_",
+        "has_pixel = input_pixel_ <= pixels_",
+    ),
+    "one row of the input too many": Bug(
+        "gemm_taps.cuh", "static_cast<unsigned>(position) < static_cast<unsigned>(size)",
+        "static_cast<unsigned>(position) <= static_cast<unsigned>(size)",
+    ),
+    "the end of a row of pixels forgotten": Bug(
+        "gemm_taps.cuh", "if (middle >= middles) middle -= middles, ++outer;", ""
+    ),
+    "the wrong phase of a strided input gradient": Bug(
+        "gemm_operand.h", "(number + pad - first * dilation) % stride",
+        "(number + pad - first * dilation + 1) % stride",
+    ),
+    "a phase's sources shifted": Bug(
+        "gemm_operand.h", "met ? (number + pad - first * dilation) / stride : 0", "0"
+    ),
+    "a piece left out": Bug(
+        "gemm_weight_grad.cuh",
+        "for (int piece = 0; piece < w.pieces; ++piece) sum += partial[",
+        "for (int piece = 0; piece + 1 < std::max(w.pieces, 2); ++piece) sum += partial[",
+    ),
+    "bias added twice": Bug("epilogue.h", "if (bias) sum +=", "if (bias) sum += 2 *"),
+    "the pre-activation after the activation": Bug(
+        "epilogue.h", "static_cast<T>(sum);\n", "static_cast<T>(activation.value(sum));\n"
+    ),
+    "padding of channels not zero": Bug(
+        "gemm_pack.cuh", "if (channel < size.channels &&", "if (channel < size.padded &&"
+    ),
+    "float64: columns of two lanes exchanged": Bug(
+        "gemm_sums.cuh", "lane + i * lanes", "(lane ^ 1) + i * lanes", type="float64"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BUGS)
+def test_a_bug_is_noticed(shim: Path, tmp_path: Path, name: str) -> None:
+    bug = BUGS[name]
+    sources = tmp_path / "csrc"
+    shutil.copytree(ROOT / "csrc", sources)
+    file = sources / "cuda" / bug.file
+    text = file.read_text()
+    assert text.count(bug.old) == 1, f"{bug.file} says {text.count(bug.old)} times: {bug.old}"
+    file.write_text(text.replace(bug.old, bug.new))
+    # What the bug does not concern has not to be compiled again: copied now, it is newer.
+    out = tmp_path / "out"
+    shutil.copytree(shim, out, copy_function=shutil.copy)
+    element = "float32" if bug.type == "TF32" else bug.type
+    (out / f"implicit_gemm_{element}.o").unlink()
+    (out / "kernels").unlink()
+    make(out, sources / "cuda")
+    runs = [run(out, order, "12", "0", bug.family, bug.type) for order in ORDERS]
+    assert any(done.returncode for done in runs), runs[0].stdout
+    print(f"{name}: {next(done.stderr for done in runs if done.returncode)[-300:]}")
