@@ -68,18 +68,16 @@ CONVBP_TARGET void transform_input(const Winograd& p, const TileExtent& e, const
 template <int kTileRows, bool kAdd>
 CONVBP_TARGET void multiply_rows(const float* rows, int64_t apart, int64_t step, const float* lane,
                                  int64_t count, float* product, int64_t product_apart) {
-  Vector acc[kTileRows][kVectors] = {};
+  TileRow<float, 2 * kVectors> acc[kTileRows] = {};
   const float* row[kTileRows];
 #pragma GCC unroll 16
   for (int i = 0; i < kTileRows; ++i) row[i] = rows + i * apart;
-  accumulate<false, float>(acc, row, step, lane, count);
+  accumulate<false>(acc, row, step, lane, count);
 #pragma GCC unroll 16
-  for (int i = 0; i < kTileRows; ++i)
-#pragma GCC unroll 2
-    for (int v = 0; v < kVectors; ++v) {
-      Vector& to = vector_at(product + i * product_apart + v * kLanes);
-      to = kAdd ? to + acc[i][v] : acc[i][v];
-    }
+  for (int i = 0; i < kTileRows; ++i) {
+    if constexpr (kAdd) acc[i].add(TileRow<float, 2 * kVectors>::at(product + i * product_apart));
+    acc[i].store(product + i * product_apart);
+  }
 }
 
 template <bool kAdd>
