@@ -43,17 +43,6 @@ Table<T, Accumulator<T>> table() {
   return CONVBP_IN_BEST_ISA(make_table<T, Accumulator<T>>());
 }
 
-// The lanes of a block that leave the fewest empty; of those the most, up to two and a half vectors.
-template <typename T, typename Acc>
-int64_t lane_block(const Table<T, Acc>& kernels, int64_t lanes) {
-  if (kernels.vector_bytes < 64) return convbp::lane_block(lanes, kernels.lanes());
-  const int64_t half = kernels.lanes() / 2;
-  int64_t best = 5 * half;
-  for (int64_t block = best - half; block > 0; block -= half)
-    if (divide_up(lanes, block) * block < divide_up(lanes, best) * best) best = block;
-  return best;
-}
-
 // The kernels for lane blocks of the width that c has.
 template <typename T, typename Acc>
 LaneKernels<T, Acc> kernels_for(const Table<T, Acc>& kernels, const TapConv& c) {
@@ -128,7 +117,7 @@ void run_tap_conv(const ConvProblem& p, Phases h, Phases w, View<const T> source
     conv.pairs = true;
     c.reduce = divide_up(c.reduce, 2);
   } else if (!c.depthwise) {
-    c.block = lane_block(kernels, c.lanes);
+    c.block = fitting_lane_block(c.lanes, kernels.lanes(), kernels.vector_bytes);
   }
   const bool short_sums = kernels.short_sums && !conv.planes && !conv.pairs && !c.depthwise &&
                           result.stride[1] == 1 && c.reduce * c.taps() <= kShortSum &&
@@ -206,7 +195,8 @@ void conv2d_weight_grad(const ConvProblem& p, View<const T> input, View<const T>
   const auto kernels = table<T>();
   TapConv tap = make_tap_conv(p, forward_axis(p, kHeight), forward_axis(p, kWidth), p.in_channels,
                               p.out_channels, kernels.lanes());
-  if (!tap.depthwise) tap.block = lane_block(kernels, tap.lanes);
+  if (!tap.depthwise)
+    tap.block = fitting_lane_block(tap.lanes, kernels.lanes(), kernels.vector_bytes);
   const WeightGrad plan = plan_weight_grad(std::move(tap), sizeof(Acc));
   const Scratch sums_block =
       Scratch::take<Acc>(ScratchName::kPartial, plan.tasks() * plan.sums_a_task());

@@ -128,11 +128,11 @@ CONVBP_INLINE void store_lanes(const Acc* sums, int64_t lanes, T* to) {
 }
 
 #if defined(CONVBP_BF16_PAIRS)
-// accumulate(), where numbers are pairs of bfloat16: a pixel's in `row`, a lane's in `lane`.
+// accumulate(), where numbers are pairs of bfloat16.
 template <int kTileRows, int kHalves>
 CONVBP_INLINE void accumulate_pairs(TileRow<float, kHalves> (&acc)[kTileRows],
-                                    const float* const (&row)[kTileRows], const float* lane,
-                                    int64_t count) {
+                                    const float* rows, const int64_t (&offset)[kTileRows],
+                                    const float* lane, int64_t count) {
   static_assert(kHalves % 2 == 0);
   constexpr int kVectors = kHalves / 2;
   typedef int Bits __attribute__((may_alias));
@@ -144,7 +144,7 @@ CONVBP_INLINE void accumulate_pairs(TileRow<float, kHalves> (&acc)[kTileRows],
 #pragma GCC unroll 16
     for (int i = 0; i < kTileRows; ++i) {
       const auto pair =
-          (__m512bh)_mm512_set1_epi32(*reinterpret_cast<const Bits*>(row[i] + q));
+          (__m512bh)_mm512_set1_epi32(*reinterpret_cast<const Bits*>(rows + offset[i] + q));
 #pragma GCC unroll 2
       for (int v = 0; v < kVectors; ++v)
         acc[i].whole[v] =
@@ -165,17 +165,20 @@ CONVBP_TARGET void sum_pixels(const std::vector<Run>& runs, const Acc* patch, co
   TileRow<Acc, kHalves> acc[kTileRows];
 #pragma GCC unroll 16
   for (int i = 0; i < kTileRows; ++i) acc[i] = TileRow<Acc, kHalves>::at(bias);
-  for (const Run& run : runs) {
-    const Acc* row[kTileRows];
+  int64_t offset[kTileRows];
 #pragma GCC unroll 16
-    for (int i = 0; i < kTileRows; ++i) row[i] = patch + places[i].in_patch + run.start;
+  for (int i = 0; i < kTileRows; ++i) offset[i] = places[i].in_patch - places[0].in_patch;
+  patch += places[0].in_patch;
+  constexpr int64_t kLanes = TileRow<Acc, kHalves>::kLanes;
+  for (const Run& run : runs) {
 #if defined(CONVBP_BF16_PAIRS)
     if constexpr (kProduct == Product::kPairs)
-      accumulate_pairs(acc, row, weight, run.length);
+      accumulate_pairs(acc, patch + run.start, offset, weight, run.length);
     else
 #endif
-      accumulate<kProduct == Product::kDepthwise>(acc, row, 1, weight, run.length);
-    weight += run.length * TileRow<Acc, kHalves>::kLanes;
+      accumulate<kProduct == Product::kDepthwise>(acc, patch + run.start, offset, 1, weight, kLanes,
+                                                  run.length);
+    weight += run.length * kLanes;
   }
 #pragma GCC unroll 16
   for (int i = 0; i < kTileRows; ++i) acc[i].store(sums[i]);

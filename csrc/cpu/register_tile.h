@@ -71,14 +71,25 @@ struct TileRow {
     if constexpr (kOdd) half += x.half;
   }
   CONVBP_INLINE void add_product(Acc factor, const TileRow& x) {
+    const auto all = factor - typename Simd<Acc>::Vector{};
 #pragma GCC unroll 4
-    for (int v = 0; v < kWhole; ++v) whole[v] += factor * x.whole[v];
-    if constexpr (kOdd) half += factor * x.half;
+    for (int v = 0; v < kWhole; ++v) whole[v] += all * x.whole[v];
+    if constexpr (kOdd && kWhole > 0)  // read once, for both widths
+      half += lower_half(all, std::make_integer_sequence<int, Simd<Acc>::kLanes / 2>()) * x.half;
+    else if constexpr (kOdd)
+      half += factor * x.half;
   }
   CONVBP_INLINE void add_product(const TileRow& y, const TileRow& x) {
 #pragma GCC unroll 4
     for (int v = 0; v < kWhole; ++v) whole[v] += y.whole[v] * x.whole[v];
     if constexpr (kOdd) half += y.half * x.half;
+  }
+
+ private:
+  template <int... kLane>
+  CONVBP_INLINE static Half lower_half(typename Simd<Acc>::Vector x,
+                                       std::integer_sequence<int, kLane...>) {
+    return __builtin_shufflevector(x, x, kLane...);
   }
 };
 // Rows of a register tile that has so many half vectors a row.
