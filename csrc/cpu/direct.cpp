@@ -31,6 +31,7 @@ constexpr int64_t kWeightGradTasks = 32;
 // So many rows of sums stay in the second-level cache, of as many lanes as a task has: few rows and
 // many lanes, since delta is the smaller side to read again.
 constexpr int64_t kWeightGradRows = 320;
+constexpr int64_t kWeightGradLanes = 128;
 constexpr int64_t kWeightGradBytes = 16 * 1024 * 1024;
 
 template <typename T>
@@ -42,9 +43,11 @@ Table<T, Accumulator<T>> table() {
   return CONVBP_IN_BEST_ISA(make_table<T, Accumulator<T>>());
 }
 
+// The kernels for lane blocks of the width that c has.
 template <typename T, typename Acc>
-bool is_wide(const Table<T, Acc>& kernels, const TapConv& c) {
-  return c.block * static_cast<int64_t>(sizeof(Acc)) > kernels.vector_bytes;
+LaneKernels<T, Acc> kernels_for(const Table<T, Acc>& kernels, const TapConv& c) {
+  const int64_t halves = 2 * c.block / kernels.lanes();
+  return c.depthwise ? kernels.depthwise[halves > 2] : kernels.kernels(halves);
 }
 
 // Chooses tiles so that a patch of so many channels, plus `extra` numbers a pixel, fits into so
@@ -113,6 +116,8 @@ void run_tap_conv(const ConvProblem& p, Phases h, Phases w, View<const T> source
   } else if (kernels.pack_pairs && !c.depthwise) {
     conv.pairs = true;
     c.reduce = divide_up(c.reduce, 2);
+  } else if (!c.depthwise) {
+    c.block = fitting_lane_block(c.lanes, kernels.lanes(), kernels.vector_bytes);
   }
   const bool short_sums = kernels.short_sums && !conv.planes && !conv.pairs && !c.depthwise &&
                           result.stride[1] == 1 && c.reduce * c.taps() <= kShortSum &&
@@ -129,11 +134,10 @@ void run_tap_conv(const ConvProblem& p, Phases h, Phases w, View<const T> source
   parallel_for(blocks, [&](int64_t begin, int64_t end) {
     pack_weight(conv, weight.data, strides, packed, begin, end);
   });
-  const bool wide = is_wide(kernels, c);
-  const auto tap_conv = conv.pairs    ? kernels.pairs[wide]
+  const auto tap_conv = conv.pairs    ? kernels.pairs[c.block > kernels.lanes()]
                         : conv.planes ? kernels.planes(c.block)
                         : short_sums  ? kernels.short_sums
-                                      : kernels.tap_conv[c.depthwise][wide];
+                                      : kernels_for(kernels, c).tap_conv;
   parallel_for(c.tasks(), [&](int64_t begin, int64_t end) {
     tap_conv(conv, source, packed, epilogue, result, begin, end);
   });
@@ -149,6 +153,10 @@ WeightGrad plan_weight_grad(TapConv tap, int64_t element_bytes) {
       c.depthwise ? c.reduce
                   : std::min(std::max<int64_t>(1, c.reduce),
                              kPanel * balanced_tile(divide_up(c.reduce, kPanel), panels));
+  const auto set_lanes = [&](int64_t most) {
+    plan.lanes_a_task = std::max<int64_t>(1, most / c.block) * c.block;
+  };
+  set_lanes(kWeightGradLanes);
   choose_tiles(c, kPatchBytes, element_bytes, plan.channels_a_task,
                std::min(c.lanes, plan.lanes_a_task));
   const auto cut = [&] {
@@ -157,8 +165,8 @@ WeightGrad plan_weight_grad(TapConv tap, int64_t element_bytes) {
                      kWeightGradBytes / (plan.parts() * plan.sums_a_task() * element_bytes)}));
   };
   cut();
-  while (plan.tasks() < kWeightGradTasks / 2 && plan.lanes_a_task > 32) {
-    plan.lanes_a_task /= 2;
+  while (plan.tasks() < kWeightGradTasks / 2 && plan.lanes_a_task > c.block) {
+    set_lanes(plan.lanes_a_task / 2);
     cut();
   }
   return plan;
@@ -185,15 +193,16 @@ void conv2d_weight_grad(const ConvProblem& p, View<const T> input, View<const T>
                         View<T> weight_grad, T* bias_grad) {
   using Acc = Accumulator<T>;
   const auto kernels = table<T>();
-  const WeightGrad plan = plan_weight_grad(
-      make_tap_conv(p, forward_axis(p, kHeight), forward_axis(p, kWidth), p.in_channels,
-                         p.out_channels, kernels.lanes()),
-      sizeof(Acc));
+  TapConv tap = make_tap_conv(p, forward_axis(p, kHeight), forward_axis(p, kWidth), p.in_channels,
+                              p.out_channels, kernels.lanes());
+  if (!tap.depthwise)
+    tap.block = fitting_lane_block(tap.lanes, kernels.lanes(), kernels.vector_bytes);
+  const WeightGrad plan = plan_weight_grad(std::move(tap), sizeof(Acc));
   const Scratch sums_block =
       Scratch::take<Acc>(ScratchName::kPartial, plan.tasks() * plan.sums_a_task());
   Acc* const sums = sums_block.data<Acc>();
   const TapConv& c = plan.tap;
-  const auto kernel = kernels.weight_grad[c.depthwise][is_wide(kernels, c)];
+  const auto kernel = kernels_for(kernels, c).weight_grad;
   parallel_for(plan.tasks(), [&](int64_t begin, int64_t end) {
     kernel(plan, input, delta, bias_grad != nullptr, sums, begin, end);
   });

@@ -3,7 +3,8 @@
 // What is computed stands in plain.h. How: a task packs the patch it needs, then
 //
 //   register tile    kRows rows x 2 vectors of lanes (12 accumulators of 16 registers, 24 of 32);
-//                    kRows / 2 x 4 where sums are short: fewer rows to find, whole pixels to write
+//                    kRows / 2 x 4 where sums are short: fewer rows to find, whole pixels to write;
+//                    half vectors more or less where they leave fewer lanes empty: 8 x 2.5 for 40
 //   inner loop       one or two vector loads, kRows broadcasts, 2 * kRows fused multiply-adds
 //   tap convolution  rows are pixels, lanes are the computed channels, the sum runs over
 //                    taps and channels: all in registers, stored once with bias and activation
@@ -116,24 +117,24 @@ CONVBP_TARGET void pack_weight(const DirectConv& conv, const T* weight, const We
   }
 }
 
-template <int kBlock, typename T, typename Acc>
+template <int kHalves, typename T, typename Acc>
 CONVBP_INLINE void store_lanes(const Acc* sums, int64_t lanes, T* to) {
   if constexpr (std::is_same_v<T, Acc>)
-    if (lanes == kBlock) {
-#pragma GCC unroll 4
-      for (int lane = 0; lane < kBlock; lane += Simd<Acc>::kLanes)
-        vector_at(to + lane) = vector_at(sums + lane);
+    if (lanes == TileRow<Acc, kHalves>::kLanes) {
+      TileRow<Acc, kHalves>::at(sums).store(to);
       return;
     }
   for (int64_t lane = 0; lane < lanes; ++lane) to[lane] = store<T>(sums[lane]);
 }
 
 #if defined(CONVBP_BF16_PAIRS)
-// accumulate(), where numbers are pairs of bfloat16: a pixel's in `row`, a lane's in `lane`.
-template <int kTileRows, int kVectors>
-CONVBP_INLINE void accumulate_pairs(Simd<float>::Vector (&acc)[kTileRows][kVectors],
-                                    const float* const (&row)[kTileRows], const float* lane,
-                                    int64_t count) {
+// accumulate(), where numbers are pairs of bfloat16.
+template <int kTileRows, int kHalves>
+CONVBP_INLINE void accumulate_pairs(TileRow<float, kHalves> (&acc)[kTileRows],
+                                    const float* rows, const int64_t (&offset)[kTileRows],
+                                    const float* lane, int64_t count) {
+  static_assert(kHalves % 2 == 0);
+  constexpr int kVectors = kHalves / 2;
   typedef int Bits __attribute__((may_alias));
   for (int64_t q = 0; q < count; ++q, lane += kVectors * Simd<float>::kLanes) {
     __m512bh x[kVectors];
@@ -143,10 +144,11 @@ CONVBP_INLINE void accumulate_pairs(Simd<float>::Vector (&acc)[kTileRows][kVecto
 #pragma GCC unroll 16
     for (int i = 0; i < kTileRows; ++i) {
       const auto pair =
-          (__m512bh)_mm512_set1_epi32(*reinterpret_cast<const Bits*>(row[i] + q));
+          (__m512bh)_mm512_set1_epi32(*reinterpret_cast<const Bits*>(rows + offset[i] + q));
 #pragma GCC unroll 2
       for (int v = 0; v < kVectors; ++v)
-        acc[i][v] = (Simd<float>::Vector)_mm512_dpbf16_ps((__m512)acc[i][v], x[v], pair);
+        acc[i].whole[v] =
+            (Simd<float>::Vector)_mm512_dpbf16_ps((__m512)acc[i].whole[v], x[v], pair);
     }
   }
 }
@@ -157,52 +159,44 @@ CONVBP_INLINE void accumulate_pairs(Simd<float>::Vector (&acc)[kTileRows][kVecto
 enum class Product { kNumbers, kDepthwise, kPairs };
 
 // The sums of kTileRows pixels over all taps, with bias: one register tile.
-template <int kTileRows, Product kProduct, typename Acc, int kVectors>
+template <int kTileRows, Product kProduct, typename Acc, int kHalves>
 CONVBP_TARGET void sum_pixels(const std::vector<Run>& runs, const Acc* patch, const Place* places,
                               const Acc* weight, const Acc* bias, Acc* const* sums) {
-  using Vector = typename Simd<Acc>::Vector;
-  constexpr int kLanes = Simd<Acc>::kLanes, kBlock = kVectors * kLanes;
-  Vector acc[kTileRows][kVectors];
+  TileRow<Acc, kHalves> acc[kTileRows];
 #pragma GCC unroll 16
-  for (int i = 0; i < kTileRows; ++i)
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) acc[i][v] = vector_at(bias + v * kLanes);
+  for (int i = 0; i < kTileRows; ++i) acc[i] = TileRow<Acc, kHalves>::at(bias);
+  int64_t offset[kTileRows];
+#pragma GCC unroll 16
+  for (int i = 0; i < kTileRows; ++i) offset[i] = places[i].in_patch - places[0].in_patch;
+  patch += places[0].in_patch;
+  constexpr int64_t kLanes = TileRow<Acc, kHalves>::kLanes;
   for (const Run& run : runs) {
-    const Acc* row[kTileRows];
-#pragma GCC unroll 16
-    for (int i = 0; i < kTileRows; ++i) row[i] = patch + places[i].in_patch + run.start;
 #if defined(CONVBP_BF16_PAIRS)
     if constexpr (kProduct == Product::kPairs)
-      accumulate_pairs(acc, row, weight, run.length);
+      accumulate_pairs(acc, patch + run.start, offset, weight, run.length);
     else
 #endif
-      accumulate<kProduct == Product::kDepthwise>(acc, row, 1, weight, run.length);
-    weight += run.length * kBlock;
+      accumulate<kProduct == Product::kDepthwise>(acc, patch + run.start, offset, 1, weight, kLanes,
+                                                  run.length);
+    weight += run.length * kLanes;
   }
 #pragma GCC unroll 16
-  for (int i = 0; i < kTileRows; ++i)
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) vector_at(sums[i] + v * kLanes) = acc[i][v];
+  for (int i = 0; i < kTileRows; ++i) acc[i].store(sums[i]);
 }
 
-template <Product kProduct, typename Acc, int kVectors>
+template <Product kProduct, typename Acc, int kHalves>
 struct SumPixels {
   template <int kTileRows>
-  static constexpr auto kFunction = &sum_pixels<kTileRows, kProduct, Acc, kVectors>;
+  static constexpr auto kFunction = &sum_pixels<kTileRows, kProduct, Acc, kHalves>;
 };
 
 constexpr int64_t kNearWeights = 16 * 1024;
 
-// Rows of a register tile of so many vectors.
-constexpr int tile_rows(int vectors) {
-  return vectors == 4 ? kRows / 2 : kRows;
-}
-
-template <typename T, typename Acc, int kVectors, Product kProduct>
+template <typename T, typename Acc, int kHalves, Product kProduct>
 CONVBP_TARGET void tap_conv_tasks(const DirectConv& conv, View<const T> source, const void* packed,
                                   const Epilogue<T>& epilogue, View<T> result, int64_t begin,
                                   int64_t end) {
-  constexpr int kBlock = kVectors * Simd<Acc>::kLanes, kTileRows = tile_rows(kVectors);
+  constexpr int kBlock = TileRow<Acc, kHalves>::kLanes, kTileRows = tile_rows(kHalves);
   const TapConv& c = conv.tap;
   const int64_t blocks_a_task = divide_up(c.blocks(), c.lane_split);
   const Scratch patch_block = Scratch::take<Acc>(
@@ -268,12 +262,12 @@ CONVBP_TARGET void tap_conv_tasks(const DirectConv& conv, View<const T> source, 
         if constexpr (std::is_same_v<T, Acc>)
           if (in_place && lanes == kBlock) at[i] = result.data + to + pixels[i].in_result;
       }
-      tile_function<SumPixels<kProduct, Acc, kVectors>, kTileRows>(count)(
+      tile_function<SumPixels<kProduct, Acc, kHalves>, kTileRows>(count)(
           runs[phase], patch, pixels, weight, &bias[block * kBlock], at);
       if (at[0] != sums[0]) return;
       const auto put = [&](T* data) CONVBP_TARGET {
         for (int64_t i = 0; i < count; ++i)
-          store_lanes<kBlock>(sums[i], lanes, data + to + pixels[i].in_result);
+          store_lanes<kHalves>(sums[i], lanes, data + to + pixels[i].in_result);
       };
       if (epilogue.pre_activation) put(epilogue.pre_activation);
       epilogue.activation.apply(&sums[0][0], count * kBlock);
@@ -320,41 +314,39 @@ struct Pixels {
 
 // What lines of pixels [first, last) of a tile (those of all its images, `rows` each, counted
 // through) add to kTileRows rows of a lane block of the weight gradient.
-template <int kTileRows, bool kDepthwise, typename Acc, int kVectors>
+template <int kTileRows, bool kDepthwise, typename Acc, int kHalves>
 CONVBP_TARGET void add_to_rows(int64_t first, int64_t last, int64_t rows, int64_t columns,
                                const Pixels<Acc>& patch, const int64_t* row_offset,
                                const Pixels<Acc>& delta, Acc* sums, int64_t sums_a_row) {
-  using Vector = typename Simd<Acc>::Vector;
-  constexpr int kLanes = Simd<Acc>::kLanes;
   int64_t offset[kTileRows];
 #pragma GCC unroll 16
   for (int i = 0; i < kTileRows; ++i) offset[i] = row_offset[i];
-  Vector acc[kTileRows][kVectors] = {};
+  TileRow<Acc, kHalves> acc[kTileRows] = {};
   for (int64_t line = first; line < last; ++line) {
     const int64_t b = line / rows, h = line % rows;
     accumulate<kDepthwise>(acc, patch.start + b * patch.image + h * patch.row, offset, patch.column,
                            delta.start + b * delta.image + h * delta.row, delta.column, columns);
   }
 #pragma GCC unroll 16
-  for (int i = 0; i < kTileRows; ++i)
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v)
-      vector_at(sums + i * sums_a_row + v * kLanes) += acc[i][v];
+  for (int i = 0; i < kTileRows; ++i) {
+    acc[i].add(TileRow<Acc, kHalves>::at(sums + i * sums_a_row));
+    acc[i].store(sums + i * sums_a_row);
+  }
 }
 
-template <bool kDepthwise, typename Acc, int kVectors>
+template <bool kDepthwise, typename Acc, int kHalves>
 struct AddToRows {
   template <int kTileRows>
-  static constexpr auto kFunction = &add_to_rows<kTileRows, kDepthwise, Acc, kVectors>;
+  static constexpr auto kFunction = &add_to_rows<kTileRows, kDepthwise, Acc, kHalves>;
 };
 
 // A chunk's share of some channels and lanes of the weight gradient: its sums, [row][lane], are
 // added up tile by tile; the last row is the bias gradient's.
-template <typename T, typename Acc, int kVectors, bool kDepthwise>
+template <typename T, typename Acc, int kHalves, bool kDepthwise>
 CONVBP_TARGET void weight_grad_tasks(const WeightGrad& p, View<const T> input, View<const T> delta,
                                      bool with_bias, Acc* sums, int64_t begin, int64_t end) {
-  using Vector = typename Simd<Acc>::Vector;
-  constexpr int kLanes = Simd<Acc>::kLanes, kBlock = kVectors * kLanes;
+  using Row = TileRow<Acc, kHalves>;
+  constexpr int kBlock = Row::kLanes, kTileRows = tile_rows(kHalves);
   const TapConv& c = p.tap;
   const int64_t most_pixels = c.batch_tile * c.h.tile * c.w.tile;
   const int64_t most_patch = patch_size(c, c.batch_tile, c.h.tile, c.w.tile, p.panel());
@@ -429,10 +421,10 @@ CONVBP_TARGET void weight_grad_tasks(const WeightGrad& p, View<const T> input, V
 
       // Few pixels at a time: they are read again for each row, from the first-level cache.
       const int64_t lines = e.images * e.rows, step = divide_up(kNearPixels, e.columns);
-      const int64_t rows_at_once = balanced_tile(rows, kRows);
+      const int64_t rows_at_once = balanced_tile(rows, kTileRows);
       for (int64_t line = 0; line < lines; line += step)
         for (int64_t row0 = 0; row0 < rows; row0 += rows_at_once) {
-          const auto add = tile_function<AddToRows<kDepthwise, Acc, kVectors>>(
+          const auto add = tile_function<AddToRows<kDepthwise, Acc, kHalves>, kTileRows>(
               std::min(rows_at_once, rows - row0));
           for (int64_t lane = 0; lane < lanes; lane += kBlock)
             add(line, std::min(line + step, lines), e.rows, e.columns, patch_pixels,
@@ -443,19 +435,34 @@ CONVBP_TARGET void weight_grad_tasks(const WeightGrad& p, View<const T> input, V
       if (with_bias && channel_task == 0)
         for (int64_t lane = 0; lane < lanes; lane += kBlock) {
           const Pixels<Acc> block = delta_of(lane);
-          Vector acc[kVectors] = {};
+          Row sum = {};
           for (int64_t line = 0; line < lines; ++line)
             for (int64_t w = 0; w < e.columns; ++w)
-#pragma GCC unroll 4
-              for (int v = 0; v < kVectors; ++v)
-                acc[v] += vector_at(block.start + line / e.rows * block.image +
-                                    line % e.rows * block.row + w * block.column + v * kLanes);
+              sum.add(Row::at(block.start + line / e.rows * block.image +
+                              line % e.rows * block.row + w * block.column));
           Acc* const to = task_sums + rows * p.sums_a_row() + lane;
-#pragma GCC unroll 4
-          for (int v = 0; v < kVectors; ++v) vector_at(to + v * kLanes) += acc[v];
+          sum.add(Row::at(to));
+          sum.store(to);
         }
     }
   }
+}
+
+template <typename T, typename Acc, int kHalves>
+constexpr LaneKernels<T, Acc> lane_kernels() {
+  return {&tap_conv_tasks<T, Acc, kHalves, Product::kNumbers>,
+          &weight_grad_tasks<T, Acc, kHalves, false>};
+}
+
+// Half vectors where they cost half.
+template <typename T, typename Acc>
+LaneKernels<T, Acc> kernels_of(int64_t halves) {
+  if constexpr (CONVBP_VECTOR_BYTES == 64) {
+    if (halves == 1) return lane_kernels<T, Acc, 1>();
+    if (halves == 3) return lane_kernels<T, Acc, 3>();
+    if (halves == 5) return lane_kernels<T, Acc, 5>();
+  }
+  return halves == 2 ? lane_kernels<T, Acc, 2>() : lane_kernels<T, Acc, 4>();
 }
 
 template <typename T, typename Acc>
@@ -464,19 +471,18 @@ Table<T, Acc> make_table() {
   Table<T, Acc> table = {
       CONVBP_VECTOR_BYTES,
       &pack_weight<1, T, Acc>,
-      CONVBP_VECTOR_BYTES == 64 ? &tap_conv_tasks<T, Acc, 4, kNumbers> : nullptr,
-      {{&tap_conv_tasks<T, Acc, 1, kNumbers>, &tap_conv_tasks<T, Acc, 2, kNumbers>},
-       {&tap_conv_tasks<T, Acc, 1, kDepthwise>, &tap_conv_tasks<T, Acc, 2, kDepthwise>}},
+      CONVBP_VECTOR_BYTES == 64 ? &tap_conv_tasks<T, Acc, 8, kNumbers> : nullptr,
+      &kernels_of<T, Acc>,
+      {{&tap_conv_tasks<T, Acc, 2, kDepthwise>, &weight_grad_tasks<T, Acc, 2, true>},
+       {&tap_conv_tasks<T, Acc, 4, kDepthwise>, &weight_grad_tasks<T, Acc, 4, true>}},
       &plane_tasks_of<T, Acc>,
       kMostPlanes,
       nullptr,
-      {},
-      {{&weight_grad_tasks<T, Acc, 1, false>, &weight_grad_tasks<T, Acc, 2, false>},
-       {&weight_grad_tasks<T, Acc, 1, true>, &weight_grad_tasks<T, Acc, 2, true>}}};
+      {}};
 #if defined(CONVBP_BF16_PAIRS)
   table.pack_pairs = &pack_weight<2, T, T>;
-  table.pairs[0] = &tap_conv_tasks<T, Acc, 1, Product::kPairs>;
-  table.pairs[1] = &tap_conv_tasks<T, Acc, 2, Product::kPairs>;
+  table.pairs[0] = &tap_conv_tasks<T, Acc, 2, Product::kPairs>;
+  table.pairs[1] = &tap_conv_tasks<T, Acc, 4, Product::kPairs>;
 #endif
   return table;
 }

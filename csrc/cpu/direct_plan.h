@@ -60,7 +60,7 @@ struct WeightGrad {
   TapConv tap;              // the forward tap convolution: its reduce is K, its lanes O
   int64_t chunks = 1;
   int64_t channels_a_task = 1;
-  int64_t lanes_a_task = 128;
+  int64_t lanes_a_task = 1;
 
   // The patch is cut into panels of channels: the pixels that a row of the register tile reads are
   // near each other, and never a power of two of cache lines apart.

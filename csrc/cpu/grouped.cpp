@@ -32,6 +32,19 @@ int64_t groups_together(const ConvProblem& p, int64_t vector) {
   return std::clamp<int64_t>(most, 1, p.groups);
 }
 
+// For so many result channels a group. Those of a group that is a bundle of its own leave lanes
+// empty: where half a vector holds them, vectors of half the size do.
+template <typename T>
+Table<T> table_for(const ConvProblem& p, int64_t lanes) {
+  const Table<T> best = table<T>();
+#if defined(__x86_64__)
+  const int64_t vector = best.vector_bytes / static_cast<int64_t>(sizeof(T));
+  if (best.vector_bytes == 64 && groups_together(p, vector) == 1 && lanes <= vector / 2)
+    return avx2::make_table<T>();
+#endif
+  return best;
+}
+
 template <typename T>
 Grouped plan(const ConvProblem& p, Axis h, Axis w, int64_t reduce, int64_t lanes,
              const Table<T>& kernels) {
@@ -119,7 +132,7 @@ bool takes(const ConvProblem& p, int64_t element_bytes) {
 template <typename T>
 void conv2d(const ConvProblem& p, View<const T> input, View<const T> weight,
             const Epilogue<T>& epilogue, View<T> output) {
-  const auto kernels = table<T>();
+  const auto kernels = table_for<T>(p, p.out_channels);
   run(p,
       plan(p, forward_axis(p, kHeight), forward_axis(p, kWidth), p.in_channels, p.out_channels,
            kernels),
@@ -129,7 +142,7 @@ void conv2d(const ConvProblem& p, View<const T> input, View<const T> weight,
 template <typename T>
 void conv2d_input_grad(const ConvProblem& p, View<const T> weight, View<const T> delta,
                        View<T> input_grad) {
-  const auto kernels = table<T>();
+  const auto kernels = table_for<T>(p, p.in_channels);
   for (const Axis& h : input_grad_axes(p, kHeight))
     for (const Axis& w : input_grad_axes(p, kWidth))
       run(p, plan(p, h, w, p.out_channels, p.in_channels, kernels), kernels, delta, weight, 1, 0, {},
@@ -139,7 +152,7 @@ void conv2d_input_grad(const ConvProblem& p, View<const T> weight, View<const T>
 template <typename T>
 void conv2d_weight_grad(const ConvProblem& p, View<const T> input, View<const T> delta,
                         View<T> weight_grad, T* bias_grad) {
-  const auto kernels = table<T>();
+  const auto kernels = table_for<T>(p, p.out_channels);
   Grouped g = plan(p, forward_axis(p, kHeight), forward_axis(p, kWidth), p.in_channels,
                    p.out_channels, kernels);
   const TapConv& c = g.tap;

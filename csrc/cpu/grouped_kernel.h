@@ -68,22 +68,7 @@ CONVBP_INLINE Vector<T> channel(const T* from, int64_t k, const Lanes<T>& lanes)
 template <bool kBroadcast, typename T>
 constexpr int64_t kPitch = kBroadcast ? kMostChannels : Simd<T>::kLanes;
 
-// to[i] = from[i] for i < count, without a loop over the last few.
-template <typename T>
-CONVBP_INLINE void copy_few(const T* from, T* to, int64_t count) {
-  constexpr int kLanes = Simd<T>::kLanes;
-  for (; count >= kLanes; count -= kLanes, from += kLanes, to += kLanes)
-    vector_at(to) = vector_at(from);
-#pragma GCC unroll 4
-  for (int part = kLanes / 2; part > 0; part /= 2)
-    if (count & part) {
-      std::memcpy(to, from, part * sizeof(T));
-      from += part;
-      to += part;
-    }
-}
-
-// The same of pixels.
+// copy_few() of pixels.
 template <typename T>
 CONVBP_TARGET void copy_pixels(const T* from, int64_t from_x, T* to, int64_t to_x, int64_t channels,
                                int64_t pixels) {

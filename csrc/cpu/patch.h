@@ -138,17 +138,44 @@ CONVBP_INLINE void transpose_vectors(const float* from, int64_t from_step, float
   for (int j = 0; j < kLanes; ++j) vector_at(to + j * to_step) = row[j];
 }
 
-// Every other number: to[i] = from[2 * i]. Reads what lies between them, but nothing behind the
-// last.
-template <int... kLane>
-CONVBP_INLINE void copy_every_other(const float* from, int64_t count, float* to,
-                                    std::integer_sequence<int, kLane...>) {
-  constexpr int kLanes = sizeof...(kLane);
+// A vector of every kApart-th number, a power of two.
+template <int kApart, int... kLane>
+CONVBP_INLINE Simd<float>::Vector vector_of_every(const float* from,
+                                                  std::integer_sequence<int, kLane...> lanes) {
+  if constexpr (kApart == 1) {
+    return vector_at(from);
+  } else {
+    constexpr int kNext = kApart / 2 * Simd<float>::kLanes;
+    return __builtin_shufflevector(vector_of_every<kApart / 2>(from, lanes),
+                                   vector_of_every<kApart / 2>(from + kNext, lanes),
+                                   (2 * kLane)...);
+  }
+}
+
+// to[i] = from[kApart * i]. Reads what lies between them, but nothing behind the last.
+template <int kApart>
+CONVBP_INLINE void copy_every(const float* from, int64_t count, float* to) {
+  constexpr int kLanes = Simd<float>::kLanes;
   int64_t i = 0;
   for (; i + kLanes < count; i += kLanes)
-    vector_at(to + i) = __builtin_shufflevector(
-        vector_at(from + 2 * i), vector_at(from + 2 * i + kLanes), (2 * kLane)...);
-  for (; i < count; ++i) to[i] = from[2 * i];
+    vector_at(to + i) =
+        vector_of_every<kApart>(from + kApart * i, std::make_integer_sequence<int, kLanes>());
+  for (; i < count; ++i) to[i] = from[kApart * i];
+}
+
+// to[i] = from[i] for i < count, without a loop over the last few.
+template <typename T>
+CONVBP_INLINE void copy_few(const T* from, T* to, int64_t count) {
+  constexpr int kLanes = Simd<T>::kLanes;
+  for (; count >= kLanes; count -= kLanes, from += kLanes, to += kLanes)
+    vector_at(to) = vector_at(from);
+#pragma GCC unroll 4
+  for (int part = kLanes / 2; part > 0; part /= 2)
+    if (count & part) {
+      std::memcpy(to, from, part * sizeof(T));
+      from += part;
+      to += part;
+    }
 }
 
 // to[x * to_x + c * to_c] = from[x * from_x + c * from_c], converted, for all x < width and c <
@@ -163,7 +190,9 @@ CONVBP_TARGET void copy_row(const From* from, int64_t from_c, int64_t from_x, in
       std::memcpy(to, from, width * channels * sizeof(From));
       return;
     }
-    if (channels == kSide)  // so often that it is worth a loop of known length
+    if constexpr (std::is_same_v<From, To> && sizeof(To) >= 4)
+      for (int64_t x = 0; x < width; ++x) copy_few(from + x * from_x, to + x * to_x, channels);
+    else if (channels == kSide)  // so often that it is worth a loop of known length
       for (int64_t x = 0; x < width; ++x)
         for (int64_t c = 0; c < kSide; ++c) to[x * to_x + c] = store<To>(from[x * from_x + c]);
     else
@@ -172,10 +201,9 @@ CONVBP_TARGET void copy_row(const From* from, int64_t from_c, int64_t from_x, in
     return;
   }
   if constexpr (std::is_same_v<From, float> && std::is_same_v<To, float>)
-    if (from_x == 2 && to_x == 1) {
+    if ((from_x == 2 || from_x == 4) && to_x == 1) {
       for (int64_t c = 0; c < channels; ++c)
-        copy_every_other(from + c * from_c, width, to + c * to_c,
-                         std::make_integer_sequence<int, Simd<float>::kLanes>());
+        (from_x == 2 ? copy_every<2> : copy_every<4>)(from + c * from_c, width, to + c * to_c);
       return;
     }
   if (from_x == 1 && to_x == 1) {

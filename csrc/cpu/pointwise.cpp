@@ -41,9 +41,11 @@ template <typename T>
 void run(const ConvProblem& c, int64_t reduce, int64_t channels, bool last, View<const T> source,
          const T* weight, const WeightStrides& strides, const Epilogue<T>& epilogue, View<T> result) {
   const Table<T> kernels = table<T>();
-  const int64_t unit = last ? kernels.rows : 2 * kernels.lanes();  // pixels of a register tile
+  const int64_t lane_block = fitting_lane_block(channels, kernels.lanes(), kernels.vector_bytes);
+  const LaneKernels<T> lane_kernels = kernels.kernels_for(lane_block);
+  const int64_t unit = last ? lane_kernels.rows : 2 * kernels.lanes();  // pixels of a register tile
   Product p{c.batch, c.out_size[kHeight], c.out_size[kWidth], c.groups, reduce, channels,
-            last ? 2 * kernels.lanes() : kernels.rows};
+            last ? lane_block : kernels.rows};
   if (p.pixels() == 0) return;
   const int64_t row_bytes = reduce * static_cast<int64_t>(sizeof(T));
   int64_t units = std::clamp<int64_t>(kSourceBytes / row_bytes, unit, kMostPixels) / unit;
@@ -61,7 +63,7 @@ void run(const ConvProblem& c, int64_t reduce, int64_t channels, bool last, View
   parallel_for(blocks, [&](int64_t begin, int64_t end) {
     kernels.pack_weight(p, weight, strides, packed, begin, end);
   });
-  const auto kernel = last ? kernels.channels_last : kernels.planes;
+  const auto kernel = last ? lane_kernels.channels_last : kernels.planes;
   parallel_for(p.tasks(), [&](int64_t begin, int64_t end) {
     kernel(p, source, packed, epilogue, result, begin, end);
   });
@@ -116,9 +118,10 @@ void conv2d_weight_grad(const ConvProblem& c, View<const T> input, View<const T>
   const View<const T> source = every(input, c.stride);
   // Of planes, lanes are transposed: the fewer, the better.
   const bool rows_are_o = planes && c.out_channels > c.in_channels;
+  const int64_t lanes = rows_are_o ? c.in_channels : c.out_channels;
   Outer p{c.batch, c.out_size[kHeight], c.out_size[kWidth], c.groups,
-          rows_are_o ? c.out_channels : c.in_channels, rows_are_o ? c.in_channels : c.out_channels,
-          rows_are_o};
+          rows_are_o ? c.out_channels : c.in_channels, lanes,
+          fitting_lane_block(lanes, kernels.lanes(), kernels.vector_bytes), rows_are_o};
   p.chunks = std::clamp<int64_t>(
       std::min(kWeightGradTasks / p.parts(),
                kWeightGradBytes / (p.parts() * p.sums_a_part() * static_cast<int64_t>(sizeof(T)))),
@@ -126,8 +129,9 @@ void conv2d_weight_grad(const ConvProblem& c, View<const T> input, View<const T>
   const Scratch sums_block =
       Scratch::take<T>(ScratchName::kPartial, p.tasks() * p.sums_a_part());
   T* const sums = sums_block.template data<T>();
+  const auto outer = kernels.kernels_for(p.block).outer[planes];
   parallel_for(p.tasks(), [&](int64_t begin, int64_t end) {
-    kernels.outer[planes](p, rows_are_o ? delta : source, rows_are_o ? source : delta,
+    outer(p, rows_are_o ? delta : source, rows_are_o ? source : delta,
                           bias_grad != nullptr, sums, begin, end);
   });
   parallel_for(p.parts(), [&](int64_t begin, int64_t end) {

@@ -33,8 +33,9 @@ using namespace convbp::CONVBP_ISA;
 template <typename T>
 using Vector = typename Simd<T>::Vector;
 
+// Pixels of a panel, of planes.
 template <typename T>
-constexpr int kBlock = 2 * Simd<T>::kLanes;
+constexpr int kPixels = 2 * Simd<T>::kLanes;
 
 // Pixels evenly spaced in two tensors: offsets of the first in each.
 struct Run {
@@ -70,8 +71,8 @@ struct Ahead {
 
 // acc[i][:] += sum_q row[i][q * row_step] * lane[q * lane_step + :], row[i] = rows + i * apart.
 // kAhead: the lanes come from the second-level cache, and are asked for that many steps before.
-template <int kAhead, typename T, int kTileRows, int kVectors, typename... Next>
-CONVBP_INLINE void multiply(Vector<T> (&acc)[kTileRows][kVectors], const T* rows, int64_t apart,
+template <int kAhead, typename T, int kTileRows, int kHalves, typename... Next>
+CONVBP_INLINE void multiply(TileRow<T, kHalves> (&acc)[kTileRows], const T* rows, int64_t apart,
                             int64_t row_step, const T* lane, int64_t lane_step, int64_t count,
                             Next... next) {
   // A pointer for each row would be more than there are registers.
@@ -81,17 +82,13 @@ CONVBP_INLINE void multiply(Vector<T> (&acc)[kTileRows][kVectors], const T* rows
   for (int64_t q = 0; q < count; ++q) {
     (__builtin_prefetch(next.at), ...);
     ((next.at += next.step), ...);
-    Vector<T> x[kVectors];
+    const auto x = TileRow<T, kHalves>::at(lane);
+    if constexpr (kAhead > 0)
 #pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) {
-      x[v] = vector_at(lane + v * Simd<T>::kLanes);
-      if constexpr (kAhead > 0)
-        __builtin_prefetch(lane + v * Simd<T>::kLanes + kAhead * lane_step);
-    }
+      for (int64_t l = 0; l < TileRow<T, kHalves>::kLanes; l += kLine<T>)
+        __builtin_prefetch(lane + l + kAhead * lane_step);
 #pragma GCC unroll 16
-    for (int i = 0; i < kTileRows; ++i)
-#pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) acc[i][v] += row[i / 4][i % 4 * apart] * x[v];
+    for (int i = 0; i < kTileRows; ++i) acc[i].add_product(row[i / 4][i % 4 * apart], x);
 #pragma GCC unroll 4
     for (int i = 0; i < kTileRows; i += 4) row[i / 4] += row_step;
     lane += lane_step;
@@ -111,41 +108,34 @@ CONVBP_TARGET void pack_weight(const Product& p, const T* weight, const WeightSt
 
 // kTileRows pixels `step` apart, lanes of a block: to[at[i] + lane]. kFar: the weights are in the
 // second-level cache. The pixels after these begin at `next`.
-template <int kTileRows, typename T, int kVectors, bool kFar>
+template <int kTileRows, typename T, int kHalves, bool kFar>
 CONVBP_TARGET void pixels_tile(const T* source, int64_t step, const T* next, int64_t reduce,
                                const T* packed, const T* bias, T* to, const int64_t* at,
                                int64_t lanes) {
-  constexpr int kLanes = Simd<T>::kLanes;
-  Vector<T> acc[kTileRows][kVectors] = {};
+  using Row = TileRow<T, kHalves>;
+  Row acc[kTileRows] = {};
 #pragma GCC unroll 16
   for (int i = 0; i < kTileRows; ++i)
 #pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) __builtin_prefetch(to + at[i] + v * kLanes, 1);
-  multiply<kFar ? 8 : 0, T>(acc, source, step, 1, packed, kBlock<T>, reduce, Ahead<T>{next});
+    for (int64_t l = 0; l < Row::kLanes; l += kLine<T>) __builtin_prefetch(to + at[i] + l, 1);
+  multiply<kFar ? 8 : 0, T>(acc, source, step, 1, packed, Row::kLanes, reduce, Ahead<T>{next});
 #pragma GCC unroll 16
-  for (int i = 0; i < kTileRows; ++i)
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) acc[i][v] += vector_at(bias + v * kLanes);
-  if (lanes == kVectors * kLanes) {
+  for (int i = 0; i < kTileRows; ++i) acc[i].add(Row::at(bias));
+  if (lanes == Row::kLanes) {
 #pragma GCC unroll 16
-    for (int i = 0; i < kTileRows; ++i)
-#pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) vector_at(to + at[i] + v * kLanes) = acc[i][v];
+    for (int i = 0; i < kTileRows; ++i) acc[i].store(to + at[i]);
     return;
   }
-  T sums[kTileRows][kVectors * kLanes];
+  T sums[kTileRows][Row::kLanes];
 #pragma GCC unroll 16
-  for (int i = 0; i < kTileRows; ++i)
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) vector_at(&sums[i][v * kLanes]) = acc[i][v];
-  for (int i = 0; i < kTileRows; ++i)
-    for (int64_t lane = 0; lane < lanes; ++lane) to[at[i] + lane] = sums[i][lane];
+  for (int i = 0; i < kTileRows; ++i) acc[i].store(sums[i]);
+  for (int i = 0; i < kTileRows; ++i) copy_few(sums[i], to + at[i], lanes);
 }
 
-template <typename T, int kVectors, bool kFar>
+template <typename T, int kHalves, bool kFar>
 struct PixelsTile {
   template <int kTileRows>
-  static constexpr auto kFunction = &pixels_tile<kTileRows, T, kVectors, kFar>;
+  static constexpr auto kFunction = &pixels_tile<kTileRows, T, kHalves, kFar>;
 };
 
 constexpr int64_t kNear = 16 * 1024;
@@ -156,11 +146,11 @@ bool is_crowded(int64_t stride) {
   return stride * sizeof(T) % 2048 == 0;
 }
 
-template <typename T>
+template <typename T, int kHalves>
 CONVBP_TARGET void channels_last_tasks(const Product& p, View<const T> source, const T* packed,
                                        const Epilogue<T>& epilogue, View<T> result, int64_t begin,
                                        int64_t end) {
-  constexpr int kLanes = Simd<T>::kLanes;
+  constexpr int kTileRows = tile_rows(kHalves);
   const int64_t pitch = p.reduce + kLine<T>;
   const Scratch patch_block = Scratch::take<T>(ScratchName::kPatch, p.pixel_block * pitch);
   T* const patch = patch_block.template data<T>();
@@ -197,14 +187,13 @@ CONVBP_TARGET void channels_last_tasks(const Product& p, View<const T> source, c
     const int64_t together = std::max<int64_t>(
         1, kNear / static_cast<int64_t>(sizeof(T)) / std::max<int64_t>(1, block_size));
     for (int64_t block0 = first_block; block0 < last_block; block0 += together)
-      for (int64_t i = 0; i < pixels; i += kRows) {
-        const int64_t count = std::min<int64_t>(kRows, pixels - i);
+      for (int64_t i = 0; i < pixels; i += kTileRows) {
+        const int64_t count = std::min<int64_t>(kTileRows, pixels - i);
+        const auto tile = far ? tile_function<PixelsTile<T, kHalves, true>, kTileRows>(count)
+                              : tile_function<PixelsTile<T, kHalves, false>, kTileRows>(count);
         for (int64_t block = block0; block < std::min(block0 + together, last_block); ++block) {
           const int64_t lane0 = block * p.block, lanes = std::min(p.block, p.channels - lane0);
-          const auto tile = lanes <= kLanes ? tile_function<PixelsTile<T, 1, false>>(count)
-                            : far           ? tile_function<PixelsTile<T, 2, true>>(count)
-                                            : tile_function<PixelsTile<T, 2, false>>(count);
-          tile(rows + i * step, step, rows + (i + kRows) * step, p.reduce,
+          tile(rows + i * step, step, rows + (i + kTileRows) * step, p.reduce,
                packed + (g * p.blocks() + block) * block_size, &bias[lane0], result.data + lane0,
                &in_result[i], lanes);
         }
@@ -226,12 +215,13 @@ template <int kTileRows, typename T>
 CONVBP_TARGET void channels_tile(const T* panel, int64_t reduce, const T* packed, const T* bias, T* to,
                                  int64_t pitch) {
   constexpr int kLanes = Simd<T>::kLanes;
-  Vector<T> acc[kTileRows][2] = {};
-  multiply<0, T>(acc, packed, 1, kRows, panel, kBlock<T>, reduce);
+  TileRow<T, 4> acc[kTileRows] = {};
+  multiply<0, T>(acc, packed, 1, kRows, panel, kPixels<T>, reduce);
 #pragma GCC unroll 16
   for (int i = 0; i < kTileRows; ++i)
 #pragma GCC unroll 4
-    for (int v = 0; v < 2; ++v) vector_at(to + i * pitch + v * kLanes) = acc[i][v] + bias[i];
+    for (int v = 0; v < 2; ++v)
+      vector_at(to + i * pitch + v * kLanes) = acc[i].whole[v] + bias[i];
 }
 
 template <typename T>
@@ -252,7 +242,7 @@ template <typename T>
 CONVBP_TARGET void planes_tasks(const Product& p, View<const T> source, const T* packed,
                                 const Epilogue<T>& epilogue, View<T> result, int64_t begin,
                                 int64_t end) {
-  constexpr int64_t kPanel = kBlock<T>;
+  constexpr int64_t kPanel = kPixels<T>;
   const int64_t panel_size = p.reduce * kPanel;
   const Scratch panel_block =
       Scratch::take<T>(ScratchName::kPatch, divide_up(p.pixel_block, kPanel) * panel_size);
@@ -335,32 +325,34 @@ CONVBP_TARGET void planes_tasks(const Product& p, View<const T> source, const T*
 
 // kTileRows rows, lanes of a block, a panel of pixels: added to sums[row][lane]. Channels last, the
 // rows are neighbours and `step` apart from pixel to pixel; of planes it is the other way round.
-template <int kTileRows, typename T, bool kPlanes>
+template <int kTileRows, typename T, int kHalves, bool kPlanes>
 CONVBP_TARGET void outer_tile(const T* rows, int64_t step, const T* lane, int64_t lane_step,
                               int64_t count, T* sums, int64_t pitch, Ahead<T> next_row,
                               Ahead<T> next_lane) {
-  constexpr int kLanes = Simd<T>::kLanes;
-  Vector<T> acc[kTileRows][2] = {};
+  using Row = TileRow<T, kHalves>;
+  Row acc[kTileRows] = {};
   if constexpr (kPlanes)
     multiply<0, T>(acc, rows, step, 1, lane, lane_step, count);
   else
     multiply<0, T>(acc, rows, 1, step, lane, lane_step, count, next_row, next_lane);
 #pragma GCC unroll 16
-  for (int i = 0; i < kTileRows; ++i)
-#pragma GCC unroll 4
-    for (int v = 0; v < 2; ++v) vector_at(sums + i * pitch + v * kLanes) += acc[i][v];
+  for (int i = 0; i < kTileRows; ++i) {
+    acc[i].add(Row::at(sums + i * pitch));
+    acc[i].store(sums + i * pitch);
+  }
 }
 
-template <typename T, bool kPlanes>
+template <typename T, int kHalves, bool kPlanes>
 struct OuterTile {
   template <int kTileRows>
-  static constexpr auto kFunction = &outer_tile<kTileRows, T, kPlanes>;
+  static constexpr auto kFunction = &outer_tile<kTileRows, T, kHalves, kPlanes>;
 };
 
-template <typename T, bool kPlanes>
+template <typename T, int kHalves, bool kPlanes>
 CONVBP_TARGET void outer_tasks(const Outer& p, View<const T> rows_view, View<const T> lanes_view,
                                bool with_bias, T* sums, int64_t begin, int64_t end) {
-  constexpr int64_t kPad = kLine<T>;
+  using Row = TileRow<T, kHalves>;
+  constexpr int64_t kPad = kLine<T>, kBlock = Row::kLanes, kTileRows = tile_rows(kHalves);
   const int64_t row_pitch = kPlanes ? Outer::kPanel + kPad : p.row_range() + kPad;
   const Scratch row_block = Scratch::take<T>(
       ScratchName::kPatch, row_pitch * (kPlanes ? p.row_range() : Outer::kPanel));
@@ -372,10 +364,11 @@ CONVBP_TARGET void outer_tasks(const Outer& p, View<const T> rows_view, View<con
   for (int64_t task = begin; task < end; ++task) {
     const int64_t part = task % p.parts(), chunk = task / p.parts();
     const int64_t row0 = part % p.row_ranges() * Outer::kRange;
-    const int64_t lane0 = part / p.row_ranges() % p.lane_ranges() * Outer::kRange;
+    const int64_t lane0 = part / p.row_ranges() % p.lane_ranges() * p.lane_range();
     const int64_t g = part / p.row_ranges() / p.lane_ranges();
     const int64_t rows = std::min(Outer::kRange, p.rows - row0);
-    const int64_t lanes = std::min(Outer::kRange, p.lanes - lane0);
+    const int64_t lanes = std::min(p.lane_range(), p.lanes - lane0);
+    const int64_t rows_at_once = balanced_tile(rows, kTileRows);
     T* const part_sums = sums + task * p.sums_a_part();
     T* const bias_sums = part_sums + p.row_range() * p.lane_range();
     fill_zero(part_sums, p.sums_a_part());
@@ -407,30 +400,32 @@ CONVBP_TARGET void outer_tasks(const Outer& p, View<const T> rows_view, View<con
       // The pixels of the next panel.
       const T* const next_rows = from_rows + runs[0].a + pixels * rows_view.stride[3];
       const T* const next_lanes = from_lanes + runs[0].b + pixels * lanes_view.stride[3];
-      for (int64_t l = 0; l < lanes; l += kBlock<T>) {
-        const int64_t width = std::min<int64_t>(kBlock<T>, lanes - l);
+      for (int64_t l = 0; l < lanes; l += kBlock) {
+        const int64_t width = std::min(kBlock, lanes - l);
         const T* lane = lane_panel;
-        int64_t lane_step = kBlock<T>;
-        if (lanes_in_place && width == kBlock<T>) {
+        int64_t lane_step = kBlock;
+        if (lanes_in_place && width == kBlock) {
           lane = from_lanes + l + runs[0].b;
           lane_step = lanes_view.stride[3];
         } else {
           for (const Run& run : runs)
             pack_row(from_lanes + l * lanes_view.stride[1] + run.b, lanes_view.stride[1],
-                     lanes_view.stride[3], width, run.count, lane_panel + run.first * kBlock<T>,
-                     int64_t{kBlock<T>});
+                     lanes_view.stride[3], width, run.count, lane_panel + run.first * kBlock,
+                     kBlock);
         }
-        for (int64_t r = 0; r < rows; r += kRows)
-          tile_function<OuterTile<T, kPlanes>>(std::min<int64_t>(kRows, rows - r))(
+        for (int64_t r = 0; r < rows; r += rows_at_once)
+          tile_function<OuterTile<T, kHalves, kPlanes>, kTileRows>(
+              std::min(rows_at_once, rows - r))(
               row + r * (kPlanes ? row_step : 1), row_step, lane, lane_step, pixels,
               part_sums + r * p.lane_range() + l, p.lane_range(),
               Ahead<T>{next_rows + r, rows_view.stride[3]},
-              Ahead<T>{next_lanes + l + r / kRows % 2 * Simd<T>::kLanes, lanes_view.stride[3]});
-        if (with_bias && !p.rows_are_o && row0 == 0)
-          for (int64_t q = 0; q < pixels; ++q)
-            for (int v = 0; v < 2; ++v)
-              vector_at(bias_sums + l + v * Simd<T>::kLanes) +=
-                  vector_at(lane + q * lane_step + v * Simd<T>::kLanes);
+              Ahead<T>{next_lanes + l + r / rows_at_once % 2 * Simd<T>::kLanes,
+                       lanes_view.stride[3]});
+        if (with_bias && !p.rows_are_o && row0 == 0) {
+          Row sum = Row::at(bias_sums + l);
+          for (int64_t q = 0; q < pixels; ++q) sum.add(Row::at(lane + q * lane_step));
+          sum.store(bias_sums + l);
+        }
       }
       if (with_bias && p.rows_are_o && lane0 == 0)  // planes: the rows are copied
         for (int64_t r = 0; r < rows; ++r) {
@@ -455,10 +450,10 @@ CONVBP_TARGET void finish(const Outer& p, T* sums, View<T> weight_grad, T* bias_
       for (int64_t i = 0; i < p.sums_a_part(); ++i) total[i] += add[i];
     }
     const int64_t row0 = part % p.row_ranges() * Outer::kRange;
-    const int64_t lane0 = part / p.row_ranges() % p.lane_ranges() * Outer::kRange;
+    const int64_t lane0 = part / p.row_ranges() % p.lane_ranges() * p.lane_range();
     const int64_t g = part / p.row_ranges() / p.lane_ranges();
     const int64_t rows = std::min(Outer::kRange, p.rows - row0);
-    const int64_t lanes = std::min(Outer::kRange, p.lanes - lane0);
+    const int64_t lanes = std::min(p.lane_range(), p.lanes - lane0);
     const int64_t o_first = g * (p.rows_are_o ? p.rows : p.lanes);
     const int64_t row_stride = weight_grad.stride[p.rows_are_o ? 0 : 1];
     const int64_t lane_stride = weight_grad.stride[p.rows_are_o ? 1 : 0];
@@ -473,10 +468,26 @@ CONVBP_TARGET void finish(const Outer& p, T* sums, View<T> weight_grad, T* bias_
   }
 }
 
+template <typename T, int kHalves>
+constexpr LaneKernels<T> lane_kernels() {
+  return {tile_rows(kHalves), &channels_last_tasks<T, kHalves>,
+          {&outer_tasks<T, kHalves, false>, &outer_tasks<T, kHalves, true>}};
+}
+
+template <typename T>
+LaneKernels<T> kernels_of(int64_t halves) {
+  if constexpr (CONVBP_VECTOR_BYTES == 64) {
+    if (halves == 1) return lane_kernels<T, 1>();
+    if (halves == 3) return lane_kernels<T, 3>();
+    if (halves == 5) return lane_kernels<T, 5>();
+  }
+  return halves == 2 ? lane_kernels<T, 2>() : lane_kernels<T, 4>();
+}
+
 template <typename T>
 Table<T> make_table() {
-  return {CONVBP_VECTOR_BYTES, kRows, &pack_weight<T>, &channels_last_tasks<T>, &planes_tasks<T>,
-          {&outer_tasks<T, false>, &outer_tasks<T, true>}, &finish<T>};
+  return {CONVBP_VECTOR_BYTES, kRows, &pack_weight<T>, &planes_tasks<T>, &kernels_of<T>,
+          &finish<T>};
 }
 
 template Table<float> make_table();

@@ -40,34 +40,47 @@ struct Outer {
   int64_t batch, height, width;
   int64_t groups;
   int64_t rows, lanes;
+  int64_t block;    // lanes computed together
   bool rows_are_o;  // rows are output channels and lanes are input channels, or the other way round
   int64_t chunks = 1;
 
   int64_t pixels() const { return batch * height * width; }
   int64_t row_range() const { return std::min(rows, kRange); }
-  int64_t lane_range() const { return std::min(divide_up(lanes, 32) * 32, kRange); }
+  int64_t lane_range() const {
+    return std::min(divide_up(lanes, block), kRange / block) * block;
+  }
   int64_t row_ranges() const { return divide_up(rows, kRange); }
-  int64_t lane_ranges() const { return divide_up(lanes, kRange); }
+  int64_t lane_ranges() const { return divide_up(lanes, lane_range()); }
   int64_t parts() const { return groups * row_ranges() * lane_ranges(); }
   int64_t tasks() const { return chunks * parts(); }
   // Sums of a task: [row][lane], then delta's own.
   int64_t sums_a_part() const { return row_range() * lane_range() + kRange; }
 };
 
+// For blocks of one width in the lanes.
+template <typename T>
+struct LaneKernels {
+  int rows;  // of the register tile
+  void (*channels_last)(const Product&, View<const T> source, const T* packed, const Epilogue<T>&,
+                        View<T> result, int64_t begin, int64_t end);
+  void (*outer[2])(const Outer&, View<const T> rows, View<const T> lanes, bool with_bias, T* sums,
+                   int64_t begin, int64_t end);  // [planes?]
+};
+
 template <typename T>
 struct Table {
   int vector_bytes;
-  int rows;  // of the register tile
+  int rows;  // of the register tile, of planes
   int64_t lanes() const { return vector_bytes / static_cast<int64_t>(sizeof(T)); }
   // [group][channel block][reduce][channel of the block]; task: a block.
   void (*pack_weight)(const Product&, const T* weight, const WeightStrides&, T* packed, int64_t begin,
                       int64_t end);
-  void (*channels_last)(const Product&, View<const T> source, const T* packed, const Epilogue<T>&,
-                        View<T> result, int64_t begin, int64_t end);
   void (*planes)(const Product&, View<const T> source, const T* packed, const Epilogue<T>&,
                  View<T> result, int64_t begin, int64_t end);
-  void (*outer[2])(const Outer&, View<const T> rows, View<const T> lanes, bool with_bias, T* sums,
-                   int64_t begin, int64_t end);  // [planes?]
+  // Blocks of so many half vectors: 2 or 4, or, where vectors have 64 bytes, 1 to 5.
+  LaneKernels<T> (*kernels)(int64_t halves);
+  // The kernels for this block.
+  LaneKernels<T> kernels_for(int64_t block) const { return kernels(2 * block / lanes()); }
   // Adds up the chunks, in their order, and stores them; task: a part.
   void (*finish)(const Outer&, T* sums, View<T> weight_grad, T* bias_grad, int64_t begin, int64_t end);
 };

@@ -120,6 +120,17 @@ inline int64_t lane_block(int64_t lanes, int64_t vector) {
   return lanes <= vector ? vector : 2 * vector;
 }
 
+// The lanes that leave the fewest of a block empty; of those the most, up to two and a half vectors.
+// Halves where a half costs half: of vectors of 64 bytes.
+inline int64_t fitting_lane_block(int64_t lanes, int64_t vector, int64_t vector_bytes) {
+  if (vector_bytes < 64) return lane_block(lanes, vector);
+  const int64_t half = vector / 2;
+  int64_t best = 5 * half;
+  for (int64_t block = best - half; block > 0; block -= half)
+    if (divide_up(lanes, block) * block < divide_up(lanes, best) * best) best = block;
+  return best;
+}
+
 // The tap convolution of the problem with these axes and channels a group, on vectors of that many
 // lanes; its tiles are yet to be chosen.
 TapConv make_tap_conv(const ConvProblem& problem, Axis h, Axis w, int64_t reduce, int64_t lanes,

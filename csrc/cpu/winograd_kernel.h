@@ -116,7 +116,8 @@ template <int kTileRows, bool kAdd>
 CONVBP_TARGET void multiply_rows(const Runs& runs, const float* rows, int64_t apart, int64_t step,
                                  const float* lane, int64_t count, float* product,
                                  int64_t product_apart) {
-  Vector acc[kTileRows][kVectors] = {};
+  using Row = TileRow<float, 2 * kVectors>;
+  Row acc[kTileRows] = {};
   if constexpr (kAdd)  // sums lie far away, and are not wanted before the end
 #pragma GCC unroll 2
     for (int v = 0; v < kVectors; ++v) prefetch<1>(product + v * kLanes, product_apart, kTileRows);
@@ -124,15 +125,13 @@ CONVBP_TARGET void multiply_rows(const Runs& runs, const float* rows, int64_t ap
     const float* row[kTileRows];
 #pragma GCC unroll 16
     for (int i = 0; i < kTileRows; ++i) row[i] = rows + runs.rows[run] + i * apart;
-    accumulate<false, float>(acc, row, step, lane + runs.lane[run], count);
+    accumulate<false>(acc, row, step, lane + runs.lane[run], count);
   }
 #pragma GCC unroll 16
-  for (int i = 0; i < kTileRows; ++i)
-#pragma GCC unroll 2
-    for (int v = 0; v < kVectors; ++v) {
-      Vector& to = vector_at(product + i * product_apart + v * kLanes);
-      to = kAdd ? to + acc[i][v] : acc[i][v];
-    }
+  for (int i = 0; i < kTileRows; ++i) {
+    if constexpr (kAdd) acc[i].add(Row::at(product + i * product_apart));
+    acc[i].store(product + i * product_apart);
+  }
 }
 
 template <bool kAdd>
