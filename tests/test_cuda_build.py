@@ -22,11 +22,11 @@ ARCHITECTURES = ("80", "90")
 BUDGETS = {
     "implicit_gemm_bfloat16": {
         "convolve.*Lb1E": 184,  # element by element
-        "convolve|weight_grad": 176, "pack|add_pieces": 64,
+        "convolve|weight_grad": 168, "pack|add_pieces": 64,
     },
     "implicit_gemm_float16": {
         "convolve.*Lb1E": 184,  # element by element
-        "convolve|weight_grad": 176, "pack|add_pieces": 64,
+        "convolve|weight_grad": 168, "pack|add_pieces": 64,
     },
     "implicit_gemm_float32": {
         "convolve.*Tf32": 216, "weight_grad.*Tf32": 216,
