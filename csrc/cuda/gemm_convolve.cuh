@@ -74,13 +74,14 @@ class ConvolutionLoader {
 #pragma unroll
     for (int i = 0; i < kPixels; ++i) {
       const int64_t pixel = first_pixel + row_ + i * kStep;
-      source_[i] = c.source.data + part.group * c.source.group;
+      source_[i] = 0;
       y_[i] = x_[i] = kOutside;
       if (pixel < part.pixels) {
         const Digits at = Digits::of(pixel, part.row.results, part.column.results);
-        source_[i] += at.outer * c.source.item;
         y_[i] = part.row.source + at.middle * part.row.source_step;
         x_[i] = part.column.source + at.inner * part.column.source_step;
+        source_[i] = part.group * c.source.group + at.outer * c.source.item +
+                     y_[i] * c.source.row + x_[i] * c.source.pixel;
       }
     }
 #pragma unroll
@@ -105,8 +106,8 @@ class ConvolutionLoader {
         const Taken at = taken();
 #pragma unroll
         for (int i = 0; i < kPixels; ++i)
-          source[i].element[e] =
-              meets(at, i) ? source_[i][source_offset(at, i)] : static_cast<T>(0.f);
+          source[i].element[e] = meets(at, i) ? c_.source.data[source_[i] + at.source_offset]
+                                              : static_cast<T>(0.f);
 #pragma unroll
         for (int j = 0; j < kFilters; ++j)
           filter[j].element[e] =
@@ -123,7 +124,7 @@ class ConvolutionLoader {
       for (int i = 0; i < kPixels; ++i) {
         const bool valid = meets(at, i);
         copy_16_async(a.chunk(row_ + i * kStep, chunk_),
-                      valid ? source_[i] + source_offset(at, i) : c_.source.data, valid);
+                      c_.source.data + (valid ? source_[i] + at.source_offset : 0), valid);
       }
 #pragma unroll
       for (int j = 0; j < kFilters; ++j) {
@@ -143,32 +144,32 @@ class ConvolutionLoader {
   // Where the depth stands.
   struct Taken {
     bool valid;
-    int y, x, channel;
-    int64_t filter_offset;
+    int y, x;
+    int64_t source_offset, filter_offset;
   };
 
   __device__ Taken taken() const {
-    const int channel = depth_.inner * kUnit;
+    const int y = depth_.outer * part_.row.source_tap;
+    const int x = depth_.middle * part_.column.source_tap;
     const int64_t r = part_.row.first_tap + depth_.outer * part_.row.tap_step;
     const int64_t s = part_.column.first_tap + depth_.middle * part_.column.tap_step;
-    return {depth_.outer < part_.row.taps, depth_.outer * part_.row.source_tap,
-            depth_.middle * part_.column.source_tap, channel,
-            r * c_.filter.row + s * c_.filter.pixel + channel * c_.filter.channel};
+    return {depth_.outer < part_.row.taps, y, x,
+            y * c_.source.row + x * c_.source.pixel + channel_offset(c_.source),
+            r * c_.filter.row + s * c_.filter.pixel + channel_offset(c_.filter)};
+  }
+  __device__ int64_t channel_offset(const Operand<const T>& operand) const {
+    return S::kElements ? depth_.inner * operand.channel : depth_.inner * kUnit;
   }
   __device__ bool meets(const Taken& at, int i) const {
     return at.valid && is_inside(y_[i] + at.y, c_.axis[kHeight].sources) &&
            is_inside(x_[i] + at.x, c_.axis[kWidth].sources);
-  }
-  __device__ int64_t source_offset(const Taken& at, int i) const {
-    return (y_[i] + at.y) * c_.source.row + (x_[i] + at.x) * c_.source.pixel +
-           at.channel * c_.source.channel;
   }
 
   const Convolution<T>& c_;
   const Part<T>& part_;
   int row_, chunk_, units_;
   Digits depth_, step_;
-  const T* source_[kPixels];
+  int64_t source_[kPixels];  // where each pixel's tap (0, 0) is in the source, or would be
   const T* filter_[kFilters];
   int y_[kPixels], x_[kPixels];
 };
@@ -189,8 +190,14 @@ constexpr int64_t kConvolveSharedBytes =
 
 namespace kernels {
 
+// Three blocks of four warps fit into a multiprocessor where elements have 16 bits. Elsewhere one at
+// least: without that word the compiler spills registers to make room for a third.
 template <typename S>
-__global__ void __launch_bounds__(S::kThreads)
+constexpr int kBlocks =
+    S::kThreads == 128 && sizeof(typename S::Element) == 2 && !S::kElements ? 3 : 1;
+
+template <typename S>
+__global__ void __launch_bounds__(S::kThreads, kBlocks<S>)
     convolve(Convolution<typename S::Element> c, Epilogue<typename S::Element> epilogue,
              bool channels_innermost) {
   using T = typename S::Element;
