@@ -179,9 +179,7 @@ class WideBlock(nn.Module):
         self.conv1 = conv3(conv, inputs, outputs, stride)
         self.norm2, self.relu2 = nn.BatchNorm2d(outputs), nn.ReLU()
         self.conv2 = conv3(conv, outputs, outputs)
-        self.shortcut = (
-            conv(inputs, outputs, 1, stride, bias=False) if inputs != outputs else None
-        )
+        self.shortcut = conv(inputs, outputs, 1, stride, bias=False) if inputs != outputs else None
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, inputs, H, W) to (N, outputs, ceil(H / stride), ceil(W / stride))."""

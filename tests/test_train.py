@@ -48,7 +48,7 @@ def weights(path: Path) -> dict[str, Tensor]:
 
 
 def test_fit_then_validate_test_and_predict(here: Path, tmp_path: Path) -> None:
-    fit()
+    fit("--trainer.log_every_n_steps=1")
     assert (here / "best.ckpt").is_file() and (here / "last.ckpt").is_file()
     rows = next(tmp_path.rglob("metrics.csv")).read_text()
     assert "val_loss" in rows and "lr-SGD" in rows
@@ -67,7 +67,7 @@ EVERY_STEP = [
 ]
 
 
-@pytest.mark.parametrize("step", [2, 6, 9], ids=["mid-epoch", "end-of-epoch", "second-epoch"])
+@pytest.mark.parametrize("step", [2, 6, 9], ids=["first-epoch", "between-epochs", "second-epoch"])
 @pytest.mark.parametrize("network", ["lecture", "mobilenetv2"], ids=["lecture", "dropout"])
 def test_a_resumed_training_ends_with_the_same_bits(
     here: Path, tmp_path: Path, network: str, step: int
