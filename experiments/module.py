@@ -55,7 +55,6 @@ class TrainBatches:
         self.generator = torch.Generator()
         self.dataset = BatchDataset(data.train, data, self.generator if augment else None)
         self.batch_size, self.seed, self.module = batch_size, seed, module
-        self.position = self.start = 0
 
     def __len__(self) -> int:
         trainer = self.module.trainer
@@ -63,24 +62,16 @@ class TrainBatches:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         trainer = self.module.trainer
-        epoch, rank, world = 0, 0, 1
+        epoch, rank, world, done = 0, 0, 1, 0
         if trainer is not None:
             epoch, rank, world = trainer.current_epoch, trainer.global_rank, trainer.world_size
+            # Not 0 where a checkpoint of the middle of an epoch is resumed.
+            done = trainer.fit_loop.epoch_loop.batch_progress.current.ready
         self.generator.manual_seed(seed_of(self.seed, epoch))
         order = torch.randperm(len(self.dataset), generator=self.generator)[rank::world]
-        first, self.start = self.start, 0
-        for index in range(first, len(self)):
+        for index in range(done, len(self)):
             self.generator.manual_seed(seed_of(self.seed, epoch, index, rank))
-            self.position = index + 1
             yield self.dataset[order[index * self.batch_size :][: self.batch_size].tolist()]
-
-    def state_dict(self) -> dict[str, int]:
-        """Return how many batches of the epoch were handed out."""
-        return {"position": self.position}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Let the next epoch begin there: at its first batch if the last one was complete."""
-        self.start = self.position = state["position"] % max(len(self), 1)
 
 
 class Pictures(L.LightningDataModule):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
@@ -23,6 +24,8 @@ class Command(LightningCLI):
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return the exit status."""
     quieten()
+    # Said of loaders without a state; TrainBatches asks the trainer where to go on.
+    warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
     try:
         Command(
             Study,

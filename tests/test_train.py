@@ -11,9 +11,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-for needed in ("lightning", "torchvision", "sklearn", "jsonargparse", "rich", "tensorboard"):
-    pytest.importorskip(needed, reason="training needs torch_convbp[experiments]")
+pytest.importorskip("lightning", reason="training needs torch_convbp[experiments]")
+pytest.importorskip("torchvision", reason="training needs torch_convbp[experiments]")
+pytest.importorskip("sklearn", reason="training needs torch_convbp[experiments]")
+pytest.importorskip("jsonargparse", reason="training needs torch_convbp[experiments]")
+pytest.importorskip("rich", reason="training needs torch_convbp[experiments]")
+pytest.importorskip("tensorboard", reason="training needs torch_convbp[experiments]")
 
+import lightning as L
 import yaml
 
 import torch_convbp as bp
@@ -158,6 +163,7 @@ def test_what_is_wrong_is_said(
 def test_two_processes_share_the_batches() -> None:
     class Trainer:
         world_size, current_epoch = 2, 3
+        fit_loop = L.Trainer(logger=False, enable_progress_bar=False).fit_loop
 
         def __init__(self, rank: int) -> None:
             self.global_rank = rank
@@ -169,7 +175,7 @@ def test_two_processes_share_the_batches() -> None:
         batches = list(pictures.train_dataloader())
         assert len(batches) == 3
         seen += [picture.numpy().tobytes() for x, _ in batches for picture in x]
-    every = list(Pictures(limit_train=96, batch_size=96).train_dataloader())[0][0]
+    every = next(iter(Pictures(limit_train=96, batch_size=96).train_dataloader()))[0]
     assert sorted(seen) == sorted(picture.numpy().tobytes() for picture in every)
 
 
