@@ -1,4 +1,4 @@
-"""The four networks of the parity experiment, each built with the convolution class asked for.
+"""The networks of the experiments, each built with the convolution class asked for.
 
 ``build`` draws every initial weight from torch's global generator, in the same order whatever
 the convolution class: the same seed gives the same network.
@@ -119,16 +119,16 @@ class Block(nn.Module):
         return self.relu2(residual + self.shortcut(x))
 
 
-class ResNet20(nn.Sequential):
-    """The 20-layer residual network for 32x32 pictures: 3 stages of 3 blocks, 16 to 64 maps."""
+class ResNet(nn.Sequential):
+    """The residual network for 32x32 pictures, 6 ``blocks`` + 2 layers: 3 stages, 16 to 64 maps."""
 
-    def __init__(self, conv: Conv, classes: int) -> None:
+    def __init__(self, conv: Conv, classes: int, blocks: int) -> None:
         layers: OrderedDict[str, nn.Module] = OrderedDict(
             conv0=conv3(conv, 3, 16), norm0=nn.BatchNorm2d(16), relu0=nn.ReLU()
         )
         inputs = 16
         for stage, outputs in enumerate((16, 32, 64), 1):
-            for place in (1, 2, 3):
+            for place in range(1, blocks + 1):
                 stride = 2 if stage > 1 and place == 1 else 1
                 layers[f"block{stage}_{place}"] = Block(conv, inputs, outputs, stride)
                 inputs = outputs
@@ -154,11 +154,103 @@ def resnet18(conv: Conv, classes: int, stem: str) -> nn.Module:
     return net
 
 
+class VGG11(nn.Sequential):
+    """VGG-11 with batch norm for 32x32 pictures: eight 3x3 convolutions, five pools."""
+
+    def __init__(self, conv: Conv, classes: int) -> None:
+        layers: OrderedDict[str, nn.Module] = OrderedDict()
+        inputs = 3
+        for stage, widths in enumerate(((64,), (128,), (256,) * 2, (512,) * 2, (512,) * 2), 1):
+            for place, width in enumerate(widths, 1):
+                layers[f"conv{stage}_{place}"] = conv3(conv, inputs, width)
+                layers[f"norm{stage}_{place}"] = nn.BatchNorm2d(width)
+                layers[f"relu{stage}_{place}"] = nn.ReLU()
+                inputs = width
+            layers[f"pool{stage}"] = nn.MaxPool2d(2)
+        super().__init__(layers | head(inputs, classes))
+
+
+class WideBlock(nn.Module):
+    """Norm and ReLU before each of two 3x3 convolutions, and a shortcut around them."""
+
+    def __init__(self, conv: Conv, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.norm1, self.relu1 = nn.BatchNorm2d(inputs), nn.ReLU()
+        self.conv1 = conv3(conv, inputs, outputs, stride)
+        self.norm2, self.relu2 = nn.BatchNorm2d(outputs), nn.ReLU()
+        self.conv2 = conv3(conv, outputs, outputs)
+        self.shortcut = conv(inputs, outputs, 1, stride, bias=False) if inputs != outputs else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, inputs, H, W) to (N, outputs, ceil(H / stride), ceil(W / stride))."""
+        a = self.relu1(self.norm1(x))
+        around = x if self.shortcut is None else self.shortcut(a)
+        return around + self.conv2(self.relu2(self.norm2(self.conv1(a))))
+
+
+class WideResNet(nn.Sequential):
+    """WideResNet-16-4: 3 stages of 2 blocks, four times as wide as ResNet-20."""
+
+    def __init__(self, conv: Conv, classes: int) -> None:
+        layers: OrderedDict[str, nn.Module] = OrderedDict(conv0=conv3(conv, 3, 16))
+        inputs = 16
+        for stage, outputs in enumerate((64, 128, 256), 1):
+            for place in (1, 2):
+                stride = 2 if stage > 1 and place == 1 else 1
+                layers[f"block{stage}_{place}"] = WideBlock(conv, inputs, outputs, stride)
+                inputs = outputs
+        layers["norm"], layers["relu"] = nn.BatchNorm2d(inputs), nn.ReLU()
+        super().__init__(layers | head(inputs, classes))
+
+
+class Residual(nn.Sequential):
+    """A sequence with a shortcut around it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, C, H, W) to the same shape."""
+        return x + super().forward(x)
+
+
+class ConvMixer(nn.Sequential):
+    """ConvMixer-128/4: 2x2 patches, then depthwise 5x5 and pointwise convolutions in turn."""
+
+    def __init__(self, conv: Conv, classes: int, width: int = 128, depth: int = 4) -> None:
+        def active(layer: nn.Module) -> tuple[nn.Module, ...]:
+            return layer, nn.GELU(), nn.BatchNorm2d(width)
+
+        layers: OrderedDict[str, nn.Module] = OrderedDict(
+            patches=nn.Sequential(*active(conv(3, width, 2, 2)))
+        )
+        for place in range(1, depth + 1):
+            spatial = conv(width, width, 5, padding=2, groups=width)
+            layers[f"depthwise{place}"] = Residual(*active(spatial))
+            layers[f"pointwise{place}"] = nn.Sequential(*active(conv(width, width, 1)))
+        super().__init__(layers | head(width, classes))
+
+
+def mobilenetv2(conv: Conv, classes: int) -> nn.Module:
+    """torchvision's MobileNetV2 without the stem's stride, for 32x32 pictures."""
+    import torchvision
+
+    net = torchvision.models.mobilenet_v2(num_classes=classes)
+    net.features[0][0].stride = (1, 1)
+    if conv is not nn.Conv2d:
+        import torch_convbp as bp
+
+        net = bp.convert(net)
+    return net
+
+
 NETWORKS: dict[str, Callable[[Conv, int, int, str], nn.Module]] = {
     "lecture": lambda conv, classes, image_size, stem: Lecture(conv, classes, image_size),
     "vgg": lambda conv, classes, image_size, stem: VGG(conv, classes),
-    "resnet20": lambda conv, classes, image_size, stem: ResNet20(conv, classes),
+    "resnet20": lambda conv, classes, image_size, stem: ResNet(conv, classes, 3),
     "resnet18": lambda conv, classes, image_size, stem: resnet18(conv, classes, stem),
+    "vgg11": lambda conv, classes, image_size, stem: VGG11(conv, classes),
+    "resnet56": lambda conv, classes, image_size, stem: ResNet(conv, classes, 9),
+    "mobilenetv2": lambda conv, classes, image_size, stem: mobilenetv2(conv, classes),
+    "wideresnet16_4": lambda conv, classes, image_size, stem: WideResNet(conv, classes),
+    "convmixer": lambda conv, classes, image_size, stem: ConvMixer(conv, classes),
 }
 
 

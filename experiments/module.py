@@ -1,0 +1,261 @@
+"""What ``python -m experiments.train`` trains: a network by its name, and the data for it.
+
+Whatever is drawn at random in training is drawn from the seed, the epoch, the batch and the
+process, never from a state carried along: a training resumed from a checkpoint, in the middle
+of an epoch too, goes on with the bits it would have had.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from experiments.batches import BatchDataset, loader_for_test
+from experiments.data import load
+from experiments.errors import UsageError
+from experiments.networks import NETWORKS, build
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch.utils.data import DataLoader
+
+    from experiments.data import Data
+
+WARM_UP_SHARE = 0.2
+MOMENTUM = 0.9
+
+
+def seed_of(*parts: int) -> int:
+    """Return a seed of its own for each combination of numbers."""
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:7], "big")
+
+
+class TrainBatches:
+    """One process's share of the shuffled batches; a last short batch is left out.
+
+    Args:
+        data: the pictures.
+        batch_size: pictures in a batch of one process.
+        seed: of order and augmentation.
+        augment: whether to shift and mirror.
+        module: the data module, whose trainer knows the epoch and the processes.
+    """
+
+    def __init__(
+        self, data: Data, batch_size: int, seed: int, augment: bool, module: L.LightningDataModule
+    ) -> None:
+        self.generator = torch.Generator()
+        self.dataset = BatchDataset(data.train, data, self.generator if augment else None)
+        self.batch_size, self.seed, self.module = batch_size, seed, module
+
+    def __len__(self) -> int:
+        trainer = self.module.trainer
+        return len(self.dataset) // (self.batch_size * (trainer.world_size if trainer else 1))
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        trainer = self.module.trainer
+        epoch, rank, world, done = 0, 0, 1, 0
+        if trainer is not None:
+            epoch, rank, world = trainer.current_epoch, trainer.global_rank, trainer.world_size
+            # Not 0 where a checkpoint of the middle of an epoch is resumed.
+            done = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        self.generator.manual_seed(seed_of(self.seed, epoch))
+        order = torch.randperm(len(self.dataset), generator=self.generator)[rank::world]
+        for index in range(done, len(self)):
+            self.generator.manual_seed(seed_of(self.seed, epoch, index, rank))
+            yield self.dataset[order[index * self.batch_size :][: self.batch_size].tolist()]
+
+
+class Pictures(L.LightningDataModule):
+    """Pictures for training, and those of the test part for validation, test and prediction.
+
+    Args:
+        source: digits (embedded), cifar10, cifar100, or folder (train/CLASS/ and test/CLASS/).
+        root: where the data lies (default for cifar10 and cifar100: data).
+        download: fetch cifar10 or cifar100 where it is missing.
+        image_size: side to which the pictures of a folder are resized.
+        batch_size: pictures in a batch of one process.
+        augment: shift and mirror the training pictures.
+        limit_train: use so many training pictures.
+        limit_test: use so many test pictures.
+        seed: of order and augmentation.
+    """
+
+    def __init__(
+        self,
+        source: Literal["digits", "cifar10", "cifar100", "folder"] = "digits",
+        root: Path | None = None,
+        download: bool = False,
+        image_size: int = 32,
+        batch_size: int = 64,
+        augment: bool = False,
+        limit_train: int | None = None,
+        limit_test: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        for name, value in (("batch_size", batch_size), ("image_size", image_size)):
+            if value < 1:
+                raise UsageError(f"--data.{name}: expected at least 1, got {value}")
+        try:
+            self.pictures = load(
+                source,
+                root=root,
+                download=download,
+                image_size=image_size,
+                limit_train=limit_train,
+                limit_test=limit_test,
+            )
+        except UsageError as error:
+            raise UsageError(as_options(str(error))) from error
+        if len(self.pictures.train) < batch_size:
+            raise UsageError(
+                f"--data.batch_size: expected at most the {len(self.pictures.train)} training "
+                f"pictures, got {batch_size}"
+            )
+        self.batch_size, self.augment, self.seed = batch_size, augment, seed
+        self.classes, self.image_size = len(self.pictures.classes), self.pictures.image_size
+
+    def train_dataloader(self) -> TrainBatches:
+        """Return the training batches."""
+        return TrainBatches(self.pictures, self.batch_size, self.seed, self.augment, self)
+
+    def val_dataloader(self) -> DataLoader:
+        """Return the test pictures in their order."""
+        return loader_for_test(self.pictures, self.batch_size)
+
+    test_dataloader = predict_dataloader = val_dataloader
+
+
+def as_options(text: str) -> str:
+    """Name the options of a message as this command line has them."""
+    text = re.sub(r"--data\b(?!\.)", "--data.source", text)
+    return re.sub(
+        r"--(root|download|image-size|limit-train|limit-test)\b",
+        lambda found: "--data." + found[1].replace("-", "_"),
+        text,
+    )
+
+
+class Study(L.LightningModule):
+    """A network with cross entropy and SGD; the learning rate rises, then falls to zero.
+
+    Args:
+        network: its name.
+        conv: whose convolution: torch.nn.Conv2d or bp.ConvBP2d.
+        fuse: let each convolution compute the activation behind it (conv convbp only).
+        stem: the first layers of resnet18: made for small pictures, or torchvision's.
+        lr: the highest learning rate.
+        weight_decay: of SGD.
+        seed: of the initial weights.
+        classes: set from the data.
+        image_size: set from the data.
+    """
+
+    def __init__(
+        self,
+        network: str = "resnet20",
+        conv: Literal["torch", "convbp"] = "convbp",
+        fuse: bool = False,
+        stem: Literal["cifar", "torchvision"] = "cifar",
+        lr: float = 0.05,
+        weight_decay: float = 5e-4,
+        seed: int = 0,
+        classes: int = 10,
+        image_size: int = 32,
+    ) -> None:
+        super().__init__()
+        if network not in NETWORKS:
+            raise UsageError(
+                f"--model.network: expected one of {', '.join(NETWORKS)}, got {network!r}"
+            )
+        if fuse and conv == "torch":
+            raise UsageError("--model.fuse true: goes with --model.conv convbp only")
+        self.save_hyperparameters()
+        self.lr, self.weight_decay, self.seed = lr, weight_decay, seed
+        self.net = initial(network, conv, fuse, classes, image_size, stem, seed)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, 3, H, W) to logits (B, classes)."""
+        return self.net(x)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Let what the network draws (dropout) depend on the batch alone."""
+        trainer = self.trainer
+        torch.manual_seed(
+            seed_of(self.seed, trainer.current_epoch, batch_idx, trainer.global_rank, 1)
+        )
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Return the mean loss of one batch."""
+        return self.measure("train", batch)
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Log loss and accuracy."""
+        self.measure("val", batch)
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Log loss and accuracy."""
+        self.measure("test", batch)
+
+    def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Return the class of each picture."""
+        return self(batch[0]).argmax(1)
+
+    def measure(self, part: str, batch: tuple[Tensor, Tensor]) -> Tensor:
+        """Log loss and accuracy of a batch; return the loss."""
+        x, y = batch
+        logits = self(x)
+        loss = F.cross_entropy(logits, y)
+        accuracy = (logits.detach().argmax(1) == y).float().mean()
+        self.log_dict(
+            {f"{part}_loss": loss.detach(), f"{part}_accuracy": accuracy},
+            on_step=False,
+            on_epoch=True,
+            prog_bar=True,
+            batch_size=len(y),
+            sync_dist=True,
+        )
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        """Return SGD with momentum, and a one-cycle schedule over the steps of this run."""
+        optimizer = torch.optim.SGD(
+            self.parameters(), self.lr, MOMENTUM, weight_decay=self.weight_decay, nesterov=True
+        )
+        steps = self.trainer.estimated_stepping_batches
+        if steps * WARM_UP_SHARE < 2 or steps == float("inf"):
+            return optimizer
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer,
+            self.lr,
+            total_steps=int(steps),
+            pct_start=WARM_UP_SHARE,
+            cycle_momentum=False,
+        )
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+        }
+
+
+def initial(
+    network: str, conv: str, fuse: bool, classes: int, image_size: int, stem: str, seed: int
+) -> nn.Module:
+    """Build the network from the seed: the same weights whatever the convolution."""
+    import torch_convbp as bp
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = build(
+            network, bp.ConvBP2d if conv == "convbp" else nn.Conv2d, classes, image_size, stem
+        )
+    return bp.convert(net, fuse_activations=True) if fuse else net

@@ -1,0 +1,191 @@
+"""``python -m experiments.train``: every verb, every config file, resuming bit for bit."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+pytest.importorskip("lightning", reason="training needs torch_convbp[experiments]")
+pytest.importorskip("torchvision", reason="training needs torch_convbp[experiments]")
+pytest.importorskip("sklearn", reason="training needs torch_convbp[experiments]")
+pytest.importorskip("jsonargparse", reason="training needs torch_convbp[experiments]")
+pytest.importorskip("rich", reason="training needs torch_convbp[experiments]")
+pytest.importorskip("tensorboard", reason="training needs torch_convbp[experiments]")
+
+import lightning as L
+import yaml
+
+import torch_convbp as bp
+from experiments.module import Pictures, initial
+from experiments.networks import NETWORKS
+from experiments.train import main
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIGS = sorted((ROOT / "experiments" / "configs").glob("*.yaml"))
+SMALL = ["--config", str(ROOT / "experiments" / "configs" / "lecture_digits.yaml")]
+SMALL += ["--data.limit_train=96", "--data.limit_test=40", "--data.batch_size=16"]
+
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore"),  # Lightning's, about hardware and loaders
+]
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The config files write below the current folder."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "runs" / "lecture_digits" / "checkpoints"
+
+
+def fit(*arguments: str) -> None:
+    assert main(["fit", *SMALL, "--trainer.max_epochs=2", *arguments]) == 0
+
+
+def weights(path: Path) -> dict[str, Tensor]:
+    return torch.load(path, weights_only=False)["state_dict"]
+
+
+def test_fit_then_validate_test_and_predict(here: Path, tmp_path: Path) -> None:
+    fit("--trainer.log_every_n_steps=1")
+    assert (here / "best.ckpt").is_file() and (here / "last.ckpt").is_file()
+    rows = next(tmp_path.rglob("metrics.csv")).read_text()
+    assert "val_loss" in rows and "lr-SGD" in rows
+    assert list(tmp_path.rglob("events.out.tfevents.*"))
+    for verb in ("validate", "test", "predict"):
+        assert main([verb, *SMALL, "--ckpt_path", str(here / "last.ckpt")]) == 0
+
+
+EVERY_STEP = [
+    "--trainer.callbacks+=lightning.pytorch.callbacks.ModelCheckpoint",
+    "--trainer.callbacks.dirpath=steps",
+    "--trainer.callbacks.filename={step}",
+    "--trainer.callbacks.every_n_train_steps=1",
+    "--trainer.callbacks.save_top_k=-1",
+    "--data.augment=true",
+]
+
+
+@pytest.mark.parametrize("step", [2, 6, 9], ids=["first-epoch", "between-epochs", "second-epoch"])
+@pytest.mark.parametrize("network", ["lecture", "mobilenetv2"], ids=["lecture", "dropout"])
+def test_a_resumed_training_ends_with_the_same_bits(
+    here: Path, tmp_path: Path, network: str, step: int
+) -> None:
+    fit(f"--model.network={network}", *EVERY_STEP)
+    whole = torch.load(here / "last.ckpt", weights_only=False)
+    assert whole["global_step"] == 12
+    stopped = tmp_path / "steps" / f"step={step}.ckpt"
+    assert torch.load(stopped, weights_only=False)["global_step"] == step
+    (here / "last.ckpt").unlink()
+    fit(f"--model.network={network}", "--data.augment=true", f"--ckpt_path={stopped}")
+    resumed = torch.load(here / "last.ckpt", weights_only=False)
+    assert resumed["global_step"] == 12
+    assert all(torch.equal(resumed["state_dict"][k], v) for k, v in whole["state_dict"].items())
+    mine, theirs = (c["optimizer_states"][0]["state"] for c in (resumed, whole))
+    for index, state in theirs.items():
+        assert torch.equal(mine[index]["momentum_buffer"], state["momentum_buffer"])
+    assert resumed["lr_schedulers"] == whole["lr_schedulers"]
+
+
+def test_options_override_the_file(here: Path) -> None:
+    fit("--model.lr=0", "--model.weight_decay=0", "--trainer.limit_train_batches=2")
+    before = initial("lecture", "convbp", False, 10, 32, "cifar", 0).state_dict()
+    after = weights(here / "last.ckpt")
+    assert all(torch.equal(after[f"net.{name}"], value) for name, value in before.items())
+
+
+@pytest.mark.parametrize("options", [["--trainer.precision=bf16-mixed"],
+                                     ["--trainer.accumulate_grad_batches=2"],
+                                     ["--model.fuse=true", "--model.network=vgg"]],
+                         ids=["bf16-mixed", "accumulation", "fuse"])  # fmt: skip
+def test_fit_with(here: Path, options: list[str]) -> None:
+    fit("--trainer.max_epochs=1", *options)
+    kept = torch.load(here / "last.ckpt", weights_only=False)
+    assert kept["global_step"] == (3 if "accumulate" in options[0] else 6)
+    assert all(value.isfinite().all() for value in kept["state_dict"].values())
+
+
+def test_error_signals_are_a_callback(tmp_path: Path) -> None:
+    fit(
+        "--trainer.max_epochs=1",
+        "--trainer.callbacks+=torch_convbp.lightning.ErrorSignalMonitor",
+        "--trainer.callbacks.folder=signals",
+    )
+    assert (tmp_path / "signals" / "error-signals.png").is_file()
+    assert "delta_rms/net.conv1" in next(tmp_path.rglob("metrics.csv")).read_text()
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+def test_a_config_builds_the_same_network_on_both_convolutions(config: Path) -> None:
+    text = yaml.safe_load(config.read_text())
+    assert text["model"]["network"] in NETWORKS
+    arguments = (False, 10, 32, "cifar", 0)
+    nets = [initial(text["model"]["network"], conv, *arguments) for conv in ("torch", "convbp")]
+    theirs, ours = (net.state_dict() for net in nets)
+    assert list(theirs) == list(ours)
+    assert all(torch.equal(theirs[name], ours[name]) for name in ours)
+    kinds = [{type(m) for m in net.modules() if isinstance(m, nn.Conv2d)} for net in nets]
+    assert kinds[0] == {nn.Conv2d} and all(issubclass(kind, bp.ConvBP2d) for kind in kinds[1])
+    x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0), dtype=torch.double)
+    a, b = (net.double().eval()(x) for net in nets)
+    torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model.network=alexnet"], "--model.network: expected one of lecture, vgg"),
+        (["--model.conv=torch", "--model.fuse=true"], "--model.fuse true: goes with"),
+        (["--data.source=cifar10", "--data.root=none"], "--data.download"),
+        (["--data.source=folder"], "--data.root"),
+        (["--data.batch_size=1000"], "--data.batch_size: expected at most the 96"),
+        (["--config=absent.yaml"], "absent.yaml"),
+    ],
+    ids=["network", "fuse", "cifar10", "folder", "batch_size", "config"],
+)
+def test_what_is_wrong_is_said(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        status = main(["fit", *SMALL, *arguments])
+    except SystemExit as leaving:
+        status = leaving.code
+    assert status == 2
+    assert message in capsys.readouterr().err
+
+
+def test_two_processes_share_the_batches() -> None:
+    class Trainer:
+        world_size, current_epoch = 2, 3
+        fit_loop = L.Trainer(logger=False, enable_progress_bar=False).fit_loop
+
+        def __init__(self, rank: int) -> None:
+            self.global_rank = rank
+
+    seen = []
+    for rank in (0, 1):
+        pictures = Pictures(limit_train=96, batch_size=16)
+        pictures.trainer = Trainer(rank)  # type: ignore[assignment]
+        batches = list(pictures.train_dataloader())
+        assert len(batches) == 3
+        seen += [picture.numpy().tobytes() for x, _ in batches for picture in x]
+    every = next(iter(Pictures(limit_train=96, batch_size=96).train_dataloader()))[0]
+    assert sorted(seen) == sorted(picture.numpy().tobytes() for picture in every)
+
+
+@pytest.mark.slow
+def test_ddp_with_two_processes(tmp_path: Path, here: Path) -> None:
+    command = [sys.executable, "-m", "experiments.train", "fit", *SMALL]
+    command += ["--trainer.max_epochs=1", "--trainer.strategy=ddp", "--trainer.devices=2"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    process = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert process.returncode == 0, process.stdout + process.stderr
+    assert torch.load(here / "last.ckpt", weights_only=False)["global_step"] == 3
