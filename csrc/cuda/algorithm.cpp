@@ -3,6 +3,7 @@
 #include <atomic>
 #include <stdexcept>
 
+#include "depthwise.h"
 #include "implicit_gemm.h"
 
 namespace convbp::cuda {
@@ -28,10 +29,10 @@ bool plain_only() {
 }
 
 Algorithm algorithm_for(const ConvProblem& p) {
-  if (plain_only() || !gemm::takes(p)) return Algorithm::kPlain;
+  if (plain_only()) return Algorithm::kPlain;
   // With a channel a group, a tile of the implicit GEMM would be empty but for a column.
-  if (p.groups > 1 && p.in_channels == 1) return Algorithm::kPlain;
-  return Algorithm::kImplicitGemm;
+  if (depthwise::takes(p)) return Algorithm::kDepthwise;
+  return gemm::takes(p) ? Algorithm::kImplicitGemm : Algorithm::kPlain;
 }
 
 }  // namespace convbp::cuda

@@ -12,7 +12,7 @@ std::string algorithm_setting();
 void set_algorithm(const std::string& name);
 bool plain_only();
 
-enum class Algorithm { kPlain, kImplicitGemm };
+enum class Algorithm { kPlain, kDepthwise, kImplicitGemm };
 
 // By the problem and the setting alone: not by the tensors, and not by the GPU.
 Algorithm algorithm_for(const ConvProblem&);

@@ -1,6 +1,7 @@
 // The convolution operators on the GPU.
 #include "algorithm.h"
 #include "boundary.h"
+#include "depthwise.h"
 #include "implicit_gemm.h"
 #include "plain.h"
 #include "tf32.h"
@@ -24,6 +25,8 @@ void conv2d(const ConvProblem& p, View<const T> input, View<const T> weight,
   switch (cuda::algorithm_for(p)) {
     case Algorithm::kPlain:
       return cuda::plain::conv2d<T>(context, p, input, weight, epilogue, output);
+    case Algorithm::kDepthwise:
+      return cuda::depthwise::conv2d<T>(context, p, input, weight, epilogue, output);
     case Algorithm::kImplicitGemm:
       return cuda::gemm::conv2d<T>(context, p, input, weight, epilogue, output, options<T>());
   }
@@ -36,6 +39,8 @@ void conv2d_input_grad(const ConvProblem& p, View<const T> weight, View<const T>
   switch (cuda::algorithm_for(p)) {
     case Algorithm::kPlain:
       return cuda::plain::conv2d_input_grad<T>(context, p, weight, delta, input_grad);
+    case Algorithm::kDepthwise:
+      return cuda::depthwise::conv2d_input_grad<T>(context, p, weight, delta, input_grad);
     case Algorithm::kImplicitGemm:
       return cuda::gemm::conv2d_input_grad<T>(context, p, weight, delta, input_grad, options<T>());
   }
@@ -48,6 +53,9 @@ void conv2d_weight_grad(const ConvProblem& p, View<const T> input, View<const T>
   switch (cuda::algorithm_for(p)) {
     case Algorithm::kPlain:
       return cuda::plain::conv2d_weight_grad<T>(context, p, input, delta, weight_grad, bias_grad);
+    case Algorithm::kDepthwise:
+      return cuda::depthwise::conv2d_weight_grad<T>(context, p, input, delta, weight_grad,
+                                                    bias_grad);
     case Algorithm::kImplicitGemm:
       return cuda::gemm::conv2d_weight_grad<T>(context, p, input, delta, weight_grad, bias_grad,
                                                options<T>());

@@ -29,6 +29,7 @@ __device__ void each(int64_t count, const Body& body) {
 struct Position {
   int64_t b, c, i, j;
 
+  Position() = default;
   CONVBP_BOTH Position(int64_t number, const int64_t (&size)[4], bool channels_innermost) {
     if (channels_innermost) take(number, c, size[1]);
     take(number, j, size[3]);
@@ -41,6 +42,54 @@ struct Position {
   CONVBP_BOTH static void take(int64_t& number, int64_t& digit, int64_t size) {
     digit = number % size;
     number /= size;
+  }
+};
+
+// Division of numbers below 2^31 without a division: by a multiplication whose factor the host finds
+// (Granlund and Montgomery, 1994). A GPU divides integers slowly.
+struct Divisor {
+  uint32_t divisor = 1, factor = 0, shift = 0;
+
+  Divisor() = default;
+  explicit Divisor(uint32_t d) : divisor(d) {
+    while ((uint64_t{1} << shift) < d) ++shift;
+    factor = static_cast<uint32_t>((((uint64_t{1} << shift) - d) << 32) / d + 1);
+  }
+  CONVBP_BOTH uint32_t quotient(uint32_t n) const {
+    return (static_cast<uint32_t>(static_cast<uint64_t>(n) * factor >> 32) + n) >> shift;
+  }
+};
+
+// The positions of a tensor, numbered in the order in which memory holds them.
+struct Shape {
+  int64_t size[4], count;
+  bool channels_innermost;
+  bool small;  // 32 bits number them
+  Divisor by[4];
+
+  Shape(const int64_t (&size_)[4], bool channels_innermost_)
+      : count(1), channels_innermost(channels_innermost_) {
+    for (int d = 0; d < 4; ++d) count *= size[d] = size_[d];
+    small = count > 0 && count < int64_t{1} << 31;
+    for (int d = 0; small && d < 4; ++d) by[d] = Divisor(static_cast<uint32_t>(size[d]));
+  }
+  CONVBP_BOTH Position position(int64_t number) const {
+    if (!small) return Position(number, size, channels_innermost);
+    Position at{};
+    auto rest = static_cast<uint32_t>(number);
+    if (channels_innermost) at.c = take(rest, 1);
+    at.j = take(rest, 3);
+    at.i = take(rest, 2);
+    if (!channels_innermost) at.c = take(rest, 1);
+    at.b = rest;
+    return at;
+  }
+
+ private:
+  CONVBP_BOTH uint32_t take(uint32_t& rest, int d) const {
+    const uint32_t quotient = by[d].quotient(rest), digit = rest - quotient * by[d].divisor;
+    rest = quotient;
+    return digit;
   }
 };
 

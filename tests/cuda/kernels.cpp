@@ -14,6 +14,7 @@
 #include <string>
 #include <vector>
 
+#include "../../csrc/cuda/depthwise.h"
 #include "../../csrc/cuda/elementwise.h"
 #include "../../csrc/cuda/implicit_gemm.h"
 #include "../../csrc/cuda/plain.h"
@@ -424,6 +425,48 @@ void try_gemm_invariance_tf32(Random& random) {
   try_invariance<float>(random, true);
 }
 
+// --- depthwise ------------------------------------------------------------------------------
+
+// Channels, pictures and filters on both sides of what vectors, strips, tiles and blocks divide, half
+// of them of the sizes the kernels are compiled for.
+ConvProblem random_depthwise(Random& random) {
+  constexpr int64_t kMostProducts = 300000;  // sums of +-4 that float16 holds, and time
+  for (;;) {
+    ConvProblem p;
+    p.batch = random.one_of<int64_t>({0, 1, 1, 2, 3, 5});
+    p.groups = random.one_of<int64_t>({2, 3, 4, 5, 8, 9, 33, 70, 132, 140});
+    p.in_channels = 1;
+    p.out_channels = random.in(5) ? random.number(2, 3) : 1;
+    const bool compiled = !random.in(4);
+    const int64_t kernel = random.one_of<int64_t>({3, 5, 7}), stride = random.number(1, 2);
+    const int64_t most = random.one_of<int64_t>({3, 9, 16, 40, 80});
+    bool possible = true;
+    for (const Spatial axis : {kHeight, kWidth}) {
+      p.in_size[axis] = random.number(1, most);
+      p.kernel[axis] = compiled ? kernel : random.number(1, 9);
+      p.stride[axis] = compiled ? stride : random.number(1, 4);
+      p.dilation[axis] = compiled ? 1 : random.one_of<int64_t>({1, 1, 2, 3, 4, 6});
+      p.pad[axis] = random.in(2) ? p.kernel[axis] / 2 : random.number(0, p.kernel[axis] + 2);
+      const int64_t padded = p.in_size[axis] + p.pad[axis] + random.number(0, p.pad[axis]);
+      const int64_t extent = p.dilation[axis] * (p.kernel[axis] - 1) + 1;
+      possible = possible && extent <= padded;
+      p.out_size[axis] = (padded - extent) / p.stride[axis] + 1;
+    }
+    const int64_t products = p.batch * p.groups * p.out_channels * p.kernel[0] * p.kernel[1] *
+                             std::max(p.out_size[0] * p.out_size[1], p.in_size[0] * p.in_size[1]);
+    if (possible && products <= kMostProducts) return p;
+  }
+}
+
+template <typename T>
+void try_depthwise(Random& random) {
+  ConvProblem p = random_depthwise(random);
+  try_operators<T>(random, p,
+                   {"depthwise", &cuda::depthwise::takes, &cuda::depthwise::conv2d<T>,
+                    &cuda::depthwise::conv2d_input_grad<T>,
+                    &cuda::depthwise::conv2d_weight_grad<T>});
+}
+
 // --- pools ----------------------------------------------------------------------------------
 
 template <typename T, typename Offset>
@@ -582,6 +625,7 @@ const Family kFamilies[] = {
     {"gemm_rounding", "TF32", try_gemm_rounding_tf32},
     CONVBP_FAMILY("gemm_invariance", try_gemm_invariance),
     {"gemm_invariance", "TF32", try_gemm_invariance_tf32},
+    CONVBP_FAMILY("depthwise", try_depthwise),
     CONVBP_FAMILY("pools", try_pools),
     CONVBP_FAMILY("elementwise", try_elementwise),
 };

@@ -1,0 +1,161 @@
+// Starts the depthwise kernels of the forward pass and of the input gradient.
+#include "depthwise.h"
+
+#include "depthwise.cuh"
+#include "element_types.h"
+
+namespace convbp::cuda::depthwise {
+namespace {
+
+// What to tell a kernel: the layer, from which direction, and the tensors.
+template <typename T>
+struct Call {
+  Context& context;
+  Layer layer;
+  int64_t batch;
+  View<const T> source, weight;
+  Epilogue<T> epilogue;
+  View<T> result;
+};
+
+template <typename T, Direction direction, int taps, int stride>
+void start_channels(const Call<T>& call) {
+  using S = Strip<direction, taps, stride>;
+  // Seven columns share the loads of a long filter better, where registers suffice.
+  constexpr int V = kVector<T>, kLength = taps == 7 && stride == 1 ? 7 : 4;
+  const Layer& layer = call.layer;
+  const int lanes = lanes_for((layer.channels + V - 1) / V, 32), rows = kernels::kThreads / lanes;
+  kernels::ChannelBlocks blocks;
+  blocks.channels = (layer.channels + lanes * V - 1) / (lanes * V);
+  blocks.rows = (layer.height.results + rows - 1) / rows;
+  const int strips = S::count(layer.width, kLength);
+  // A block walks along whole rows, unless there are too few blocks to fill the GPU.
+  const int64_t others = call.batch * blocks.channels * blocks.rows;
+  const int64_t wanted = (int64_t{4} * call.context.multiprocessors + others - 1) / others;
+  blocks.strips = static_cast<int>(std::max<int64_t>(1, strips / wanted));
+  blocks.chunks = (strips + blocks.strips - 1) / blocks.strips;
+  View<T> kept = call.result;
+  kept.data = call.epilogue.pre_activation;
+  blocks.packed = is_packed(call.source, layer.channels, V) &&
+                  is_packed(call.result, layer.channels, V) &&
+                  (!kept.data || is_packed(kept, layer.channels, V));
+  launch(call.context, "depthwise", kernels::channels<T, direction, taps, stride, kLength>,
+         dim3(static_cast<unsigned>(others * blocks.chunks)), dim3(lanes, rows),
+         taps * taps * lanes * V * sizeof(Accumulator<T>), layer, call.source, call.weight,
+         call.epilogue, call.result, blocks);
+}
+
+template <typename T, Direction direction, int taps, int stride>
+void start_planes(const Call<T>& call) {
+  using S = Strip<direction, taps, stride>;
+  constexpr int kLength = 4;
+  const Layer& layer = call.layer;
+  const int columns = std::max(8, lanes_for(S::count(layer.width, 1), 32));
+  const int rows = lanes_for(S::count(layer.height, kLength), kernels::kThreads / 32);
+  const int planes = kernels::kThreads / (columns * rows);
+  kernels::PlaneBlocks blocks;
+  blocks.columns = S::count(layer.width, columns);
+  blocks.rows = S::count(layer.height, rows * kLength);
+  blocks.planes = static_cast<int>(call.batch * layer.channels);
+  const int tile = S::sources(columns) * S::sources(rows * kLength) + taps * taps;
+  const int64_t groups = (int64_t{blocks.planes} + planes - 1) / planes;
+  launch(call.context, "depthwise", kernels::planes<T, direction, taps, stride, kLength>,
+         dim3(static_cast<unsigned>(groups * blocks.rows * blocks.columns)),
+         dim3(columns, rows, planes), planes * tile * sizeof(Accumulator<T>), layer, call.source,
+         call.weight, call.epilogue, call.result, blocks);
+}
+
+template <typename T, Direction direction>
+void start_general(const Call<T>& call) {
+  const int64_t size[4] = {call.batch, call.layer.channels, call.layer.height.results,
+                           call.layer.width.results};
+  const Shape shape(size, channels_innermost(call.result.stride));
+  launch(call.context, "depthwise", kernels::general<T, direction>,
+         blocks_for(shape.count, call.context), kernels::kThreads, 0, call.layer, call.source,
+         call.weight, call.epilogue, call.result, shape);
+}
+
+template <typename T, Direction direction, int taps, int stride>
+void start_known(const Call<T>& call) {
+  if (channels_innermost(call.source.stride))
+    start_channels<T, direction, taps, stride>(call);
+  else
+    start_planes<T, direction, taps, stride>(call);
+}
+
+template <typename T, Direction direction, int stride>
+bool start_with_stride(const Call<T>& call) {
+  const int taps = call.layer.height.taps;
+  if (taps == 3)
+    start_known<T, direction, 3, stride>(call);
+  else if (taps == 5)
+    start_known<T, direction, 5, stride>(call);
+  else if (taps == 7)
+    start_known<T, direction, 7, stride>(call);
+  else
+    return false;
+  return true;
+}
+
+// Is there a kernel that was compiled for it?
+template <typename T, Direction direction>
+bool start_compiled(Call<T> call) {
+  if constexpr (sizeof(T) == 8) return false;  // float64 is for checking
+  const auto& [height, width, channels, filters, turned] = call.layer;
+  if (filters != 1 || height.taps != width.taps || height.stride != width.stride ||
+      height.dilation != 1 || width.dilation != 1 ||
+      call.batch * channels >= int64_t{1} << 31)
+    return false;
+  if constexpr (sizeof(T) != 8) {
+    if (height.stride == 2) return start_with_stride<T, direction, 2>(call);
+    if (height.stride != 1) return false;
+    if (direction == Direction::kBackward) {
+      call.layer.turned = true;
+      for (Axis* axis : {&call.layer.height, &call.layer.width})
+        axis->pad = axis->taps - 1 - axis->pad;
+    }
+    return start_with_stride<T, Direction::kForward, 1>(call);
+  }
+}
+
+template <typename T, Direction direction>
+void start(const Call<T>& call) {
+  if (!start_compiled<T, direction>(call)) start_general<T, direction>(call);
+}
+
+}  // namespace
+
+bool takes(const ConvProblem& p) {
+  constexpr int64_t kMost = int64_t{1} << 28;  // sums of a few such are numbers of 32 bits
+  bool fits = p.groups * p.out_channels < kMost && p.batch < kMost;
+  for (const Spatial axis : {kHeight, kWidth})
+    fits = fits && p.in_size[axis] < kMost && p.out_size[axis] < kMost && p.pad[axis] < kMost &&
+           p.stride[axis] < kMost && p.dilation[axis] < kMost;
+  return fits && p.in_channels == 1 && p.groups > 1 && p.kernel[kHeight] * p.kernel[kWidth] < kMost;
+}
+
+template <typename T>
+void conv2d(Context& context, const ConvProblem& p, View<const T> input, View<const T> weight,
+            const Epilogue<T>& epilogue, View<T> output) {
+  const Layer layer{{p, kHeight, false}, {p, kWidth, false},
+                    static_cast<int>(p.groups * p.out_channels), static_cast<int>(p.out_channels),
+                    false};
+  start<T, Direction::kForward>({context, layer, p.batch, input, weight, epilogue, output});
+}
+
+template <typename T>
+void conv2d_input_grad(Context& context, const ConvProblem& p, View<const T> weight,
+                       View<const T> delta, View<T> input_grad) {
+  const Layer layer{{p, kHeight, true}, {p, kWidth, true}, static_cast<int>(p.groups),
+                    static_cast<int>(p.out_channels), false};
+  start<T, Direction::kBackward>({context, layer, p.batch, delta, weight, {}, input_grad});
+}
+
+#define INSTANTIATE(T)                                                                             \
+  template void conv2d(Context&, const ConvProblem&, View<const T>, View<const T>,                 \
+                       const Epilogue<T>&, View<T>);                                               \
+  template void conv2d_input_grad(Context&, const ConvProblem&, View<const T>, View<const T>,      \
+                                  View<T>);
+CONVBP_FOR_EACH_ELEMENT(INSTANTIATE)
+
+}  // namespace convbp::cuda::depthwise

@@ -1,0 +1,26 @@
+// Depthwise convolutions on the GPU: groups of one input channel and one or several filters.
+#pragma once
+
+#include "../conv_problem.h"
+#include "context.h"
+#include "epilogue.h"
+
+namespace convbp::cuda::depthwise {
+
+// Can it compute the problem? One input channel a group, and positions that 32 bits count.
+bool takes(const ConvProblem& problem);
+
+template <typename T>
+void conv2d(Context&, const ConvProblem&, View<const T> input, View<const T> weight,
+            const Epilogue<T>&, View<T> output);
+
+template <typename T>
+void conv2d_input_grad(Context&, const ConvProblem&, View<const T> weight, View<const T> delta,
+                       View<T> input_grad);
+
+// L4, and L5 where bias_grad is given.
+template <typename T>
+void conv2d_weight_grad(Context&, const ConvProblem&, View<const T> input, View<const T> delta,
+                        View<T> weight_grad, T* bias_grad);
+
+}  // namespace convbp::cuda::depthwise

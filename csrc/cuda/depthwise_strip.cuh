@@ -1,0 +1,157 @@
+// What the depthwise kernels share: which taps of one axis meet, strips of neighbouring results,
+// and neighbouring channels as one load.
+//
+// L1 and L6 are one sum, read in two directions: a *result* position (of the output, of the input
+// gradient) collects from *source* positions (of the input, of delta).
+#pragma once
+
+#include <numeric>
+
+#include "../conv_problem.h"
+#include "epilogue.h"
+#include "grid.h"
+
+#if defined(__CUDACC__)
+#define CONVBP_ROLLED _Pragma("unroll 1")
+#define CONVBP_UNROLLED _Pragma("unroll")
+#else
+#define CONVBP_ROLLED
+#define CONVBP_UNROLLED
+#endif
+
+namespace convbp::cuda::depthwise {
+
+struct Axis {
+  int sources, results, taps, stride, pad, dilation;
+  int jump;  // from a tap that meets a result position backward to the next one that does
+
+  Axis(const ConvProblem& p, Spatial axis, bool backward)
+      : sources(static_cast<int>(backward ? p.out_size[axis] : p.in_size[axis])),
+        results(static_cast<int>(backward ? p.in_size[axis] : p.out_size[axis])),
+        taps(static_cast<int>(p.kernel[axis])),
+        stride(static_cast<int>(p.stride[axis])),
+        pad(static_cast<int>(p.pad[axis])),
+        dilation(static_cast<int>(p.dilation[axis])),
+        jump(static_cast<int>(p.stride[axis] / std::gcd(p.stride[axis], p.dilation[axis]))) {}
+
+  // The same with what a kernel knows when it is compiled.
+  template <int known_taps, int known_stride>
+  CONVBP_BOTH Axis known() const {
+    Axis a = *this;
+    a.taps = known_taps, a.stride = known_stride, a.dilation = 1, a.jump = known_stride;
+    return a;
+  }
+};
+
+enum class Direction {
+  kForward,   // source = result * stride - pad + tap * dilation
+  kBackward,  // source * stride = result + pad - tap * dilation: where it divides, no other tap is
+              // looked at
+};
+
+// Calls body(tap, source) for the taps at which a result position meets a source, ascending.
+template <Direction direction, typename Body>
+__device__ void each_tap(const Axis& a, int result, const Body& body) {
+  int tap = 0, tap_step = 1, source = result * a.stride - a.pad, source_step = a.dilation;
+  if constexpr (direction == Direction::kBackward) {
+    const int at = result + a.pad;
+    while (tap < a.jump && (at - tap * a.dilation) % a.stride) ++tap;
+    if (tap == a.jump) return;
+    source = (at - tap * a.dilation) / a.stride;
+    tap_step = a.jump, source_step = -(a.dilation * a.jump / a.stride);
+  }
+  CONVBP_ROLLED
+  for (; tap < a.taps; tap += tap_step, source += source_step)
+    if (0 <= source && source < a.sources) body(tap, source);
+}
+
+// Neighbouring results on one axis, computed together: which of the sources between them meet which
+// of them at which tap is known when the kernel is compiled.
+template <Direction direction, int taps, int stride>
+struct Strip {
+  static constexpr bool kForward = direction == Direction::kForward;
+  // A strip's first result meets so many sources in front of the one that it meets at tap 0 .. stride.
+  static constexpr int kBehind = kForward ? 0 : (taps - 1) / stride;
+
+  CONVBP_BOTH static constexpr int sources(int length) {
+    return kForward ? (length - 1) * stride + taps : kBehind + (length - 1) / stride + 1;
+  }
+  // Result p meets source k at this tap; where it is not in [0, taps) they do not meet.
+  CONVBP_BOTH static constexpr int tap(int p, int k) {
+    return kForward ? k - p * stride : p + (kBehind - k) * stride;
+  }
+  // Backward, strips begin where tap 0 meets a source; the first one in front of the results.
+  CONVBP_BOTH static int first_result(const Axis& a, int number, int length) {
+    return number * length - (kForward ? 0 : a.pad % stride);
+  }
+  CONVBP_BOTH static int first_source(const Axis& a, int result) {
+    return kForward ? result * stride - a.pad : (result + a.pad) / stride - kBehind;
+  }
+  CONVBP_BOTH static int count(const Axis& a, int length) {
+    return (a.results + (kForward ? 0 : a.pad % stride) + length - 1) / length;
+  }
+};
+
+CONVBP_BOTH inline bool inside(int position, int size) {
+  return 0 <= position && position < size;
+}
+
+// Channels that one thread computes together. Packed, they are one load of 8 or 16 bytes.
+template <typename T>
+constexpr int kVector = sizeof(T) == 8 ? 2 : 4;
+
+template <typename T, int size>
+struct alignas(size * sizeof(T)) Pack {
+  T element[size];
+};
+
+// `count` of the channels are there; what is not counts as zero.
+struct Vector {
+  int64_t step;
+  int count;
+  bool packed;
+
+  template <int size, typename A, typename T>
+  __device__ void load(A (&to)[size], const T* from) const {
+    if (packed) {
+      const auto pack = *reinterpret_cast<const Pack<T, size>*>(from);
+      CONVBP_UNROLLED
+      for (int v = 0; v < size; ++v) to[v] = static_cast<A>(pack.element[v]);
+    } else {
+      CONVBP_UNROLLED
+      for (int v = 0; v < size; ++v)
+        to[v] = v < count ? static_cast<A>(from[v * step]) : A(0);
+    }
+  }
+
+  template <int size, typename A, typename T>
+  __device__ void store(T* to, const A (&from)[size]) const {
+    if (packed) {
+      Pack<T, size> pack;
+      CONVBP_UNROLLED
+      for (int v = 0; v < size; ++v) pack.element[v] = static_cast<T>(from[v]);
+      *reinterpret_cast<Pack<T, size>*>(to) = pack;
+    } else {
+      CONVBP_UNROLLED
+      for (int v = 0; v < size; ++v)
+        if (v < count) to[v * step] = static_cast<T>(from[v]);
+    }
+  }
+};
+
+// Are `size` neighbouring channels of `channels`, anywhere in the tensor, one aligned load?
+template <typename T>
+bool is_packed(const View<T>& t, int64_t channels, int size) {
+  return t.stride[1] == 1 && channels % size == 0 && t.stride[0] % size == 0 &&
+         t.stride[2] % size == 0 && t.stride[3] % size == 0 &&
+         reinterpret_cast<uintptr_t>(t.data) % (size * sizeof(T)) == 0;
+}
+
+// The least power of two that is not below n, at most `most`.
+inline int lanes_for(int64_t n, int most) {
+  int lanes = 1;
+  while (lanes < n && lanes < most) lanes *= 2;
+  return lanes;
+}
+
+}  // namespace convbp::cuda::depthwise

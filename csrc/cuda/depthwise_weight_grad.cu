@@ -1,0 +1,131 @@
+// Starts the depthwise kernels of the weight gradient.
+#include "depthwise_weight_grad.cuh"
+
+#include "depthwise.h"
+#include "element_types.h"
+
+namespace convbp::cuda::depthwise {
+namespace {
+
+template <typename T>
+struct Call {
+  Context& context;
+  const ConvProblem& problem;
+  Axis height, width;
+  int filters;
+  View<const T> input, delta;
+  View<T> weight_grad;
+  T* bias_grad;
+};
+
+// The cut depends on the problem alone: so does the order of the sums.
+Pieces cut(int64_t lines, int64_t pixels_a_line, int64_t taps, int64_t other_blocks) {
+  constexpr int64_t kMost = 256, kBlocks = 2048;
+  const int64_t most = std::clamp<int64_t>(kBlocks / other_blocks, 1, kMost);
+  Pieces p{lines, 0, 0};
+  p.lines_a_piece = std::max({int64_t{1}, (4 * taps + pixels_a_line - 1) / pixels_a_line,
+                              (lines + most - 1) / most});
+  p.count = (lines + p.lines_a_piece - 1) / p.lines_a_piece;
+  return p;
+}
+
+// Memory for the pieces' sums, one for each tap and the bias.
+template <typename T>
+Accumulator<T>* partial_sums(const Call<T>& call, const Pieces& pieces) {
+  const int64_t sums = (int64_t{call.height.taps} * call.width.taps + 1) * call.filters;
+  return static_cast<Accumulator<T>*>(
+      call.context.scratch(pieces.count * sums * sizeof(Accumulator<T>)));
+}
+
+template <typename T>
+void add_pieces(const Call<T>& call, const Pieces& pieces, const Accumulator<T>* partial) {
+  const int64_t sums = (int64_t{call.height.taps} * call.width.taps + 1) * call.filters;
+  launch(call.context, "depthwise_add_pieces", kernels::add_pieces<T>,
+         dim3(static_cast<unsigned>((sums + 31) / 32)), dim3(32, 8),
+         32 * 8 * sizeof(Accumulator<T>), partial, pieces.count, call.filters, call.height.taps,
+         call.width.taps, call.weight_grad, call.bias_grad);
+}
+
+template <typename T, int taps, int stride, bool along_height>
+void start_strips(const Call<T>& call) {
+  constexpr int V = along_height ? 1 : kVector<T>, kLength = along_height ? 8 : 4;
+  const int channels = call.filters;
+  const int lanes = lanes_for(along_height ? call.width.results : (channels + V - 1) / V, 32);
+  const int slots = 32 / lanes * std::max(1, 256 / (32 * taps));
+  const int at_once = along_height ? 1 : lanes * V;
+  const int64_t blocks = (channels + at_once - 1) / at_once;
+  const int64_t rows = along_height ? (call.height.results + kLength - 1) / kLength
+                                    : call.height.results;
+  const int64_t pixels = int64_t{call.width.results} * (along_height ? kLength : 1);
+  const Pieces pieces = cut(call.problem.batch * rows, pixels, taps * taps, blocks);
+  const bool packed = is_packed(call.input, channels, V) && is_packed(call.delta, channels, V);
+  Accumulator<T>* const partial = partial_sums(call, pieces);
+  if (pieces.count)
+    launch(call.context, "depthwise_weight_grad",
+           kernels::strips<T, taps, stride, kLength, V, along_height>,
+           dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(pieces.count)),
+           dim3(lanes, taps, slots),
+           int64_t{slots} * taps * (taps + 1) * at_once * sizeof(Accumulator<T>), call.height,
+           call.width, channels, call.input, call.delta, pieces, packed, partial);
+  add_pieces(call, pieces, partial);
+}
+
+template <typename T>
+void start_general(const Call<T>& call) {
+  const bool innermost = channels_innermost(call.input.stride);
+  const int64_t blocks = innermost ? (call.filters + 31) / 32 : call.filters;
+  const Pieces pieces = cut(call.problem.batch * call.height.results, call.width.results,
+                            int64_t{call.height.taps} * call.width.taps, blocks);
+  Accumulator<T>* const partial = partial_sums(call, pieces);
+  if (pieces.count)
+    launch(call.context, "depthwise_weight_grad", kernels::general<T>,
+           dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(pieces.count)), dim3(32, 8), 0,
+           call.height, call.width, call.filters, static_cast<int>(call.problem.out_channels),
+           call.input, call.delta, pieces, innermost, partial);
+  add_pieces(call, pieces, partial);
+}
+
+template <typename T, int taps>
+bool start_with_taps(const Call<T>& call) {
+  const bool innermost = channels_innermost(call.input.stride);
+  if (call.height.stride == 1)
+    innermost ? start_strips<T, taps, 1, false>(call) : start_strips<T, taps, 1, true>(call);
+  else if (call.height.stride == 2)
+    innermost ? start_strips<T, taps, 2, false>(call) : start_strips<T, taps, 2, true>(call);
+  else
+    return false;
+  return true;
+}
+
+// Is there a kernel that was compiled for it?
+template <typename T>
+bool start_compiled(const Call<T>& call) {
+  if constexpr (sizeof(T) != 8) {
+    const Axis &height = call.height, &width = call.width;
+    if (call.problem.out_channels != 1 || height.taps != width.taps ||
+        height.stride != width.stride || height.dilation != 1 || width.dilation != 1)
+      return false;
+    if (height.taps == 3) return start_with_taps<T, 3>(call);
+    if (height.taps == 5) return start_with_taps<T, 5>(call);
+    if (height.taps == 7) return start_with_taps<T, 7>(call);
+  }
+  return false;  // float64 is for checking
+}
+
+}  // namespace
+
+template <typename T>
+void conv2d_weight_grad(Context& context, const ConvProblem& p, View<const T> input,
+                        View<const T> delta, View<T> weight_grad, T* bias_grad) {
+  const Call<T> call{context, p, {p, kHeight, false}, {p, kWidth, false},
+                     static_cast<int>(p.groups * p.out_channels), input, delta, weight_grad,
+                     bias_grad};
+  if (!start_compiled(call)) start_general(call);
+}
+
+#define INSTANTIATE(T)                                                                     \
+  template void conv2d_weight_grad(Context&, const ConvProblem&, View<const T>,            \
+                                   View<const T>, View<T>, T*);
+CONVBP_FOR_EACH_ELEMENT(INSTANTIATE)
+
+}  // namespace convbp::cuda::depthwise
