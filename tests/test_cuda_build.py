@@ -36,6 +36,7 @@ BUDGETS = {
     "implicit_gemm_float64": {
         "convolve": 192, "weight_grad": 184, "pack|add_pieces": 64,
     },
+    "depthwise": {"": 136}, "depthwise_weight_grad": {"": 144},
     "plain": {"": 128}, "pool": {"": 96}, "elementwise": {"": 64},
 }  # fmt: skip
 

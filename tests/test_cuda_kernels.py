@@ -142,7 +142,67 @@ BUGS = {
     "float64: columns of two lanes exchanged": Bug(
         "gemm_sums.cuh", "lane + i * lanes", "(lane ^ 1) + i * lanes", type="float64"
     ),
+    "depthwise: no barrier behind the filters": Bug(
+        "depthwise.cuh", "  barrier();\n\n  const int c = first", "\n  const int c = first",
+        "depthwise", "float32",
+    ),
+    "depthwise: no barrier behind a tile": Bug(
+        "depthwise.cuh", "  barrier();\n\n  const int column", "\n  const int column",
+        "depthwise", "float32",
+    ),
+    "depthwise: a tile without its last column": Bug(
+        "depthwise.cuh", "inside(m + i, height.sources) && inside(n + j, width.sources)",
+        "inside(m + i, height.sources) && inside(n + j, width.sources - 1)",
+        "depthwise", "float32",
+    ),
+    "depthwise: one row too many": Bug(
+        "depthwise.cuh", "|| row >= height.results", "|| row > height.results",
+        "depthwise", "float32",
+    ),
+    "depthwise: strips of a strided gradient begin too late": Bug(
+        "depthwise_strip.cuh", "number * length - (kForward ? 0 : a.pad % stride)",
+        "number * length", "depthwise", "float32",
+    ),
+    "depthwise: a piece left out": Bug(
+        "depthwise_weight_grad.cuh", "piece < pieces; piece += blockDim.y",
+        "piece < pieces - 1; piece += blockDim.y", "depthwise", "float32",
+    ),
+    "depthwise: the last slot left out": Bug(
+        "depthwise_weight_grad.cuh", "z < slots; ++z", "z < slots - 1; ++z",
+        "depthwise", "float32",
+    ),
+    "a sum without its last row of threads": Bug(
+        "elementwise.cuh", "y < Sums::kRows;", "y < Sums::kRows - 1;", "elementwise", "float32"
+    ),
+    "no barrier before rows are added": Bug(
+        "elementwise.cuh", "  barrier();\n", "", "elementwise", "float32"
+    ),
+    "the last piece of a bias gradient left out": Bug(
+        "elementwise.cuh", "piece < pieces;", "piece < pieces - 1;", "elementwise", "float32"
+    ),
+    "one channel too many": Bug(
+        "elementwise.cuh", "if (c < s.size.channels)\n", "if (c <= s.size.channels)\n",
+        "elementwise", "float32",
+    ),
+    "the last of equals wins": Bug(
+        "pool.cuh", "value > largest ||", "value >= largest ||", "pools", "float32"
+    ),
+    "a window too few": Bug(
+        "pool.cuh", "m < rows.end; ++m", "m < rows.end - 1; ++m", "pools", "float32"
+    ),
+    "padding is not skipped": Bug(
+        "plain.cuh", "position < size;", "position <= size;", "plain", "float32"
+    ),
 }  # fmt: skip
+
+
+# What a family's kernels are compiled into; the implicit GEMM's, a file for each element type.
+OBJECTS = {
+    "depthwise": ["depthwise.o", "depthwise_weight_grad.o"],
+    "elementwise": ["elementwise.o"],
+    "plain": ["plain.o"],
+    "pools": ["pool.o"],
+}
 
 
 @pytest.mark.slow
@@ -159,8 +219,8 @@ def test_a_bug_is_noticed(shim: Path, tmp_path: Path, name: str) -> None:
     out = tmp_path / "out"
     shutil.copytree(shim, out, copy_function=shutil.copy)
     element = "float32" if bug.type == "TF32" else bug.type
-    (out / f"implicit_gemm_{element}.o").unlink()
-    (out / "kernels").unlink()
+    for built in (*OBJECTS.get(bug.family, [f"implicit_gemm_{element}.o"]), "kernels"):
+        (out / built).unlink()
     make(out, sources / "cuda")
     runs = [run(out, order, "12", "0", bug.family, bug.type) for order in ORDERS]
     assert any(done.returncode for done in runs), runs[0].stdout

@@ -383,7 +383,7 @@ def _allow_tf32() -> bool:
 
     The new name of the setting; it also says what torch.backends.cudnn.allow_tf32 was set to.
     """
-    return bool(torch.backends.cudnn.conv.fp32_precision == "tf32")
+    return bool(torch.backends.cudnn.conv.fp32_precision == "tf32")  # type: ignore[attr-defined]
 
 
 register(torch.ops.torch_convbp._allow_tf32.default, "CompositeExplicitAutograd", _allow_tf32)

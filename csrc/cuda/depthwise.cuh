@@ -70,7 +70,7 @@ struct ChannelBlocks {
 };
 
 template <typename T, Direction direction, int taps, int stride, int length>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     channels(Layer layer, View<const T> source, View<const T> weight, Epilogue<T> epilogue,
              View<T> result, ChannelBlocks blocks) {
   using A = Accumulator<T>;
@@ -153,7 +153,7 @@ struct PlaneBlocks {
 };
 
 template <typename T, Direction direction, int taps, int stride, int length>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     planes(Layer layer, View<const T> source, View<const T> weight, Epilogue<T> epilogue,
            View<T> result, PlaneBlocks blocks) {
   using A = Accumulator<T>;
@@ -221,7 +221,7 @@ __global__ void __launch_bounds__(kThreads)
 // --- anything ---------------------------------------------------------------------------------
 
 template <typename T, Direction direction>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     general(Layer layer, View<const T> source, View<const T> weight, Epilogue<T> epilogue,
             View<T> result, Shape shape) {
   using A = Accumulator<T>;

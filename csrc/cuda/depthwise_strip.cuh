@@ -19,6 +19,8 @@
 #define CONVBP_UNROLLED
 #endif
 
+// The kernels' __launch_bounds__ ask for one block a multiprocessor: told nothing, nvcc aims at
+// more and spills a register or two for them.
 namespace convbp::cuda::depthwise {
 
 struct Axis {

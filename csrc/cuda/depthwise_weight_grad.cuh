@@ -34,10 +34,9 @@ namespace kernels {
 
 // partial [pieces, taps * taps + 1, channels]: the last tap is the bias.
 template <typename T, int taps, int stride, int length, int V, bool along_height>
-__global__ void __launch_bounds__(256) strips(Axis height, Axis width, int all_channels,
-                                              View<const T> input, View<const T> delta,
-                                              Pieces pieces, bool packed,
-                                              Accumulator<T>* partial) {
+__global__ void __launch_bounds__(256, 1)
+    strips(Axis height, Axis width, int all_channels, View<const T> input, View<const T> delta,
+           Pieces pieces, bool packed, Accumulator<T>* partial) {
   using A = Accumulator<T>;
   using S = Strip<Direction::kForward, taps, stride>;
   constexpr int kSources = S::sources(length);
@@ -128,10 +127,10 @@ __global__ void __launch_bounds__(256) strips(Axis height, Axis width, int all_c
 // A block has 32 filters, or of one filter the lanes have neighbouring columns.
 // partial [pieces, R * S + 1, filters]
 template <typename T>
-__global__ void __launch_bounds__(256) general(Axis height, Axis width, int filters, int multiplier,
-                                               View<const T> input, View<const T> delta,
-                                               Pieces pieces, bool channels_innermost,
-                                               Accumulator<T>* partial) {
+__global__ void __launch_bounds__(256, 1)
+    general(Axis height, Axis width, int filters, int multiplier, View<const T> input,
+            View<const T> delta, Pieces pieces, bool channels_innermost,
+            Accumulator<T>* partial) {
   using A = Accumulator<T>;
   const int lane = threadIdx.x;
   const int o = channels_innermost ? blockIdx.x * blockDim.x + lane : blockIdx.x;
@@ -168,9 +167,9 @@ __global__ void __launch_bounds__(256) general(Axis height, Axis width, int filt
 
 // A block of 32 x 8 threads adds the pieces of 32 sums, every eighth piece a thread.
 template <typename T>
-__global__ void __launch_bounds__(256) add_pieces(const Accumulator<T>* partial, int64_t pieces,
-                                                  int filters, int rows, int columns,
-                                                  View<T> weight_grad, T* bias_grad) {
+__global__ void __launch_bounds__(256, 1)
+    add_pieces(const Accumulator<T>* partial, int64_t pieces, int filters, int rows, int columns,
+               View<T> weight_grad, T* bias_grad) {
   using A = Accumulator<T>;
   const int64_t sums = (static_cast<int64_t>(rows) * columns + 1) * filters;
   const int64_t e = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
