@@ -26,8 +26,8 @@ class _CPU:
         - "auto": the fastest algorithm for each problem, by its shape and element type alone;
         - "direct": every product of the sum is computed and added (depthwise, grouped and 1x1
           convolutions have kernels of their own for it);
-        - "winograd": Winograd's F(4x4, 3x3) and F(2x2, 3x3) for every 3x3 filter with stride 1, or 2
-          (on its phases), and dilation 1 whose sums are kept in float32, direct for all else. Its
+        - "winograd": Winograd's F(4x4, 3x3) and F(2x2, 3x3) for every 3x3 filter with stride 1 or
+          2 (on its phases) and dilation 1 whose sums are kept in float32, direct for all else. Its
           error is within 2e-5 of the largest result, and what is infinite or NaN spoils its tile
           (of 6x6 pixels; with stride 2, of 9x9);
         - "plain": the loop nests of csrc/cpu/plain.h and pool_plain.h, for reading along; slow.

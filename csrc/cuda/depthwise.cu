@@ -24,7 +24,7 @@ void start_channels(const Call<T>& call) {
   // Seven columns share the loads of a long filter better, where registers suffice.
   constexpr int V = kVector<T>, kLength = taps == 7 && stride == 1 ? 7 : 4;
   const Layer& layer = call.layer;
-  const int lanes = lanes_for((layer.channels + V - 1) / V, 32), rows = kernels::kThreads / lanes;
+  const int lanes = lanes_for((layer.channels + V - 1) / V, 32), rows = kThreads / lanes;
   kernels::ChannelBlocks blocks;
   blocks.channels = (layer.channels + lanes * V - 1) / (lanes * V);
   blocks.rows = (layer.height.results + rows - 1) / rows;
@@ -51,8 +51,8 @@ void start_planes(const Call<T>& call) {
   constexpr int kLength = 4;
   const Layer& layer = call.layer;
   const int columns = std::max(8, lanes_for(S::count(layer.width, 1), 32));
-  const int rows = lanes_for(S::count(layer.height, kLength), kernels::kThreads / 32);
-  const int planes = kernels::kThreads / (columns * rows);
+  const int rows = lanes_for(S::count(layer.height, kLength), kThreads / 32);
+  const int planes = kThreads / (columns * rows);
   kernels::PlaneBlocks blocks;
   blocks.columns = S::count(layer.width, columns);
   blocks.rows = S::count(layer.height, rows * kLength);
@@ -71,7 +71,7 @@ void start_general(const Call<T>& call) {
                            call.layer.width.results};
   const Shape shape(size, channels_innermost(call.result.stride));
   launch(call.context, "depthwise", kernels::general<T, direction>,
-         blocks_for(shape.count, call.context), kernels::kThreads, 0, call.layer, call.source,
+         blocks_for(shape.count, call.context), kThreads, 0, call.layer, call.source,
          call.weight, call.epilogue, call.result, shape);
 }
 

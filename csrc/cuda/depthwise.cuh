@@ -35,8 +35,6 @@ struct Layer {
 
 namespace kernels {
 
-constexpr int kThreads = 256;
-
 // Sums to results. g is one loop that is not unrolled: it has the code of every activation.
 template <int size, typename T>
 __device__ void finish(const Epilogue<T>& epilogue, Accumulator<T> (&sum)[size], int c,
