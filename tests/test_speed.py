@@ -323,7 +323,7 @@ def test_a_sweep_says_what_auto_took_and_what_memory_a_call_takes(tmp_path: Path
 
 @pytest.mark.usefixtures("one_thread")
 def test_an_algorithm_that_is_not_possible_is_no_side_of_a_sweep() -> None:
-    wanted = options.parse_arguments(["--sweep", "--quick", "--shapes", "1x32x16-32k3s2"])
+    wanted = options.parse_arguments(["--sweep", "--quick", "--shapes", "1x32x16-32k3s3"])
     with bp.backends.cpu.flags(conv_algorithm="auto"):
         found = measure_row(wanted.cases[0], "block", make_setup(wanted, "NCHW"), wanted)
     assert list(found.measured.spreads) == list(found.errors) == ["torch", "auto", "direct"]
