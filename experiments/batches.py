@@ -1,9 +1,8 @@
-"""Loaders that deliver the same batches in the same order whenever they start from one seed.
+"""Pictures by the batch.
 
 A loader asks its data set for a whole batch of indices at once; normalisation and augmentation
 are a few tensor operations on that batch. There are no worker processes: the pictures are in
-memory already, and the two generators (one for the order, one for the augmentation) are then
-drawn from in one order only.
+memory already.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import hashlib
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler
+from torch.utils.data import BatchSampler, DataLoader, Dataset, SequentialSampler
 
 from experiments.data import Data, Pictures
 
@@ -55,17 +54,6 @@ def crop_and_flip(x: Tensor, generator: torch.Generator) -> Tensor:
     ]
 
 
-def loader_for_training(data: Data, batch_size: int, seed: int, augment: bool) -> DataLoader:
-    """Return the training batches: shuffled anew in each epoch, a last short batch left out."""
-    order = torch.Generator().manual_seed(seed)
-    noise = torch.Generator().manual_seed(seed + 1) if augment else None
-    dataset = BatchDataset(data.train, data, noise)
-    sampler = RandomSampler(range(len(dataset)), generator=order)
-    return DataLoader(
-        dataset, sampler=BatchSampler(sampler, batch_size, drop_last=True), batch_size=None
-    )
-
-
 def loader_for_test(data: Data, batch_size: int) -> DataLoader:
     """Return the test pictures in their order, never augmented."""
     dataset = BatchDataset(data.test, data, None)
@@ -80,5 +68,5 @@ def digest(*tensors: Tensor) -> str:
     state = hashlib.sha256()
     for tensor in tensors:
         contiguous = tensor.detach().contiguous()
-        state.update(contiguous.flatten().view(torch.uint8).numpy().data)
+        state.update(contiguous.flatten().view(torch.uint8).cpu().numpy().data)
     return state.hexdigest()[:16]

@@ -102,7 +102,7 @@ class Trainings:
 
     def epochs(self) -> Iterator[tuple[str, Epoch]]:
         """Let the sides train in turn; yield the record of each epoch as it ends."""
-        for _ in range(self.spec.epochs):
+        for _ in range(self.spec.epochs_done, self.spec.epochs):
             training = list(SIDES)
             while training:
                 for side in list(training):

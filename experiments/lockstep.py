@@ -32,6 +32,10 @@ always max |difference| / max |truth| over one tensor.
     whichever side it happens, which says nothing about a convolution. So both float32 networks
     replay the choices of the float64 one (``Choices``), and rounding is all that is left.
 
+``bfloat16``: as float32, in the mixed precision of ``torch.autocast``, where a training is in it.
+    u = 2**-8. Sums run in float32 and each layer's result is rounded, so that D counts layers:
+    those up to an output, or twice all of them for a gradient.
+
 Where an activation is part of a ConvBP2d, there is no output before it to compare; what stands in
 its place is compared with the output behind it. To replay its choices it is taken out of the layer.
 """
@@ -52,7 +56,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 HEADROOM = 8
-COMPARISONS = ("float64", "float32")
+COMPARISONS = {
+    "32-true": ("float64", "float32"),
+    "bf16-mixed": ("float64", "float32", "bfloat16"),
+}  # of each precision of training; the last is that of the training itself
+DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -113,9 +121,11 @@ class Choices:
         self.made: list[Tensor] = []
 
     def record(self, module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
-        """Keep what this call chose: where a ReLU is open, which pixel a pool took."""
+        """Keep what this call chose: where a ReLU is open or full, which pixel a pool took."""
         if isinstance(module, nn.ReLU):
             self.made.append(output > 0)
+        elif isinstance(module, nn.ReLU6):
+            self.made.append(1 * (output > 0) + 1 * (output >= 6))
         elif isinstance(module, nn.MaxPool2d):
             self.made.append(
                 F.max_pool2d(
@@ -136,6 +146,9 @@ class Choices:
         def replay(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor | None:
             if isinstance(module, (nn.ReLU, InLayer)):
                 return inputs[0] * next(left)
+            if isinstance(module, nn.ReLU6):
+                taken = next(left)
+                return inputs[0] * (taken == 1) + 6.0 * (taken == 2)
             if isinstance(module, nn.MaxPool2d):
                 taken = next(left)
                 return inputs[0].flatten(2).gather(2, taken.flatten(2)).view(taken.shape)
@@ -144,8 +157,10 @@ class Choices:
         return replay
 
 
-def trace(net: nn.Module, x: Tensor, y: Tensor, replay: Choices | None = None) -> Trace:
-    """Run forward and backward once and keep what every layer gave."""
+def trace(
+    net: nn.Module, x: Tensor, y: Tensor, replay: Choices | None = None, mixed: bool = False
+) -> Trace:
+    """Run forward and backward once, ``mixed`` with bfloat16 or not; keep what every layer gave."""
     found = Trace(torch.empty(0), [], {}, Choices())
     times: dict[str, int] = {}
 
@@ -167,14 +182,17 @@ def trace(net: nn.Module, x: Tensor, y: Tensor, replay: Choices | None = None) -
     for name, module in net.named_modules():
         if any(module.children()):
             continue
-        if isinstance(module, nn.ReLU):
+        if isinstance(module, (nn.ReLU, nn.ReLU6)):
             module.inplace = False
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0  # another draw in each network would say nothing about a convolution
         if replayer:
             if getattr(module, "activation", None) is not None:
                 module.activation = None  # type: ignore[assignment]
             module.register_forward_hook(replayer)
         module.register_forward_hook(keeper(name))
-    loss = F.cross_entropy(net(x), y)
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=mixed):
+        loss = F.cross_entropy(net(x), y)
     loss.backward()
     found.loss = loss.detach()
     for name, parameter in net.named_parameters():
@@ -213,13 +231,12 @@ def gradient_lengths(calls: list[Call], parameters: list[str]) -> dict[str, int]
     return {name: of_module[owner(name)] for name in parameters}
 
 
-def relative_error(value: Tensor, truth: Tensor) -> float:
-    """Return max |value - truth| / max |truth|, in float64."""
+def relative_error(value: Tensor, truth: Tensor, layer: tuple[Tensor, ...] = ()) -> float:
+    """Return max |value - truth| / max |truth|, in float64; the latter over a whole ``layer``."""
     if value.shape != truth.shape:
         return math.inf
-    truth = truth.double()
-    difference = (value.double() - truth).abs().max().item()
-    scale = truth.abs().max().item()
+    difference = (value.double() - truth.double()).abs().max().item()
+    scale = max(tensor.abs().max().item() for tensor in (truth, *layer))
     if scale > 0:
         return difference / scale
     return 0.0 if difference == 0 else math.inf
@@ -237,33 +254,43 @@ def compare(
     x: Tensor,
     y: Tensor,
     channels_last: bool = False,
+    precision: str = "32-true",
 ) -> list[Row]:
-    """Compare both networks, with the weights ``state``, on the batch (x, y).
+    """Compare both networks, with the weights ``state``, on the batch (x, y), where that lies.
 
     ``build`` makes the network of a side, "torch" or "bp". The modes are those of training.
     """
     layout = torch.channels_last if channels_last else torch.contiguous_format
 
-    def trace_of(side: str, dtype: torch.dtype, replay: Choices | None = None) -> Trace:
+    def trace_of(side: str, comparison: str, replay: Choices | None = None) -> Trace:
+        mixed = comparison == "bfloat16"
+        dtype = torch.float32 if mixed else DTYPES[comparison]
         net = build(side)
         net.load_state_dict(state)
-        net = net.to(dtype).to(memory_format=layout).train()
-        return trace(net, x.to(dtype=dtype, memory_format=layout), y, replay)
+        net = net.to(x.device, dtype).to(memory_format=layout).train()
+        return trace(net, x.to(dtype=dtype, memory_format=layout), y, replay, mixed)
 
-    truth = trace_of("torch", torch.float64)
-    rows = table(step, truth, trace_of("bp", torch.float64), None)
-    single = trace_of("torch", torch.float32, truth.choices)
-    return rows + table(step, truth, trace_of("bp", torch.float32, truth.choices), single)
+    truth = trace_of("torch", "float64")
+    rows = table(step, "float64", truth, trace_of("bp", "float64"), None)
+    for comparison in COMPARISONS[precision][1:]:
+        theirs = trace_of("torch", comparison, truth.choices)
+        ours = trace_of("bp", comparison, truth.choices)
+        rows += table(step, comparison, truth, ours, theirs)
+    return rows
 
 
-def table(step: int, truth: Trace, ours: Trace, theirs: Trace | None) -> list[Row]:
+def table(step: int, comparison: str, truth: Trace, ours: Trace, theirs: Trace | None) -> list[Row]:
     """Compare every output, the loss and every gradient.
 
-    With ``theirs``, nn.Conv2d's pass in float32, the comparison is the float32 one.
+    In less than float64, ``theirs`` is nn.Conv2d's pass in the same precision.
     """
     if [call.name for call in ours.calls] != [call.name for call in truth.calls]:
         raise ValueError("the two networks do not have the same layers")
     lengths = output_lengths(truth.calls)
+    gradients = gradient_lengths(truth.calls, list(truth.gradients))
+    if comparison == "bfloat16":
+        lengths = list(range(1, len(lengths) + 1))
+        gradients = dict.fromkeys(gradients, 2 * len(lengths))
     layers = {call.module_name: call.layer for call in ours.calls}
     tensors: list[tuple[str, str, str, int, Any]] = [
         ("output", call.name, call.layer, length, lambda t, i=index: t.calls[i].output)
@@ -273,18 +300,22 @@ def table(step: int, truth: Trace, ours: Trace, theirs: Trace | None) -> list[Ro
     tensors.append(("loss", "loss", "", lengths[-1], lambda t: t.loss))
     tensors += [
         ("gradient", name, layers[owner(name)], length, lambda t, n=name: t.gradients[n])
-        for name, length in gradient_lengths(truth.calls, list(truth.gradients)).items()
+        for name, length in gradients.items()
     ]
+    of_layer: dict[str, tuple[Tensor, ...]] = {}
+    for name, gradient in truth.gradients.items():
+        of_layer[owner(name)] = (*of_layer.get(owner(name), ()), gradient)
     rows = []
     for kind, name, layer, length, of in tensors:
-        error = relative_error(of(ours), of(truth))
+        around = of_layer[owner(name)] if kind == "gradient" else ()
+        error = relative_error(of(ours), of(truth), around)
+        u = roundoff(DTYPES[comparison])
         if theirs is None:
-            comparison, torch_error = "float64", 0.0
-            allowed = HEADROOM * roundoff(torch.float64) * max(length, 1)
+            torch_error = 0.0
+            allowed = HEADROOM * u * max(length, 1)
         else:
-            comparison, torch_error = "float32", relative_error(of(theirs), of(truth))
-            walk = roundoff(torch.float32) * math.sqrt(max(length, 1))
-            allowed = HEADROOM * (torch_error + walk)
+            torch_error = relative_error(of(theirs), of(truth), around)
+            allowed = HEADROOM * (torch_error + u * math.sqrt(max(length, 1)))
         rows.append(Row(step, comparison, kind, name, layer, error, torch_error, length, allowed))
     return rows
 

@@ -6,6 +6,8 @@ import resource
 import sys
 from pathlib import Path
 
+import torch
+
 CLEAR = Path("/proc/self/clear_refs")
 STATUS = Path("/proc/self/status")
 
@@ -32,6 +34,25 @@ class PeakMemory:
         if self.method.startswith("VmHWM"):
             return status_bytes("VmHWM")
         return maxrss_bytes()
+
+
+class PeakMemoryOfGPU(PeakMemory):
+    """The same for what torch has allocated on a GPU."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        torch.cuda.reset_peak_memory_stats(device)
+        self.start_bytes = torch.cuda.memory_allocated(device)
+        self.method = "torch.cuda.max_memory_allocated"
+
+    def peak_bytes(self) -> int:
+        """Return the peak so far."""
+        return torch.cuda.max_memory_allocated(self.device)
+
+
+def peak_memory(device: torch.device) -> PeakMemory:
+    """Start watching the memory in which training on ``device`` takes place."""
+    return PeakMemoryOfGPU(device) if device.type == "cuda" else PeakMemory()
 
 
 def status_bytes(field: str) -> int:

@@ -46,12 +46,10 @@ class TrainBatches:
         batch_size: pictures in a batch of one process.
         seed: of order and augmentation.
         augment: whether to shift and mirror.
-        module: the data module, whose trainer knows the epoch and the processes.
+        module: what is trained, or its data; its trainer knows the epoch and the processes.
     """
 
-    def __init__(
-        self, data: Data, batch_size: int, seed: int, augment: bool, module: L.LightningDataModule
-    ) -> None:
+    def __init__(self, data: Data, batch_size: int, seed: int, augment: bool, module: Any) -> None:
         self.generator = torch.Generator()
         self.dataset = BatchDataset(data.train, data, self.generator if augment else None)
         self.batch_size, self.seed, self.module = batch_size, seed, module
@@ -156,6 +154,7 @@ class Study(L.LightningModule):
         lr: the highest learning rate.
         weight_decay: of SGD.
         seed: of the initial weights.
+        channels_last: weights and batches in NHWC memory order.
         classes: set from the data.
         image_size: set from the data.
     """
@@ -169,6 +168,7 @@ class Study(L.LightningModule):
         lr: float = 0.05,
         weight_decay: float = 5e-4,
         seed: int = 0,
+        channels_last: bool = False,
         classes: int = 10,
         image_size: int = 32,
     ) -> None:
@@ -181,11 +181,14 @@ class Study(L.LightningModule):
             raise UsageError("--model.fuse true: goes with --model.conv convbp only")
         self.save_hyperparameters()
         self.lr, self.weight_decay, self.seed = lr, weight_decay, seed
-        self.net = initial(network, conv, fuse, classes, image_size, stem, seed)
+        self.total_steps: float | None = None  # as many as the trainer will make
+        self.layout = torch.channels_last if channels_last else torch.contiguous_format
+        net = initial(network, conv, fuse, classes, image_size, stem, seed)
+        self.net = net.to(memory_format=self.layout)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, 3, H, W) to logits (B, classes)."""
-        return self.net(x)
+        return self.net(x.contiguous(memory_format=self.layout))
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Let what the network draws (dropout) depend on the batch alone."""
@@ -231,7 +234,7 @@ class Study(L.LightningModule):
         optimizer = torch.optim.SGD(
             self.parameters(), self.lr, MOMENTUM, weight_decay=self.weight_decay, nesterov=True
         )
-        steps = self.trainer.estimated_stepping_batches
+        steps = self.total_steps or self.trainer.estimated_stepping_batches
         if steps * WARM_UP_SHARE < 2 or steps == float("inf"):
             return optimizer
         schedule = torch.optim.lr_scheduler.OneCycleLR(

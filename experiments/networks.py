@@ -9,14 +9,11 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from experiments.spec import Spec
 
 Conv = type[nn.Conv2d]
 
@@ -266,15 +263,3 @@ def build(
 def convolutions(net: nn.Module) -> list[tuple[str, nn.Conv2d]]:
     """Every convolution of ``net`` with its name."""
     return [(name, m) for name, m in net.named_modules() if isinstance(m, nn.Conv2d)]
-
-
-def initial_network(spec: Spec, side: str, classes: int, image_size: int) -> nn.Module:
-    """Build one side's network from the seed."""
-    conv: type[nn.Conv2d] = nn.Conv2d
-    if side == "bp":
-        import torch_convbp as bp
-
-        conv = bp.ConvBP2d
-    torch.manual_seed(spec.seed)
-    net = build(spec.network, conv, classes, image_size, spec.stem)
-    return net.to(memory_format=torch.channels_last) if spec.channels_last else net

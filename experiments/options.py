@@ -14,8 +14,20 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 DATA = ("digits", "cifar10", "cifar100", "folder")
-NETWORKS = ("lecture", "vgg", "resnet20", "resnet18")
+NETWORKS = (
+    "lecture",
+    "vgg",
+    "vgg11",
+    "resnet18",
+    "resnet20",
+    "resnet56",
+    "mobilenetv2",
+    "wideresnet16_4",
+    "convmixer",
+)
 STEMS = ("torchvision", "cifar")
+ACCELERATORS = ("cpu", "gpu", "auto")
+PRECISIONS = ("32-true", "bf16-mixed")
 
 
 @dataclass(frozen=True)
@@ -35,7 +47,8 @@ DEFAULTS = {
     "cifar100": Defaults("resnet20", epochs=15, batch_size=128, augment=True),
     "folder": Defaults("resnet20", epochs=10, batch_size=64, augment=False),
 }
-LEARNING_RATES = {"lecture": 0.02, "vgg": 0.05, "resnet20": 0.05, "resnet18": 0.05}
+LEARNING_RATES = {"lecture": 0.02}
+LEARNING_RATE = 0.05
 
 
 def whole(least: int, most: int | None = None) -> Callable[[str], int]:
@@ -95,8 +108,8 @@ def make_parser() -> argparse.ArgumentParser:
         prog="python -m experiments.parity",
         description="Build one network twice from one seed, with torch.nn.Conv2d and with "
         "bp.ConvBP2d; compare them layer by layer, train both on the same batches, and say "
-        "whether they agree. Exit status: 0 parity holds, 1 it does not, 2 the arguments or "
-        "the data are not usable, 130 interrupted.",
+        "whether they agree; with --seeds, several times over. Exit status: 0 parity holds, 1 it "
+        "does not, 2 the arguments or the data are not usable, 130 interrupted.",
         allow_abbrev=False,
     )
     what = parser.add_argument_group("what to train")
@@ -154,9 +167,12 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="N",
         help=f"pictures in a batch (default: {per_data('batch_size')})",
     )
-    rates = ", ".join(f"{rate} for {name}" for name, rate in LEARNING_RATES.items())
+    rates = "".join(f", {rate} for {name}" for name, rate in LEARNING_RATES.items())
     how.add_argument(
-        "--lr", type=positive, metavar="X", help=f"highest learning rate (default: {rates})"
+        "--lr",
+        type=positive,
+        metavar="X",
+        help=f"highest learning rate (default: {LEARNING_RATE}{rates})",
     )
     how.add_argument(
         "--seed",
@@ -164,6 +180,27 @@ def make_parser() -> argparse.ArgumentParser:
         default=0,
         metavar="N",
         help="of weights, order and augmentation (default: %(default)s)",
+    )
+    how.add_argument(
+        "--seeds",
+        type=whole(1, 1000),
+        default=1,
+        metavar="N",
+        help="do it all for N seeds, from --seed on (default: %(default)s)",
+    )
+    how.add_argument(
+        "--accelerator",
+        choices=ACCELERATORS,
+        default="cpu",
+        help="Lightning's name of what to train on; float32 is strict there, without TF32 "
+        "(default: %(default)s)",
+    )
+    how.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default="32-true",
+        help="Lightning's name of the precision of training; bf16-mixed is compared in lockstep "
+        "too (default: %(default)s)",
     )
     how.add_argument(
         "--threads",
@@ -193,6 +230,13 @@ def make_parser() -> argparse.ArgumentParser:
     out.add_argument(
         "--name", type=run_name, help="name of the run folder (default: time, network, data)"
     )
+    out.add_argument(
+        "--resume",
+        type=Path,
+        metavar="DIR",
+        help="go on with the run in folder DIR after the last epoch that both sides ended, with "
+        "the options it was begun with; --seeds N gives it more seeds",
+    )
     return parser
 
 
@@ -200,6 +244,14 @@ def parse(arguments: list[str] | None) -> tuple[argparse.ArgumentParser, argpars
     """Return the parser and the arguments, with the defaults of the data set filled in."""
     parser = make_parser()
     args = parser.parse_args(arguments)
+    if args.resume:
+        for action in parser._actions:
+            given = getattr(args, action.dest, action.default) != action.default
+            if given and action.dest not in ("resume", "seeds"):
+                parser.error(
+                    f"argument {action.option_strings[0]}: --resume takes it from the run folder"
+                )
+        return parser, args
     defaults = DEFAULTS[args.data]
     if args.stem and (args.network or defaults.network) != "resnet18":
         parser.error("argument --stem: goes with --network resnet18 only")
@@ -217,7 +269,7 @@ def parse(arguments: list[str] | None) -> tuple[argparse.ArgumentParser, argpars
     args.weight_decay = defaults.weight_decay
     args.stem = args.stem or "torchvision"
     args.image_size = args.image_size or 32
-    args.lr = args.lr or LEARNING_RATES[args.network]
+    args.lr = args.lr or LEARNING_RATES.get(args.network, LEARNING_RATE)
     args.threads = args.threads or available_cpus()
     return parser, args
 

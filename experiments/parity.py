@@ -8,56 +8,62 @@ in two ways:
 2. Two trainings (``training``, ``conductor``): independent, on the same batches in the same
    order; loss and accuracy, seconds a step, peak memory.
 
-Parity holds, and the exit status is 0, if every rule in ``verdict.RULES`` does:
+``--seeds N`` does this N times over, each time from another seed. Parity holds, and the exit
+status is 0, if every rule in ``verdict.RULES`` does:
 
 - each network has its convolutions, and both start from the same bits;
 - all batches are the same bits in the same order;
 - lockstep in float64 agrees to rounding (8uD, see ``lockstep``) in every tensor at every step;
 - lockstep in float32: ConvBP2d's error against float64 is comparable with nn.Conv2d's;
 - both trainings finish with finite losses;
-- the first losses agree to rounding in float32;
-- the final test accuracies agree within what the size of the test set can tell.
+- the first losses agree to rounding;
+- the final test accuracies agree within what the size of the test set can tell;
+- over several seeds, their mean difference is within what seeds differ by.
 
-Each run writes a fresh folder: metrics.csv (epochs), steps.csv, lockstep.csv, summary.json, three
-pictures and report.html, which contains them.
+Each run writes a fresh folder: metrics.csv (epochs), steps.csv, lockstep.csv, summary.json,
+pictures and report.html, which contains them, and record.json, from which ``--resume`` goes on.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import shlex
 import sys
+import time
+from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from experiments.errors import UsageError
 from experiments.options import parse
-from experiments.results import TrainingResult
-from experiments.runfolder import RunFolder
+from experiments.runfolder import RunFolder, fresh
 from experiments.spec import LABELS, SIDES, Spec
 
 if TYPE_CHECKING:
     import argparse
+    from pathlib import Path
 
     from torch import nn
 
     from experiments.data import Data
-    from experiments.lockstep import Row
+    from experiments.record import Record
+    from experiments.results import SeedResult
     from experiments.verdict import Check
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the experiment; return the exit status."""
+    arguments = sys.argv[1:] if arguments is None else arguments
     _, args = parse(arguments)
     share_the_machine()
     try:
-        return run(args, sys.argv[1:] if arguments is None else arguments)
+        return go_on(args) if args.resume else begin(args, arguments)
     except UsageError as error:
         print(f"python -m experiments.parity: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\nInterrupted; a run folder that was begun is marked UNFINISHED.", file=sys.stderr)
         return 130
 
 
@@ -72,11 +78,45 @@ def share_the_machine() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
-def run(args: argparse.Namespace, arguments: list[str]) -> int:
-    """Load the data, open a run folder, train and compare; mark the folder if that breaks off."""
+def begin(args: argparse.Namespace, arguments: list[str]) -> int:
+    """Load the data and begin a run in a fresh folder."""
+    from experiments.record import Record
+
+    data = load_data(args)
+    planned = plan(args, data)
+    path = fresh(args.runs, args.name, f"{args.network}-{args.data}")
+    record = Record(
+        [*arguments, *([] if "--threads" in arguments else ["--threads", str(args.threads)])],
+        fingerprint(data),
+        datetime.now().isoformat(timespec="seconds"),
+    )
+    return run(args, data, planned, path, record)
+
+
+def go_on(resumed: argparse.Namespace) -> int:
+    """Go on with the run of a folder; if there is nothing left to do, write its report anew."""
+    from experiments.record import read_record
+
+    record = read_record(resumed.resume)
+    if resumed.seeds > 1:
+        record.arguments += ["--seeds", str(resumed.seeds)]
+    _, args = parse(record.arguments)
+    if args.seeds < len(record.seeds):
+        raise UsageError(
+            f"--seeds: expected at least the {len(record.seeds)} of the run in "
+            f"{resumed.resume}, got {args.seeds}"
+        )
+    data = load_data(args)
+    if fingerprint(data) != record.data:
+        raise UsageError(f"--resume: the pictures are not those of the run in {resumed.resume}")
+    return run(args, data, plan(args, data), resumed.resume, record)
+
+
+def load_data(args: argparse.Namespace) -> Data:
+    """Load the pictures."""
     from experiments.data import load
 
-    data = load(
+    return load(
         args.data,
         root=args.root,
         download=args.download,
@@ -84,8 +124,27 @@ def run(args: argparse.Namespace, arguments: list[str]) -> int:
         limit_train=args.limit_train,
         limit_test=args.limit_test,
     )
-    epochs, total_steps, lockstep_steps = plan(args, data)
-    folder = RunFolder(args.runs, args.name, f"{args.network}-{args.data}")
+
+
+def fingerprint(data: Data) -> str:
+    """Return a fingerprint of all pictures and labels."""
+    parts = (data.train.images, data.train.labels, data.test.images, data.test.labels)
+    state = hashlib.sha256()
+    for part in parts:
+        state.update(part.numpy().data)
+    return state.hexdigest()[:16]
+
+
+def run(
+    args: argparse.Namespace,
+    data: Data,
+    planned: tuple[int, int, tuple[int, ...]],
+    path: Path,
+    record: Record,
+) -> int:
+    """Train and compare in a folder; mark it if that breaks off."""
+    folder = RunFolder(path)
+    epochs, total_steps, lockstep_steps = planned
     spec = Spec(
         network=args.network,
         stem=args.stem,
@@ -98,16 +157,23 @@ def run(args: argparse.Namespace, arguments: list[str]) -> int:
         threads=args.threads,
         augment=args.augment,
         channels_last=args.channels_last,
+        accelerator=args.accelerator,
+        precision=args.precision,
         snapshot_steps=lockstep_steps,
         scratch=folder.scratch,
         progress=sys.stdout.isatty(),
     )
     try:
-        return Parity(spec, data, folder, arguments).run()
+        return Parity(spec, args.seeds, data, folder, record).run()
     except BaseException as error:
-        interrupted = isinstance(error, KeyboardInterrupt)
-        folder.mark("Interrupted.\n" if interrupted else f"Broken off by {error!r}.\n")
-        folder.drop_scratch()
+        how = "Interrupted" if isinstance(error, KeyboardInterrupt) else f"Broken off by {error!r}"
+        folder.mark(f"{how}. To go on: python -m experiments.parity --resume {path}\n")
+        spec.data_file.unlink(missing_ok=True)  # it can be large, and is made anew
+        if isinstance(error, KeyboardInterrupt):
+            print(
+                f"\nInterrupted. To go on: python -m experiments.parity --resume {path}",
+                file=sys.stderr,
+            )
         raise
 
 
@@ -134,11 +200,13 @@ def plan(args: argparse.Namespace, data: Data) -> tuple[int, int, tuple[int, ...
 class Parity:
     """One run of the experiment, from the first line on the terminal to the verdict."""
 
-    def __init__(self, spec: Spec, data: Data, folder: RunFolder, arguments: list[str]) -> None:
-        self.spec, self.data, self.folder, self.arguments = spec, data, folder, arguments
-        self.started = datetime.now()
-        self.results = {side: TrainingResult() for side in SIDES}
-        self.rows: list[Row] = []
+    def __init__(
+        self, spec: Spec, seeds: int, data: Data, folder: RunFolder, record: Record
+    ) -> None:
+        self.spec, self.data, self.folder, self.record = spec, data, folder, record
+        self.planned = range(spec.seed, spec.seed + seeds)
+        self.seeds = record.seeds
+        self.began = time.monotonic() - record.seconds
         self.failure: str | None = None
 
     def run(self) -> int:
@@ -146,69 +214,108 @@ class Parity:
         import torch
 
         from experiments.conductor import TrainingFailed
-        from experiments.verdict import holds, judge
+        from experiments.data import write_data
+        from experiments.training import strict_float32
+        from experiments.verdict import Plan, holds, judge
 
-        torch.set_num_threads(self.spec.threads)
+        spec = self.spec
+        torch.set_num_threads(spec.threads)
+        strict_float32()
         self.say_beginning()
+        write_data(self.data, spec.data_file)
         try:
-            self.train()
+            for seed in self.planned:
+                self.train(self.result_of(seed))
         except TrainingFailed as error:
             self.failure = str(error)
             say(self.failure)
-        self.compare_snapshots()
-        checks = judge(
-            self.results,
-            self.rows,
+        plan = Plan(
+            seeds=len(self.planned),
+            total_steps=spec.total_steps,
+            lockstep_steps=spec.snapshot_steps,
             test_size=len(self.data.test),
-            total_steps=self.spec.total_steps,
-            lockstep_steps=self.spec.snapshot_steps,
-            failure=self.failure,
+            precision=spec.precision,
         )
+        checks = judge(self.seeds, plan, self.failure)
         summary = self.summary(checks, holds(checks))
         self.write(checks, summary)
         self.say_end(checks, summary)
         return 0 if holds(checks) else 1
 
-    def train(self) -> None:
-        """Let both trainings run in turns; compare at each snapshot as soon as it is there."""
+    def result_of(self, seed: int) -> SeedResult:
+        """Return what a seed has given before; nothing, if the checkpoints to go on from lack."""
+        from experiments.results import SeedResult
+
+        place = seed - self.planned.start
+        if place < len(self.seeds):
+            done = self.seeds[place].epochs_done
+            spec = replace(self.spec, seed=seed)
+            if done == spec.epochs or all(
+                spec.checkpoint_file(side, done).is_file() for side in SIDES
+            ):
+                return self.seeds[place]
+        self.seeds[place:] = [SeedResult(seed)]
+        return self.seeds[place]
+
+    def train(self, result: SeedResult) -> None:
+        """Let both trainings of a seed run in turns; compare at each snapshot when it is there."""
         from experiments.conductor import Trainings
-        from experiments.data import write_data
 
-        write_data(self.data, self.spec.data_file)
-        with Trainings(self.spec) as trainings:
+        done = result.epochs_done
+        spec = replace(self.spec, seed=result.seed, epochs_done=done)
+        if done == spec.epochs:
+            return
+        self.say_seed(result)
+        with Trainings(spec) as trainings:
             for side, start in trainings.starts().items():
-                self.results[side].begin(start)
-            for side, record in trainings.epochs():
-                self.results[side].epochs.append(record)
-                self.say_epoch(side)
+                result.sides[side].begin(start)
+            for side, epoch in trainings.epochs():
+                result.sides[side].epochs.append(epoch)
+                self.say_epoch(result, side)
                 if side == SIDES[-1]:
-                    self.write_tables()
-                    self.compare_snapshots()
+                    self.compare_snapshots(spec, result)
+                    self.keep(spec, result.epochs_done)
 
-    def compare_snapshots(self) -> None:
+    def keep(self, spec: Spec, epochs: int) -> None:
+        """Write down what both sides have done; the checkpoints before it are of no use then."""
+        self.record.seconds = round(time.monotonic() - self.began, 1)
+        self.record.write(self.folder.path)
+        self.write_tables()
+        for side in SIDES:
+            spec.checkpoint_file(side, epochs - 1).unlink(missing_ok=True)
+            if epochs == spec.epochs:
+                spec.checkpoint_file(side, epochs).unlink(missing_ok=True)
+
+    def compare_snapshots(self, spec: Spec, result: SeedResult) -> None:
         """Do the lockstep comparison for every snapshot that is new."""
         import torch
 
         from experiments.lockstep import COMPARISONS, compare
 
-        for step in self.spec.snapshot_steps:
-            file = self.spec.snapshot_file(step)
+        def build(side: str) -> nn.Module:
+            from experiments.training import make_study
+
+            return make_study(spec, side, len(self.data.classes), self.data.image_size).net
+
+        for step in spec.snapshot_steps:
+            file = spec.snapshot_file(step)
             if not file.is_file():
                 continue
             saved = torch.load(file, weights_only=True)
             file.unlink()
             rows = compare(
                 step,
-                self.build,
+                build,
                 saved["state"],
                 saved["x"],
                 saved["y"],
-                self.spec.channels_last,
+                spec.channels_last,
+                spec.precision,
             )
-            self.rows += rows
+            result.rows += rows
             worst = {
                 name: max(row.error for row in rows if row.comparison == name)
-                for name in COMPARISONS
+                for name in COMPARISONS[spec.precision]
             }
             bad = sum(not row.ok for row in rows)
             say(
@@ -217,15 +324,10 @@ class Parity:
                 + (f"; {bad} of {len(rows)} BEYOND THE BOUND" if bad else "; all within bounds")
             )
 
-    def build(self, side: str) -> nn.Module:
-        """Build one side's network."""
-        from experiments.networks import initial_network
-
-        return initial_network(self.spec, side, len(self.data.classes), self.data.image_size)
-
     def summary(self, checks: list[Check], parity: bool) -> dict[str, Any]:
         """Return what summary.json says."""
         from experiments.machine import machine, versions
+        from experiments.results import over_seeds
 
         spec, data = self.spec, self.data
         failing = [check.name for check in checks if not check.ok]
@@ -246,13 +348,13 @@ class Parity:
                 for check in checks
             ],
             "failure": self.failure,
-            "command": shlex.join(["python", "-m", "experiments.parity", *self.arguments]),
-            "seed": spec.seed,
-            "started": self.started.isoformat(timespec="seconds"),
-            "seconds": round((datetime.now() - self.started).total_seconds(), 1),
+            "command": shlex.join(["python", "-m", "experiments.parity", *self.record.arguments]),
+            "started": self.record.started,
+            "seconds": round(time.monotonic() - self.began, 1),
             "settings": {
                 "network": spec.network,
                 "stem": spec.stem if spec.network == "resnet18" else None,
+                "seeds": list(self.planned),
                 "epochs": spec.epochs,
                 "total_steps": spec.total_steps,
                 "batch_size": spec.batch_size,
@@ -260,6 +362,8 @@ class Parity:
                 "weight_decay": spec.weight_decay,
                 "augment": spec.augment,
                 "channels_last": spec.channels_last,
+                "accelerator": spec.accelerator,
+                "precision": spec.precision,
                 "lockstep_steps": spec.snapshot_steps,
             },
             "data": {
@@ -271,7 +375,8 @@ class Parity:
                 "mean": data.mean,
                 "std": data.std,
             },
-            "trainings": {side: self.results[side].summary() for side in SIDES},
+            "trainings": over_seeds(self.seeds),
+            "seeds": [result.summary() for result in self.seeds],
             "machine": machine(spec.threads),
             "versions": versions(),
         }
@@ -281,6 +386,7 @@ class Parity:
         self.folder.write_csv(
             "metrics.csv",
             [
+                "seed",
                 "epoch",
                 "side",
                 "train_loss",
@@ -292,6 +398,7 @@ class Parity:
             ],
             (
                 [
+                    result.seed,
                     e.epoch,
                     side,
                     sum(e.losses) / len(e.losses),
@@ -301,76 +408,63 @@ class Parity:
                     sum(e.seconds) / len(e.seconds),
                     e.peak_bytes,
                 ]
+                for result in self.seeds
                 for side in SIDES
-                for e in self.results[side].epochs
+                for e in result.sides[side].epochs
             ),
         )
         self.folder.write_csv(
             "steps.csv",
-            ["step", "side", "loss", "seconds", "batch"],
+            ["seed", "step", "side", "loss", "seconds", "batch"],
             (
-                [step, side, *values]
-                for side, r in self.results.items()
+                [result.seed, step, side, *values]
+                for result in self.seeds
+                for side, r in result.sides.items()
                 for step, values in enumerate(zip(r.losses, r.seconds, r.batches, strict=True))
             ),
         )
 
     def write(self, checks: list[Check], summary: dict[str, Any]) -> None:
         """Write tables, pictures and report, and the summary last."""
-        from experiments.figures import draw_curves, draw_lockstep32, draw_lockstep64
+        from dataclasses import asdict
+
+        from experiments.index import write_index
         from experiments.report import write_report
 
         path = self.folder.path
+        self.record.write(path)
         self.write_tables()
-        self.folder.write_csv(
-            "lockstep.csv",
-            [
-                "step",
-                "comparison",
-                "kind",
-                "name",
-                "layer",
-                "torch_error",
-                "bp_error",
-                "length",
-                "allowed",
-                "ok",
-            ],
-            (
-                [
-                    r.step,
-                    r.comparison,
-                    r.kind,
-                    r.name,
-                    r.layer,
-                    r.torch_error,
-                    r.error,
-                    r.length,
-                    r.allowed,
-                    r.ok,
-                ]
-                for r in self.rows
-            ),
-        )
-        draw_curves(path / "curves.png", self.results)
-        draw_lockstep64(path / "lockstep64.png", self.rows)
-        draw_lockstep32(path / "lockstep32.png", self.rows)
-        write_report(path, summary, checks, self.rows)
+        rows = [
+            {"seed": result.seed, **asdict(row), "ok": row.ok}
+            for result in self.seeds
+            for row in result.rows
+        ]
+        self.folder.write_csv("lockstep.csv", list(rows[0]) if rows else [], map(dict.values, rows))
+        write_report(path, summary, checks, self.seeds)
         self.folder.finish(summary)
+        write_index(path.parent)
 
     def say_beginning(self) -> None:
         """Say what is about to happen."""
         spec, data = self.spec, self.data
+        n = len(self.planned)
+        seeds = f"seed {spec.seed}" if n == 1 else f"seeds {spec.seed} to {spec.seed + n - 1}"
         say(
             f"{LABELS['torch']} and {LABELS['bp']}: {spec.network} on {data.name}, "
             f"{len(data.train):,} training and {len(data.test):,} test pictures\n"
             f"{spec.total_steps:,} steps of {spec.batch_size} pictures in {spec.epochs} epochs, "
-            f"seed {spec.seed}, {spec.threads} threads\n"
+            f"{seeds}, {spec.threads} threads\n"
         )
 
-    def say_epoch(self, side: str) -> None:
+    def say_seed(self, result: SeedResult) -> None:
+        """Say which seed comes, if there are several, and where it goes on."""
+        where = f", after epoch {result.epochs_done}" if result.epochs_done else ""
+        if len(self.planned) > 1 or where:
+            say(f"seed {result.seed}{where}")
+
+    def say_epoch(self, result: SeedResult, side: str) -> None:
         """Say how the last epoch of one side went."""
-        epoch = self.results[side].epochs[-1]
+        epoch = result.sides[side].epochs[-1]
         head = f"epoch {epoch.epoch + 1}/{self.spec.epochs}"
         say(
             f"{head if side == SIDES[0] else '':12s} {LABELS[side]:15s} "
@@ -383,9 +477,9 @@ class Parity:
         """Say the figures, the checks and the verdict."""
         from experiments.report import training_figures
 
-        say(f"\n{'':28s} {LABELS['torch']:>15s} {LABELS['bp']:>15s} {'ratio':>7s}")
+        say(f"\n{'':28s} {LABELS['torch']:>17s} {LABELS['bp']:>17s} {'ratio':>7s}")
         for label, (first, second, ratio) in training_figures(summary["trainings"]):
-            say(f"{label:28s} {first:>15s} {second:>15s} {ratio:>7s}".rstrip())
+            say(f"{label:28s} {first:>17s} {second:>17s} {ratio:>7s}".rstrip())
         width = max(len(check.measured) for check in checks)
         say(f"\n{'':5s} {'check':22s} {'measured':{width}s}  allowed")
         for check in checks:

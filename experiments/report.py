@@ -1,147 +1,165 @@
-"""The report of a run: one HTML file that holds its style and its pictures within itself."""
+"""The report of a run of the parity experiment: its pictures and report.html."""
 
 from __future__ import annotations
 
-import base64
 from html import escape
-from pathlib import Path
-from string import Template
 from typing import TYPE_CHECKING, Any
 
-from experiments.figures import worst_of_steps
+from experiments import page
+from experiments.curves import draw_curves, draw_seeds
+from experiments.layers import draw_float64, draw_rounded, worst
 from experiments.spec import LABELS, SIDES
+from experiments.verdict import accuracies, spread_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from pathlib import Path
 
     from experiments.lockstep import Row
+    from experiments.results import SeedResult
     from experiments.verdict import Check
 
-PAGE = Template("""<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>$title</title>
-<style>
-:root { --ink: #1d2129; --soft: #5c6370; --line: #e3e5e9; --good: #17693a; --bad: #a8211b; }
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 2.5rem 1.5rem 4rem; max-width: 66rem; color: var(--ink);
-  background: #fff; font: 15px/1.55 system-ui, "Helvetica Neue", Arial, sans-serif; }
-h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 .3rem; letter-spacing: -.01em; }
-h2 { font-size: 1.15rem; margin: 2.6rem 0 .6rem; }
-p { max-width: 46rem; margin: .5rem 0; }
-.soft { color: var(--soft); }
-.verdict { border-left: 6px solid; padding: .8rem 1.2rem; margin: 1.4rem 0 0; font-size: 1.15rem;
-  font-weight: 600; }
-.verdict.good { border-color: var(--good); background: #eef7f1; color: var(--good); }
-.verdict.bad { border-color: var(--bad); background: #fcefee; color: var(--bad); }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-size: .87rem; }
-th, td { text-align: left; padding: .38rem .8rem .38rem 0; vertical-align: top;
-  border-bottom: 1px solid var(--line); }
-thead th { border-bottom: 2px solid #c9cdd3; font-weight: 600; white-space: nowrap; }
-tbody th { font-weight: 600; white-space: nowrap; }
-.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-td.rule { color: var(--soft); font-size: .82rem; line-height: 1.45; }
-.mark { font-weight: 700; white-space: nowrap; }
-.mark.good { color: var(--good); } .mark.bad, tr.bad td { color: var(--bad); }
-code, .code { font: .84rem/1.5 ui-monospace, "DejaVu Sans Mono", Menlo, monospace; }
-figure { margin: 1rem 0 0; } figure img { width: 100%; height: auto; display: block; }
-figcaption { color: var(--soft); font-size: .87rem; margin-top: .4rem; max-width: 46rem; }
-details { margin-top: .8rem; } summary { cursor: pointer; font-weight: 600; }
-@media print { body { padding: 0; } h2, figure { break-inside: avoid; } }
-</style>
-<h1>$title</h1>
-<p class="soft">$subtitle</p>
-<div class="verdict $tone">$verdict</div>
-
-<h2>The checks</h2>
-<div class="wide">$checks</div>
-
-<h2>Two independent trainings</h2>
-<p>$trainings_text</p>
-<div class="wide">$trainings</div>
-<figure><img alt="Loss, difference of losses, accuracy and time a step" src="$curves">
-<figcaption>The two trainings see the same batches. They part as rounding differences grow with
-every step; what must agree is the start and the quality at the end.</figcaption></figure>
-
-<h2>Lockstep: the same weights and batch through both</h2>
-<p>$lockstep_text</p>
-<figure><img alt="Errors of every layer in float64 and their bound" src="$lockstep64">
-<figcaption>float64. Circles, squares and diamonds are the compared steps; the line is the bound
-8uD. Errors of exactly zero stand at 1e-17.</figcaption></figure>
-<figure><img alt="Errors of every layer in float32" src="$lockstep32">
-<figcaption>float32, each side against the float64 truth, at the step where ConvBP2d came
-closest to what it may err. Errors of exactly zero stand at 1e-9.</figcaption></figure>
-<h2>Every convolution</h2>
-<div class="wide">$convolutions</div>
-<details><summary>Every tensor that was compared ($row_count)</summary>
-<div class="wide">$rows</div></details>
-
-<h2>How this was run</h2>
-<p class="code">$command</p>
-<div class="wide">$facts</div>
-</html>
-""")
+MIB = 2**20
 
 
 def write_report(
-    folder: Path, summary: dict[str, Any], checks: list[Check], rows: list[Row]
+    folder: Path, summary: dict[str, Any], checks: list[Check], seeds: list[SeedResult]
 ) -> None:
-    """Write report.html beside the pictures it takes in."""
-    settings = summary["settings"]
-    data = summary["data"]
-    good = summary["parity"]
-    page = PAGE.substitute(
-        title=escape(f"Parity: {settings['network']} on {data['name']}"),
-        subtitle=escape(
-            f"{LABELS['torch']} and {LABELS['bp']}, seed {summary['seed']}, "
-            f"{summary['started'].replace('T', ' ')}"
+    """Draw the pictures and write report.html, which holds them."""
+    settings, data = summary["settings"], summary["data"]
+    rows = [row for seed in seeds for row in seed.rows]
+    numbers = ", ".join(map(str, settings["seeds"]))
+    body = [
+        page.verdict(summary["verdict"], summary["parity"]),
+        page.tiles(first_figures(summary, seeds, rows)),
+        page.section("The checks", checks_table(checks)),
+        page.section(
+            "Independent trainings",
+            page.paragraph(trainings_text(settings, data)),
+            trainings_table(summary["trainings"]),
+            *([seeds_table(summary["seeds"])] if len(seeds) > 1 else []),
+            page.figure(
+                draw_curves(folder / "curves.png", seeds),
+                "Loss, difference of losses, accuracy and time a step",
+                "The two trainings of a seed see the same batches. They part as rounding "
+                "differences grow with every step; what must agree is the start and the quality "
+                "at the end."
+                + (
+                    " Lines are means over the seeds, bands reach from the lowest to the highest."
+                    if len(seeds) > 1
+                    else ""
+                ),
+            ),
+            *seeds_figure(folder, seeds),
         ),
-        tone="good" if good else "bad",
-        verdict=escape(summary["verdict"]),
-        checks=checks_table(checks),
-        trainings_text=escape(
-            f"{data['train']:,} training and {data['test']:,} test pictures in "
-            f"{data['classes']} classes; batches of {settings['batch_size']}, "
-            f"{settings['total_steps']:,} steps in {settings['epochs']} epochs. The trainings run "
-            "in a process each, so that peak memory is their own, and take turns of ten steps, so "
-            "that a slower minute of the machine slows both. A step's time covers forward, "
-            "backward and optimizer, not loading."
+        page.section(
+            "Lockstep: the same weights and batch through both",
+            page.paragraph(
+                "Before the chosen steps of nn.Conv2d's training, its weights and batch went "
+                "through both networks; every layer's output and every parameter's gradient is "
+                "compared. An error is the largest difference relative to the largest entry of "
+                "the output, or of the layer's gradients."
+            ),
+            *lockstep_figures(folder, rows),
         ),
-        trainings=trainings_table(summary["trainings"]),
-        lockstep_text=escape(
-            "Before the chosen steps of nn.Conv2d's training, its weights and batch went through "
-            "both networks; every layer's output and every parameter's gradient is compared. An "
-            "error is the largest difference divided by the largest entry of the tensor."
+        page.section("Every convolution", convolutions_table(rows)),
+        f"<details><summary>Every tensor that was compared ({len(rows):,})</summary>"
+        f"{rows_table(seeds)}</details>",
+        page.section(
+            "How this was run",
+            f'<p class="code">{escape(summary["command"])}</p>',
+            page.facts({name: summary[name] for name in FACTS}),
         ),
-        convolutions=convolutions_table(rows),
-        row_count=f"{len(rows):,}",
-        rows=rows_table(rows),
-        command=escape(summary["command"]),
-        facts=facts_table(summary),
-        **{
-            name: embedded(folder / f"{name}.png")
-            for name in ("curves", "lockstep64", "lockstep32")
-        },
+    ]
+    page.write_page(
+        folder / "report.html",
+        f"Parity: {settings['network']} on {data['name']}",
+        f"{LABELS['torch']} and {LABELS['bp']}, "
+        f"{'seed' if len(settings['seeds']) == 1 else 'seeds'} {numbers}, "
+        f"{summary['started'].replace('T', ' ')}",
+        "\n".join(body),
     )
-    (folder / "report.html").write_text(page, encoding="utf-8")
 
 
-def embedded(path: Path) -> str:
-    """Return a picture as a data address."""
-    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")
+FACTS = ("settings", "data", "machine", "versions")
 
 
-def table(head: Iterable[tuple[str, str]], lines: Iterable[str]) -> str:
-    """Return a table; the head gives each column's text and class."""
-    columns = "".join(f'<th class="{kind}">{escape(text)}</th>' for text, kind in head)
-    return f"<table><thead><tr>{columns}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+def first_figures(
+    summary: dict[str, Any], seeds: list[SeedResult], rows: list[Row]
+) -> list[tuple[str, str]]:
+    """Return what a reader wants to know first, and what it is."""
+    theirs, ours = (summary["trainings"][side] for side in SIDES)
+    found = []
+    if theirs["test_accuracy"] is not None and ours["test_accuracy"] is not None:
+        words = f"test accuracy with ConvBP2d; {theirs['test_accuracy']:.2%} with nn.Conv2d"
+        if len(seeds) > 1:
+            spread = spread_of(accuracies(seeds))
+            words += (
+                f". Difference {100 * spread.difference:+.2f} \u00b1 "
+                f"{100 * spread.half_width(0.05):.2f} points"
+            )
+        found.append((f"{ours['test_accuracy']:.2%}", words))
+        time = ours["seconds_per_step"]["median"] / theirs["seconds_per_step"]["median"]
+        found.append((f"{time:.2f} \u00d7", "the time of a training step, median"))
+        memory = ours["peak_memory_growth_bytes"] / theirs["peak_memory_growth_bytes"]
+        found.append((f"{memory:.2f} \u00d7", "the memory of training, peak above start"))
+    exact = [row for row in rows if row.comparison == "float64"]
+    if exact:
+        found.append(
+            (
+                f"{max(row.error for row in exact):.1e}",
+                f"the largest relative error of {len(exact):,} tensors compared in float64",
+            )
+        )
+    return found
 
 
-def cell(text: str, kind: str = "") -> str:
-    """Return one cell."""
-    return f'<td class="{kind}">{escape(text)}</td>'
+def trainings_text(settings: dict[str, Any], data: dict[str, Any]) -> str:
+    """Say what was trained, and how the two share the machine."""
+    return (
+        f"{data['train']:,} training and {data['test']:,} test pictures in {data['classes']} "
+        f"classes; batches of {settings['batch_size']}, {settings['total_steps']:,} steps in "
+        f"{settings['epochs']} epochs. The trainings run in a process each, so that peak memory "
+        "is their own, and take turns of ten steps, so that a slower minute of the machine slows "
+        "both. A step's time covers forward, backward and optimizer, not loading."
+    )
+
+
+def seeds_figure(folder: Path, seeds: list[SeedResult]) -> list[str]:
+    """Return the picture of the seeds, if there are several that ended."""
+    if len(seeds) < 2:
+        return []
+    return [
+        page.figure(
+            draw_seeds(folder / "seeds.png", seeds),
+            "Final accuracy of every seed, and the mean difference with its interval",
+            "Left: both sides of every seed. Right: their differences, the mean with its 95 % "
+            "confidence interval, and what is allowed: the 99.73 % interval that the spread from "
+            "seed to seed gives.",
+        )
+    ]
+
+
+def lockstep_figures(folder: Path, rows: list[Row]) -> list[str]:
+    """Return a picture for each comparison."""
+    found = [
+        page.figure(
+            draw_float64(folder / "lockstep64.png", rows),
+            "Errors of every layer in float64 and their bound",
+            "float64. Circles, squares and diamonds are the compared steps; the line is the "
+            "bound 8uD. Errors of exactly zero stand at 1e-17.",
+        )
+    ]
+    for comparison, name in (("float32", "lockstep32"), ("bfloat16", "lockstep16")):
+        if any(row.comparison == comparison for row in rows):
+            found.append(
+                page.figure(
+                    draw_rounded(folder / f"{name}.png", rows, comparison),
+                    f"Errors of every layer in {comparison}",
+                    f"{comparison}, each side against the float64 truth, at the step where "
+                    "ConvBP2d came closest to what it may err.",
+                )
+            )
+    return found
 
 
 def checks_table(checks: list[Check]) -> str:
@@ -151,105 +169,132 @@ def checks_table(checks: list[Check]) -> str:
         tone, word = ("good", "\u2713 holds") if check.ok else ("bad", "\u2717 fails")
         lines.append(
             f'<tr><td class="mark {tone}">{word}</td><th>{escape(check.name)}</th>'
-            f"{cell(check.measured)}{cell(check.allowed)}{cell(check.rule, 'rule')}</tr>"
+            f"{page.cell(check.measured)}{page.cell(check.allowed)}"
+            f"{page.cell(check.rule, 'rule')}</tr>"
         )
-    return table([("", ""), ("check", ""), ("measured", ""), ("allowed", ""), ("rule", "")], lines)
+    head = [("", ""), ("check", ""), ("measured", ""), ("allowed", ""), ("rule", "")]
+    return page.table(head, lines)
 
 
 def trainings_table(trainings: dict[str, Any]) -> str:
-    """Return the figures of both trainings and how they compare."""
+    """Return the figures of both sides and how they compare."""
     lines = []
     for label, figures in training_figures(trainings):
-        cells = "".join(cell(figure, "number") for figure in figures)
+        cells = "".join(page.cell(figure, "number") for figure in figures)
         lines.append(f"<tr><th>{escape(label)}</th>{cells}</tr>")
     head = [("", ""), *((LABELS[side], "number") for side in SIDES), ("ratio", "number")]
-    return table(head, lines)
+    return page.table(head, lines)
 
 
 def training_figures(trainings: dict[str, Any]) -> list[tuple[str, tuple[str, str, str]]]:
-    """Return what is said of both trainings, here and on the terminal: label, figures, ratio."""
-    mib = 2**20
-    pairs = {
-        "loss at the first step": ("first_loss", 1.0, "{:.6f}"),
-        "loss at the last step": ("last_loss", 1.0, "{:.6f}"),
-        "test loss": ("test_loss", 1.0, "{:.4f}"),
-        "test accuracy": ("test_accuracy", 1.0, "{:.2%}"),
-        "seconds a step, median": ("median", 1.0, "{:.4f}"),
-        "seconds a step, quartile 1": ("first_quartile", 1.0, "{:.4f}"),
-        "seconds a step, quartile 3": ("third_quartile", 1.0, "{:.4f}"),
-        "peak memory, MiB": ("peak_memory_bytes", mib, "{:,.0f}"),
-        "peak memory above start, MiB": ("peak_memory_growth_bytes", mib, "{:,.0f}"),
+    """Return what is said of both sides, here and on the terminal: label, figures, ratio.
+
+    Over several seeds, means come with their standard deviation.
+    """
+    rows = {
+        "loss at the first step": ("first_loss", 1, "{:.6f}"),
+        "loss at the last step": ("last_loss", 1, "{:.6f}"),
+        "test loss": ("test_loss", 1, "{:.4f}"),
+        "test accuracy, %": ("test_accuracy", 0.01, "{:.2f}"),
+        "seconds a step, median": ("median", 1, "{:.4f}"),
+        "seconds a step, quartile 1": ("first_quartile", 1, "{:.4f}"),
+        "seconds a step, quartile 3": ("third_quartile", 1, "{:.4f}"),
+        "peak memory, MiB": ("peak_memory_bytes", MIB, "{:,.0f}"),
+        "peak memory above start, MiB": ("peak_memory_growth_bytes", MIB, "{:,.0f}"),
     }
     lines = []
-    for label, (key, unit, form) in pairs.items():
-        values = [
-            trainings[side].get(key, trainings[side]["seconds_per_step"].get(key)) for side in SIDES
-        ]
-        if any(value is None for value in values):
+    for label, (key, unit, form) in rows.items():
+        sides = [trainings[side] | trainings[side]["seconds_per_step"] for side in SIDES]
+        if any(side[key] is None for side in sides):
             lines.append((label, ("\u2013", "\u2013", "\u2013")))
             continue
-        ratio = f"{values[1] / values[0]:.2f}" if values[0] and "loss" not in key else ""
-        first, second = (form.format(value / unit) for value in values)
-        lines.append((label, (first, second, ratio if "accuracy" not in key else "")))
+        texts = []
+        for side in sides:
+            deviation = side.get(f"{key}_deviation")
+            spread = "" if deviation is None else " \u00b1 " + form.format(deviation / unit)
+            texts.append(form.format(side[key] / unit) + spread)
+        quality = "loss" in key or "accuracy" in key
+        ratio = "" if quality or not sides[0][key] else f"{sides[1][key] / sides[0][key]:.2f}"
+        lines.append((label, (texts[0], texts[1], ratio)))
     return lines
 
 
+def seeds_table(seeds: list[dict[str, Any]]) -> str:
+    """Return one line for each seed."""
+    head = [("seed", "number")]
+    for what in ("test loss", "test accuracy", "s a step"):
+        head += [(f"{what}, {name}", "number") for name in ("Conv2d", "ConvBP2d")]
+    head += [("time", "number"), ("memory", "number")]
+    lines = []
+    for seed in seeds:
+        theirs, ours = (seed["trainings"][side] for side in SIDES)
+        if theirs["test_loss"] is None or ours["test_loss"] is None:
+            lines.append(f"<tr>{page.cell(str(seed['seed']), 'number')}</tr>")
+            continue
+        times = [side["seconds_per_step"]["median"] for side in (theirs, ours)]
+        memory = [side["peak_memory_growth_bytes"] for side in (theirs, ours)]
+        cells = [
+            str(seed["seed"]),
+            *(f"{side['test_loss']:.4f}" for side in (theirs, ours)),
+            *(f"{side['test_accuracy']:.2%}" for side in (theirs, ours)),
+            *(f"{seconds:.4f}" for seconds in times),
+            f"{times[1] / times[0]:.2f}",
+            f"{memory[1] / memory[0]:.2f}",
+        ]
+        lines.append(f"<tr>{''.join(page.cell(text, 'number') for text in cells)}</tr>")
+    return page.table(head, lines)
+
+
 def convolutions_table(rows: list[Row]) -> str:
-    """Return one line for each convolution: worst errors of all steps."""
-    worst = {(r.comparison, r.kind, r.name): r for r in by_comparison(rows)}
+    """Return one line for each convolution: worst errors of all steps and seeds."""
+    comparisons = list(dict.fromkeys(row.comparison for row in rows))
+    of_all = {
+        (row.comparison, row.kind, row.name): row
+        for comparison in comparisons
+        for row in worst([row for row in rows if row.comparison == comparison])
+    }
     names = list(dict.fromkeys(row.name for row in rows if row.layer == "ConvBP2d"))
-    names = [name for name in names if ("float64", "output", name) in worst]
+    groups, columns = "", ""
+    for comparison in comparisons:
+        theirs = ["Conv2d"] if comparison != "float64" else []
+        for kind in ("output", "weight gradient"):
+            heads = [*theirs, "ConvBP2d", "allowed"]
+            groups += f'<th class="number" colspan="{len(heads)}">{comparison} {kind}</th>'
+            columns += "".join(f'<th class="number">{text}</th>' for text in heads)
     lines = []
     for name in names:
+        if ("float64", "output", name) not in of_all:
+            continue
         cells = []
-        for comparison in ("float64", "float32"):
+        for comparison in comparisons:
             for kind, tensor in (("output", name), ("gradient", f"{name}.weight")):
-                row = worst[comparison, kind, tensor]
-                theirs = [number(row.torch_error)] if comparison == "float32" else []
+                row = of_all[comparison, kind, tensor]
+                theirs = [number(row.torch_error)] if comparison != "float64" else []
                 cells += [*theirs, number(row.error), number(row.allowed)]
         lines.append(f"<tr><th>{escape(name)}</th>{''.join(cells)}</tr>")
-    groups = "".join(
-        f'<th class="number" colspan="{width}">{text}</th>'
-        for text, width in (
-            ("float64 output", 2),
-            ("float64 weight gradient", 2),
-            ("float32 output", 3),
-            ("float32 weight gradient", 3),
-        )
-    )
-    pair = '<th class="number">ConvBP2d</th><th class="number">allowed</th>'
-    sub = pair * 2 + f'<th class="number">Conv2d</th>{pair}' * 2
     return (
-        f"<table><thead><tr><th>layer</th>{groups}</tr><tr><th></th>{sub}</tr></thead>"
-        f"<tbody>{''.join(lines)}</tbody></table>"
+        f'<div class="wide"><table><thead><tr><th>layer</th>{groups}</tr>'
+        f"<tr><th></th>{columns}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
     )
-
-
-def by_comparison(rows: list[Row]) -> list[Row]:
-    """Return the worst step of every tensor in every comparison."""
-    comparisons = dict.fromkeys(row.comparison for row in rows)
-    return [
-        row
-        for comparison in comparisons
-        for row in worst_of_steps([row for row in rows if row.comparison == comparison])
-    ]
 
 
 def number(value: float) -> str:
     """Return a cell with an error."""
-    return cell(f"{value:.1e}" if value else "0", "number")
+    return page.cell(f"{value:.1e}" if value else "0", "number")
 
 
-def rows_table(rows: list[Row]) -> str:
+def rows_table(seeds: list[SeedResult]) -> str:
     """Return every comparison made."""
     lines = [
-        f'<tr class="{"" if row.ok else "bad"}">'
-        f"{cell(row.comparison)}{cell(str(row.step), 'number')}"
-        f"{cell(row.kind)}{cell(row.name, 'code')}{cell(row.layer)}{number(row.torch_error)}"
-        f"{number(row.error)}{number(row.allowed)}</tr>"
-        for row in rows
+        f'<tr class="{"" if row.ok else "bad"}">{page.cell(str(seed.seed), "number")}'
+        f"{page.cell(row.comparison)}{page.cell(str(row.step), 'number')}"
+        f"{page.cell(row.kind)}{page.cell(row.name, 'code')}{page.cell(row.layer)}"
+        f"{number(row.torch_error)}{number(row.error)}{number(row.allowed)}</tr>"
+        for seed in seeds
+        for row in seed.rows
     ]
     head = [
+        ("seed", "number"),
         ("comparison", ""),
         ("step", "number"),
         ("of", ""),
@@ -259,17 +304,4 @@ def rows_table(rows: list[Row]) -> str:
         ("ConvBP2d's error", "number"),
         ("allowed", "number"),
     ]
-    return table(head, lines)
-
-
-def facts_table(summary: dict[str, Any]) -> str:
-    """Return settings, data, machine and versions."""
-    lines = []
-    for group in ("settings", "data", "machine", "versions"):
-        for key, value in summary[group].items():
-            if value is None:
-                continue
-            text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-            name = escape(key.replace("_", " "))
-            lines.append(f"<tr>{cell(group, 'soft')}<th>{name}</th>{cell(text)}</tr>")
-    return table([("", ""), ("", ""), ("", "")], lines)
+    return page.table(head, lines, "sift")

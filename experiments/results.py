@@ -1,11 +1,16 @@
-"""What one training gave, gathered from the records of its epochs."""
+"""What the trainings gave, gathered from the records of their epochs."""
 
 from __future__ import annotations
 
 import math
 import statistics
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from experiments.spec import SIDES
+
+if TYPE_CHECKING:
+    from experiments.lockstep import Row
 
 WARM_UP_STEPS = 3
 
@@ -37,7 +42,7 @@ class Epoch:
 
 @dataclass
 class TrainingResult:
-    """One side of the experiment."""
+    """One training: one side, one seed."""
 
     weights: str = ""
     parameters: int = 0
@@ -76,26 +81,16 @@ class TrainingResult:
 
     @property
     def growth_bytes(self) -> int:
-        """Peak memory beyond what was resident before the first step."""
-        return self.peak_bytes - self.epochs[0].start_bytes if self.epochs else 0
+        """Peak memory beyond what was resident before the first step (of each process)."""
+        return max((epoch.peak_bytes - epoch.start_bytes for epoch in self.epochs), default=0)
 
-    def seconds_quartiles(self) -> tuple[float, float, float]:
-        """Return quartiles of the seconds a step; the median is the figure quoted.
-
-        The first steps, which allocate and compile, are left out if enough others remain.
-        """
-        first = WARM_UP_STEPS if len(self.seconds) > 2 * WARM_UP_STEPS else 0
-        steady = self.seconds[first:]
-        if not steady:
-            return math.nan, math.nan, math.nan
-        if len(steady) == 1:
-            return steady[0], steady[0], steady[0]
-        low, middle, high = statistics.quantiles(steady, n=4, method="inclusive")
-        return low, middle, high
+    @property
+    def steady_seconds(self) -> list[float]:
+        """Time of every step but the first, which allocate, if enough others remain."""
+        return self.seconds[WARM_UP_STEPS if len(self.seconds) > 2 * WARM_UP_STEPS else 0 :]
 
     def summary(self) -> dict[str, Any]:
-        """Return the figures of this side for summary.json."""
-        low, middle, high = self.seconds_quartiles()
+        """Return the figures of this training for summary.json."""
         last = self.epochs[-1] if self.epochs else None
         return {
             "steps": len(self.losses),
@@ -104,7 +99,7 @@ class TrainingResult:
             "train_accuracy": last.train_accuracy if last else None,
             "test_loss": last.test_loss if last else None,
             "test_accuracy": last.test_accuracy if last else None,
-            "seconds_per_step": {"first_quartile": low, "median": middle, "third_quartile": high},
+            "seconds_per_step": quartiles(self.steady_seconds),
             "peak_memory_bytes": self.peak_bytes,
             "peak_memory_growth_bytes": self.growth_bytes,
             "memory_method": last.memory_method if last else None,
@@ -112,3 +107,63 @@ class TrainingResult:
             "convolutions": len(self.convolutions),
             "initial_weights": self.weights,
         }
+
+
+def quartiles(seconds: list[float]) -> dict[str, float]:
+    """Return the quartiles of the seconds a step; the median is the figure quoted."""
+    if len(seconds) < 2:
+        cuts = [seconds[0] if seconds else math.nan] * 3
+    else:
+        cuts = statistics.quantiles(seconds, n=4, method="inclusive")
+    return dict(zip(("first_quartile", "median", "third_quartile"), cuts, strict=True))
+
+
+@dataclass
+class SeedResult:
+    """Both trainings from one seed, and the lockstep readings on the way."""
+
+    seed: int
+    sides: dict[str, TrainingResult] = field(
+        default_factory=lambda: {side: TrainingResult() for side in SIDES}
+    )
+    rows: list[Row] = field(default_factory=list)
+
+    @property
+    def epochs_done(self) -> int:
+        """How many epochs both sides have ended."""
+        return min(len(result.epochs) for result in self.sides.values())
+
+    def summary(self) -> dict[str, Any]:
+        """Return the figures of this seed for summary.json."""
+        return {
+            "seed": self.seed,
+            "trainings": {side: result.summary() for side, result in self.sides.items()},
+        }
+
+
+AVERAGED = ("first_loss", "last_loss", "train_accuracy", "test_loss", "test_accuracy")
+HIGHEST = ("peak_memory_bytes", "peak_memory_growth_bytes")
+
+
+def over_seeds(seeds: list[SeedResult]) -> dict[str, dict[str, Any]]:
+    """Return the figures of each side over all seeds, for summary.json.
+
+    Losses and accuracies are means, with their standard deviation where there are several;
+    quartiles are those of all steps, memory is the highest.
+    """
+    found = {}
+    for side in SIDES:
+        results = [seed.sides[side] for seed in seeds]
+        summaries = [result.summary() for result in results]
+        figures = {
+            "steps": sum(summary["steps"] for summary in summaries),
+            "seconds_per_step": quartiles([s for result in results for s in result.steady_seconds]),
+        }
+        for name in AVERAGED:
+            values = [summary[name] for summary in summaries if summary[name] is not None]
+            figures[name] = statistics.fmean(values) if values else None
+            figures[f"{name}_deviation"] = statistics.stdev(values) if len(values) > 1 else None
+        for name in HIGHEST:
+            figures[name] = max(summary[name] for summary in summaries)
+        found[side] = figures
+    return found

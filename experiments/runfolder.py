@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import json
 import math
 import os
@@ -20,12 +21,21 @@ MARK = "UNFINISHED"
 
 
 class RunFolder:
-    """Files of a run. ``UNFINISHED`` lies beside them until ``finish`` has written the summary."""
+    """Files of a run. ``UNFINISHED`` lies beside them until ``finish`` has written the summary.
 
-    def __init__(self, runs: Path, name: str | None, suffix: str) -> None:
-        self.path = fresh(runs, name, suffix)
-        self.scratch = self.path / "scratch"
-        self.scratch.mkdir()
+    One process at a time writes to a folder: it holds a lock on that mark.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.scratch = path / "scratch"
+        self.lock = (path / MARK).open("a")
+        try:
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self.lock.close()
+            raise UsageError(f"--resume: another process is at work in {path}") from None
+        self.scratch.mkdir(exist_ok=True)
         self.mark("This run has not finished; what lies here is not complete.\n")
 
     def mark(self, text: str) -> None:
@@ -40,7 +50,7 @@ class RunFolder:
             writer.writerows(rows)
 
     def drop_scratch(self) -> None:
-        """Remove pictures and snapshots, which only the running experiment needs."""
+        """Remove pictures, snapshots and checkpoints, which only an unfinished run needs."""
         shutil.rmtree(self.scratch, ignore_errors=True)
 
     def finish(self, summary: dict[str, Any], name: str = "summary.json") -> None:
@@ -50,6 +60,7 @@ class RunFolder:
         os.replace(draft, self.path / name)
         self.drop_scratch()
         (self.path / MARK).unlink()
+        self.lock.close()
 
 
 def fresh(runs: Path, name: str | None, suffix: str) -> Path:

@@ -24,9 +24,12 @@ class Spec:
     threads: int
     augment: bool
     channels_last: bool
+    accelerator: str
+    precision: str
     snapshot_steps: tuple[int, ...]
     scratch: Path
     progress: bool
+    epochs_done: int = 0
 
     @property
     def data_file(self) -> Path:
@@ -36,3 +39,7 @@ class Spec:
     def snapshot_file(self, step: int) -> Path:
         """Where the weights and the batch before ``step`` lie."""
         return self.scratch / f"step-{step:06d}.pt"
+
+    def checkpoint_file(self, side: str, epochs: int) -> Path:
+        """Where everything lies that goes on after so many ``epochs``."""
+        return self.scratch / f"seed-{self.seed}-{side}-{epochs}.ckpt"

@@ -1,107 +1,50 @@
 """One training with Lightning, in a process of its own, a few steps at a time when told to.
 
-The process answers over a pipe: first what it starts from, then after each epoch the record of
-it. What is not part of a training step (fingerprints, snapshots, the test pass, waiting for the
-turn) lies outside the time that is measured.
+What is trained is the ``Study`` of ``experiments.train``, on its batches. The process answers
+over a pipe: first what it starts from, then after each epoch the record of it, when the
+checkpoint from which it can go on is there. What is not part of a training step (fingerprints,
+snapshots, the test pass, checkpoints, waiting for the turn) lies outside the time that is
+measured.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import time
 import warnings
 from typing import TYPE_CHECKING, Any
 
 import lightning as L
 import torch
-import torch.nn.functional as F
 from lightning.pytorch.callbacks import TQDMProgressBar
-from torch import Tensor, nn
 
-from experiments.batches import digest, loader_for_test, loader_for_training
+from experiments.batches import digest, loader_for_test
 from experiments.data import read_data
-from experiments.memory import PeakMemory
-from experiments.networks import convolutions, initial_network
+from experiments.memory import PeakMemory, peak_memory
+from experiments.module import Study, TrainBatches
+from experiments.networks import convolutions
 from experiments.results import Epoch, Start
 from experiments.spec import LABELS, Spec
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
-WARM_UP_SHARE = 0.2
 TURN_STEPS = 10
-MOMENTUM = 0.9
-
-
-class Classifier(L.LightningModule):
-    """A network with cross entropy and SGD; the learning rate rises, then falls to zero."""
-
-    def __init__(self, net: nn.Module, spec: Spec) -> None:
-        super().__init__()
-        self.net, self.spec = net, spec
-        self.reset_counts()
-
-    def reset_counts(self) -> None:
-        """Start counting right answers anew."""
-        self.train_right = self.train_seen = self.test_right = self.test_seen = 0
-        self.test_loss_sum = 0.0
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (B, 3, H, W) to logits (B, classes)."""
-        if self.spec.channels_last:
-            x = x.contiguous(memory_format=torch.channels_last)
-        return self.net(x)
-
-    def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
-        """Return the mean loss of one batch."""
-        x, y = batch
-        logits = self(x)
-        self.train_right += int((logits.detach().argmax(1) == y).sum())
-        self.train_seen += len(y)
-        return F.cross_entropy(logits, y)
-
-    def validation_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:
-        """Count the loss and the right answers of one test batch."""
-        x, y = batch
-        logits = self(x)
-        self.test_right += int((logits.argmax(1) == y).sum())
-        self.test_seen += len(y)
-        self.test_loss_sum += float(F.cross_entropy(logits, y, reduction="sum"))
-
-    def configure_optimizers(self) -> Any:
-        """Return SGD with momentum, and a one-cycle schedule over the steps of this run."""
-        spec = self.spec
-        optimizer = torch.optim.SGD(
-            self.parameters(), spec.lr, MOMENTUM, weight_decay=spec.weight_decay, nesterov=True
-        )
-        if spec.total_steps * WARM_UP_SHARE < 2:
-            return optimizer
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer,
-            spec.lr,
-            total_steps=spec.total_steps,
-            pct_start=WARM_UP_SHARE,
-            cycle_momentum=False,
-        )
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
-        }
+CONV = {"torch": "torch", "bp": "convbp"}
 
 
 class Turns(L.Callback):
     """Wait for the turn every TURN_STEPS steps; answer with the record after the test pass."""
 
-    def __init__(self, pipe: Connection) -> None:
-        self.pipe = pipe
+    def __init__(self, pipe: Connection, side: str, spec: Spec) -> None:
+        self.pipe, self.side, self.spec = pipe, side, spec
         self.record = Epoch(0)
 
     def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Wait until the other training is at rest."""
-        assert isinstance(module, Classifier)
         self.pipe.recv()
         self.record = Epoch(trainer.current_epoch)
-        module.reset_counts()
 
     def on_train_batch_start(
         self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int
@@ -112,14 +55,22 @@ class Turns(L.Callback):
             self.pipe.recv()
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Send the record; after the last epoch rest until the other training ends too."""
-        assert isinstance(module, Classifier)
-        self.record.train_accuracy = module.train_right / max(module.train_seen, 1)
-        self.record.test_accuracy = module.test_right / max(module.test_seen, 1)
-        self.record.test_loss = module.test_loss_sum / max(module.test_seen, 1)
+        """Save, send the record; after the last epoch rest until the other training ends too."""
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        self.record.train_accuracy = metrics["train_accuracy"]
+        self.record.test_accuracy = metrics["val_accuracy"]
+        self.record.test_loss = metrics["val_loss"]
+        self.save(trainer)
         self.pipe.send(self.record)
         if trainer.current_epoch + 1 == trainer.max_epochs:
             self.pipe.recv()
+
+    def save(self, trainer: L.Trainer) -> None:
+        """Write the checkpoint of this epoch, in one move."""
+        file = self.spec.checkpoint_file(self.side, trainer.current_epoch + 1)
+        draft = file.with_suffix(".part")
+        trainer.save_checkpoint(draft)
+        os.replace(draft, file)
 
 
 class Snapshots(L.Callback):
@@ -132,7 +83,7 @@ class Snapshots(L.Callback):
         self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Write them if this is such a step."""
-        assert isinstance(module, Classifier)
+        assert isinstance(module, Study)
         if trainer.global_step in self.spec.snapshot_steps:
             x, y = batch
             torch.save(
@@ -155,7 +106,8 @@ class Meter(L.Callback):
         """Take the fingerprint, then start the clock."""
         self.turns.record.batches.append(digest(*batch))
         if self.memory is None:
-            self.memory = PeakMemory()
+            self.memory = peak_memory(module.device)
+        wait_for(module.device)
         self.started = time.perf_counter()
 
     def on_train_batch_end(
@@ -167,15 +119,23 @@ class Meter(L.Callback):
         batch_idx: int,
     ) -> None:
         """Stop the clock and note loss and memory; stop the training after its last step."""
-        assert isinstance(module, Classifier) and self.memory is not None
+        assert self.memory is not None
+        wait_for(module.device)
         record = self.turns.record
         record.seconds.append(time.perf_counter() - self.started)
         record.losses.append(float(outputs["loss"]))
         record.peak_bytes = self.memory.peak_bytes()
         record.start_bytes = self.memory.start_bytes
         record.memory_method = self.memory.method
-        if trainer.global_step >= module.spec.total_steps:
+        if trainer.global_step >= self.turns.spec.total_steps:
+            # Lightning's max_steps would end without the test pass, and resume an epoch's end.
             trainer.should_stop = True
+
+
+def wait_for(device: torch.device) -> None:
+    """Wait until a GPU has done what it was given; a CPU has."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 class Bar(TQDMProgressBar):
@@ -210,16 +170,17 @@ def train(pipe: Connection, side: str, spec: Spec) -> None:
     """Train one side as the other end of the pipe says."""
     quieten()
     torch.set_num_threads(spec.threads)
+    strict_float32()
     data = read_data(spec.data_file)
-    net = initial_network(spec, side, len(data.classes), data.image_size)
+    study = make_study(spec, side, len(data.classes), data.image_size)
     pipe.send(
         Start(
-            weights=digest(*net.state_dict().values()),
-            parameters=sum(parameter.numel() for parameter in net.parameters()),
-            convolutions=[type(conv).__name__ for _, conv in convolutions(net)],
+            weights=digest(*study.net.state_dict().values()),
+            parameters=sum(parameter.numel() for parameter in study.net.parameters()),
+            convolutions=[type(conv).__name__ for _, conv in convolutions(study.net)],
         )
     )
-    turns = Turns(pipe)
+    turns = Turns(pipe, side, spec)
     callbacks: list[L.Callback] = [turns]
     if side == "torch":
         callbacks.append(Snapshots(spec))
@@ -227,8 +188,9 @@ def train(pipe: Connection, side: str, spec: Spec) -> None:
         callbacks.append(Bar(LABELS[side]))
     callbacks.append(Meter(turns))
     L.Trainer(
-        accelerator="cpu",
+        accelerator=spec.accelerator,
         devices=1,
+        precision=spec.precision,  # type: ignore[arg-type]
         max_epochs=spec.epochs,
         callbacks=callbacks,
         logger=False,
@@ -237,10 +199,35 @@ def train(pipe: Connection, side: str, spec: Spec) -> None:
         enable_progress_bar=spec.progress,
         num_sanity_val_steps=0,
     ).fit(
-        Classifier(net, spec),
-        loader_for_training(data, spec.batch_size, spec.seed, spec.augment),
+        study,
+        TrainBatches(data, spec.batch_size, spec.seed, spec.augment, study),
         loader_for_test(data, spec.batch_size),
+        ckpt_path=spec.checkpoint_file(side, spec.epochs_done) if spec.epochs_done else None,
+        weights_only=False,
     )
+
+
+def make_study(spec: Spec, side: str, classes: int, image_size: int) -> Study:
+    """Build what one side trains."""
+    study = Study(
+        network=spec.network,
+        conv=CONV[side],  # type: ignore[arg-type]
+        stem=spec.stem,  # type: ignore[arg-type]
+        lr=spec.lr,
+        weight_decay=spec.weight_decay,
+        seed=spec.seed,
+        channels_last=spec.channels_last,
+        classes=classes,
+        image_size=image_size,
+    )
+    study.total_steps = spec.total_steps
+    return study
+
+
+def strict_float32() -> None:
+    """Let float32 be float32 on a GPU too: TF32 would hide in its rounding what is looked for."""
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def quieten() -> None:

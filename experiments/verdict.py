@@ -1,21 +1,26 @@
 """The rules by which parity holds, and the check of a run against them.
 
-RULES is what the report prints: one sentence for each check.
+RULES is what the report prints: one sentence for each check. Each is applied to every seed; what
+is shown is the seed that comes closest to what is allowed, or fails.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+import statistics
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from experiments.lockstep import COMPARISONS, HEADROOM, Row
+from experiments.lockstep import COMPARISONS, DTYPES, HEADROOM, Row, roundoff
 from experiments.spec import LABELS, SIDES
 
 if TYPE_CHECKING:
-    from experiments.results import TrainingResult
+    from collections.abc import Callable
+
+    from experiments.results import SeedResult, TrainingResult
 
 CONFIDENCE = 3
+BEYOND_CONFIDENCE = 0.0027  # the share of a normal distribution beyond 3 standard deviations
 TRAINING_SPREAD = 0.01
 
 RULES = {
@@ -31,25 +36,33 @@ RULES = {
     "is at most 8 times the sum of nn.Conv2d's and the random walk u\u221aD, u = 2^-24. ReLU and "
     "max-pool may choose differently where inputs differ by less than rounding; so that this "
     "does not drown what the convolutions do, both replay the choices of the float64 network.",
+    "lockstep bfloat16": "The same in the training's own mixed precision, u = 2^-8.",
     "trainings finished": "Both trainings ran to their last step, with a finite loss throughout.",
-    "first loss": "The loss of the first step differs by at most 8u\u221aD of itself, in float32: "
-    "the random walk of all roundings on the way to it.",
+    "first loss": "The loss of the first step differs by at most 8u\u221aD of itself, u of the "
+    "training's precision: the random walk of all roundings on the way to it.",
     "final accuracy": "The test accuracies differ by at most 3 binomial standard errors of the "
     "difference for this size of test set, plus 1 percentage point. Rounding differences grow "
     "exponentially in training, so after some hundred steps the two are different samples of "
     "the same procedure: equal in quality, not in bits. The point is what two seeds of one "
     "network differ by at the least.",
+    "accuracy over seeds": "The mean difference of the test accuracies over n seeds is at most "
+    "the 99.73 % confidence half-width t s \u221a(2/n): s is the spread of the accuracies from "
+    "seed to seed, taken from both sides together, t is Student's for 2(n-1) degrees of freedom.",
 }
 
 
 @dataclass(frozen=True)
 class Check:
-    """One rule applied: what was measured, what is allowed, whether it holds."""
+    """One rule applied: what was measured, what is allowed, whether it holds.
+
+    ``nearness`` is the measured share of what is allowed, where that is a number.
+    """
 
     name: str
     measured: str
     allowed: str
     ok: bool
+    nearness: float = 0.0
 
     @property
     def rule(self) -> str:
@@ -57,26 +70,53 @@ class Check:
         return RULES[self.name]
 
 
-def judge(
-    results: dict[str, TrainingResult],
-    rows: list[Row],
-    *,
-    test_size: int,
-    total_steps: int,
-    lockstep_steps: tuple[int, ...],
-    failure: str | None = None,
-) -> list[Check]:
+@dataclass(frozen=True)
+class Plan:
+    """What a run was meant to do."""
+
+    seeds: int
+    total_steps: int
+    lockstep_steps: tuple[int, ...]
+    test_size: int
+    precision: str = "32-true"
+
+
+def judge(seeds: list[SeedResult], plan: Plan, failure: str | None = None) -> list[Check]:
     """Apply every rule to a run."""
-    torch_side, bp_side = (results[side] for side in SIDES)
-    return [
-        check_convolutions(torch_side, bp_side),
-        check_weights(torch_side.weights, bp_side.weights),
-        check_batches(torch_side, bp_side),
-        *(check_lockstep(rows, comparison, lockstep_steps) for comparison in COMPARISONS),
-        check_finished(results, total_steps, failure),
-        check_first_loss(torch_side, bp_side, rows),
-        check_accuracy(torch_side.accuracy, bp_side.accuracy, test_size),
+    of_seed: list[Callable[[SeedResult], Check]] = [
+        lambda s: check_convolutions(*both(s)),
+        lambda s: check_weights(*both(s)),
+        lambda s: check_batches(*both(s)),
+        *(
+            lambda s, name=comparison: check_lockstep(s.rows, name, plan.lockstep_steps)
+            for comparison in COMPARISONS[plan.precision]
+        ),
+        lambda s: check_finished(s.sides, plan.total_steps, failure),
+        lambda s: check_first_loss(*both(s), s.rows, plan.precision),
+        lambda s: check_accuracy(*both(s), plan.test_size),
     ]
+    checks = [over_seeds(check, seeds, plan.seeds) for check in of_seed]
+    return checks if plan.seeds == 1 else [*checks, check_spread(seeds, plan.seeds)]
+
+
+def both(seed: SeedResult) -> tuple[TrainingResult, TrainingResult]:
+    """Return the two trainings of a seed."""
+    return seed.sides["torch"], seed.sides["bp"]
+
+
+def over_seeds(
+    check: Callable[[SeedResult], Check], seeds: list[SeedResult], planned: int
+) -> Check:
+    """Apply a rule to every seed; return the worst."""
+    found = [(check(seed), seed.seed) for seed in seeds]
+    worst, number = max(found, key=lambda pair: (not pair[0].ok, pair[0].nearness))
+    if planned > 1:
+        alike = worst.ok and worst.nearness == 0
+        where = f"; all {planned} seeds alike" if alike else f", seed {number}"
+        worst = replace(worst, measured=worst.measured + where)
+    if len(found) < planned:
+        worst = replace(worst, measured=f"{len(found)} of {planned} seeds", ok=False)
+    return worst
 
 
 def check_convolutions(torch_side: TrainingResult, bp_side: TrainingResult) -> Check:
@@ -91,10 +131,11 @@ def check_convolutions(torch_side: TrainingResult, bp_side: TrainingResult) -> C
     )
 
 
-def check_weights(theirs: str, ours: str) -> Check:
+def check_weights(torch_side: TrainingResult, bp_side: TrainingResult) -> Check:
     """Compare the fingerprints of the initial weights."""
+    theirs, ours = torch_side.weights, bp_side.weights
     equal = bool(theirs) and theirs == ours
-    measured = f"equal ({theirs})" if equal else f"{theirs or 'none'} and {ours or 'none'}"
+    measured = "equal bits" if equal else f"{theirs or 'none'} and {ours or 'none'}"
     return Check("initial weights", measured, "equal", equal)
 
 
@@ -128,6 +169,7 @@ def check_lockstep(rows: list[Row], comparison: str, steps: tuple[int, ...]) -> 
         f"{count}{worst.error:.1e} ({where}, step {worst.step})",
         f"{worst.allowed:.1e}",
         not bad,
+        worst.error / worst.allowed,
     )
 
 
@@ -150,19 +192,24 @@ def check_finished(
     return Check(name, f"{total_steps} steps each, finite loss", allowed, True)
 
 
-def check_first_loss(torch_side: TrainingResult, bp_side: TrainingResult, rows: list[Row]) -> Check:
+def check_first_loss(
+    torch_side: TrainingResult, bp_side: TrainingResult, rows: list[Row], precision: str
+) -> Check:
     """Compare the losses of step 0, where the weights are still the same bits."""
-    depth = max((row.length for row in rows if row.kind == "loss"), default=0)
+    comparison = COMPARISONS[precision][-1]
+    losses = [row for row in rows if row.kind == "loss" and row.comparison == comparison]
+    depth = max((row.length for row in losses), default=0)
     if not (torch_side.losses and bp_side.losses and depth):
         return Check("first loss", "not reached", "8u\u221aD", False)
     expected, got = torch_side.losses[0], bp_side.losses[0]
-    allowed = HEADROOM * 2.0**-24 * math.sqrt(depth)
+    allowed = HEADROOM * roundoff(DTYPES[comparison]) * math.sqrt(depth)
     difference = abs(got - expected) / abs(expected) if expected else math.inf
     return Check(
         "first loss",
         f"{difference:.1e} ({expected:.7g}, {got:.7g})",
         f"{allowed:.1e}",
         difference <= allowed,
+        difference / allowed,
     )
 
 
@@ -176,17 +223,72 @@ def accuracy_tolerance(a: float, b: float, test_size: int) -> float:
     return CONFIDENCE * math.sqrt(2 * p * (1 - p) / test_size) + TRAINING_SPREAD
 
 
-def check_accuracy(torch_accuracy: float, bp_accuracy: float, test_size: int) -> Check:
+def check_accuracy(torch_side: TrainingResult, bp_side: TrainingResult, test_size: int) -> Check:
     """Compare the accuracies after the last epoch."""
-    difference = abs(torch_accuracy - bp_accuracy)
+    theirs, ours = torch_side.accuracy, bp_side.accuracy
+    difference = abs(theirs - ours)
     if not math.isfinite(difference):
         return Check("final accuracy", "not reached", "", False)
-    allowed = accuracy_tolerance(torch_accuracy, bp_accuracy, test_size)
+    allowed = accuracy_tolerance(theirs, ours, test_size)
     return Check(
         "final accuracy",
-        f"{100 * difference:.2f} points ({torch_accuracy:.2%}, {bp_accuracy:.2%})",
+        f"{100 * difference:.2f} points ({theirs:.2%}, {ours:.2%})",
         f"{100 * allowed:.2f} points",
         difference <= allowed,
+        difference / allowed,
+    )
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The difference of the accuracies, bp - torch, over n seeds, and what seeds differ by."""
+
+    difference: float
+    seed_to_seed: float
+    """Standard deviation from seed to seed, pooled over both sides."""
+    error: float
+    """Standard error of the difference."""
+    freedom: int
+
+    def half_width(self, beyond: float) -> float:
+        """Return the half-width of the confidence interval that leaves ``beyond`` outside."""
+        from scipy import stats
+
+        return float(stats.t.ppf(1 - beyond / 2, self.freedom)) * self.error
+
+
+def spread_of(pairs: list[tuple[float, float]]) -> Spread:
+    """Compare the accuracies (torch, bp) of two seeds or more."""
+    torch_side, bp_side = zip(*pairs, strict=True)
+    n = len(pairs)
+    pooled = math.sqrt((statistics.variance(torch_side) + statistics.variance(bp_side)) / 2)
+    return Spread(
+        statistics.mean(bp_side) - statistics.mean(torch_side),
+        pooled,
+        pooled * math.sqrt(2 / n),
+        2 * (n - 1),
+    )
+
+
+def accuracies(seeds: list[SeedResult]) -> list[tuple[float, float]]:
+    """Return the final accuracies (torch, bp) of every seed."""
+    return [(seed.sides["torch"].accuracy, seed.sides["bp"].accuracy) for seed in seeds]
+
+
+def check_spread(seeds: list[SeedResult], planned: int) -> Check:
+    """Compare the accuracies over the seeds with what seeds differ by."""
+    name, pairs = "accuracy over seeds", accuracies(seeds)
+    if len(pairs) < planned or not all(math.isfinite(a) for pair in pairs for a in pair):
+        return Check(name, "not reached", "", False)
+    spread = spread_of(pairs)
+    allowed, interval = spread.half_width(BEYOND_CONFIDENCE), spread.half_width(0.05)
+    return Check(
+        name,
+        f"{100 * spread.difference:+.2f} \u00b1 {100 * interval:.2f} points (95 %), "
+        f"{100 * spread.seed_to_seed:.2f} from seed to seed",
+        f"{100 * allowed:.2f} points",
+        abs(spread.difference) <= allowed,
+        abs(spread.difference) / allowed if allowed else 0.0,
     )
 
 

@@ -10,11 +10,13 @@ import multiprocessing
 import os
 import pickle
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -26,16 +28,19 @@ pytest.importorskip("sklearn", reason="the experiments need torch_convbp[experim
 pytest.importorskip("matplotlib", reason="the experiments need torch_convbp[experiments]")
 
 import torch_convbp as bp
-from experiments import conductor, data, lockstep, networks, options, parity, verdict
-from experiments.batches import crop_and_flip, digest, loader_for_test, loader_for_training
+from experiments import conductor, data, index, lockstep, networks, options, parity, verdict
+from experiments.batches import crop_and_flip, digest, loader_for_test
 from experiments.errors import UsageError
-from experiments.results import Epoch, Start, TrainingResult
-from experiments.runfolder import RunFolder
+from experiments.module import TrainBatches
+from experiments.record import read_record
+from experiments.results import Epoch, SeedResult, Start, TrainingResult
+from experiments.runfolder import RunFolder, fresh
 from experiments.spec import SIDES, Spec
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = ["--network", "lecture", "--limit-train", "96", "--limit-test", "40"]
 SMALL += ["--batch-size", "32", "--threads", "1"]
+ONE_SEED = [rule for rule in verdict.RULES if "bfloat16" not in rule and "seeds" not in rule]
 
 
 def start_parity(*arguments: str) -> subprocess.Popen[str]:
@@ -94,6 +99,7 @@ def test_the_run_folder_holds_these_files_and_no_others(finished: Finished) -> N
         "lockstep32.png",
         "lockstep64.png",
         "metrics.csv",
+        "record.json",
         "report.html",
         "steps.csv",
         "summary.json",
@@ -102,8 +108,8 @@ def test_the_run_folder_holds_these_files_and_no_others(finished: Finished) -> N
 
 def test_metrics_have_every_epoch_of_both_sides(finished: Finished) -> None:
     rows = table(finished.folder / "metrics.csv")
-    assert [(row["side"], row["epoch"]) for row in rows] == [
-        (side, epoch) for side in SIDES for epoch in ("0", "1")
+    assert [(row["seed"], row["side"], row["epoch"]) for row in rows] == [
+        ("0", side, epoch) for side in SIDES for epoch in ("0", "1")
     ]
     for row in rows:
         assert math.isfinite(float(row["train_loss"])) and math.isfinite(float(row["test_loss"]))
@@ -130,7 +136,7 @@ def test_lockstep_compares_every_output_and_gradient(finished: Finished) -> None
     rows = table(finished.folder / "lockstep.csv")
     net = networks.build("lecture", nn.Conv2d, 10)
     for step in ("0", "4"):
-        for comparison in lockstep.COMPARISONS:
+        for comparison in lockstep.COMPARISONS["32-true"]:
             mine = [r for r in rows if r["step"] == step and r["comparison"] == comparison]
             outputs = [r["name"] for r in mine if r["kind"] == "output"]
             gradients = [r["name"] for r in mine if r["kind"] == "gradient"]
@@ -138,15 +144,15 @@ def test_lockstep_compares_every_output_and_gradient(finished: Finished) -> None
             inside = ("conv1", "conv2") if comparison == "float64" else ()
             assert outputs == [name for name, _ in net.named_children() if name not in inside]
             assert gradients == [name for name, _ in net.named_parameters()]
-            assert all(float(r["bp_error"]) <= float(r["allowed"]) for r in mine)
-    assert any(float(row["bp_error"]) > 0 for row in rows if row["comparison"] == "float64")
+            assert all(float(r["error"]) <= float(r["allowed"]) for r in mine)
+    assert any(float(row["error"]) > 0 for row in rows if row["comparison"] == "float64")
 
 
 def test_the_summary_says_what_ran_where(finished: Finished) -> None:
     summary = json.loads((finished.folder / "summary.json").read_text())
     assert summary["parity"] is True and summary["failure"] is None
-    assert [check["name"] for check in summary["checks"]] == list(verdict.RULES)
-    assert summary["seed"] == 0
+    assert [check["name"] for check in summary["checks"]] == ONE_SEED
+    assert summary["settings"]["seeds"] == [0] and len(summary["seeds"]) == 1
     assert summary["command"].startswith("python -m experiments.parity --network lecture")
     assert summary["settings"]["total_steps"] == 5 and summary["settings"]["augment"] is True
     assert (summary["data"]["train"], summary["data"]["test"]) == (96, 40)
@@ -175,11 +181,49 @@ def test_the_pictures_show_something(finished: Finished, name: str) -> None:
 def test_the_report_holds_everything_within_itself(finished: Finished) -> None:
     text = (finished.folder / "report.html").read_text(encoding="utf-8")
     sources = re.findall(r"\b(?:src|href|url)\s*[=(]\s*[\"']?([^\"')\s>]{0,40})", text)
-    assert len(sources) == 3
-    assert all(source.startswith("data:image/png;base64,") for source in sources)
-    assert not re.search(r"https?:|<script|<link|@import", text)
+    assert len(sources) > 20
+    assert all(source.startswith(("#", "data:image/png;base64,")) for source in sources)
+    assert not re.search(r"<link|@import|<script [^>]*src", text)
+    assert text.count("<svg ") == 3
+    assert "<title>gradient of conv1.weight (ConvBP2d; allowed" in text
     assert "Parity holds" in text and "float64" in text
-    assert all(f"<th>{name}</th>" in text for name in verdict.RULES)
+    assert all(f"<th>{name}</th>" in text for name in ONE_SEED)
+
+
+def test_the_index_lists_the_runs(finished: Finished, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = finished.folder.parent
+    assert 'href="small/report.html"' in (runs / "index.html").read_text()
+    (runs / "begun").mkdir()
+    (runs / "begun" / "UNFINISHED").write_text("Interrupted & left.")
+    (runs / "other").mkdir()
+    (runs / "broken").mkdir()
+    (runs / "broken" / "summary.json").write_text("{")
+    assert index.main([str(runs)]) == 0
+    assert capsys.readouterr().out == f"{runs / 'index.html'}\n"
+    text = (runs / "index.html").read_text()
+    assert "3 runs" in text and "Parity holds: all 8 checks." in text
+    assert "Interrupted &amp; left." in text and "not readable" in text and ">other<" not in text
+    assert 'src="small/curves.png"' in text
+    for path in ("begun", "other", "broken"):
+        shutil.rmtree(runs / path)
+    assert index.main([str(runs / "nowhere")]) == 2
+    assert "DIR: expected a folder" in capsys.readouterr().err
+
+
+def test_a_finished_run_takes_more_seeds(finished: Finished, tmp_path: Path) -> None:
+    """Its own seed is not trained again, and its report is written anew."""
+    folder = tmp_path / "more"
+    shutil.copytree(finished.folder, folder)
+    before = read_record(folder).seeds[0]
+    process = start_parity("--resume", str(folder), "--seeds", "2")
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, out + err
+    assert "Parity holds: all 9 checks." in out and "\nseed 1\n" in out and "\nseed 0\n" not in out
+    first, second = read_record(folder).seeds
+    assert first == before and second.seed == 1
+    assert second.sides["bp"].weights != first.sides["bp"].weights
+    assert {row["seed"] for row in table(folder / "steps.csv")} == {"0", "1"}
+    assert (folder / "seeds.png").is_file() and not (folder / "scratch").exists()
 
 
 # --- the experiment can fail -------------------------------------------------------------------
@@ -248,7 +292,7 @@ def compare_lecture(
     if conv is not None:
         monkeypatch.setattr(bp, "ConvBP2d", conv)
     digits = data.load("digits", limit_train=16)
-    x, y = next(iter(loader_for_training(digits, 16, seed=0, augment=False)))
+    x, y = next(iter(loader_for_test(digits, 16)))
 
     def build(side: str) -> nn.Module:
         torch.manual_seed(0)
@@ -278,6 +322,21 @@ def test_lockstep_sees_a_convolution_that_is_slightly_wrong(
     assert {row.comparison for row in rows if not row.ok} == {comparison}
 
 
+@pytest.mark.parametrize("name", networks.NETWORKS)
+def test_every_network_agrees_in_lockstep(name: str) -> None:
+    digits = data.load("digits", limit_train=16)
+    x, y = next(iter(loader_for_test(digits, 8)))
+
+    def build(side: str) -> nn.Module:
+        torch.manual_seed(0)
+        return networks.build(name, nn.Conv2d if side == "torch" else bp.ConvBP2d, 10, 32, "cifar")
+
+    state = build("torch").state_dict()
+    rows = lockstep.compare(0, build, state, x, y, precision="bf16-mixed")
+    assert {row.comparison for row in rows} == {"float64", "float32", "bfloat16"}
+    assert not [row for row in rows if not row.ok]
+
+
 def test_an_error_that_is_not_a_number_is_beyond_every_bound() -> None:
     row = lockstep.Row(0, "float64", "output", "conv1", "ConvBP2d", 0.0, 0.0, 1, 1e-15)
     assert row.ok
@@ -295,6 +354,14 @@ def good_row(comparison: str, kind: str = "loss") -> lockstep.Row:
     return lockstep.Row(0, comparison, kind, "loss", "", 1e-16, 0.0, 100, 1e-15)
 
 
+def judged(
+    results: dict[str, TrainingResult], rows: list[lockstep.Row], **plan: object
+) -> list[verdict.Check]:
+    """Judge a run of one seed."""
+    planned = {"seeds": 1, "total_steps": 2, "lockstep_steps": (0,), "test_size": 1000}
+    return verdict.judge([SeedResult(0, results, rows)], verdict.Plan(**{**planned, **plan}))
+
+
 TAMPERINGS = {
     "convolutions": lambda r, rows: r.convolutions.__setitem__(0, "Conv2d"),
     "initial weights": lambda r, rows: setattr(r, "weights", "other"),
@@ -302,33 +369,85 @@ TAMPERINGS = {
     "lockstep float64": lambda r, rows: rows.__setitem__(
         0, dataclasses.replace(rows[0], error=2e-15)
     ),
-    "lockstep float32": lambda r, rows: rows.pop(),
+    "lockstep float32": lambda r, rows: rows.pop(1),
+    "lockstep bfloat16": lambda r, rows: rows.__setitem__(
+        2, dataclasses.replace(rows[2], error=math.nan)
+    ),
     "trainings finished": lambda r, rows: r.epochs[0].losses.__setitem__(1, math.nan),
-    "first loss": lambda r, rows: r.epochs[0].losses.__setitem__(0, 2.5 * (1 + 1e-5)),
+    "first loss": lambda r, rows: r.epochs[0].losses.__setitem__(0, 2.5 * 1.5),
     "final accuracy": lambda r, rows: setattr(r.epochs[0], "test_accuracy", 0.84),
 }
 
 
-@pytest.mark.parametrize("name", [None, *verdict.RULES])
+@pytest.mark.parametrize("name", [None, *TAMPERINGS])
 def test_each_check_fails_by_itself(name: str | None) -> None:
     results = {"torch": good_result("Conv2d"), "bp": good_result("ConvBP2d")}
-    rows = [good_row(comparison) for comparison in lockstep.COMPARISONS]
+    rows = [good_row(comparison) for comparison in lockstep.COMPARISONS["bf16-mixed"]]
     if name is not None:
         TAMPERINGS[name](results["bp"], rows)
-    checks = verdict.judge(results, rows, test_size=1000, total_steps=2, lockstep_steps=(0,))
+    checks = judged(results, rows, precision="bf16-mixed")
+    assert [check.name for check in checks] == list(TAMPERINGS)
     assert [check.name for check in checks if not check.ok] == ([] if name is None else [name])
     assert verdict.holds(checks) is (name is None)
 
 
+def test_the_first_loss_agrees_to_the_rounding_of_the_precision() -> None:
+    for precision, close, far in (("32-true", 2e-6, 1e-5), ("bf16-mixed", 0.2, 0.4)):
+        for difference, ok in ((close, True), (far, False)):
+            results = {"torch": good_result("Conv2d"), "bp": good_result("ConvBP2d")}
+            results["bp"].epochs[0].losses[0] = 2.5 * (1 + difference)
+            rows = [good_row(name) for name in lockstep.COMPARISONS[precision]]
+            checks = judged(results, rows, precision=precision)
+            assert {check.name: check.ok for check in checks}["first loss"] is ok
+
+
 def test_a_missing_step_or_a_missing_training_is_no_parity() -> None:
     results = {"torch": good_result("Conv2d"), "bp": good_result("ConvBP2d")}
-    rows = [good_row(comparison) for comparison in lockstep.COMPARISONS]
-    checks = verdict.judge(results, rows, test_size=1000, total_steps=3, lockstep_steps=(0, 2))
+    rows = [good_row(comparison) for comparison in lockstep.COMPARISONS["32-true"]]
+    checks = judged(results, rows, total_steps=3, lockstep_steps=(0, 2))
     failing = {check.name for check in checks if not check.ok}
     assert failing == {"lockstep float64", "lockstep float32", "trainings finished"}
-    nothing = {side: TrainingResult() for side in SIDES}
-    checks = verdict.judge(nothing, [], test_size=1, total_steps=1, lockstep_steps=(0,))
-    assert not any(check.ok for check in checks)
+    assert not any(check.ok for check in judged({side: TrainingResult() for side in SIDES}, []))
+
+
+def seeds_with(pairs: list[tuple[float, float]]) -> list[SeedResult]:
+    seeds = []
+    for seed, pair in enumerate(pairs):
+        sides = {"torch": good_result("Conv2d"), "bp": good_result("ConvBP2d")}
+        for side, accuracy in zip(SIDES, pair, strict=True):
+            sides[side].epochs[0].test_accuracy = accuracy
+        rows = [good_row(comparison) for comparison in lockstep.COMPARISONS["32-true"]]
+        seeds.append(SeedResult(seed, sides, rows))
+    return seeds
+
+
+def test_one_bad_seed_is_no_parity_and_is_named() -> None:
+    plan = verdict.Plan(seeds=3, total_steps=2, lockstep_steps=(0,), test_size=1000)
+    seeds = seeds_with([(0.90, 0.91), (0.91, 0.90), (0.92, 0.93)])
+    assert verdict.holds(verdict.judge(seeds, plan))
+    assert [check.name for check in verdict.judge(seeds, plan)] == [
+        *ONE_SEED,
+        "accuracy over seeds",
+    ]
+    seeds[1].sides["bp"].epochs[0].batches[1] = "cc"
+    (bad,) = (check for check in verdict.judge(seeds, plan) if not check.ok)
+    assert bad.name == "batches" and bad.measured == "step 1 differs (bb, cc), seed 1"
+    checks = verdict.judge(seeds_with([(0.9, 0.9)] * 2), plan)
+    assert not any(check.ok for check in checks) and checks[0].measured == "2 of 3 seeds"
+
+
+def test_accuracies_over_seeds_may_differ_by_what_seeds_do() -> None:
+    spread = verdict.spread_of([(0.90, 0.91), (0.92, 0.93), (0.94, 0.95)])
+    assert spread.difference == pytest.approx(0.01) and spread.freedom == 4
+    assert spread.seed_to_seed == pytest.approx(0.02)
+    assert spread.error == pytest.approx(0.02 * math.sqrt(2 / 3))
+    # Student's t for 4 degrees of freedom and 95 %, from any table: 2.776.
+    assert spread.half_width(0.05) == pytest.approx(2.776 * spread.error, rel=1e-3)
+    near = [(0.900, 0.905), (0.902, 0.905), (0.904, 0.905), (0.901, 0.904)]
+    assert verdict.check_spread(seeds_with(near), 4).ok
+    apart = [(0.900, 0.915), (0.902, 0.915), (0.904, 0.915), (0.901, 0.914)]
+    assert not verdict.check_spread(seeds_with(apart), 4).ok
+    assert verdict.check_spread(seeds_with([(0.9, 0.9), (0.9, 0.9)]), 2).ok
 
 
 def test_the_accuracy_may_differ_by_what_the_test_set_cannot_tell() -> None:
@@ -341,10 +460,10 @@ def test_the_accuracy_may_differ_by_what_the_test_set_cannot_tell() -> None:
 def test_a_training_that_breaks_is_reported_and_no_parity(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def broken(self: parity.Parity) -> None:
+    def broken(self: parity.Parity, result: SeedResult) -> None:
         for side, label in zip(SIDES, ("Conv2d", "ConvBP2d"), strict=True):
-            self.results[side].begin(Start("same", 10, [label]))
-        self.results["torch"].epochs.append(
+            result.sides[side].begin(Start("same", 10, [label]))
+        result.sides["torch"].epochs.append(
             Epoch(0, [2.5, math.inf], [0.1, 0.1], ["aa", "bb"], 0.5, math.nan, 0.9, 2, 1, "")
         )
         raise conductor.TrainingFailed("bp.ConvBP2d: RuntimeError: out of luck")
@@ -370,6 +489,8 @@ def some_spec(scratch: Path) -> Spec:
         threads=torch.get_num_threads(),
         augment=False,
         channels_last=False,
+        accelerator="cpu",
+        precision="32-true",
         snapshot_steps=(0,),
         scratch=scratch,
         progress=False,
@@ -415,9 +536,11 @@ def test_an_interrupt_leaves_a_folder_marked_unfinished(tmp_path: Path) -> None:
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in err and "Interrupted" in err
-    assert (tmp_path / "run" / "UNFINISHED").read_text() == "Interrupted.\n"
+    how = f"To go on: python -m experiments.parity --resume {tmp_path / 'run'}\n"
+    assert (tmp_path / "run" / "UNFINISHED").read_text() == f"Interrupted. {how}"
+    assert how in err
     assert not (tmp_path / "run" / "summary.json").exists()
-    assert not (tmp_path / "run" / "scratch").exists()
+    assert not (tmp_path / "run" / "scratch" / "data.pt").exists()
     assert all_end(process), "a process of the experiment is still there"
 
 
@@ -436,8 +559,84 @@ def test_the_trainings_end_with_an_experiment_that_is_ended(
     assert all_end(process), "a process of the experiment is still there"
 
 
+def what_was_trained(folder: Path) -> list[object]:
+    """Everything that does not depend on the time a step took."""
+    found: list[object] = []
+    for seed in read_record(folder).seeds:
+        found += [dataclasses.replace(row) for row in seed.rows]
+        for side in SIDES:
+            for epoch in seed.sides[side].epochs:
+                found.append((seed.seed, side, epoch.epoch, epoch.losses, epoch.batches))
+                found.append((epoch.train_accuracy, epoch.test_loss, epoch.test_accuracy))
+    return found
+
+
+def test_a_resumed_run_ends_with_the_same_bits(tmp_path: Path) -> None:
+    """Killed in the second epoch; MobileNetV2 has all that is drawn in training: dropout too."""
+    arguments = ["--network", "mobilenetv2", "--limit-train", "24", "--limit-test", "8"]
+    arguments += ["--batch-size", "8", "--threads", "1", "--epochs", "3", "--lockstep-steps", "1"]
+    arguments += ["--augment", "--runs", str(tmp_path)]
+    process = start_parity(*arguments, "--name", "killed")
+    assert process.stdout is not None
+    while not process.stdout.readline().startswith("epoch 2/"):
+        assert process.poll() is None, process.stderr
+    process.kill()
+    process.communicate(timeout=60)
+    assert all_end(process), "a process of the experiment is still there"
+    assert not (tmp_path / "killed" / "summary.json").exists()
+    resumed = start_parity("--resume", str(tmp_path / "killed"))
+    whole = start_parity(*arguments, "--name", "whole")
+    for process in (resumed, whole):
+        out, err = process.communicate(timeout=300)
+        assert process.returncode == 0, out + err
+    assert what_was_trained(tmp_path / "killed") == what_was_trained(tmp_path / "whole")
+    assert len(what_was_trained(tmp_path / "whole")) > 2 * 2 * 3
+    assert not (tmp_path / "killed" / "scratch").exists()
+
+
+def resume_error(folder: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parity.Parity, "run", lambda self: pytest.fail("it ran"))
+        try:
+            status = parity.main(["--resume", str(folder), *arguments])
+        except SystemExit as stop:
+            status = stop.code
+    assert status == 2
+    return capsys.readouterr().err
+
+
+def test_a_run_that_cannot_be_resumed_says_why(
+    finished: Finished, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(finished.folder, folder)
+    before = sorted(path.name for path in folder.iterdir())
+    assert "has no record.json" in resume_error(tmp_path, capsys)
+    said = resume_error(folder, capsys, "--epochs", "3")
+    assert "argument --epochs: --resume takes it from the run folder" in said
+    record = read_record(folder)
+    record.seeds *= 2
+    record.write(folder)
+    assert "--seeds: expected at least the 2 of the run" in resume_error(folder, capsys)
+    record.seeds, record.data = record.seeds[:1], "other"
+    record.write(folder)
+    assert "--resume: the pictures are not those of the run" in resume_error(folder, capsys)
+    (folder / "record.json").write_text('{"arguments": [')
+    assert "--resume: cannot read" in resume_error(folder, capsys)
+    assert sorted(path.name for path in folder.iterdir()) == before
+
+
+def test_two_processes_do_not_write_to_one_folder(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    first = RunFolder(tmp_path / "run")
+    with pytest.raises(UsageError, match="another process is at work in"):
+        RunFolder(tmp_path / "run")
+    first.finish({})
+    RunFolder(tmp_path / "run").finish({})
+
+
 def test_a_run_folder_is_fresh_and_unfinished_until_the_summary_is_there(tmp_path: Path) -> None:
-    first, second = (RunFolder(tmp_path, None, "lecture-digits") for _ in range(2))
+    first, second = (RunFolder(fresh(tmp_path, None, "lecture-digits")) for _ in range(2))
     assert first.path != second.path
     assert (first.path / "UNFINISHED").exists()
     first.finish({"loss": math.nan, "path": tmp_path, "steps": (1, 2)})
@@ -478,6 +677,9 @@ def test_a_run_folder_is_fresh_and_unfinished_until_the_summary_is_there(tmp_pat
         ("--name ../up", "--name: expected letters, digits"),
         ("--name there", "--name: "),
         ("--runs file", "--runs: expected a folder,"),
+        ("--seeds 0", "--seeds: expected a whole number of at least 1"),
+        ("--accelerator abacus", "--accelerator: invalid choice: 'abacus' (choose from"),
+        ("--precision 16", "--precision: invalid choice: '16' (choose from"),
     ],
 )
 def test_bad_arguments_say_what_is_allowed_and_leave_nothing(
@@ -519,7 +721,7 @@ def test_every_data_set_has_sensible_defaults(name: str) -> None:
     _, args = options.parse(arguments)
     assert args.augment is name.startswith("cifar")
     assert args.network in options.NETWORKS and args.epochs >= 1 and args.batch_size >= 2
-    assert args.lr == options.LEARNING_RATES[args.network]
+    assert args.lr == options.LEARNING_RATE
 
 
 def test_steps_and_epochs_become_a_plan() -> None:
@@ -660,17 +862,28 @@ def test_batches_repeat_with_the_seed_and_differ_between_epochs_and_seeds() -> N
     digits = data.load("digits", limit_train=64)
 
     def fingerprints(seed: int, augment: bool) -> list[str]:
-        loader = loader_for_training(digits, 20, seed, augment)
-        return [digest(x, y) for _ in range(2) for x, y in loader]
+        return [
+            digest(x, y)
+            for epoch in range(2)
+            for x, y in TrainBatches(digits, 20, seed, augment, in_epoch(epoch))
+        ]
 
     for augment in (False, True):
         assert fingerprints(1, augment) == fingerprints(1, augment)
         assert len(set(fingerprints(1, augment) + fingerprints(2, augment))) == 2 * 2 * 3
 
 
+def in_epoch(epoch: int) -> SimpleNamespace:
+    """What batches ask of the module that is trained."""
+    progress = SimpleNamespace(current=SimpleNamespace(ready=0))
+    loops = SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=progress))
+    trainer = SimpleNamespace(current_epoch=epoch, global_rank=0, world_size=1, fit_loop=loops)
+    return SimpleNamespace(trainer=trainer)
+
+
 def test_an_epoch_has_every_picture_at_most_once() -> None:
     digits = data.load("digits", limit_train=60)
-    loader = loader_for_training(digits, 20, 0, augment=False)
+    loader = TrainBatches(digits, 20, 0, False, in_epoch(0))
     assert len(loader) == 3
     assert len({digest(picture) for x, _ in loader for picture in x}) == 60
 
@@ -714,9 +927,9 @@ def make_folder(root: Path) -> Path:
         for name, color in (("blue", (0, 0, 255)), ("red", (255, 0, 0))):
             folder = root / part / name
             folder.mkdir(parents=True)
-            for index in range(count):
-                picture = Image.new("RGB", (20 + 7 * index, 32), color)
-                (picture.convert("P") if index == 1 else picture).save(folder / f"{index}.png")
+            for number in range(count):
+                picture = Image.new("RGB", (20 + 7 * number, 32), color)
+                (picture.convert("P") if number == 1 else picture).save(folder / f"{number}.png")
             (folder / "notes.txt").write_text("not a picture")
     return root
 

@@ -268,7 +268,11 @@ def test_a_run_writes_table_pictures_and_json_and_fills_a_document(tmp_path: Pat
     where = ["--runs", str(tmp_path), "--name", "small", "--write", str(document)]
     out = speed(*arguments, *where)
     folder = tmp_path / "small"
-    assert sorted(os.listdir(folder)) == ["ratios.png", "results.json", "roofline.png", "table.md"]
+    written = ["ratios.png", "report.html", "results.json", "roofline.png", "table.md"]
+    assert sorted(os.listdir(folder)) == written
+    report = (folder / "report.html").read_text()
+    assert report.count("<svg ") == 2 and "<title>1x3x8-4k3f, NCHW, forward:" in report
+    assert 'href="small/report.html"' in (tmp_path / "index.html").read_text()
     for picture in ("ratios.png", "roofline.png"):
         assert (folder / picture).read_bytes().startswith(b"\x89PNG")
 

@@ -33,14 +33,16 @@ def main(arguments: list[str]) -> int:
 
 def run(options: Namespace, arguments: list[str]) -> int:
     # Only now is torch loaded, which reads its variables once.
+    from experiments.index import write_index
     from experiments.machine import machine, versions
-    from experiments.runfolder import RunFolder
-    from experiments.speed import pictures, table
+    from experiments.runfolder import RunFolder, fresh
+    from experiments.speed import table
     from experiments.speed.measure import measure_all
+    from experiments.speed.report import write_report
     from experiments.speed.results import Results
     from experiments.speed.timing import pin
 
-    folder = RunFolder(options.runs, options.name, f"speed-{options.suite}")
+    folder = RunFolder(fresh(options.runs, options.name, f"speed-{options.suite}"))
     pin(options.threads)
     settings = ("suite", "algorithm", "sweep", "compile", "isa_of_torch", "no_page_faults")
     settings += ("threads", "repeats", "seconds", "seed", "quick", "device")  # type: ignore[assignment]
@@ -65,14 +67,13 @@ def run(options: Namespace, arguments: list[str]) -> int:
             flush=True,
         )
     results.machine["load_after"] = load()
-    pictures.draw_ratios(folder.path / "ratios.png", results)
-    if any(row.operations for row in results.rows):
-        pictures.draw_roofline(folder.path / "roofline.png", results)
+    write_report(folder.path, results)
     table.write_folder(folder.path, results)
     if options.write:
         table.write_document(options.write, folder.path, results)
     folder.finish(results.plain(), "results.json")
-    print(f"\n{table.summaries(results)}\n{folder.path / 'table.md'}")
+    write_index(folder.path.parent)
+    print(f"\n{table.markdown(table.summaries(results))}\nReport: {folder.path / 'report.html'}")
     return 0
 
 

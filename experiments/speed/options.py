@@ -27,9 +27,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m experiments.speed",
         description="Time torch_convbp against torch, all sides in turn in one process on the "
-        "same tensors, and measure each side's error against float64. Writes table.md, "
-        "results.json, ratios.png and roofline.png into a folder. Exit status: 0, measured; "
-        "2, the arguments are not usable; 130, interrupted.",
+        "same tensors, and measure each side's error against float64. Writes report.html, "
+        "table.md, results.json, ratios.png and roofline.png into a folder. Exit status: 0, "
+        "measured; 2, the arguments are not usable; 130, interrupted.",
         allow_abbrev=False,
     )
     what = parser.add_argument_group("what to time")

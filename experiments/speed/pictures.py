@@ -9,30 +9,28 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from experiments.figures import COLORS, STYLE
+from experiments.figures import COLORS, Picture, picture
 from experiments.speed.results import Results, Row, unique
 
 LAYOUT_COLORS = {"NCHW": "#1f5a96", "channels_last": "#d1600b"}
+GRID: Any = {"sharex": True, "sharey": True, "squeeze": False, "layout": None}
 MARKERS = {"NCHW": "o", "channels_last": "s"}
 
 
-def draw_ratios(path: Path, results: Results) -> None:
+def draw_ratios(path: Path, results: Results) -> str:
     """A panel an operator, a bar a case and layout: eager torch's time over ours."""
     operators = unique(row.operator for row in results.rows)
     cases = unique(row.case for row in results.rows)
     layouts = unique(row.layout for row in results.rows)
     thickness = 0.8 / len(layouts)
-    with plt.rc_context(STYLE):
-        size = (2.2 + 2.3 * max(len(operators), 2), 1.3 + 0.36 * max(len(cases), 3))
-        figure, panels = plt.subplots(
-            1, len(operators), sharex=True, sharey=True, squeeze=False, figsize=size
-        )
+    size = (2.2 + 2.3 * max(len(operators), 2), 1.3 + 0.36 * max(len(cases), 3))
+    with picture(path, len(operators), 1, size, **GRID) as (drawn, panels):
         for axes, operator in zip(panels[0], operators, strict=True):
             for row in (row for row in results.rows if row.operator == operator):
                 place = cases.index(row.case) + thickness * (
                     layouts.index(row.layout) - (len(layouts) - 1) / 2
                 )
-                draw_bar(axes, place, thickness, row)
+                draw_bar(drawn, axes, place, thickness, row)
             axes.axvline(1, color="#1d2129", linewidth=1)
             axes.set_title(operator)
             axes.grid(axis="y", visible=False)
@@ -52,17 +50,16 @@ def draw_ratios(path: Path, results: Results) -> None:
         if any(row.measured.disturbed for row in results.rows):
             hatched = {"facecolor": "white", "edgecolor": "#5c6370", "hatch": "////"}
             handles.append(plt.Rectangle((0, 0), 1, 1, **hatched, label="disturbed"))  # type: ignore[arg-type]
-        figure.legend(handles=handles, loc="lower center", ncols=4)
-        figure.suptitle(
+        drawn.figure.legend(handles=handles, loc="lower center", ncols=4)
+        drawn.figure.suptitle(
             f"{results.title}\neager torch's time over torch_convbp's; right of 1, ours is faster",
             fontsize=9,
         )
-        figure.tight_layout(rect=(0, 0.35 / size[1], 1, 1))
-        figure.savefig(path)
-        plt.close(figure)
+        drawn.figure.tight_layout(rect=(0, 0.35 / size[1], 1, 1))
+    return drawn.svg
 
 
-def draw_bar(axes: Axes, place: float, thickness: float, row: Row) -> None:
+def draw_bar(drawn: Picture, axes: Axes, place: float, thickness: float, row: Row) -> None:
     """From 1 to the ratio, with what the quartiles of both sides allow."""
     ratio = row.ratio()
     low, high = row.ratio_quartiles()
@@ -70,7 +67,10 @@ def draw_bar(axes: Axes, place: float, thickness: float, row: Row) -> None:
     style: dict[str, Any] = {"color": color}
     if row.measured.disturbed:
         style = {"facecolor": "white", "edgecolor": color, "hatch": "////"}
-    axes.barh(place, ratio - 1, thickness, left=1, **style)
+    (bar,) = axes.barh(place, ratio - 1, thickness, left=1, **style)
+    drawn.tip(
+        bar, f"{row.case}, {row.layout}, {row.operator}: {ratio:.2f} ({low:.2f} to {high:.2f})"
+    )
     axes.plot([low, high], [place, place], color="#1d2129", linewidth=0.8)
     if "compiled" in row.measured.spreads:
         axes.plot(
@@ -91,16 +91,13 @@ def fraction(value: float, _: int) -> str:
     return f"{value:g}" if value >= 1 else f"1/{1 / value:g}"
 
 
-def draw_roofline(path: Path, results: Results) -> None:
+def draw_roofline(path: Path, results: Results) -> str:
     """A panel an operator: rates over operations a byte, torch's and ours joined by a line."""
     operators = unique(row.operator for row in results.rows if row.operations)
     columns = min(len(operators), 2)
     lines = -(-len(operators) // columns)
-    with plt.rc_context(STYLE):
-        size = (5.6 * columns, 4.0 * lines + 0.7)
-        figure, panels = plt.subplots(
-            lines, columns, sharex=True, sharey=True, squeeze=False, figsize=size
-        )
+    size = (5.6 * columns, 4.0 * lines + 0.7)
+    with picture(path, columns, lines, size, **GRID) as (drawn, panels):
         first = panels[0][0]
         first.set_xscale("log")
         first.set_yscale("log")
@@ -108,7 +105,7 @@ def draw_roofline(path: Path, results: Results) -> None:
             axes.set_visible(False)
         for axes, operator in zip(panels.flat, operators, strict=False):
             for row in (row for row in results.rows if row.operator == operator):
-                draw_rates(axes, row)
+                draw_rates(drawn, axes, row)
             axes.set_title(operator)
             axes.set_xlabel("operations a byte that must be moved")
             axes.set_ylabel("GF/s")
@@ -127,24 +124,27 @@ def draw_roofline(path: Path, results: Results) -> None:
             for side, name in (("torch", "eager torch"), ("bp", "torch_convbp"))
             for layout in unique(row.layout for row in results.rows)
         ]
-        figure.legend(handles=handles, loc="lower center", ncols=4)
-        figure.suptitle(
+        drawn.figure.legend(handles=handles, loc="lower center", ncols=4)
+        drawn.figure.suptitle(
             f"{results.title}\nrates of the direct arithmetic; algorithms that do less of it may "
             "come above the roof",
             fontsize=9,
         )
-        figure.tight_layout(rect=(0, 0.35 / size[1], 1, 1))
-        figure.savefig(path)
-        plt.close(figure)
+        drawn.figure.tight_layout(rect=(0, 0.35 / size[1], 1, 1))
+    return drawn.svg
 
 
-def draw_rates(axes: Axes, row: Row) -> None:
+def draw_rates(drawn: Picture, axes: Axes, row: Row) -> None:
     x = row.operations / row.bytes
     theirs, ours = (row.operations / row.seconds(side) / 1e9 for side in ("torch", row.ours))
     marker = MARKERS[row.layout]
     axes.plot([x, x], [theirs, ours], color="#b9bec7", linewidth=0.8, zorder=1)
-    axes.plot(x, theirs, marker, color=COLORS["torch"], markersize=4.5, fillstyle="none")
-    axes.plot(x, ours, marker, color=COLORS["bp"], markersize=4.5, alpha=0.85)
+    for side, rate, fill, name in (
+        ("torch", theirs, "none", "eager torch"),
+        ("bp", ours, "full", "torch_convbp"),
+    ):
+        (point,) = axes.plot(x, rate, marker, color=COLORS[side], markersize=4.5, fillstyle=fill)
+        drawn.tip(point, f"{name}, {row.case}, {row.layout}: {rate:.0f} GF/s")
 
 
 def draw_roofs(axes: Axes, results: Results, low: float, high: float) -> None:

@@ -61,27 +61,30 @@ def cpu_of(machine: dict[str, Any]) -> str:
     return f"{m['processor']}, {m['threads']} threads on {m['cpus']} CPUs, {m['capability']}"
 
 
-def summaries(results: Results) -> str:
+def summaries(results: Results) -> list[list[str]]:
     """Means over all cases; last, the fastest of each side over all layouts."""
-    lines = [["operator", "layout", "against", "geometric mean", "worst", ""], ["---"] * 6]
+    lines = [["operator", "layout", "against", "geometric mean", "worst", ""]]
     for s in results.summaries():
         labels = [s.operator, s.layout, s.against]
         lines.append([*labels, f"{s.geometric_mean:.2f}", f"{s.worst:.2f}", s.worst_case])
-    return markdown(lines)
+    return lines
 
 
-def compact(results: Results) -> str:
-    """One line a case and layout: times of all operators, errors, peak memory of the last."""
+def compact(results: Results) -> tuple[str, list[list[str]]]:
+    """What the table says, and one line a case and layout.
+
+    Times of all operators, errors, peak memory of the last.
+    """
     operators = unique(row.operator for row in results.rows)
     names = unique(side for row in results.rows for side in row.measured.spreads)
     order = " / ".join(MEANINGS[side] for side in names)
     text = (
         f"Times in milliseconds: {order} = ratio of eager torch to torch_convbp. Medians; error: "
         "largest difference from float64 over the largest entry, the worst of the operators; "
-        f"memory: peak of one call of {operators[-1]} in a fresh process, in MiB.\n\n"
+        f"memory: peak of one call of {operators[-1]} in a fresh process, in MiB."
     )
     head = ["case", "layout", *operators, f"error: {' / '.join(names)}", "memory"]
-    lines = [head, ["---"] * len(head)]
+    lines = [head]
     for case, layout in dict.fromkeys((row.case, row.layout) for row in results.rows):
         rows = [row for row in results.rows if (row.case, row.layout) == (case, layout)]
         cells = {row.operator: times(row, names) for row in rows}
@@ -90,7 +93,7 @@ def compact(results: Results) -> str:
         memory = [mebibytes(rows[-1].peaks.get(name)) for name in names]
         cells_in_order = [cells.get(operator, "") for operator in operators]
         lines.append([case, layout, *cells_in_order, " / ".join(worst), " / ".join(memory)])
-    return text + markdown(lines)
+    return text, lines
 
 
 def times(row: Row, names: list[str]) -> str:
@@ -100,12 +103,12 @@ def times(row: Row, names: list[str]) -> str:
     return f"{' / '.join(taken)} = {row.ratio():.2f}{star}"
 
 
-def full(results: Results) -> str:
-    """One line an operator and side."""
+def full(results: Results) -> tuple[str, list[list[str]]]:
+    """What the table says, and one line an operator and side."""
     peak = results.ceilings[-1]
     head = ["case", "layout", "operator", "side", "ms", "quartiles", "calls", "page faults a call"]
     head += ["GF/s", "of the most", "GB/s", "of copying", "error", "peak MiB"]
-    lines = [head, ["---"] * len(head)]
+    lines = [head]
     for row in results.rows:
         for side, s in row.measured.spreads.items():
             cells = [row.case, row.layout, row.operator, side, digits(1e3 * s.median)]
@@ -119,14 +122,15 @@ def full(results: Results) -> str:
     return (
         "Operations are those of the direct arithmetic: Winograd's algorithms do fewer, and may "
         "come above the most the machine can do. Bytes are those that must be read or written "
-        "once.\n\n" + markdown(lines)
+        "once.",
+        lines,
     )
 
 
-def sweep(results: Results) -> str:
-    """Which algorithm auto took, which was the fastest, and what the choice costs."""
+def sweep(results: Results) -> tuple[str, list[list[str]]]:
+    """What the table says; what auto took, the fastest algorithm, and what the choice costs."""
     head = ["case", "layout", "operator", "auto", "direct", "winograd", "auto took", "fastest"]
-    lines = [[*head, "auto / fastest"], ["---"] * (len(head) + 1)]
+    lines = [[*head, "auto / fastest"]]
     for row in results.rows:
         spreads = row.measured.spreads
         taken = [digits(1e3 * row.seconds(n)) if n in spreads else "–" for n in head[3:6]]
@@ -139,7 +143,8 @@ def sweep(results: Results) -> str:
     return (
         "Milliseconds. Where auto took the fastest, what departs from 1 is noise. The dearest "
         f"choice: {worst.case}, {worst.layout}, {worst.operator}, "
-        f"{worst.best_algorithm()[1]:.2f} times the fastest algorithm's time.\n\n{markdown(lines)}"
+        f"{worst.best_algorithm()[1]:.2f} times the fastest algorithm's time.",
+        lines,
     )
 
 
@@ -153,22 +158,29 @@ def mebibytes(count: int | None) -> str:
 
 
 def markdown(lines: list[list[str]]) -> str:
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    head, *rows = lines
+    return "".join(f"| {' | '.join(line)} |\n" for line in (head, ["---"] * len(head), *rows))
+
+
+def every_case(results: Results) -> tuple[str, list[list[str]]]:
+    """What the table of the cases says, and its lines."""
+    return sweep(results) if results.settings["sweep"] else compact(results)
 
 
 def short(results: Results) -> str:
     """What goes into a document."""
-    body = sweep(results) if results.settings["sweep"] else compact(results)
-    return f"{caption(results)}\n\n{summaries(results)}\n{body}"
+    text, lines = every_case(results)
+    return f"{caption(results)}\n\n{markdown(summaries(results))}\n{text}\n\n{markdown(lines)}"
 
 
 def write_folder(folder: Path, results: Results) -> None:
     """table.md: everything."""
     pictures = "".join(f"![{p.stem}]({p.name})\n\n" for p in sorted(folder.glob("*.png")))
-    text = (
-        f"# Speed: {results.title}\n\n{short(results)}\n{pictures}## Every side\n\n{full(results)}"
+    text, lines = full(results)
+    (folder / "table.md").write_text(
+        f"# Speed: {results.title}\n\n{short(results)}\n{pictures}## Every side\n\n{text}\n\n"
+        f"{markdown(lines)}"
     )
-    (folder / "table.md").write_text(text)
 
 
 def write_document(document: Path, folder: Path, results: Results) -> None:

@@ -1,0 +1,53 @@
+"""All that a run has given so far, in one file: what is left to do follows from it."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from experiments.errors import UsageError
+from experiments.lockstep import Row
+from experiments.results import Epoch, SeedResult, TrainingResult
+
+NAME = "record.json"
+
+
+@dataclass
+class Record:
+    """A run of the experiment: its command line, its data, and every step of every training."""
+
+    arguments: list[str]
+    data: str
+    """Fingerprint of the pictures."""
+    started: str
+    seconds: float = 0.0
+    seeds: list[SeedResult] = field(default_factory=list)
+
+    def write(self, folder: Path) -> None:
+        """Write it in one move. Losses that are no numbers stand there as Python reads them."""
+        draft = folder / f"{NAME}.part"
+        draft.write_text(json.dumps(asdict(self)) + "\n")
+        os.replace(draft, folder / NAME)
+
+
+def read_record(folder: Path) -> Record:
+    """Read the record of a run folder."""
+    try:
+        found = json.loads((folder / NAME).read_text())
+        return Record(**{**found, "seeds": [seed_result(seed) for seed in found["seeds"]]})
+    except FileNotFoundError:
+        raise UsageError(f"--resume: expected a run folder, {folder} has no {NAME}") from None
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UsageError(f"--resume: cannot read {folder / NAME} ({error})") from error
+
+
+def seed_result(found: dict[str, Any]) -> SeedResult:
+    """Make the result of a seed of what its file says."""
+    sides = {
+        side: TrainingResult(**{**result, "epochs": [Epoch(**epoch) for epoch in result["epochs"]]})
+        for side, result in found["sides"].items()
+    }
+    return SeedResult(found["seed"], sides, [Row(**row) for row in found["rows"]])
