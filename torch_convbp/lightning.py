@@ -296,7 +296,8 @@ class ErrorSignalMonitor(Callback):
         axes.set_yticks(range(0, len(names), every), shown[::every], fontsize=7)
         axes.set_ylim(len(names) - 0.5, -0.5)
         axes.set_xlabel("step")
-        axes.set_title(f"rms of the {TITLES[what]}", loc="left", fontsize=10)
+        axes.set_title(f"rms of the {TITLES[what]}", loc="left", fontsize=10, fontweight="bold")
+        axes.spines[:].set_color("#8a8f98")
         bar = axes.figure.colorbar(
             colours, ax=axes, pad=0.01, format=_power_of_ten, ticks=MaxNLocator(integer=True)
         )
