@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 import warnings
+from pathlib import Path
 
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from experiments.errors import UsageError
 from experiments.module import Pictures, Study
 from experiments.training import quieten
+from experiments.training_report import write_report
 
 
 class Command(LightningCLI):
@@ -19,6 +21,12 @@ class Command(LightningCLI):
         """Let the data say how large the network's input and output are."""
         for field in ("classes", "image_size"):
             parser.link_arguments(f"data.{field}", f"model.{field}", apply_on="instantiate")
+
+    def after_fit(self) -> None:
+        """Write report.html into the study's folder."""
+        logs = self.trainer.log_dir
+        if self.trainer.is_global_zero and logs:
+            write_report(Path(self.trainer.default_root_dir), Path(logs))
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -58,6 +58,8 @@ def test_fit_then_validate_test_and_predict(here: Path, tmp_path: Path) -> None:
     rows = next(tmp_path.rglob("metrics.csv")).read_text()
     assert "val_loss" in rows and "lr-SGD" in rows
     assert list(tmp_path.rglob("events.out.tfevents.*"))
+    report = (here.parent / "report.html").read_text()
+    assert "<title>validation, epoch 2:" in report and "seed_everything: 0" in report
     for verb in ("validate", "test", "predict"):
         assert main([verb, *SMALL, "--ckpt_path", str(here / "last.ckpt")]) == 0
 
