@@ -18,8 +18,8 @@ bool any_above(const Ints& values, int64_t most) {
 void check_parameter(const char* name, const Ints& values, size_t count, const char* order) {
   check(values.size() == count, "expected ", name, " to be a list of ", count, " values ", order,
         ", but got ", name, "=", text(values));
-  check(!any_above(values, kLargestParameter), name, " is too large: expected at most ", kLargestParameter, ", but got ", name, "=",
-        text(values));
+  check(!any_above(values, kLargestParameter), name, " is too large: expected at most ",
+        kLargestParameter, ", but got ", name, "=", text(values));
 }
 
 }  // namespace
@@ -154,12 +154,13 @@ PoolProblem check_pool2d(const Ints& input_size, const Ints& kernel_size, const 
 
 void check_device(const char* name, const Tensor& tensor, const Tensor& first) {
   const bool on_cpu = kDevice == torch::headeronly::DeviceType::CPU;
-  check(on_cpu ? tensor.is_cpu() : tensor.is_cuda(), "Expected all tensors to be on the same device, but got ", name,
-        " on another device than ", on_cpu ? "cpu" : "cuda");
-  const auto index = [](const Tensor& t) { return t.device().index(); };
-  check(on_cpu || index(tensor) == index(first),
-        "Expected all tensors to be on the same device, but got ", name, " on cuda:",
-        index(tensor), " and others on cuda:", index(first));
+  check(on_cpu ? tensor.is_cpu() : tensor.is_cuda(),
+        "Expected all tensors to be on the same device, but got ", name, " on another device than ",
+        on_cpu ? "cpu" : "cuda");
+  if (on_cpu) return;
+  const auto index = tensor.device().index(), first_index = first.device().index();
+  check(index == first_index, "Expected all tensors to be on the same device, but got ", name,
+        " on cuda:", index, " and others on cuda:", first_index);
 }
 
 void check_is_there(const char* op, const char* name, const Tensor& t) {

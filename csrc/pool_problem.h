@@ -86,8 +86,26 @@ struct PoolProblem {
   }
 };
 
-
 namespace pool {
+
+// Calls body(offset, i, j) for every position of window (m, n) that lies inside the input.
+template <typename Body>
+CONVBP_BOTH void each_position(const PoolProblem& p, int64_t m, int64_t n, const Body& body) {
+  const Range rows = p.taps_inside(kHeight, m), columns = p.taps_inside(kWidth, n);
+  for (int64_t r = rows.begin; r < rows.end; ++r)
+    for (int64_t s = columns.begin; s < columns.end; ++s)
+      body(r * p.kernel[kWidth] + s, p.input_position(kHeight, m, r),
+           p.input_position(kWidth, n, s));
+}
+
+// Calls body(m, n) for every window that may have position (i, j).
+template <typename Body>
+CONVBP_BOTH void each_window(const PoolProblem& p, int64_t i, int64_t j, const Body& body) {
+  const Range rows = p.outputs_meeting(kHeight, i, i + 1);
+  const Range columns = p.outputs_meeting(kWidth, j, j + 1);
+  for (int64_t m = rows.begin; m < rows.end; ++m)
+    for (int64_t n = columns.begin; n < columns.end; ++n) body(m, n);
+}
 
 // Offsets are unsigned bytes where they fit, else 32-bit; the largest value says that no position
 // of the window lay inside the input.

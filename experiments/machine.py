@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-from importlib import metadata
 
 from experiments.options import available_cpus
 
@@ -14,14 +13,10 @@ PACKAGES = ("torch", "torchvision", "lightning", "numpy", "scikit-learn", "matpl
 def versions() -> dict[str, str]:
     """Return the versions of Python and the packages that matter."""
     import torch_convbp as bp
+    from torch_convbp.info import version_of
 
     found = {"python": platform.python_version(), "torch_convbp": bp.__version__}
-    for package in PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+    return found | {package: version_of(package) for package in PACKAGES}
 
 
 def machine(threads: int) -> dict[str, str | int | float]:

@@ -70,19 +70,23 @@ def head(inputs: int, classes: int) -> OrderedDict[str, nn.Module]:
 
 
 class VGG(nn.Sequential):
-    """Three stages of two 3x3 convolutions and a pool, batch norm throughout."""
+    """Stages of 3x3 convolutions, batch norm and ReLU, a pool behind each stage."""
 
-    def __init__(self, conv: Conv, classes: int, widths: tuple[int, ...] = (32, 64, 128)) -> None:
+    def __init__(self, conv: Conv, classes: int, stages: tuple[tuple[int, ...], ...]) -> None:
         layers: OrderedDict[str, nn.Module] = OrderedDict()
         inputs = 3
-        for stage, width in enumerate(widths, 1):
-            for place in (1, 2):
+        for stage, widths in enumerate(stages, 1):
+            for place, width in enumerate(widths, 1):
                 layers[f"conv{stage}_{place}"] = conv3(conv, inputs, width)
                 layers[f"norm{stage}_{place}"] = nn.BatchNorm2d(width)
                 layers[f"relu{stage}_{place}"] = nn.ReLU()
                 inputs = width
             layers[f"pool{stage}"] = nn.MaxPool2d(2)
         super().__init__(layers | head(inputs, classes))
+
+
+SMALL_VGG = ((32, 32), (64, 64), (128, 128))
+VGG11 = ((64,), (128,), (256, 256), (512, 512), (512, 512))
 
 
 class Shortcut(nn.Module):
@@ -132,8 +136,17 @@ class ResNet(nn.Sequential):
         super().__init__(layers | head(inputs, classes))
 
 
+def converted(net: nn.Module, conv: Conv) -> nn.Module:
+    """Turn a network of torchvision's into ConvBP2d by ``bp.convert``, as a user would."""
+    if conv is nn.Conv2d:
+        return net
+    import torch_convbp as bp
+
+    return bp.convert(net)
+
+
 def resnet18(conv: Conv, classes: int, stem: str) -> nn.Module:
-    """torchvision's resnet18, turned into ConvBP2d by ``bp.convert`` as a user would.
+    """torchvision's resnet18.
 
     ``stem="cifar"`` replaces its 7x7 stride-2 convolution and pool, made for large pictures,
     by one 3x3 convolution.
@@ -144,27 +157,7 @@ def resnet18(conv: Conv, classes: int, stem: str) -> nn.Module:
     if stem == "cifar":
         net.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
         net.maxpool = nn.Identity()
-    if conv is not nn.Conv2d:
-        import torch_convbp as bp
-
-        net = bp.convert(net)
-    return net
-
-
-class VGG11(nn.Sequential):
-    """VGG-11 with batch norm for 32x32 pictures: eight 3x3 convolutions, five pools."""
-
-    def __init__(self, conv: Conv, classes: int) -> None:
-        layers: OrderedDict[str, nn.Module] = OrderedDict()
-        inputs = 3
-        for stage, widths in enumerate(((64,), (128,), (256,) * 2, (512,) * 2, (512,) * 2), 1):
-            for place, width in enumerate(widths, 1):
-                layers[f"conv{stage}_{place}"] = conv3(conv, inputs, width)
-                layers[f"norm{stage}_{place}"] = nn.BatchNorm2d(width)
-                layers[f"relu{stage}_{place}"] = nn.ReLU()
-                inputs = width
-            layers[f"pool{stage}"] = nn.MaxPool2d(2)
-        super().__init__(layers | head(inputs, classes))
+    return converted(net, conv)
 
 
 class WideBlock(nn.Module):
@@ -231,19 +224,15 @@ def mobilenetv2(conv: Conv, classes: int) -> nn.Module:
 
     net = torchvision.models.mobilenet_v2(num_classes=classes)
     net.features[0][0].stride = (1, 1)
-    if conv is not nn.Conv2d:
-        import torch_convbp as bp
-
-        net = bp.convert(net)
-    return net
+    return converted(net, conv)
 
 
 NETWORKS: dict[str, Callable[[Conv, int, int, str], nn.Module]] = {
     "lecture": lambda conv, classes, image_size, stem: Lecture(conv, classes, image_size),
-    "vgg": lambda conv, classes, image_size, stem: VGG(conv, classes),
+    "vgg": lambda conv, classes, image_size, stem: VGG(conv, classes, SMALL_VGG),
     "resnet20": lambda conv, classes, image_size, stem: ResNet(conv, classes, 3),
     "resnet18": lambda conv, classes, image_size, stem: resnet18(conv, classes, stem),
-    "vgg11": lambda conv, classes, image_size, stem: VGG11(conv, classes),
+    "vgg11": lambda conv, classes, image_size, stem: VGG(conv, classes, VGG11),
     "resnet56": lambda conv, classes, image_size, stem: ResNet(conv, classes, 9),
     "mobilenetv2": lambda conv, classes, image_size, stem: mobilenetv2(conv, classes),
     "wideresnet16_4": lambda conv, classes, image_size, stem: WideResNet(conv, classes),

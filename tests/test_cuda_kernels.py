@@ -114,7 +114,7 @@ BUGS = {
         "has_pixel = input_pixel_ <= pixels_",
     ),
     "one row of the input too many": Bug(
-        "gemm_taps.cuh", "static_cast<unsigned>(position) < static_cast<unsigned>(size)",
+        "grid.h", "static_cast<unsigned>(position) < static_cast<unsigned>(size)",
         "static_cast<unsigned>(position) <= static_cast<unsigned>(size)",
     ),
     "the end of a row of pixels forgotten": Bug(
@@ -188,10 +188,10 @@ BUGS = {
         "pool.cuh", "value > largest ||", "value >= largest ||", "pools", "float32"
     ),
     "a window too few": Bug(
-        "pool.cuh", "m < rows.end; ++m", "m < rows.end - 1; ++m", "pools", "float32"
+        "../pool_problem.h", "m < rows.end; ++m", "m < rows.end - 1; ++m", "pools", "float32"
     ),
     "padding is not skipped": Bug(
-        "plain.cuh", "position < size;", "position <= size;", "plain", "float32"
+        "../plain_sums.h", "position < size;", "position <= size;", "plain", "float32"
     ),
 }  # fmt: skip
 

@@ -14,10 +14,35 @@ __all__ = ["cpu", "cuda"]
 _operators = torch.ops.torch_convbp
 
 
-class _CPU:
-    """The CPU kernels."""
+def _checked(name: str) -> str:
+    """The name of an algorithm; TypeError for what is no str."""
+    if not isinstance(name, str):
+        raise TypeError(f"conv_algorithm must be a str, not {type(name).__name__}")
+    return name
+
+
+class _Backend:
+    """What the switches of a device have in common."""
 
     __slots__ = ()  # a misspelt switch is an error
+
+    conv_algorithm: str  # a property of each
+
+    @contextmanager
+    def flags(self, *, conv_algorithm: str) -> Iterator[None]:
+        """Sets conv_algorithm within a ``with`` block."""
+        before = self.conv_algorithm
+        self.conv_algorithm = conv_algorithm  # type: ignore[misc]
+        try:
+            yield
+        finally:
+            self.conv_algorithm = before  # type: ignore[misc]
+
+
+class _CPU(_Backend):
+    """The CPU kernels."""
+
+    __slots__ = ()
 
     @property
     def conv_algorithm(self) -> str:
@@ -39,19 +64,7 @@ class _CPU:
 
     @conv_algorithm.setter
     def conv_algorithm(self, name: str) -> None:
-        if not isinstance(name, str):
-            raise TypeError(f"conv_algorithm must be a str, not {type(name).__name__}")
-        _operators._set_cpu_conv_algorithm(name)
-
-    @contextmanager
-    def flags(self, *, conv_algorithm: str) -> Iterator[None]:
-        """Sets conv_algorithm within a ``with`` block."""
-        before = self.conv_algorithm
-        self.conv_algorithm = conv_algorithm
-        try:
-            yield
-        finally:
-            self.conv_algorithm = before
+        _operators._set_cpu_conv_algorithm(_checked(name))
 
     def capability(self) -> str:
         """The instruction set in use: "AVX512_BF16" (AVX512, and products of pairs of bfloat16),
@@ -63,7 +76,7 @@ class _CPU:
         return _operators._cpu_capability()
 
 
-class _CUDA:
+class _CUDA(_Backend):
     """The CUDA kernels."""
 
     __slots__ = ()
@@ -85,20 +98,8 @@ class _CUDA:
 
     @conv_algorithm.setter
     def conv_algorithm(self, name: str) -> None:
-        if not isinstance(name, str):
-            raise TypeError(f"conv_algorithm must be a str, not {type(name).__name__}")
         self._check_built()
-        _operators._set_cuda_conv_algorithm(name)
-
-    @contextmanager
-    def flags(self, *, conv_algorithm: str) -> Iterator[None]:
-        """Sets conv_algorithm within a ``with`` block."""
-        before = self.conv_algorithm
-        self.conv_algorithm = conv_algorithm
-        try:
-            yield
-        finally:
-            self.conv_algorithm = before
+        _operators._set_cuda_conv_algorithm(_checked(name))
 
     def _check_built(self) -> None:
         if _library.cuda_missing is not None:

@@ -100,12 +100,15 @@ def as_text(found: Report) -> str:
 def versions() -> dict[str, str]:
     found = {"torch_convbp": sys.modules[__package__ or "torch_convbp"].__version__}
     found["python"] = f"{platform.python_version()} ({sys.executable})"
-    for package in PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+    return found | {package: version_of(package) for package in PACKAGES}
+
+
+def version_of(package: str) -> str:
+    """The version of an installed package."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def machine() -> dict[str, str]:

@@ -17,14 +17,13 @@ void each_output(const PoolProblem& p, const Body& body) {
         for (int64_t n = 0; n < p.out_size[kWidth]; ++n) body(b, c, m, n);
 }
 
-// Calls body(offset, i, j) for every position of window (m, n) that lies inside the input.
+// Calls body(b, c, i, j) for every input position.
 template <typename Body>
-void each_position(const PoolProblem& p, int64_t m, int64_t n, const Body& body) {
-  const Range rows = p.taps_inside(kHeight, m), columns = p.taps_inside(kWidth, n);
-  for (int64_t r = rows.begin; r < rows.end; ++r)
-    for (int64_t s = columns.begin; s < columns.end; ++s)
-      body(r * p.kernel[kWidth] + s, p.input_position(kHeight, m, r),
-           p.input_position(kWidth, n, s));
+void each_input(const PoolProblem& p, const Body& body) {
+  for (int64_t b = 0; b < p.batch; ++b)
+    for (int64_t c = 0; c < p.channels; ++c)
+      for (int64_t i = 0; i < p.in_size[kHeight]; ++i)
+        for (int64_t j = 0; j < p.in_size[kWidth]; ++j) body(b, c, i, j);
 }
 
 // The largest of the window, the first of equals; NaN is larger than anything, the last one wins.
@@ -49,22 +48,16 @@ void max_pool2d(const PoolProblem& p, View<const T> input, View<T> output, View<
 template <typename T, typename Offset>
 void max_pool2d_input_grad(const PoolProblem& p, View<const T> delta, View<const Offset> offset,
                            View<T> input_grad) {
-  for (int64_t b = 0; b < p.batch; ++b)
-    for (int64_t c = 0; c < p.channels; ++c)
-      for (int64_t i = 0; i < p.in_size[kHeight]; ++i)
-        for (int64_t j = 0; j < p.in_size[kWidth]; ++j) {
-          const Range rows = p.outputs_meeting(kHeight, i, i + 1);
-          const Range columns = p.outputs_meeting(kWidth, j, j + 1);
-          double sum = 0.0;
-          for (int64_t m = rows.begin; m < rows.end; ++m)
-            for (int64_t n = columns.begin; n < columns.end; ++n) {
-              const int64_t tap = offset.at(b, c, m, n);
-              if (tap < p.taps() && p.input_position(kHeight, m, tap / p.kernel[kWidth]) == i &&
-                  p.input_position(kWidth, n, tap % p.kernel[kWidth]) == j)
-                sum += static_cast<double>(delta.at(b, c, m, n));
-            }
-          input_grad.at(b, c, i, j) = static_cast<T>(sum);
-        }
+  each_input(p, [&](int64_t b, int64_t c, int64_t i, int64_t j) {
+    double sum = 0.0;
+    each_window(p, i, j, [&](int64_t m, int64_t n) {
+      const int64_t tap = offset.at(b, c, m, n);
+      if (tap < p.taps() && p.input_position(kHeight, m, tap / p.kernel[kWidth]) == i &&
+          p.input_position(kWidth, n, tap % p.kernel[kWidth]) == j)
+        sum += static_cast<double>(delta.at(b, c, m, n));
+    });
+    input_grad.at(b, c, i, j) = static_cast<T>(sum);
+  });
 }
 
 // The sum of the window, divided by its size.
@@ -83,19 +76,14 @@ void avg_pool2d(const PoolProblem& p, View<const T> input, View<T> output) {
 // L8: dL/da[i, j] = sum over the windows (i, j) lies in of delta, divided by the window's size.
 template <typename T>
 void avg_pool2d_input_grad(const PoolProblem& p, View<const T> delta, View<T> input_grad) {
-  for (int64_t b = 0; b < p.batch; ++b)
-    for (int64_t c = 0; c < p.channels; ++c)
-      for (int64_t i = 0; i < p.in_size[kHeight]; ++i)
-        for (int64_t j = 0; j < p.in_size[kWidth]; ++j) {
-          const Range rows = p.outputs_meeting(kHeight, i, i + 1);
-          const Range columns = p.outputs_meeting(kWidth, j, j + 1);
-          double sum = 0.0;
-          for (int64_t m = rows.begin; m < rows.end; ++m)
-            for (int64_t n = columns.begin; n < columns.end; ++n)
-              sum += static_cast<double>(delta.at(b, c, m, n)) /
-                     static_cast<double>(p.row_divisor(m) * p.column_divisor(n));
-          input_grad.at(b, c, i, j) = static_cast<T>(sum);
-        }
+  each_input(p, [&](int64_t b, int64_t c, int64_t i, int64_t j) {
+    double sum = 0.0;
+    each_window(p, i, j, [&](int64_t m, int64_t n) {
+      sum += static_cast<double>(delta.at(b, c, m, n)) /
+             static_cast<double>(p.row_divisor(m) * p.column_divisor(n));
+    });
+    input_grad.at(b, c, i, j) = static_cast<T>(sum);
+  });
 }
 
 }  // namespace convbp::pool::plain

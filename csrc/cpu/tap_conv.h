@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "../conv_problem.h"
+#include "../integers.h"
 
 namespace convbp {
 
@@ -66,10 +67,6 @@ struct Axis {
     return (t0 + row / tap_count()) * step + offset[row % tap_count()];
   }
 };
-
-inline int64_t divide_up(int64_t a, int64_t b) {
-  return (a + b - 1) / b;
-}
 
 struct TapConv {
   int64_t batch = 0;

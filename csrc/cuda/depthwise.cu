@@ -24,16 +24,16 @@ void start_channels(const Call<T>& call) {
   // Seven columns share the loads of a long filter better, where registers suffice.
   constexpr int V = kVector<T>, kLength = taps == 7 && stride == 1 ? 7 : 4;
   const Layer& layer = call.layer;
-  const int lanes = lanes_for((layer.channels + V - 1) / V, 32), rows = kThreads / lanes;
+  const int lanes = lanes_for(divide_up(layer.channels, V), 32), rows = kThreads / lanes;
   kernels::ChannelBlocks blocks;
-  blocks.channels = (layer.channels + lanes * V - 1) / (lanes * V);
-  blocks.rows = (layer.height.results + rows - 1) / rows;
+  blocks.channels = static_cast<int>(divide_up(layer.channels, lanes * V));
+  blocks.rows = static_cast<int>(divide_up(layer.height.results, rows));
   const int strips = S::count(layer.width, kLength);
   // A block walks along whole rows, unless there are too few blocks to fill the GPU.
   const int64_t others = call.batch * blocks.channels * blocks.rows;
-  const int64_t wanted = (int64_t{4} * call.context.multiprocessors + others - 1) / others;
+  const int64_t wanted = divide_up(int64_t{4} * call.context.multiprocessors, others);
   blocks.strips = static_cast<int>(std::max<int64_t>(1, strips / wanted));
-  blocks.chunks = (strips + blocks.strips - 1) / blocks.strips;
+  blocks.chunks = static_cast<int>(divide_up(strips, blocks.strips));
   View<T> kept = call.result;
   kept.data = call.epilogue.pre_activation;
   blocks.packed = is_packed(call.source, layer.channels, V) &&
@@ -58,7 +58,7 @@ void start_planes(const Call<T>& call) {
   blocks.rows = S::count(layer.height, rows * kLength);
   blocks.planes = static_cast<int>(call.batch * layer.channels);
   const int tile = S::sources(columns) * S::sources(rows * kLength) + taps * taps;
-  const int64_t groups = (int64_t{blocks.planes} + planes - 1) / planes;
+  const int64_t groups = divide_up(blocks.planes, planes);
   launch(call.context, "depthwise", kernels::planes<T, direction, taps, stride, kLength>,
          dim3(static_cast<unsigned>(groups * blocks.rows * blocks.columns)),
          dim3(columns, rows, planes), planes * tile * sizeof(Accumulator<T>), layer, call.source,
@@ -69,10 +69,10 @@ template <typename T, Direction direction>
 void start_general(const Call<T>& call) {
   const int64_t size[4] = {call.batch, call.layer.channels, call.layer.height.results,
                            call.layer.width.results};
-  const Shape shape(size, channels_innermost(call.result.stride));
+  const Positions positions(size, channels_innermost(call.result.stride));
   launch(call.context, "depthwise", kernels::general<T, direction>,
-         blocks_for(shape.count, call.context), kThreads, 0, call.layer, call.source,
-         call.weight, call.epilogue, call.result, shape);
+         blocks_for(positions.count, call.context), kThreads, 0, call.layer, call.source,
+         call.weight, call.epilogue, call.result, positions);
 }
 
 template <typename T, Direction direction, int taps, int stride>
@@ -100,27 +100,26 @@ bool start_with_stride(const Call<T>& call) {
 // Is there a kernel that was compiled for it?
 template <typename T, Direction direction>
 bool start_compiled(Call<T> call) {
-  if constexpr (sizeof(T) == 8) return false;  // float64 is for checking
   const auto& [height, width, channels, filters, turned] = call.layer;
   if (filters != 1 || height.taps != width.taps || height.stride != width.stride ||
       height.dilation != 1 || width.dilation != 1 ||
       call.batch * channels >= int64_t{1} << 31)
     return false;
-  if constexpr (sizeof(T) != 8) {
-    if (height.stride == 2) return start_with_stride<T, direction, 2>(call);
-    if (height.stride != 1) return false;
-    if (direction == Direction::kBackward) {
-      call.layer.turned = true;
-      for (Axis* axis : {&call.layer.height, &call.layer.width})
-        axis->pad = axis->taps - 1 - axis->pad;
-    }
-    return start_with_stride<T, Direction::kForward, 1>(call);
+  if (height.stride == 2) return start_with_stride<T, direction, 2>(call);
+  if (height.stride != 1) return false;
+  if (direction == Direction::kBackward) {
+    call.layer.turned = true;
+    for (Axis* axis : {&call.layer.height, &call.layer.width})
+      axis->pad = axis->taps - 1 - axis->pad;
   }
+  return start_with_stride<T, Direction::kForward, 1>(call);
 }
 
 template <typename T, Direction direction>
 void start(const Call<T>& call) {
-  if (!start_compiled<T, direction>(call)) start_general<T, direction>(call);
+  if constexpr (sizeof(T) != 8)  // float64 is for checking
+    if (start_compiled<T, direction>(call)) return;
+  start_general<T, direction>(call);
 }
 
 }  // namespace

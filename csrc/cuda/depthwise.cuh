@@ -221,10 +221,10 @@ __global__ void __launch_bounds__(kThreads, 1)
 template <typename T, Direction direction>
 __global__ void __launch_bounds__(kThreads, 1)
     general(Layer layer, View<const T> source, View<const T> weight, Epilogue<T> epilogue,
-            View<T> result, Shape shape) {
+            View<T> result, Positions positions) {
   using A = Accumulator<T>;
-  each(shape.count, [&](int64_t number) {
-    const auto [b, c, i, j] = shape.position(number);
+  each(positions.count, [&](int64_t number) {
+    const auto [b, c, i, j] = positions.position(number);
     constexpr bool kForward = direction == Direction::kForward;
     const int first = static_cast<int>(kForward ? c : c * layer.filters);
     A sum = 0;

@@ -94,10 +94,6 @@ struct Strip {
   }
 };
 
-CONVBP_BOTH inline bool inside(int position, int size) {
-  return 0 <= position && position < size;
-}
-
 // Channels that one thread computes together. Packed, they are one load of 8 or 16 bytes.
 template <typename T>
 constexpr int kVector = sizeof(T) == 8 ? 2 : 4;

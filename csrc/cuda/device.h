@@ -43,13 +43,6 @@ __device__ inline void copy_16_async(void* shared, const void* global, bool vali
                "r"(valid ? 16 : 0));
 }
 
-// The same with 4 bytes.
-__device__ inline void copy_4_async(void* shared, const void* global, bool valid) {
-  const auto to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;\n" ::"r"(to), "l"(global),
-               "r"(valid ? 4 : 0));
-}
-
 // The copies that this thread has begun since the last such call are a group ...
 __device__ inline void commit_copies() {
   asm volatile("cp.async.commit_group;\n");

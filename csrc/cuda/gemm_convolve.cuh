@@ -36,7 +36,7 @@ struct Convolution {
   int batch, groups, channels, columns;  // channels and columns of a group
   Operand<const T> source, filter;
   Operand<T> result;
-  int64_t row_tiles, column_tiles;  // of the largest phase
+  int64_t row_tiles = 0, column_tiles = 0;  // of the largest phase
 };
 
 // A phase of the convolution: what a block needs of it.
@@ -161,8 +161,8 @@ class ConvolutionLoader {
     return S::kElements ? depth_.inner * operand.channel : depth_.inner * kUnit;
   }
   __device__ bool meets(const Taken& at, int i) const {
-    return at.valid && is_inside(y_[i] + at.y, c_.axis[kHeight].sources) &&
-           is_inside(x_[i] + at.x, c_.axis[kWidth].sources);
+    return at.valid && inside(y_[i] + at.y, c_.axis[kHeight].sources) &&
+           inside(x_[i] + at.x, c_.axis[kWidth].sources);
   }
 
   const Convolution<T>& c_;

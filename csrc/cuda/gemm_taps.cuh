@@ -1,8 +1,7 @@
 // Counting along the depth of a convolution.
 #pragma once
 
-#include "../host_device.h"
-#include "device.h"
+#include "grid.h"
 
 namespace convbp::cuda::gemm {
 
@@ -24,9 +23,5 @@ struct Digits {
     if (middle >= middles) middle -= middles, ++outer;
   }
 };
-
-CONVBP_BOTH inline bool is_inside(int position, int size) {
-  return static_cast<unsigned>(position) < static_cast<unsigned>(size);
-}
 
 }  // namespace convbp::cuda::gemm

@@ -27,12 +27,12 @@ struct WeightGrad {
   Axis axis[2];  // of the convolution
   int batch, groups, channels, filters;  // channels and filters of a group
   Operand<const T> input, delta;
-  int columns;                      // taps x channels, with the padding of chunks
-  int64_t row_tiles, column_tiles;  // of a group's sums
-  int pieces, tiles_a_piece;        // of the pixels
+  int columns;                              // taps x channels, with the padding of chunks
+  int64_t row_tiles = 0, column_tiles = 0;  // of a group's sums
+  int pieces = 0, tiles_a_piece = 0;        // of the pixels
 
-  Accumulator<T>* partial;       // [pieces, groups * filters, columns]
-  Accumulator<T>* bias_partial;  // [pieces, groups * filters], or null
+  Accumulator<T>* partial = nullptr;       // [pieces, groups * filters, columns]
+  Accumulator<T>* bias_partial = nullptr;  // [pieces, groups * filters], or null
 };
 
 template <typename S>
@@ -86,8 +86,8 @@ class WeightGradLoader {
       const T* const sample = input_ + input_at_.outer * w_.input.item;
       const auto meets = [&](const Digits& tap) {
         return has_pixel && tap.outer < rows.taps &&
-               is_inside(y + tap.outer * rows.dilation, rows.sources) &&
-               is_inside(x + tap.middle * columns.dilation, columns.sources);
+               inside(y + tap.outer * rows.dilation, rows.sources) &&
+               inside(x + tap.middle * columns.dilation, columns.sources);
       };
       const auto offset = [&](const Digits& tap) {
         return (y + tap.outer * rows.dilation) * w_.input.row +
@@ -145,7 +145,7 @@ __global__ void __launch_bounds__(S::kThreads) weight_grad(WeightGrad<typename S
   typename S::Sums sums;
   WeightGradLoader<S> loader(w, static_cast<int>(group), first_pixel, pixels, first_filter,
                              first_column);
-  multiply_tiles<S>(sums, loader, static_cast<int>((pixels + S::kDepth - 1) / S::kDepth),
+  multiply_tiles<S>(sums, loader, static_cast<int>(divide_up(pixels, S::kDepth)),
                     with_bias);
 
   const int64_t first = (piece * w.groups + group) * w.filters;
@@ -164,21 +164,19 @@ __global__ void __launch_bounds__(S::kThreads) weight_grad(WeightGrad<typename S
 
 // Adds the pieces. `unit`: the channels of a tap are padded to a multiple of it.
 template <typename T>
-__global__ void add_pieces(WeightGrad<T> w, int unit, View<T> weight_grad, T* bias_grad) {
+__global__ void add_pieces(WeightGrad<T> w, Positions sums, int unit, View<T> weight_grad,
+                           T* bias_grad) {
   using A = Accumulator<T>;
-  const int64_t filters = static_cast<int64_t>(w.groups) * w.filters;
-  const int64_t size[4] = {filters, w.channels, w.axis[kHeight].taps, w.axis[kWidth].taps};
-  const int64_t count = size[0] * size[1] * size[2] * size[3];
-  const int64_t padded = (w.channels + unit - 1) / unit * unit;
-  each(count + (bias_grad ? filters : 0), [&](int64_t number) {
+  const int64_t filters = sums.size[0], padded = divide_up(w.channels, unit) * unit;
+  each(sums.count + (bias_grad ? filters : 0), [&](int64_t number) {
     A sum = 0;
-    if (number < count) {
-      const auto [o, k, r, s] = Position(number, size, true);
-      const A* const partial = w.partial + o * w.columns + (r * size[3] + s) * padded + k;
+    if (number < sums.count) {
+      const auto [o, k, r, s] = sums.position(number);
+      const A* const partial = w.partial + o * w.columns + (r * sums.size[3] + s) * padded + k;
       for (int piece = 0; piece < w.pieces; ++piece) sum += partial[piece * filters * w.columns];
       weight_grad.at(o, k, r, s) = static_cast<T>(sum);
     } else {
-      const int64_t o = number - count;
+      const int64_t o = number - sums.count;
       for (int piece = 0; piece < w.pieces; ++piece) sum += w.bias_partial[piece * filters + o];
       bias_grad[o] = static_cast<T>(sum);
     }

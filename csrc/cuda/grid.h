@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "../integers.h"
 #include "device.h"
 
 namespace convbp::cuda {
@@ -13,7 +14,7 @@ constexpr int kThreads = 256;
 inline dim3 blocks_for(int64_t count, const Context& context) {
   const int64_t most = int64_t{64} * context.multiprocessors;
   return dim3(static_cast<unsigned>(
-      std::max<int64_t>(1, std::min((count + kThreads - 1) / kThreads, most))));
+      std::max<int64_t>(1, std::min(divide_up(count, kThreads), most))));
 }
 
 // Calls body(i) for each i < count that is this thread's.
@@ -61,13 +62,13 @@ struct Divisor {
 };
 
 // The positions of a tensor, numbered in the order in which memory holds them.
-struct Shape {
+struct Positions {
   int64_t size[4], count;
   bool channels_innermost;
   bool small;  // 32 bits number them
   Divisor by[4];
 
-  Shape(const int64_t (&size_)[4], bool channels_innermost_)
+  Positions(const int64_t (&size_)[4], bool channels_innermost_)
       : count(1), channels_innermost(channels_innermost_) {
     for (int d = 0; d < 4; ++d) count *= size[d] = size_[d];
     small = count > 0 && count < int64_t{1} << 31;
@@ -92,6 +93,10 @@ struct Shape {
     return digit;
   }
 };
+
+CONVBP_BOTH inline bool inside(int position, int size) {
+  return static_cast<unsigned>(position) < static_cast<unsigned>(size);
+}
 
 // Are channels what lies closest together?
 inline bool channels_innermost(const int64_t (&stride)[4]) {

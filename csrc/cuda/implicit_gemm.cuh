@@ -13,10 +13,6 @@
 
 namespace convbp::cuda::gemm {
 
-inline int64_t ceil_div(int64_t a, int64_t b) {
-  return (a + b - 1) / b;
-}
-
 // --- shapes ---------------------------------------------------------------------------------
 
 // Calls body(Shape) with the first tile to whose rows and columns `choose` says yes; the last one
@@ -75,7 +71,7 @@ template <typename T>
 Operand<const T> packed(Context& context, const Operand<const T>& source, int64_t groups,
                         int64_t items, int64_t channels, int64_t rows, int64_t pixels) {
   const PackSize size{
-      groups, items, channels, ceil_div(channels, kPack<T>) * kPack<T>, rows, pixels};
+      groups, items, channels, divide_up(channels, kPack<T>) * kPack<T>, rows, pixels};
   if (in_chunks(source, size)) return source;
   const int64_t pixel = size.padded, row = pixels * pixel, item = rows * row, group = items * item;
   T* const data = static_cast<T*>(context.scratch(groups * group * sizeof(T)));
@@ -91,30 +87,50 @@ Operand<const T> packed(Context& context, const Operand<const T>& source, int64_
 // depends on the problem alone.
 constexpr int64_t kManyTiles = 256;
 
+// A convolution, or transposed its input gradient: the roles of input and output, and of filters and
+// their channels, are exchanged.
 template <typename T>
-void convolve(Context& context, Convolution<T> c, bool elements, const Epilogue<T>& epilogue,
-              bool channels_innermost, const Options& options) {
+void convolve(Context& context, const ConvProblem& p, bool transposed, View<const T> source,
+              View<const T> weight, const Epilogue<T>& epilogue, View<T> result,
+              const Options& options) {
+  const int64_t channels = transposed ? p.out_channels : p.in_channels;
+  const int64_t columns = transposed ? p.in_channels : p.out_channels;
+  const int64_t(&size)[2] = transposed ? p.out_size : p.in_size;
+  Convolution<T> c{{Axis::of(p, kHeight, transposed), Axis::of(p, kWidth, transposed)},
+                   static_cast<int>(p.batch),
+                   static_cast<int>(p.groups),
+                   static_cast<int>(channels),
+                   static_cast<int>(columns),
+                   activations(source, channels),
+                   transposed ? filters_transposed(weight, p.out_channels)
+                              : filters(weight, p.out_channels),
+                   activations(result, columns)};
+  const bool elements = by_elements<T>(channels);
+  if (!elements) {
+    c.source = packed(context, c.source, p.groups, p.batch, channels, size[0], size[1]);
+    c.filter = packed(context, c.filter, p.groups, columns, channels, p.kernel[0], p.kernel[1]);
+  }
   const auto results = [&](Spatial axis) {  // of the largest phase
-    return ceil_div(c.axis[axis].results, c.axis[axis].phases);
+    return divide_up(c.axis[axis].results, c.axis[axis].phases);
   };
   const int64_t pixels = c.batch * results(kHeight) * results(kWidth);
   const int64_t parts = int64_t{c.groups} * c.axis[kHeight].phases * c.axis[kWidth].phases;
-  const auto blocks = [&](int64_t rows, int64_t columns) {
-    return parts * ceil_div(pixels, rows) * ceil_div(c.columns, columns);
+  const auto blocks = [&](int64_t rows, int64_t columns_) {
+    return parts * divide_up(pixels, rows) * divide_up(c.columns, columns_);
   };
   with_arithmetic<T>(options, [&](auto arithmetic) {
     with_shape<decltype(arithmetic), Innermost::kDepth>(
         elements, options.tile,
-        [&](int rows, int columns) {
-          return blocks(rows, columns) >= kManyTiles && (columns == 64 || c.columns > 64);
+        [&](int rows, int columns_) {
+          return blocks(rows, columns_) >= kManyTiles && (columns_ == 64 || c.columns > 64);
         },
         [&](auto shape) {
           using S = decltype(shape);
-          c.row_tiles = ceil_div(pixels, S::kRows);
-          c.column_tiles = ceil_div(c.columns, S::kColumns);
+          c.row_tiles = divide_up(pixels, S::kRows);
+          c.column_tiles = divide_up(c.columns, S::kColumns);
           launch(context, "implicit GEMM", kernels::convolve<S>,
                  dim3(static_cast<unsigned>(blocks(S::kRows, S::kColumns))), S::kThreads,
-                 kConvolveSharedBytes<S>, c, epilogue, channels_innermost);
+                 kConvolveSharedBytes<S>, c, epilogue, channels_innermost(result.stride));
         });
   });
 }
@@ -122,47 +138,13 @@ void convolve(Context& context, Convolution<T> c, bool elements, const Epilogue<
 template <typename T>
 void conv2d(Context& context, const ConvProblem& p, View<const T> input, View<const T> weight,
             const Epilogue<T>& epilogue, View<T> output, const Options& options) {
-  const bool elements = by_elements<T>(p.in_channels);
-  Convolution<T> c{{Axis::of(p, kHeight, false), Axis::of(p, kWidth, false)},
-                   static_cast<int>(p.batch),
-                   static_cast<int>(p.groups),
-                   static_cast<int>(p.in_channels),
-                   static_cast<int>(p.out_channels),
-                   activations(input, p.in_channels),
-                   filters(weight, p.out_channels),
-                   activations(output, p.out_channels),
-                   0,
-                   0};
-  if (!elements) {
-    c.source = packed(context, c.source, p.groups, p.batch, p.in_channels, p.in_size[0],
-                      p.in_size[1]);
-    c.filter = packed(context, c.filter, p.groups, p.out_channels, p.in_channels, p.kernel[0],
-                      p.kernel[1]);
-  }
-  convolve(context, c, elements, epilogue, channels_innermost(output.stride), options);
+  convolve(context, p, false, input, weight, epilogue, output, options);
 }
 
 template <typename T>
 void conv2d_input_grad(Context& context, const ConvProblem& p, View<const T> weight,
                        View<const T> delta, View<T> input_grad, const Options& options) {
-  const bool elements = by_elements<T>(p.out_channels);
-  Convolution<T> c{{Axis::of(p, kHeight, true), Axis::of(p, kWidth, true)},
-                   static_cast<int>(p.batch),
-                   static_cast<int>(p.groups),
-                   static_cast<int>(p.out_channels),
-                   static_cast<int>(p.in_channels),
-                   activations(delta, p.out_channels),
-                   filters_transposed(weight, p.out_channels),
-                   activations(input_grad, p.in_channels),
-                   0,
-                   0};
-  if (!elements) {
-    c.source = packed(context, c.source, p.groups, p.batch, p.out_channels, p.out_size[0],
-                      p.out_size[1]);
-    c.filter = packed(context, c.filter, p.groups, p.in_channels, p.out_channels, p.kernel[0],
-                      p.kernel[1]);
-  }
-  convolve(context, c, elements, Epilogue<T>(), channels_innermost(input_grad.stride), options);
+  convolve(context, p, true, delta, weight, Epilogue<T>(), input_grad, options);
 }
 
 template <typename T>
@@ -178,14 +160,8 @@ void conv2d_weight_grad(Context& context, const ConvProblem& p, View<const T> in
                   static_cast<int>(p.out_channels),
                   activations(input, p.in_channels),
                   activations(delta, p.out_channels),
-                  static_cast<int>(p.kernel[0] * p.kernel[1] * ceil_div(p.in_channels, unit) *
-                                   unit),
-                  0,
-                  0,
-                  0,
-                  0,
-                  nullptr,
-                  nullptr};
+                  static_cast<int>(p.kernel[0] * p.kernel[1] * divide_up(p.in_channels, unit) *
+                                   unit)};
   const int64_t pixels = p.batch * p.out_size[0] * p.out_size[1];
   const int64_t all_filters = p.groups * p.out_channels;
   if (pixels) {
@@ -203,17 +179,17 @@ void conv2d_weight_grad(Context& context, const ConvProblem& p, View<const T> in
           [&](auto shape) {
             using S = decltype(shape);
             using A = Accumulator<T>;
-            w.row_tiles = ceil_div(w.filters, S::kRows);
-            w.column_tiles = ceil_div(w.columns, S::kColumns);
+            w.row_tiles = divide_up(w.filters, S::kRows);
+            w.column_tiles = divide_up(w.columns, S::kColumns);
             // Enough blocks for a large GPU, each with a few tiles of pixels at least; and no sum
             // in a register of more than 2^15 pixels, whose roundings would add up.
             constexpr int64_t kFewTiles = 4, kMostTiles = (1 << 15) / S::kDepth;
-            const int64_t tiles = ceil_div(pixels, S::kDepth);
+            const int64_t tiles = divide_up(pixels, S::kDepth);
             const int64_t wanted =
-                ceil_div(2 * kManyTiles, w.groups * w.row_tiles * w.column_tiles);
+                divide_up(2 * kManyTiles, w.groups * w.row_tiles * w.column_tiles);
             w.tiles_a_piece = static_cast<int>(
-                std::clamp(ceil_div(tiles, wanted), kFewTiles, kMostTiles));
-            w.pieces = static_cast<int>(ceil_div(tiles, w.tiles_a_piece));
+                std::clamp(divide_up(tiles, wanted), kFewTiles, kMostTiles));
+            w.pieces = static_cast<int>(divide_up(tiles, w.tiles_a_piece));
             w.partial = static_cast<A*>(
                 context.scratch(w.pieces * all_filters * w.columns * sizeof(A)));
             if (bias_grad)
@@ -226,9 +202,10 @@ void conv2d_weight_grad(Context& context, const ConvProblem& p, View<const T> in
           });
     });
   }
-  const int64_t count = all_filters * (p.in_channels * p.kernel[0] * p.kernel[1] + 1);
-  launch(context, "add_pieces", kernels::add_pieces<T>, blocks_for(count, context), kThreads, 0, w,
-         unit, weight_grad, bias_grad);
+  const Positions sums({all_filters, p.in_channels, p.kernel[0], p.kernel[1]}, true);
+  launch(context, "add_pieces", kernels::add_pieces<T>,
+         blocks_for(sums.count + all_filters, context), kThreads, 0, w, sums, unit, weight_grad,
+         bias_grad);
 }
 
 #define CONVBP_INSTANTIATE_IMPLICIT_GEMM(T)                                                      \

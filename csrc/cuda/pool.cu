@@ -7,12 +7,9 @@
 namespace convbp::cuda::pool {
 namespace {
 
-int64_t outputs(const PoolProblem& p) {
-  return p.batch * p.channels * p.out_size[0] * p.out_size[1];
-}
-
-int64_t inputs(const PoolProblem& p) {
-  return p.batch * p.channels * p.in_size[0] * p.in_size[1];
+template <typename T>
+Positions positions_of(const PoolProblem& p, const int64_t (&size)[2], const View<T>& result) {
+  return {{p.batch, p.channels, size[0], size[1]}, channels_innermost(result.stride)};
 }
 
 }  // namespace
@@ -20,38 +17,40 @@ int64_t inputs(const PoolProblem& p) {
 template <typename T, typename Offset>
 void max_pool2d(Context& context, const PoolProblem& p, View<const T> input, View<T> output,
                 View<Offset> offset) {
-  launch(context, "max_pool2d", kernels::max_pool2d<T, Offset>, blocks_for(outputs(p), context),
-         kThreads, 0, p, input, output, offset, channels_innermost(output.stride));
+  const Positions positions = positions_of(p, p.out_size, output);
+  launch(context, "max_pool2d", kernels::max_pool2d<T, Offset>, blocks_for(positions.count, context),
+         kThreads, 0, p, input, output, offset, positions);
 }
 
 template <typename T, typename Offset>
 void max_pool2d_input_grad(Context& context, const PoolProblem& p, View<const T> delta,
                            View<const Offset> offset, View<T> input_grad) {
+  const Positions positions = positions_of(p, p.in_size, input_grad);
   launch(context, "max_pool2d_input_grad", kernels::max_pool2d_input_grad<T, Offset>,
-         blocks_for(inputs(p), context), kThreads, 0, p, delta, offset, input_grad,
-         channels_innermost(input_grad.stride));
+         blocks_for(positions.count, context), kThreads, 0, p, delta, offset, input_grad, positions);
 }
 
 template <typename T, typename Offset>
 void max_pool2d_gather(Context& context, const PoolProblem& p, View<const T> input,
                        View<const Offset> offset, View<T> output) {
+  const Positions positions = positions_of(p, p.out_size, output);
   launch(context, "max_pool2d_gather", kernels::max_pool2d_gather<T, Offset>,
-         blocks_for(outputs(p), context), kThreads, 0, p, input, offset, output,
-         channels_innermost(output.stride));
+         blocks_for(positions.count, context), kThreads, 0, p, input, offset, output, positions);
 }
 
 template <typename T>
 void avg_pool2d(Context& context, const PoolProblem& p, View<const T> input, View<T> output) {
-  launch(context, "avg_pool2d", kernels::avg_pool2d<T>, blocks_for(outputs(p), context), kThreads,
-         0, p, input, output, channels_innermost(output.stride));
+  const Positions positions = positions_of(p, p.out_size, output);
+  launch(context, "avg_pool2d", kernels::avg_pool2d<T>, blocks_for(positions.count, context), kThreads,
+         0, p, input, output, positions);
 }
 
 template <typename T>
 void avg_pool2d_input_grad(Context& context, const PoolProblem& p, View<const T> delta,
                            View<T> input_grad) {
+  const Positions positions = positions_of(p, p.in_size, input_grad);
   launch(context, "avg_pool2d_input_grad", kernels::avg_pool2d_input_grad<T>,
-         blocks_for(inputs(p), context), kThreads, 0, p, delta, input_grad,
-         channels_innermost(input_grad.stride));
+         blocks_for(positions.count, context), kThreads, 0, p, delta, input_grad, positions);
 }
 
 #define INSTANTIATE_MAX(T, Offset)                                                               \

@@ -11,48 +11,16 @@
 
 namespace convbp::cuda::pool::kernels {
 
+using convbp::pool::each_position;
+using convbp::pool::each_window;
 using convbp::pool::kNowhere;
-
-// Calls body(offset, i, j) for every position of window (m, n) that lies inside the input.
-template <typename Body>
-__device__ void each_position(const PoolProblem& p, int64_t m, int64_t n, const Body& body) {
-  const Range rows = p.taps_inside(kHeight, m), columns = p.taps_inside(kWidth, n);
-  for (int64_t r = rows.begin; r < rows.end; ++r)
-    for (int64_t s = columns.begin; s < columns.end; ++s)
-      body(r * p.kernel[kWidth] + s, p.input_position(kHeight, m, r),
-           p.input_position(kWidth, n, s));
-}
-
-// Calls body(m, n) for every window that may have position (i, j).
-template <typename Body>
-__device__ void each_window(const PoolProblem& p, int64_t i, int64_t j, const Body& body) {
-  const Range rows = p.outputs_meeting(kHeight, i, i + 1);
-  const Range columns = p.outputs_meeting(kWidth, j, j + 1);
-  for (int64_t m = rows.begin; m < rows.end; ++m)
-    for (int64_t n = columns.begin; n < columns.end; ++n) body(m, n);
-}
-
-template <typename Body>
-__device__ void each_output(const PoolProblem& p, bool channels_innermost, const Body& body) {
-  const int64_t size[4] = {p.batch, p.channels, p.out_size[0], p.out_size[1]};
-  each(size[0] * size[1] * size[2] * size[3], [&](int64_t number) {
-    body(Position(number, size, channels_innermost));
-  });
-}
-
-template <typename Body>
-__device__ void each_input(const PoolProblem& p, bool channels_innermost, const Body& body) {
-  const int64_t size[4] = {p.batch, p.channels, p.in_size[0], p.in_size[1]};
-  each(size[0] * size[1] * size[2] * size[3], [&](int64_t number) {
-    body(Position(number, size, channels_innermost));
-  });
-}
 
 // The largest of the window, the first of equals; NaN is larger than anything, the last one wins.
 template <typename T, typename Offset>
 __global__ void max_pool2d(PoolProblem p, View<const T> input, View<T> output, View<Offset> offset,
-                           bool channels_innermost) {
-  each_output(p, channels_innermost, [&](const Position& at) {
+                           Positions positions) {
+  each(positions.count, [&](int64_t number) {
+    const Position at = positions.position(number);
     Accumulator<T> largest = -static_cast<Accumulator<T>>(INFINITY);
     Offset winner = kNowhere<Offset>;
     each_position(p, at.i, at.j, [&](int64_t tap, int64_t i, int64_t j) {
@@ -70,8 +38,9 @@ __global__ void max_pool2d(PoolProblem p, View<const T> input, View<T> output, V
 // dL/da[i, j] = sum of the deltas whose window (i, j) has won.
 template <typename T, typename Offset>
 __global__ void max_pool2d_input_grad(PoolProblem p, View<const T> delta, View<const Offset> offset,
-                                      View<T> input_grad, bool channels_innermost) {
-  each_input(p, channels_innermost, [&](const Position& at) {
+                                      View<T> input_grad, Positions positions) {
+  each(positions.count, [&](int64_t number) {
+    const Position at = positions.position(number);
     Accumulator<T> sum = 0;
     each_window(p, at.i, at.j, [&](int64_t m, int64_t n) {
       const int64_t tap = offset.at(at.b, at.c, m, n);
@@ -86,8 +55,9 @@ __global__ void max_pool2d_input_grad(PoolProblem p, View<const T> delta, View<c
 // The transpose of that map: each window's winner.
 template <typename T, typename Offset>
 __global__ void max_pool2d_gather(PoolProblem p, View<const T> input, View<const Offset> offset,
-                                  View<T> output, bool channels_innermost) {
-  each_output(p, channels_innermost, [&](const Position& at) {
+                                  View<T> output, Positions positions) {
+  each(positions.count, [&](int64_t number) {
+    const Position at = positions.position(number);
     const int64_t tap = offset.at(at.b, at.c, at.i, at.j);
     const int64_t i = p.input_position(kHeight, at.i, tap / p.kernel[kWidth]);
     const int64_t j = p.input_position(kWidth, at.j, tap % p.kernel[kWidth]);
@@ -105,9 +75,10 @@ __device__ A divisor(const PoolProblem& p, int64_t m, int64_t n) {
 // The sum of the window, divided by its size.
 template <typename T>
 __global__ void avg_pool2d(PoolProblem p, View<const T> input, View<T> output,
-                           bool channels_innermost) {
+                           Positions positions) {
   using A = Accumulator<T>;
-  each_output(p, channels_innermost, [&](const Position& at) {
+  each(positions.count, [&](int64_t number) {
+    const Position at = positions.position(number);
     A sum = 0;
     each_position(p, at.i, at.j, [&](int64_t, int64_t i, int64_t j) {
       sum += static_cast<A>(input.at(at.b, at.c, i, j));
@@ -119,9 +90,10 @@ __global__ void avg_pool2d(PoolProblem p, View<const T> input, View<T> output,
 // dL/da[i, j] = sum over the windows (i, j) lies in of delta, divided by the window's size.
 template <typename T>
 __global__ void avg_pool2d_input_grad(PoolProblem p, View<const T> delta, View<T> input_grad,
-                                      bool channels_innermost) {
+                                      Positions positions) {
   using A = Accumulator<T>;
-  each_input(p, channels_innermost, [&](const Position& at) {
+  each(positions.count, [&](int64_t number) {
+    const Position at = positions.position(number);
     A sum = 0;
     each_window(p, at.i, at.j, [&](int64_t m, int64_t n) {
       sum += static_cast<A>(delta.at(at.b, at.c, m, n)) / divisor<A>(p, m, n);

@@ -250,10 +250,6 @@ inline void copy_16_async(void* shared, const void* global, bool valid) {
   shim::copy_async(shared, global, valid, 16);
 }
 
-inline void copy_4_async(void* shared, const void* global, bool valid) {
-  shim::copy_async(shared, global, valid, 4);
-}
-
 inline void commit_copies() {
   shim::current->groups.push_back(std::move(shim::current->begun));
   shim::current->begun.clear();

@@ -1,0 +1,15 @@
+// Arithmetic of sizes.
+#pragma once
+
+#include <cstdint>
+
+#include "host_device.h"
+
+namespace convbp {
+
+// How many pieces of b make a.
+CONVBP_BOTH constexpr int64_t divide_up(int64_t a, int64_t b) {
+  return (a + b - 1) / b;
+}
+
+}  // namespace convbp
