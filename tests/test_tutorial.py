@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 
-for needed in ("nbclient", "ipykernel", "matplotlib", "sklearn", "torchvision"):
-    pytest.importorskip(needed, reason=f"the tutorial needs torch_convbp[test]: no {needed}")
+pytest.importorskip("nbclient", reason="the tutorial's notebook needs torch_convbp[test]")
+pytest.importorskip("ipykernel", reason="the tutorial's notebook needs torch_convbp[test]")
+pytest.importorskip("torchvision", reason="the tutorial needs torch_convbp[experiments]")
+pytest.importorskip("sklearn", reason="the tutorial needs torch_convbp[experiments]")
+pytest.importorskip("matplotlib", reason="the tutorial needs torch_convbp[experiments]")
 
 import nbformat
 from nbclient.exceptions import CellExecutionError
@@ -42,9 +45,13 @@ _, ax = plt.subplots()
 
 
 @pytest.fixture(scope="module", autouse=True)
-def no_settings_of_the_user(tmp_path_factory):
-    """Kernels without what the user has Jupyter and IPython do at their start."""
+def kernels(tmp_path_factory):
+    """Without the user's settings of Jupyter and IPython, and with threads that wait asleep.
+
+    Beside other processes, threads that spin take four times as long.
+    """
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_WAIT_POLICY", "passive")
         for name in ("IPYTHONDIR", "JUPYTER_RUNTIME_DIR", "JUPYTER_CONFIG_DIR"):
             patch.setenv(name, str(tmp_path_factory.mktemp(name)))
         yield
@@ -99,7 +106,7 @@ def test_what_is_shown_is_written_anew(ran) -> None:
 @pytest.mark.parametrize("line, count", [("", 0), ("![axes](a.png)\n\n![more](b.png)\n", 2)])
 def test_pictures_and_places_must_be_as_many(ran, line: str, count: int) -> None:
     page = SMALL.replace("![axes](images/axes.png)\n", line)
-    with pytest.raises(ValueError, match=rf"md:17: .* draws 1 pictures, but {count} stand"):
+    with pytest.raises(ValueError, match=rf"md:15: .* draws 1 pictures, but {count} stand"):
         as_shown(page, ran)
 
 
