@@ -10,8 +10,8 @@ SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
 
 FUZZ_SECONDS ?= 300
 
-.PHONY: experiment test test-all fuzz compatibility performance sanitize lint docs wheel \
-	wheel-check clean
+.PHONY: experiment test test-all fuzz compatibility performance tutorial sanitize lint docs \
+	wheel wheel-check clean
 
 experiment: $(VENV)/built
 	$(BIN)/python -m experiments.parity $(ARGS)
@@ -41,6 +41,10 @@ performance: $(VENV)/built
 	TORCH_CONVBP_CPU_CAPABILITY=AVX2 $(SPEED) --no-page-faults --isa-of-torch avx2
 	$(SPEED) --no-page-faults --sweep
 	$(SPEED) --no-page-faults --suite training --compile
+
+# docs/tutorial.md: its notebook, which is run, and what its cells print and draw.
+tutorial: $(VENV)/built
+	$(BIN)/python -m experiments.tutorial $(ARGS)
 
 # The CPU kernels under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer; ARGS as
 # in "PROBLEMS=500 SEED=1".
