@@ -54,9 +54,9 @@ def crop_and_flip(x: Tensor, generator: torch.Generator) -> Tensor:
     ]
 
 
-def loader_for_test(data: Data, batch_size: int) -> DataLoader:
-    """Return the test pictures in their order, never augmented."""
-    dataset = BatchDataset(data.test, data, None)
+def loader_in_order(pictures: Pictures, data: Data, batch_size: int) -> DataLoader:
+    """Return the pictures of a part of the data in their order, never augmented."""
+    dataset = BatchDataset(pictures, data, None)
     sampler = SequentialSampler(range(len(dataset)))
     return DataLoader(
         dataset, sampler=BatchSampler(sampler, batch_size, drop_last=False), batch_size=None

@@ -8,7 +8,9 @@ of an epoch too, goes on with the bits it would have had.
 from __future__ import annotations
 
 import hashlib
+import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from experiments.batches import BatchDataset, loader_for_test
+from experiments.batches import BatchDataset, loader_in_order
 from experiments.data import load
 from experiments.errors import UsageError
 from experiments.networks import NETWORKS, build
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from torch.utils.data import DataLoader
 
     from experiments.data import Data
+    from experiments.data import Pictures as PicturesInMemory
 
 WARM_UP_SHARE = 0.2
 MOMENTUM = 0.9
@@ -73,7 +76,7 @@ class TrainBatches:
 
 
 class Pictures(L.LightningDataModule):
-    """Pictures for training, and those of the test part for validation, test and prediction.
+    """Pictures for training, some held out of these for validation, and the test part.
 
     Args:
         source: digits (embedded), cifar10, cifar100, or folder (train/CLASS/ and test/CLASS/).
@@ -84,7 +87,8 @@ class Pictures(L.LightningDataModule):
         augment: shift and mirror the training pictures.
         limit_train: use so many training pictures.
         limit_test: use so many test pictures.
-        seed: of order and augmentation.
+        val_share: of the training pictures, held out for validation; 0: validate on the test part.
+        seed: of order, augmentation and what is held out.
     """
 
     def __init__(
@@ -97,12 +101,16 @@ class Pictures(L.LightningDataModule):
         augment: bool = False,
         limit_train: int | None = None,
         limit_test: int | None = None,
+        val_share: float = 0.1,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        for name, value in (("batch_size", batch_size), ("image_size", image_size)):
-            if value < 1:
+        limits = {"limit_train": limit_train, "limit_test": limit_test}
+        for name, value in {"batch_size": batch_size, "image_size": image_size, **limits}.items():
+            if value is not None and value < 1:
                 raise UsageError(f"--data.{name}: expected at least 1, got {value}")
+        if not 0 <= val_share < 1:
+            raise UsageError(f"--data.val_share: expected 0 or more and below 1, got {val_share}")
         try:
             self.pictures = load(
                 source,
@@ -114,6 +122,7 @@ class Pictures(L.LightningDataModule):
             )
         except UsageError as error:
             raise UsageError(as_options(str(error))) from error
+        self.pictures, self.held_out = hold_out(self.pictures, val_share, seed)
         if len(self.pictures.train) < batch_size:
             raise UsageError(
                 f"--data.batch_size: expected at most the {len(self.pictures.train)} training "
@@ -127,10 +136,28 @@ class Pictures(L.LightningDataModule):
         return TrainBatches(self.pictures, self.batch_size, self.seed, self.augment, self)
 
     def val_dataloader(self) -> DataLoader:
-        """Return the test pictures in their order."""
-        return loader_for_test(self.pictures, self.batch_size)
+        """Return the pictures held out, in their order."""
+        return loader_in_order(self.held_out, self.pictures, self.batch_size)
 
-    test_dataloader = predict_dataloader = val_dataloader
+    def test_dataloader(self) -> DataLoader:
+        """Return the test pictures in their order."""
+        return loader_in_order(self.pictures.test, self.pictures, self.batch_size)
+
+    predict_dataloader = test_dataloader
+
+
+def hold_out(data: Data, share: float, seed: int) -> tuple[Data, PicturesInMemory]:
+    """Return the data without a random share of its training pictures, and that share.
+
+    At least one picture of each is kept; with a share of 0, the test part is returned beside all.
+    """
+    if share == 0:
+        return data, data.test
+    count = len(data.train)
+    held = min(max(round(share * count), 1), count - 1)
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed_of(seed, -1)))
+    kept, out = order[held:].sort().values, order[:held].sort().values
+    return replace(data, train=data.train.take(kept)), data.train.take(out)
 
 
 def as_options(text: str) -> str:
@@ -177,6 +204,9 @@ class Study(L.LightningModule):
             raise UsageError(
                 f"--model.network: expected one of {', '.join(NETWORKS)}, got {network!r}"
             )
+        for name, value in (("lr", lr), ("weight_decay", weight_decay)):
+            if not 0 <= value < math.inf:
+                raise UsageError(f"--model.{name}: expected a number of at least 0, got {value}")
         if fuse and conv == "torch":
             raise UsageError("--model.fuse true: goes with --model.conv convbp only")
         self.save_hyperparameters()
@@ -229,12 +259,31 @@ class Study(L.LightningModule):
         )
         return loss
 
+    @property
+    def planned_steps(self) -> float:
+        """How many steps the schedule is made for."""
+        return self.total_steps or self.trainer.estimated_stepping_batches
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what the schedule was made for."""
+        checkpoint["planned_steps"] = self.planned_steps
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse to go on with a schedule that was made for another number of steps."""
+        kept = checkpoint["planned_steps"]
+        if self.trainer.state.fn == "fit" and kept != self.planned_steps:
+            raise UsageError(
+                f"--ckpt_path: the learning rate of this training was to fall over {kept} steps, "
+                f"the options now make it {self.planned_steps}; give the epochs, batch size and "
+                "data that it was begun with"
+            )
+
     def configure_optimizers(self) -> Any:
         """Return SGD with momentum, and a one-cycle schedule over the steps of this run."""
         optimizer = torch.optim.SGD(
             self.parameters(), self.lr, MOMENTUM, weight_decay=self.weight_decay, nesterov=True
         )
-        steps = self.total_steps or self.trainer.estimated_stepping_batches
+        steps = self.planned_steps
         if steps * WARM_UP_SHARE < 2 or steps == float("inf"):
             return optimizer
         schedule = torch.optim.lr_scheduler.OneCycleLR(

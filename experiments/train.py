@@ -5,13 +5,18 @@ from __future__ import annotations
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from experiments.errors import UsageError
 from experiments.module import Pictures, Study
 from experiments.training import quieten
 from experiments.training_report import write_report
+
+LIGHTNINGS_OWN = ("best", "last", "hpc")  # what a ckpt_path may be beside a file
 
 
 class Command(LightningCLI):
@@ -22,11 +27,43 @@ class Command(LightningCLI):
         for field in ("classes", "image_size"):
             parser.link_arguments(f"data.{field}", f"model.{field}", apply_on="instantiate")
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Look into the checkpoint first: Lightning takes the model's options from there."""
+        super().parse_arguments(parser, args)
+        config = self.config[self.config.subcommand]
+        if not 0 <= int(config.seed_everything) < 2**32:
+            raise UsageError(
+                f"--seed_everything: expected 0 to {2**32 - 1}, got {config.seed_everything}"
+            )
+        if config.get("ckpt_path") and config.ckpt_path not in LIGHTNINGS_OWN:
+            kept = read_checkpoint(Path(config.ckpt_path)).get("hyper_parameters", {})
+            told = vars(config.model)
+            other = [
+                f"{name} {kept[name]} (not {told[name]})"
+                for name in kept
+                if name in told and told[name] != kept[name]
+            ]
+            if other:
+                print(f"--ckpt_path: the checkpoint's {', '.join(other)}", file=sys.stderr)
+
     def after_fit(self) -> None:
         """Write report.html into the study's folder."""
         logs = self.trainer.log_dir
         if self.trainer.is_global_zero and logs:
             write_report(Path(self.trainer.default_root_dir), Path(logs))
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint of this program."""
+    if not path.is_file():
+        raise UsageError(f"--ckpt_path: there is no file {path}")
+    try:
+        kept = torch.load(path, map_location="cpu", weights_only=True)
+        if "state_dict" in kept and "hyper_parameters" in kept:
+            return kept
+    except Exception as error:
+        raise UsageError(f"--ckpt_path: {path} is no checkpoint that can be read") from error
+    raise UsageError(f"--ckpt_path: expected a checkpoint of a study, got {path}")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -42,7 +79,7 @@ def main(arguments: list[str] | None = None) -> int:
             seed_everything_default=0,
             save_config_kwargs={"overwrite": True},
         )
-    except UsageError as error:
+    except (UsageError, MisconfigurationException) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

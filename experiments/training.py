@@ -19,7 +19,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import TQDMProgressBar
 
-from experiments.batches import digest, loader_for_test
+from experiments.batches import digest, loader_in_order
 from experiments.data import read_data
 from experiments.memory import PeakMemory, peak_memory
 from experiments.module import Study, TrainBatches
@@ -201,7 +201,7 @@ def train(pipe: Connection, side: str, spec: Spec) -> None:
     ).fit(
         study,
         TrainBatches(data, spec.batch_size, spec.seed, spec.augment, study),
-        loader_for_test(data, spec.batch_size),
+        loader_in_order(data.test, data, spec.batch_size),
         ckpt_path=spec.checkpoint_file(side, spec.epochs_done) if spec.epochs_done else None,
         weights_only=False,
     )

@@ -29,7 +29,7 @@ pytest.importorskip("matplotlib", reason="the experiments need torch_convbp[expe
 
 import torch_convbp as bp
 from experiments import conductor, data, index, lockstep, networks, options, parity, verdict
-from experiments.batches import crop_and_flip, digest, loader_for_test
+from experiments.batches import crop_and_flip, digest, loader_in_order
 from experiments.errors import UsageError
 from experiments.module import TrainBatches
 from experiments.record import read_record
@@ -292,7 +292,7 @@ def compare_lecture(
     if conv is not None:
         monkeypatch.setattr(bp, "ConvBP2d", conv)
     digits = data.load("digits", limit_train=16)
-    x, y = next(iter(loader_for_test(digits, 16)))
+    x, y = next(iter(loader_in_order(digits.test, digits, 16)))
 
     def build(side: str) -> nn.Module:
         torch.manual_seed(0)
@@ -325,7 +325,7 @@ def test_lockstep_sees_a_convolution_that_is_slightly_wrong(
 @pytest.mark.parametrize("name", networks.NETWORKS)
 def test_every_network_agrees_in_lockstep(name: str) -> None:
     digits = data.load("digits", limit_train=16)
-    x, y = next(iter(loader_for_test(digits, 8)))
+    x, y = next(iter(loader_in_order(digits.test, digits, 8)))
 
     def build(side: str) -> nn.Module:
         torch.manual_seed(0)
@@ -836,9 +836,7 @@ def test_digits_are_all_there_once() -> None:
 
 def test_normalised_training_pictures_have_mean_0_and_spread_1() -> None:
     digits = data.load("digits")
-    x = torch.cat(
-        [x for x, _ in loader_for_test(dataclasses.replace(digits, test=digits.train), 100)]
-    )
+    x = torch.cat([x for x, _ in loader_in_order(digits.train, digits, 100)])
     assert x.mean((0, 2, 3)).abs().max() < 1e-4
     assert (x.std((0, 2, 3)) - 1).abs().max() < 1e-3
 

@@ -29,7 +29,7 @@ from experiments.train import main
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = sorted((ROOT / "experiments" / "configs").glob("*.yaml"))
 SMALL = ["--config", str(ROOT / "experiments" / "configs" / "lecture_digits.yaml")]
-SMALL += ["--data.limit_train=96", "--data.limit_test=40", "--data.batch_size=16"]
+SMALL += ["--data.limit_train=107", "--data.limit_test=40", "--data.batch_size=16"]
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
@@ -95,6 +95,17 @@ def test_a_resumed_training_ends_with_the_same_bits(
     assert resumed["lr_schedulers"] == whole["lr_schedulers"]
 
 
+def test_accumulated_steps_resume_with_the_same_bits(here: Path, tmp_path: Path) -> None:
+    options = ["--trainer.accumulate_grad_batches=4", "--data.augment=true"]
+    fit(*options, *EVERY_STEP)
+    whole = weights(here / "last.ckpt")
+    stopped = tmp_path / "steps" / "step=3.ckpt"  # the first of two steps of the second epoch
+    (here / "last.ckpt").unlink()
+    fit(*options, f"--ckpt_path={stopped}")
+    resumed = weights(here / "last.ckpt")
+    assert all(torch.equal(resumed[name], value) for name, value in whole.items())
+
+
 def test_options_override_the_file(here: Path) -> None:
     fit("--model.lr=0", "--model.weight_decay=0", "--trainer.limit_train_batches=2")
     before = initial("lecture", "convbp", False, 10, 32, "cifar", 0).state_dict()
@@ -148,8 +159,16 @@ def test_a_config_builds_the_same_network_on_both_convolutions(config: Path) -> 
         (["--data.source=folder"], "--data.root"),
         (["--data.batch_size=1000"], "--data.batch_size: expected at most the 96"),
         (["--config=absent.yaml"], "absent.yaml"),
+        (["--model.lr=-1"], "--model.lr: expected a number of at least 0, got -1"),
+        (["--model.lr=fast"], "Expected a <class 'float'>"),
+        (["--data.limit_test=0"], "--data.limit_test: expected at least 1, got 0"),
+        (["--data.val_share=1"], "--data.val_share: expected 0 or more and below 1, got 1"),
+        (["--trainer.max_epochs=-7"], "`max_epochs` must be"),
+        (["--seed_everything=-1"], "--seed_everything: expected 0 to"),
+        (["--ckpt_path=absent.ckpt"], "--ckpt_path: there is no file absent.ckpt"),
+        ([f"--ckpt_path={__file__}"], "test_train.py is no checkpoint that can be read"),
     ],
-    ids=["network", "fuse", "cifar10", "folder", "batch_size", "config"],
+    ids=lambda value: value[-1].partition("=")[0] if isinstance(value, list) else "",
 )
 def test_what_is_wrong_is_said(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
@@ -158,8 +177,38 @@ def test_what_is_wrong_is_said(
         status = main(["fit", *SMALL, *arguments])
     except SystemExit as leaving:
         status = leaving.code
+    err = capsys.readouterr().err
     assert status == 2
-    assert message in capsys.readouterr().err
+    assert message in err and "Traceback" not in err
+    assert not Path("runs").exists()
+
+
+def test_a_checkpoint_says_what_it_was_made_with(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fit("--trainer.max_epochs=1")
+    last = f"--ckpt_path={here / 'last.ckpt'}"
+    assert main(["test", *SMALL, last, "--model.network=vgg"]) == 0
+    assert "--ckpt_path: the checkpoint's network lecture (not vgg)" in capsys.readouterr().err
+    assert main(["fit", *SMALL, last, "--trainer.max_epochs=5"]) == 2
+    said = capsys.readouterr().err
+    assert "was to fall over 6 steps, the options now make it 30" in said
+
+
+def test_what_is_held_out_is_not_trained_on() -> None:
+    def digests(loader: object) -> set[bytes]:
+        return {picture.numpy().tobytes() for x, _ in loader for picture in x}  # type: ignore[attr-defined]
+
+    pictures = Pictures(batch_size=1)
+    train, held, test = map(
+        digests,
+        (pictures.train_dataloader(), pictures.val_dataloader(), pictures.test_dataloader()),
+    )
+    assert (len(pictures.pictures.train), len(pictures.held_out)) == (1293, 144)
+    assert not train & held and len(train | held) >= 1430  # a few digits are there twice
+    assert digests(Pictures(seed=1).val_dataloader()) != held
+    assert digests(Pictures(seed=0).val_dataloader()) == held
+    assert digests(Pictures(val_share=0).val_dataloader()) == test
 
 
 def test_two_processes_share_the_batches() -> None:
@@ -172,22 +221,30 @@ def test_two_processes_share_the_batches() -> None:
 
     seen = []
     for rank in (0, 1):
-        pictures = Pictures(limit_train=96, batch_size=16)
+        pictures = Pictures(limit_train=107, batch_size=16)
         pictures.trainer = Trainer(rank)  # type: ignore[assignment]
         batches = list(pictures.train_dataloader())
         assert len(batches) == 3
         seen += [picture.numpy().tobytes() for x, _ in batches for picture in x]
-    every = next(iter(Pictures(limit_train=96, batch_size=96).train_dataloader()))[0]
+    every = next(iter(Pictures(limit_train=107, batch_size=96).train_dataloader()))[0]
     assert sorted(seen) == sorted(picture.numpy().tobytes() for picture in every)
 
 
 @pytest.mark.slow
-def test_ddp_with_two_processes(tmp_path: Path, here: Path) -> None:
-    command = [sys.executable, "-m", "experiments.train", "fit", *SMALL]
-    command += ["--trainer.max_epochs=1", "--trainer.strategy=ddp", "--trainer.devices=2"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    process = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert process.returncode == 0, process.stdout + process.stderr
-    assert torch.load(here / "last.ckpt", weights_only=False)["global_step"] == 3
+def test_ddp_with_two_processes_resumes_with_the_same_bits(tmp_path: Path, here: Path) -> None:
+    def fit_in_two(*arguments: str) -> dict[str, Tensor]:
+        command = [sys.executable, "-m", "experiments.train", "fit", *SMALL, *arguments]
+        command += ["--trainer.max_epochs=2", "--trainer.strategy=ddp", "--trainer.devices=2"]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        process = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+        )
+        assert process.returncode == 0, process.stdout + process.stderr
+        kept = torch.load(here / "last.ckpt", weights_only=False)
+        assert kept["global_step"] == 6
+        return kept["state_dict"]
+
+    whole = fit_in_two(*EVERY_STEP)
+    (here / "last.ckpt").unlink()
+    resumed = fit_in_two("--data.augment=true", f"--ckpt_path={tmp_path / 'steps' / 'step=4.ckpt'}")
+    assert all(torch.equal(resumed[name], value) for name, value in whole.items())
