@@ -7,7 +7,7 @@ from typing import Any
 
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from experiments.figures import COLORS, Picture, picture
 from experiments.speed.results import Results, Row, unique
@@ -116,6 +116,7 @@ def draw_roofline(path: Path, results: Results) -> str:
             draw_roofs(axes, results, low, high)
         first.set_xlim(low, high)
         first.set_ylim(bottom=bottom)
+        first.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         for axis in (first.xaxis, first.yaxis):
             axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             axis.set_minor_formatter(NullFormatter())
