@@ -74,6 +74,7 @@ def load(
             if root is None:
                 raise UsageError("--data folder needs --root DIR with train/ and test/ inside")
             train, test, classes = load_folder(root, image_size, limit_train, limit_test)
+            name = root.resolve().name
         case _:
             raise UsageError(f"--data: expected digits, cifar10, cifar100 or folder, got {name!r}")
     train = train.take(slice_of(len(train), limit_train))
