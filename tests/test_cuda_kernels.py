@@ -222,6 +222,6 @@ def test_a_bug_is_noticed(shim: Path, tmp_path: Path, name: str) -> None:
     for built in (*OBJECTS.get(bug.family, [f"implicit_gemm_{element}.o"]), "kernels"):
         (out / built).unlink()
     make(out, sources / "cuda")
-    runs = [run(out, order, "12", "0", bug.family, bug.type) for order in ORDERS]
+    runs = [run(out, order, "24", "0", bug.family, bug.type) for order in ORDERS]
     assert any(done.returncode for done in runs), runs[0].stdout
     print(f"{name}: {next(done.stderr for done in runs if done.returncode)[-300:]}")
