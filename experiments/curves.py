@@ -173,7 +173,7 @@ def draw_seconds(axes: Axes, seeds: list[SeedResult]) -> None:
     axes.set(title="Time of a training step", xlabel="step", ylabel="seconds")
     if highest:
         axes.set_ylim(0, highest)
-        axes.legend(loc="upper right")
+        axes.legend(loc="upper right", frameon=True, framealpha=0.9, edgecolor="white")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 

@@ -50,6 +50,7 @@ table + table, .wide + .wide { margin-top: 1.4rem; }
 thead th { border-bottom: 2px solid #c9cdd3; font-weight: 600; vertical-align: bottom; }
 tbody th { font-weight: 600; white-space: nowrap; }
 .number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+thead th.number { white-space: normal; }
 td.rule { min-width: 20rem; color: var(--soft); font-size: .82rem; line-height: 1.45; }
 .mark { font-weight: 700; white-space: nowrap; }
 .mark.good { color: var(--good); } .mark.bad, tr.bad td { color: var(--bad); }

@@ -226,8 +226,8 @@ def make_study(spec: Spec, side: str, classes: int, image_size: int) -> Study:
 
 def strict_float32() -> None:
     """Let float32 be float32 on a GPU too: TF32 would hide in its rounding what is looked for."""
-    torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
+    torch.backends.cuda.matmul.fp32_precision = "ieee"
 
 
 def quieten() -> None:
