@@ -220,7 +220,7 @@ class Parity:
 
         spec = self.spec
         torch.set_num_threads(spec.threads)
-        strict_float32()
+        strict_float32(spec.accelerator)
         self.say_beginning()
         write_data(self.data, spec.data_file)
         try:

@@ -170,7 +170,7 @@ def train(pipe: Connection, side: str, spec: Spec) -> None:
     """Train one side as the other end of the pipe says."""
     quieten()
     torch.set_num_threads(spec.threads)
-    strict_float32()
+    strict_float32(spec.accelerator)
     data = read_data(spec.data_file)
     study = make_study(spec, side, len(data.classes), data.image_size)
     pipe.send(
@@ -224,9 +224,14 @@ def make_study(spec: Spec, side: str, classes: int, image_size: int) -> Study:
     return study
 
 
-def strict_float32() -> None:
-    """Let float32 be float32 on a GPU too: TF32 would hide in its rounding what is looked for."""
-    torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
+def strict_float32(accelerator: str) -> None:
+    """Let float32 be float32 on a GPU too: TF32 would hide in its rounding what is looked for.
+
+    These are settings of the process, which a CPU does not need.
+    """
+    if accelerator == "cpu":
+        return
+    torch.backends.cudnn.fp32_precision = "ieee"
     torch.backends.cuda.matmul.fp32_precision = "ieee"
 
 

@@ -126,7 +126,7 @@ WORKS = [
     for name in ("2x6x9x7-8k3", "2x6x9x7-6k3s2g6f", "2x6x9x7-8k1+gelu", "avg2x3x8-k2s2p0")
     for operator in parse(name).operators
 ]
-WORKS += [(Network(model, 2, 32), "training step") for model in ("resnet20", "mobilenetv2")]
+WORKS += [(Network(model, 8, 32), "training step") for model in ("resnet20", "mobilenetv2")]
 
 
 @pytest.mark.usefixtures("one_thread")
