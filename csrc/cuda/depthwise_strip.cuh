@@ -57,10 +57,11 @@ __device__ void each_tap(const Axis& a, int result, const Body& body) {
   int tap = 0, tap_step = 1, source = result * a.stride - a.pad, source_step = a.dilation;
   if constexpr (direction == Direction::kBackward) {
     const int at = result + a.pad;
-    while (tap < a.jump && (at - tap * a.dilation) % a.stride) ++tap;
-    if (tap == a.jump) return;
+    const int limit = a.jump < a.taps ? a.jump : a.taps;
+    while (tap < limit && (at - tap * a.dilation) % a.stride) ++tap;
+    if (tap == limit) return;
     source = (at - tap * a.dilation) / a.stride;
-    tap_step = a.jump, source_step = -(a.dilation * a.jump / a.stride);
+    tap_step = a.jump, source_step = -(a.dilation / (a.stride / a.jump));
   }
   CONVBP_ROLLED
   for (; tap < a.taps; tap += tap_step, source += source_step)
