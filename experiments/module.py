@@ -270,8 +270,10 @@ class Study(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse to go on with a schedule that was made for another number of steps."""
-        kept = checkpoint["planned_steps"]
-        if self.trainer.state.fn == "fit" and kept != self.planned_steps:
+        if self.trainer.state.fn != "fit":
+            return
+        kept = checkpoint.get("planned_steps", "other")
+        if kept != self.planned_steps:
             raise UsageError(
                 f"--ckpt_path: the learning rate of this training was to fall over {kept} steps, "
                 f"the options now make it {self.planned_steps}; give the epochs, batch size and "
