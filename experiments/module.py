@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from experiments.batches import BatchDataset, loader_in_order
 from experiments.data import load
 from experiments.errors import UsageError
-from experiments.networks import NETWORKS, build
+from experiments.networks import NETWORKS, SMALLEST, build
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -204,6 +204,10 @@ class Study(L.LightningModule):
             raise UsageError(
                 f"--model.network: expected one of {', '.join(NETWORKS)}, got {network!r}"
             )
+        if image_size < SMALLEST.get(network, 1):
+            raise UsageError(
+                f"--data.image_size: {network} needs at least {SMALLEST[network]}, got {image_size}"
+            )
         for name, value in (("lr", lr), ("weight_decay", weight_decay)):
             if not 0 <= value < math.inf:
                 raise UsageError(f"--model.{name}: expected a number of at least 0, got {value}")
@@ -212,6 +216,7 @@ class Study(L.LightningModule):
         self.save_hyperparameters()
         self.lr, self.weight_decay, self.seed = lr, weight_decay, seed
         self.total_steps: float | None = None  # as many as the trainer will make
+        self.half_accumulated: dict[str, Tensor | None] = {}  # gradients, of a checkpoint
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
         net = initial(network, conv, fuse, classes, image_size, stem, seed)
         self.net = net.to(memory_format=self.layout)
@@ -265,20 +270,59 @@ class Study(L.LightningModule):
         return self.total_steps or self.trainer.estimated_stepping_batches
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what the schedule was made for."""
+        """Keep what the schedule was made for, and the gradients of a step half accumulated."""
         checkpoint["planned_steps"] = self.planned_steps
+        if self.amid_step:
+            # In several processes each has gradients of its own, of which one would be kept.
+            alone = self.trainer.world_size == 1
+            checkpoint["gradients"] = self.gradients() if alone else None
+
+    @property
+    def amid_step(self) -> bool:
+        """Whether gradients of earlier batches wait for those of the next."""
+        batches = self.trainer.fit_loop.epoch_loop.batch_progress
+        into = batches.current.ready % self.trainer.accumulate_grad_batches
+        return into != 0 and not batches.is_last_batch
+
+    def gradients(self) -> dict[str, Tensor | None]:
+        """Return the gradient of each parameter."""
+        return {name: parameter.grad for name, parameter in self.named_parameters()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse to go on with a schedule that was made for another number of steps."""
+        """Refuse what does not go with these options."""
+        own, kept = (
+            {name: tuple(value.shape) for name, value in state.items()}
+            for state in (self.state_dict(), checkpoint["state_dict"])
+        )
+        for name in own | kept:
+            if own.get(name) != kept.get(name):
+                raise UsageError(
+                    f"--ckpt_path: expected {name} {own.get(name, 'to be absent')}, "
+                    f"the checkpoint has {kept.get(name, 'none')}"
+                )
         if self.trainer.state.fn != "fit":
             return
-        kept = checkpoint.get("planned_steps", "other")
-        if kept != self.planned_steps:
+        planned = checkpoint.get("planned_steps", "other")
+        if planned != self.planned_steps:
             raise UsageError(
-                f"--ckpt_path: the learning rate of this training was to fall over {kept} steps, "
-                f"the options now make it {self.planned_steps}; give the epochs, batch size and "
-                "data that it was begun with"
+                f"--ckpt_path: the learning rate of this training was to fall over {planned} "
+                f"steps, the options now make it {self.planned_steps}; give the epochs, batch size "
+                "and data that it was begun with"
             )
+        gradients = checkpoint.get("gradients", {})
+        if gradients is None:
+            raise UsageError(
+                "--ckpt_path: this checkpoint lies in the middle of an accumulated step of several "
+                "processes, whose gradients it does not hold; take one between two steps"
+            )
+        self.half_accumulated = gradients
+
+    def on_train_start(self) -> None:
+        """Take up a step half accumulated; the trainer has zeroed all gradients by now."""
+        for name, gradient in self.half_accumulated.items():
+            parameter = self.get_parameter(name)
+            parameter.grad = None if gradient is None else gradient.to(parameter.device)
+        self.half_accumulated = {}
 
     def configure_optimizers(self) -> Any:
         """Return SGD with momentum, and a one-cycle schedule over the steps of this run."""

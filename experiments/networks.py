@@ -239,6 +239,9 @@ NETWORKS: dict[str, Callable[[Conv, int, int, str], nn.Module]] = {
     "convmixer": lambda conv, classes, image_size, stem: ConvMixer(conv, classes),
 }
 
+# The smallest side of a picture of which the last convolution or pool still leaves a pixel.
+SMALLEST = {"lecture": 16, "vgg": 8, "vgg11": 32, "convmixer": 2}
+
 
 def build(
     name: str, conv: Conv, classes: int, image_size: int = 32, stem: str = "torchvision"
@@ -246,6 +249,9 @@ def build(
     """Build the network ``name`` for (N, 3, image_size, image_size) with convolutions ``conv``."""
     if name not in NETWORKS:
         raise ValueError(f"name: expected one of {', '.join(NETWORKS)}, got {name!r}")
+    smallest = SMALLEST.get(name, 1)
+    if image_size < smallest:
+        raise ValueError(f"image_size: {name} needs at least {smallest}, got {image_size}")
     return NETWORKS[name](conv, classes, image_size, stem)
 
 

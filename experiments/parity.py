@@ -115,7 +115,13 @@ def go_on(resumed: argparse.Namespace) -> int:
 def load_data(args: argparse.Namespace) -> Data:
     """Load the pictures."""
     from experiments.data import load
+    from experiments.networks import SMALLEST
 
+    smallest = SMALLEST.get(args.network, 1)
+    if args.image_size < smallest:
+        raise UsageError(
+            f"--image-size: {args.network} needs at least {smallest}, got {args.image_size}"
+        )
     return load(
         args.data,
         root=args.root,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning import Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
@@ -16,7 +17,8 @@ from experiments.module import Pictures, Study
 from experiments.training import quieten
 from experiments.training_report import write_report
 
-LIGHTNINGS_OWN = ("best", "last", "hpc")  # what a ckpt_path may be beside a file
+LIGHTNINGS_OWN = ("last", "hpc")  # what a ckpt_path may be beside a file
+SMALLEST = {"accumulate_grad_batches": 1, "gradient_clip_val": 0, "log_every_n_steps": 0}
 
 
 class Command(LightningCLI):
@@ -35,6 +37,10 @@ class Command(LightningCLI):
             raise UsageError(
                 f"--seed_everything: expected 0 to {2**32 - 1}, got {config.seed_everything}"
             )
+        for name, smallest in SMALLEST.items():
+            value = config.trainer[name]
+            if value is not None and not value >= smallest:
+                raise UsageError(f"--trainer.{name}: expected at least {smallest}, got {value}")
         if config.get("ckpt_path") and config.ckpt_path not in LIGHTNINGS_OWN:
             kept = read_checkpoint(Path(config.ckpt_path)).get("hyper_parameters", {})
             told = vars(config.model)
@@ -45,6 +51,17 @@ class Command(LightningCLI):
             ]
             if other:
                 print(f"--ckpt_path: the checkpoint's {', '.join(other)}", file=sys.stderr)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Let what the trainer says of its options be a sentence."""
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise UsageError(f"--trainer: {error}") from error
+
+    def before_fit(self) -> None:
+        """Make the study's folder, before hours have gone into what is to be written there."""
+        Path(self.trainer.default_root_dir).mkdir(parents=True, exist_ok=True)
 
     def after_fit(self) -> None:
         """Write report.html into the study's folder."""
@@ -79,7 +96,7 @@ def main(arguments: list[str] | None = None) -> int:
             seed_everything_default=0,
             save_config_kwargs={"overwrite": True},
         )
-    except (UsageError, MisconfigurationException) as error:
+    except (UsageError, MisconfigurationException, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

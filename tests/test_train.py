@@ -22,8 +22,9 @@ import lightning as L
 import yaml
 
 import torch_convbp as bp
-from experiments.module import Pictures, initial
-from experiments.networks import NETWORKS
+from experiments.errors import UsageError
+from experiments.module import Pictures, Study, initial
+from experiments.networks import NETWORKS, SMALLEST
 from experiments.train import main
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -95,15 +96,68 @@ def test_a_resumed_training_ends_with_the_same_bits(
     assert resumed["lr_schedulers"] == whole["lr_schedulers"]
 
 
-def test_accumulated_steps_resume_with_the_same_bits(here: Path, tmp_path: Path) -> None:
-    options = ["--trainer.accumulate_grad_batches=4", "--data.augment=true"]
-    fit(*options, *EVERY_STEP)
-    whole = weights(here / "last.ckpt")
-    stopped = tmp_path / "steps" / "step=3.ckpt"  # the first of two steps of the second epoch
+# Six batches an epoch, of which four and two make a step.
+FOUR_A_STEP = [
+    "--trainer.accumulate_grad_batches=4",
+    "--data.augment=true",
+    "--trainer.val_check_interval=5",
+]
+AT_VALIDATION = [
+    "--trainer.callbacks+=lightning.pytorch.callbacks.ModelCheckpoint",
+    "--trainer.callbacks.dirpath=amid",
+    "--trainer.callbacks.monitor=val_accuracy",
+    "--trainer.callbacks.save_top_k=-1",
+    "--trainer.callbacks.filename={epoch}",
+]
+
+
+@pytest.mark.parametrize("stopped", ["steps/step=3.ckpt", "amid/epoch=0.ckpt", "amid/epoch=1.ckpt"])
+def test_accumulated_steps_resume_with_the_same_bits(
+    here: Path, tmp_path: Path, stopped: str
+) -> None:
+    fit(*FOUR_A_STEP, *EVERY_STEP, *AT_VALIDATION)
+    whole = torch.load(here / "last.ckpt", weights_only=False)
+    assert whole["global_step"] == 4
+    held = torch.load(tmp_path / stopped, weights_only=False).get("gradients", {})
+    assert ("amid" in stopped) == any(gradient.any() for gradient in held.values())
     (here / "last.ckpt").unlink()
-    fit(*options, f"--ckpt_path={stopped}")
-    resumed = weights(here / "last.ckpt")
-    assert all(torch.equal(resumed[name], value) for name, value in whole.items())
+    fit(*FOUR_A_STEP, f"--ckpt_path={tmp_path / stopped}")
+    resumed = torch.load(here / "last.ckpt", weights_only=False)
+    assert resumed["global_step"] == 4
+    assert all(torch.equal(resumed["state_dict"][k], v) for k, v in whole["state_dict"].items())
+
+
+def test_a_step_half_accumulated_by_several_processes_is_refused(
+    here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fit(*FOUR_A_STEP, *AT_VALIDATION)
+    stopped = tmp_path / "amid" / "epoch=0.ckpt"
+    kept = torch.load(stopped, weights_only=False)
+    torch.save(kept | {"gradients": None}, stopped)  # as Study keeps it there
+    assert main(["fit", *SMALL, "--trainer.max_epochs=2", *FOUR_A_STEP, f"--ckpt_path={stopped}"])
+    assert "in the middle of an accumulated step" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_network_trains_alike_in_every_form(name: str) -> None:
+    forms = {"torch": ("torch", False), "convbp": ("convbp", False), "fused": ("convbp", True)}
+    random = torch.Generator().manual_seed(0)
+    x = torch.randn(4, 3, 32, 32, generator=random, dtype=torch.double)
+    y = torch.randint(10, (4,), generator=random)
+    after = {}
+    for form, (conv, fuse) in forms.items():
+        net = initial(name, conv, fuse, 10, 32, "cifar", 0).double()
+        before = {key: value.clone() for key, value in net.named_parameters()}
+        optimizer = torch.optim.SGD(net.parameters(), 0.01, momentum=0.9)
+        for _ in range(3):
+            optimizer.zero_grad()
+            torch.manual_seed(0)  # dropout
+            nn.functional.cross_entropy(net(x), y).backward()
+            optimizer.step()
+        assert not any(torch.equal(before[key], value) for key, value in net.named_parameters())
+        after[form] = net.state_dict()
+    for form in ("convbp", "fused"):
+        torch.testing.assert_close(after[form], after["torch"], rtol=1e-8, atol=1e-9)
 
 
 def test_options_override_the_file(here: Path) -> None:
@@ -164,6 +218,13 @@ def test_a_config_builds_the_same_network_on_both_convolutions(config: Path) -> 
         (["--data.limit_test=0"], "--data.limit_test: expected at least 1, got 0"),
         (["--data.val_share=1"], "--data.val_share: expected 0 or more and below 1, got 1"),
         (["--trainer.max_epochs=-7"], "`max_epochs` must be"),
+        (["--trainer.accumulate_grad_batches=0"], "_batches: expected at least 1, got 0"),
+        (["--trainer.gradient_clip_val=-1"], "gradient_clip_val: expected at least 0, got -1"),
+        (["--trainer.log_every_n_steps=-1"], "log_every_n_steps: expected at least 0, got -1"),
+        (["--trainer.devices=-3"], "--trainer: `devices` selected with"),
+        (["--trainer.strategy=foo"], "--trainer: You selected an invalid strategy name"),
+        (["--trainer.default_root_dir=/proc/none"], "'/proc/none'"),
+        (["--ckpt_path=best"], "--ckpt_path: there is no file best"),
         (["--seed_everything=-1"], "--seed_everything: expected 0 to"),
         (["--ckpt_path=absent.ckpt"], "--ckpt_path: there is no file absent.ckpt"),
         ([f"--ckpt_path={__file__}"], "test_train.py is no checkpoint that can be read"),
@@ -181,6 +242,34 @@ def test_what_is_wrong_is_said(
     assert status == 2
     assert message in err and "Traceback" not in err
     assert not Path("runs").exists()
+
+
+def test_a_checkpoint_of_other_layers_is_refused(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fit("--trainer.max_epochs=1")
+    kept = torch.load(here / "last.ckpt", weights_only=False)
+    kept["state_dict"]["net.dense.bias"] = torch.zeros(7)
+    torch.save(kept, here / "seven.ckpt")
+    del kept["state_dict"]["net.dense.bias"]
+    torch.save(kept, here / "less.ckpt")
+    for file, message in (
+        ("seven.ckpt", "expected net.dense.bias (10,), the checkpoint has (7,)"),
+        ("less.ckpt", "expected net.dense.bias (10,), the checkpoint has none"),
+    ):
+        assert main(["test", *SMALL, f"--ckpt_path={here / file}"]) == 2
+        assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("network", SMALLEST)
+def test_a_network_says_how_small_a_picture_may_be(network: str) -> None:
+    side = SMALLEST[network]
+    for conv in ("torch", "convbp"):
+        net = initial(network, conv, False, 10, side, "cifar", 0).eval()
+        assert net(torch.zeros(1, 3, side, side)).shape == (1, 10)
+    message = f"--data.image_size: {network} needs at least {side}, got {side - 1}"
+    with pytest.raises(UsageError, match=message):
+        Study(network, image_size=side - 1)
 
 
 def test_a_checkpoint_says_what_it_was_made_with(
