@@ -29,7 +29,8 @@ int parameters_of(int row) {
 std::string names() {
   std::string all;
   for (const Named* row = named(All{}); row->name; ++row)
-    all += (all.empty() ? "" : ", ") + std::string(row->name) + " " + std::to_string(row->parameters);
+    all +=
+        (all.empty() ? "" : ", ") + std::string(row->name) + " " + std::to_string(row->parameters);
   return all;
 }
 

@@ -15,11 +15,11 @@
 namespace convbp::activation {
 
 // q are the row's parameters, in the order of torch.nn.functional's arguments.
-#define CONVBP_G(p, q) \
+#define CONVBP_G(p, q)  \
   template <typename A> \
   CONVBP_BOTH static A value(A p, [[maybe_unused]] const A* q)
 #define CONVBP_ERROR_SIGNAL(grad, kept, q) \
-  template <typename A> \
+  template <typename A>                    \
   CONVBP_BOTH static A error_signal(A grad, A kept, [[maybe_unused]] const A* q)
 
 struct Relu {
@@ -73,8 +73,8 @@ struct Silu {
   }
 };
 
-constexpr double kHalfRoot = 0.70710678118654752440;      // sqrt(1 / 2)
-constexpr double kNormalPeak = 0.39894228040143267794;    // 1 / sqrt(2 pi)
+constexpr double kHalfRoot = 0.70710678118654752440;       // sqrt(1 / 2)
+constexpr double kNormalPeak = 0.39894228040143267794;     // 1 / sqrt(2 pi)
 constexpr double kGeluTanhScale = 0.79788456080286535588;  // sqrt(2 / pi)
 constexpr double kGeluTanhCube = 0.044715;
 

@@ -63,12 +63,11 @@ Tensor allocate(const Ints& size, const Tensor& like, const Make& make) {
 // What a backend does with new memory.
 void made(void* data, int64_t bytes);
 
-inline Tensor new_tensor(const Ints& size, const Tensor& like,
-                         std::optional<MemoryFormat> format,
+inline Tensor new_tensor(const Ints& size, const Tensor& like, std::optional<MemoryFormat> format,
                          std::optional<ScalarType> type = std::nullopt) {
   return allocate(size, like, [&] {
-    const Tensor tensor = torch::stable::empty(size, type.value_or(like.scalar_type()), std::nullopt,
-                                               like.device(), std::nullopt, format);
+    const Tensor tensor = torch::stable::empty(size, type.value_or(like.scalar_type()),
+                                               std::nullopt, like.device(), std::nullopt, format);
     made(tensor.mutable_data_ptr(), tensor.numel() * tensor.element_size());
     return tensor;
   });

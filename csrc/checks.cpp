@@ -27,31 +27,32 @@ void check_parameter(const char* name, const Ints& values, size_t count, const c
 ConvProblem check_conv2d(const Ints& input_size, const Ints& weight_size, const Ints& stride,
                          const Ints& padding, const Ints& dilation, int64_t groups,
                          int64_t element_bytes) {
-  check(input_size.size() == 4, "Expected 4D (batched) input to conv2d, but got input of size: ",
-        text(input_size));
+  check(input_size.size() == 4,
+        "Expected 4D (batched) input to conv2d, but got input of size: ", text(input_size));
   check(weight_size.size() == 4,
         "Expected 4D weight [out_channels, in_channels/groups, kernel_height, kernel_width] to "
         "conv2d, but got weight of size: ",
         text(weight_size));
-  check(!any_below(input_size, 0), "Expected non-negative input sizes, but got input of size: ",
-        text(input_size));
+  check(!any_below(input_size, 0),
+        "Expected non-negative input sizes, but got input of size: ", text(input_size));
   check(!any_above(input_size, kLargestBytes), "input is too large: expected sizes of at most ",
         kLargestBytes, ", but got input of size: ", text(input_size));
   check(!any_above(weight_size, kLargestParameter),
         "weight is too large: expected sizes of at most ", kLargestParameter,
         ", but got weight of size: ", text(weight_size));
-  check(!any_below(weight_size, 0), "Expected non-negative weight sizes, but got weight of size: ",
-        text(weight_size));
+  check(!any_below(weight_size, 0),
+        "Expected non-negative weight sizes, but got weight of size: ", text(weight_size));
   check(groups > 0, "non-positive groups is not supported, but got groups=", groups);
   check_parameter("stride", stride, 2, "(height, width)");
-  check(!any_below(stride, 1), "non-positive stride is not supported, but got stride=",
-        text(stride));
+  check(!any_below(stride, 1),
+        "non-positive stride is not supported, but got stride=", text(stride));
   check_parameter("padding", padding, 4, "(top, bottom, left, right)");
-  check(!any_below(padding, 0), "negative padding is not supported, but got padding=",
-        text(padding), " (top, bottom, left, right)");
+  check(!any_below(padding, 0),
+        "negative padding is not supported, but got padding=", text(padding),
+        " (top, bottom, left, right)");
   check_parameter("dilation", dilation, 2, "(height, width)");
-  check(!any_below(dilation, 1), "dilation should be greater than zero, but got dilation=",
-        text(dilation));
+  check(!any_below(dilation, 1),
+        "dilation should be greater than zero, but got dilation=", text(dilation));
   check(weight_size[0] >= groups, "Given groups=", groups, ", expected weight to be at least ",
         groups, " at dimension 0, but got weight of size ", text(weight_size), " instead");
   check(weight_size[0] % groups == 0, "Given groups=", groups,
@@ -60,10 +61,10 @@ ConvProblem check_conv2d(const Ints& input_size, const Ints& weight_size, const 
   check(weight_size[2] > 0 && weight_size[3] > 0,
         "Expected weight to have a kernel of at least 1 x 1, but got weight of size ",
         text(weight_size));
-  check(input_size[1] % groups == 0 && input_size[1] / groups == weight_size[1], "Given groups=",
-        groups, ", weight of size ", text(weight_size), ", expected input", text(input_size),
-        " to have ", weight_size[1] * groups, " channels, but got ", input_size[1],
-        " channels instead");
+  check(input_size[1] % groups == 0 && input_size[1] / groups == weight_size[1],
+        "Given groups=", groups, ", weight of size ", text(weight_size), ", expected input",
+        text(input_size), " to have ", weight_size[1] * groups, " channels, but got ",
+        input_size[1], " channels instead");
   check(input_size[2] > 0 && input_size[3] > 0,
         "Only zero batch or zero channel inputs are supported, but got input shape: ",
         text(input_size));
@@ -107,13 +108,12 @@ PoolProblem check_pool2d(const Ints& input_size, const Ints& kernel_size, const 
   check(kernel_size[0] * kernel_size[1] <= kLargestParameter,
         "kernel_size is too large: expected at most ", kLargestParameter,
         " positions, but got kernel_size=", text(kernel_size));
-  check(stride[0] != 0 && stride[1] != 0, "stride should not be zero, but got stride=",
-        text(stride));
-  check(!any_below(stride, 1), "stride should be greater than zero, but got stride=",
-        text(stride));
+  check(stride[0] != 0 && stride[1] != 0,
+        "stride should not be zero, but got stride=", text(stride));
+  check(!any_below(stride, 1), "stride should be greater than zero, but got stride=", text(stride));
   check(!any_below(padding, 0), "pad must be non-negative, but got padding=", text(padding));
-  check(!any_below(dilation, 1), "dilation should be greater than zero, but got dilation=",
-        text(dilation));
+  check(!any_below(dilation, 1),
+        "dilation should be greater than zero, but got dilation=", text(dilation));
   for (const int axis : {kHeight, kWidth}) {
     check(padding[axis] <= (dilation[axis] * (kernel_size[axis] - 1) + 1) / 2,
           "pad should be at most half of effective kernel size, but got padding=", text(padding),
@@ -147,8 +147,9 @@ PoolProblem check_pool2d(const Ints& input_size, const Ints& kernel_size, const 
   }
   check(p.out_size[0] > 0 && p.out_size[1] > 0, "Given input size: (", p.channels, "x",
         p.in_size[0], "x", p.in_size[1], "). Calculated output size: (", p.channels, "x",
-        p.out_size[0], "x", p.out_size[1], "). Output size is too small for kernel_size=",
-        text(kernel_size), " and dilation=", text(dilation));
+        p.out_size[0], "x", p.out_size[1],
+        "). Output size is too small for kernel_size=", text(kernel_size),
+        " and dilation=", text(dilation));
   return p;
 }
 
@@ -211,8 +212,8 @@ double bytes_of(const Ints& size, int64_t element_bytes) {
 }
 
 void check_fits(const Ints& size, int64_t element_bytes) {
-  check(bytes_of(size, element_bytes) <= static_cast<double>(kLargestBytes),
-        "the result of size ", text(size), " would not fit into the address space");
+  check(bytes_of(size, element_bytes) <= static_cast<double>(kLargestBytes), "the result of size ",
+        text(size), " would not fit into the address space");
 }
 
 void check_bias(const Tensor& bias, const Ints& weight_size) {

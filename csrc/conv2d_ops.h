@@ -56,20 +56,22 @@ Tensor conv2d(const Tensor& input, const Tensor& weight, const std::optional<Ten
 }
 
 Tensor conv2d_activation(const Tensor& input, const Tensor& weight,
-                         const std::optional<Tensor>& bias, const Ints& stride,
-                         const Ints& padding, const Ints& dilation, int64_t groups,
-                         const std::string& activation, const Doubles& parameters) {
+                         const std::optional<Tensor>& bias, const Ints& stride, const Ints& padding,
+                         const Ints& dilation, int64_t groups, const std::string& activation,
+                         const Doubles& parameters) {
   return convolve("conv2d_activation", input, weight, bias, stride, padding, dilation, groups,
                   &activation, parameters, nullptr);
 }
 
-std::tuple<Tensor, Tensor> conv2d_activation_pair(
-    const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
-    const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups,
-    const std::string& activation, const Doubles& parameters) {
+std::tuple<Tensor, Tensor> conv2d_activation_pair(const Tensor& input, const Tensor& weight,
+                                                  const std::optional<Tensor>& bias,
+                                                  const Ints& stride, const Ints& padding,
+                                                  const Ints& dilation, int64_t groups,
+                                                  const std::string& activation,
+                                                  const Doubles& parameters) {
   Tensor pre_activation;
-  Tensor output = convolve("conv2d_activation_pair", input, weight, bias, stride, padding,
-                           dilation, groups, &activation, parameters, &pre_activation);
+  Tensor output = convolve("conv2d_activation_pair", input, weight, bias, stride, padding, dilation,
+                           groups, &activation, parameters, &pre_activation);
   return {output, pre_activation};
 }
 
@@ -105,8 +107,7 @@ Tensor weight_grad(const char* op, const Tensor& input, const Ints& weight_size,
   if (bias_grad) *bias_grad = new_tensor({weight_size[0]}, delta, std::nullopt);
   dispatch(delta, [&](auto element) {
     using T = decltype(element);
-    T* const bias_data =
-        bias_grad ? static_cast<T*>(bias_grad->mutable_data_ptr()) : nullptr;
+    T* const bias_data = bias_grad ? static_cast<T*>(bias_grad->mutable_data_ptr()) : nullptr;
     backend::conv2d_weight_grad<T>(p, view<const T>(input), view<const T>(delta),
                                    view<T>(weight_grad), bias_data);
   });
@@ -120,13 +121,14 @@ Tensor conv2d_weight_grad(const Tensor& input, const Ints& weight_size, const Te
                      groups, memory_format, nullptr);
 }
 
-std::tuple<Tensor, Tensor> conv2d_weight_bias_grad(
-    const Tensor& input, const Ints& weight_size, const Tensor& delta, const Ints& stride,
-    const Ints& padding, const Ints& dilation, int64_t groups,
-    std::optional<MemoryFormat> memory_format) {
+std::tuple<Tensor, Tensor> conv2d_weight_bias_grad(const Tensor& input, const Ints& weight_size,
+                                                   const Tensor& delta, const Ints& stride,
+                                                   const Ints& padding, const Ints& dilation,
+                                                   int64_t groups,
+                                                   std::optional<MemoryFormat> memory_format) {
   Tensor bias_grad;
-  Tensor result = weight_grad("conv2d_weight_bias_grad", input, weight_size, delta, stride,
-                              padding, dilation, groups, memory_format, &bias_grad);
+  Tensor result = weight_grad("conv2d_weight_bias_grad", input, weight_size, delta, stride, padding,
+                              dilation, groups, memory_format, &bias_grad);
   return {result, bias_grad};
 }
 

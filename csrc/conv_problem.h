@@ -26,8 +26,8 @@ struct ConvProblem {
   int64_t in_channels;   // K, per group
   int64_t out_channels;  // O, per group
   int64_t in_size[2];
-  int64_t kernel[2];     // R, S
-  int64_t out_size[2];   // M, N
+  int64_t kernel[2];    // R, S
+  int64_t out_size[2];  // M, N
   int64_t stride[2];
   int64_t pad[2];
   int64_t dilation[2];

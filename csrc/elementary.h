@@ -13,15 +13,27 @@
 
 namespace convbp::elementary {
 
-CONVBP_BOTH inline double exp(double x) { return std::exp(x); }
-CONVBP_BOTH inline double tanh(double x) { return std::tanh(x); }
-CONVBP_BOTH inline double erf(double x) { return std::erf(x); }
+CONVBP_BOTH inline double exp(double x) {
+  return std::exp(x);
+}
+CONVBP_BOTH inline double tanh(double x) {
+  return std::tanh(x);
+}
+CONVBP_BOTH inline double erf(double x) {
+  return std::erf(x);
+}
 
 #if defined(__CUDACC__)
 
-CONVBP_BOTH inline float exp(float x) { return std::exp(x); }
-CONVBP_BOTH inline float tanh(float x) { return std::tanh(x); }
-CONVBP_BOTH inline float erf(float x) { return std::erf(x); }
+CONVBP_BOTH inline float exp(float x) {
+  return std::exp(x);
+}
+CONVBP_BOTH inline float tanh(float x) {
+  return std::tanh(x);
+}
+CONVBP_BOTH inline float erf(float x) {
+  return std::erf(x);
+}
 
 #else
 
@@ -57,8 +69,9 @@ inline float exp(float x) {
 // Near zero x + x^3 P(x^2); elsewhere 1 - 2 / (exp(2 |x|) + 1) with the sign of x.
 inline float tanh(float x) {
   const float a = std::fabs(x), z = x * x;
-  const float near = x + x * z * polynomial(z, -0.333332839f, 0.133314912f, -0.0537434953f,
-                                            0.020650579f, -0.00571703656f);
+  const float near = x + x * z *
+                             polynomial(z, -0.333332839f, 0.133314912f, -0.0537434953f,
+                                        0.020650579f, -0.00571703656f);
   const float far = std::copysign(1.f - 2.f / (exp(2.f * a) + 1.f), x);
   return a < 0.625f ? near : far;
 }

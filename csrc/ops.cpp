@@ -34,10 +34,12 @@ STABLE_TORCH_LIBRARY(torch_convbp, m) {
       "-> (Tensor, Tensor)");
   m.def(
       "conv2d_input_grad(SymInt[] input_size, Tensor weight, Tensor delta, int[2] stride, "
-      "int[4] padding, int[2] dilation, int groups, *, MemoryFormat? memory_format=None) -> Tensor");
+      "int[4] padding, int[2] dilation, int groups, *, MemoryFormat? memory_format=None) -> "
+      "Tensor");
   m.def(
       "conv2d_weight_grad(Tensor input, SymInt[] weight_size, Tensor delta, int[2] stride, "
-      "int[4] padding, int[2] dilation, int groups, *, MemoryFormat? memory_format=None) -> Tensor");
+      "int[4] padding, int[2] dilation, int groups, *, MemoryFormat? memory_format=None) -> "
+      "Tensor");
   m.def(
       "conv2d_weight_bias_grad(Tensor input, SymInt[] weight_size, Tensor delta, int[2] stride, "
       "int[4] padding, int[2] dilation, int groups, *, MemoryFormat? memory_format=None) "

@@ -1,6 +1,6 @@
-// The pooling operators (L8) as torch calls them, on every backend: checks, allocates, dispatches on
-// the element type. Included once by each, behind its boundary.h and its functions pool::max_pool2d
-// and so on.
+// The pooling operators (L8) as torch calls them, on every backend: checks, allocates, dispatches
+// on the element type. Included once by each, behind its boundary.h and its functions
+// pool::max_pool2d and so on.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -31,8 +31,8 @@ void check_offset(const Tensor& offset, const Tensor& values, const PoolProblem&
   check_is_there("max_pool2d", "offset", offset);
   check_device("offset", offset, values);
   check(offset.scalar_type() == offset_type(p), "Expected offset of type ",
-        torch::headeronly::toString(offset_type(p)), " for kernel_size=",
-        text({p.kernel[0], p.kernel[1]}), ", but got ",
+        torch::headeronly::toString(offset_type(p)),
+        " for kernel_size=", text({p.kernel[0], p.kernel[1]}), ", but got ",
         torch::headeronly::toString(offset.scalar_type()));
   check_output_size("offset", offset, p);
   check_has_memory("offset", offset);
@@ -54,18 +54,17 @@ MemoryFormat format_of(const Tensor& t) {
 }
 
 std::tuple<Tensor, Tensor> max_pool2d(const Tensor& input, const Ints& kernel_size,
-                                      const Ints& stride, const Ints& padding,
-                                      const Ints& dilation, bool ceil_mode) {
+                                      const Ints& stride, const Ints& padding, const Ints& dilation,
+                                      bool ceil_mode) {
   check_tensors("max_pool2d", {{"input", input}});
-  const PoolProblem p = check_pool2d(sizes_of(input), kernel_size, stride, padding,
-                                     dilation, ceil_mode);
+  const PoolProblem p =
+      check_pool2d(sizes_of(input), kernel_size, stride, padding, dilation, ceil_mode);
   const Tensor output = new_tensor(output_size(p), input, format_of(input));
   const Tensor offset = new_tensor(output_size(p), input, format_of(input), offset_type(p));
   dispatch_pool(input, p, [&](auto element, auto offset_element) {
     using T = decltype(element);
     using Offset = decltype(offset_element);
-    pool::max_pool2d<T, Offset>(p, view<const T>(input), view<T>(output),
-                                view<Offset>(offset));
+    pool::max_pool2d<T, Offset>(p, view<const T>(input), view<T>(output), view<Offset>(offset));
   });
   return {output, offset};
 }
@@ -75,8 +74,7 @@ Tensor max_pool2d_input_grad(const Ints& input_size, const Tensor& delta, const 
                              const Ints& dilation, bool ceil_mode,
                              std::optional<MemoryFormat> memory_format) {
   check_tensors("max_pool2d_input_grad", {{"delta", delta}});
-  const PoolProblem p = check_pool2d(input_size, kernel_size, stride,
-                                     padding, dilation, ceil_mode);
+  const PoolProblem p = check_pool2d(input_size, kernel_size, stride, padding, dilation, ceil_mode);
   check_output_size("delta", delta, p);
   check_offset(offset, delta, p);
   const Tensor input_grad =
@@ -94,8 +92,8 @@ Tensor max_pool2d_gather(const Tensor& input, const Tensor& offset, const Ints& 
                          const Ints& stride, const Ints& padding, const Ints& dilation,
                          bool ceil_mode) {
   check_tensors("max_pool2d_gather", {{"input", input}});
-  const PoolProblem p = check_pool2d(sizes_of(input), kernel_size, stride,
-                                     padding, dilation, ceil_mode);
+  const PoolProblem p =
+      check_pool2d(sizes_of(input), kernel_size, stride, padding, dilation, ceil_mode);
   check_offset(offset, input, p);
   const Tensor output = new_tensor(output_size(p), input, format_of(input));
   dispatch_pool(input, p, [&](auto element, auto offset_element) {
@@ -107,9 +105,9 @@ Tensor max_pool2d_gather(const Tensor& input, const Tensor& offset, const Ints& 
   return output;
 }
 
-PoolProblem check_average(const Ints& input_size, const Ints& kernel_size,
-                          const Ints& stride, const Ints& padding, bool ceil_mode,
-                          bool count_include_pad, std::optional<int64_t> divisor_override) {
+PoolProblem check_average(const Ints& input_size, const Ints& kernel_size, const Ints& stride,
+                          const Ints& padding, bool ceil_mode, bool count_include_pad,
+                          std::optional<int64_t> divisor_override) {
   check(!divisor_override || *divisor_override != 0,
         "divisor must be not zero, but got divisor_override=0");
   PoolProblem p = check_pool2d(input_size, kernel_size, stride, padding, {1, 1}, ceil_mode);
@@ -122,8 +120,8 @@ Tensor avg_pool2d(const Tensor& input, const Ints& kernel_size, const Ints& stri
                   const Ints& padding, bool ceil_mode, bool count_include_pad,
                   std::optional<int64_t> divisor_override) {
   check_tensors("avg_pool2d", {{"input", input}});
-  const PoolProblem p = check_average(sizes_of(input), kernel_size, stride, padding,
-                                      ceil_mode, count_include_pad, divisor_override);
+  const PoolProblem p = check_average(sizes_of(input), kernel_size, stride, padding, ceil_mode,
+                                      count_include_pad, divisor_override);
   const Tensor output = new_tensor(output_size(p), input, format_of(input));
   dispatch(input, [&](auto element) {
     using T = decltype(element);
@@ -137,8 +135,8 @@ Tensor avg_pool2d_input_grad(const Ints& input_size, const Tensor& delta, const 
                              bool count_include_pad, std::optional<int64_t> divisor_override,
                              std::optional<MemoryFormat> memory_format) {
   check_tensors("avg_pool2d_input_grad", {{"delta", delta}});
-  const PoolProblem p = check_average(input_size, kernel_size, stride,
-                                      padding, ceil_mode, count_include_pad, divisor_override);
+  const PoolProblem p = check_average(input_size, kernel_size, stride, padding, ceil_mode,
+                                      count_include_pad, divisor_override);
   check_output_size("delta", delta, p);
   const Tensor input_grad =
       new_tensor(input_size, delta, result_format(memory_format, delta, delta));

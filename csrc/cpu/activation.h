@@ -13,8 +13,7 @@ struct Functions {
   // x[i] = g(x[i])
   void (*value)(A* x, int64_t count, const A* parameters);
   // delta[i] = g'(p_i) * grad[i], from kept[i]: g's output or its input. delta may be grad.
-  void (*error_signal)(const A* grad, const A* kept, A* delta, int64_t count,
-                       const A* parameters);
+  void (*error_signal)(const A* grad, const A* kept, A* delta, int64_t count, const A* parameters);
 };
 
 // Those of a row of the table.

@@ -25,8 +25,8 @@ void set_algorithm(const std::string& name) {
       return;
     }
   throw std::runtime_error(
-      "conv_algorithm: expected \"auto\", \"direct\", \"winograd\" or \"plain\", but got \"" + name +
-      "\"");
+      "conv_algorithm: expected \"auto\", \"direct\", \"winograd\" or \"plain\", but got \"" +
+      name + "\"");
 }
 
 std::string algorithm_setting() {

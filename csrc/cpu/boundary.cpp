@@ -28,8 +28,8 @@ void made(void* data, int64_t bytes) {
 }
 
 void parallel_tasks(int64_t tasks, TaskRange body, void* context) {
-  torch::stable::parallel_for(
-      0, tasks, 1, [&](int64_t begin, int64_t end) { body(context, begin, end); });
+  torch::stable::parallel_for(0, tasks, 1,
+                              [&](int64_t begin, int64_t end) { body(context, begin, end); });
 }
 
 int64_t thread_count() {

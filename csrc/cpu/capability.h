@@ -25,9 +25,9 @@ const char* capability_name();
   namespace avx512 {            \
   __VA_ARGS__                   \
   }
-#define CONVBP_IN_BEST_ISA(...)                               \
-  (capability() >= Capability::kAvx512 ? avx512::__VA_ARGS__  \
-   : capability() >= Capability::kAvx2 ? avx2::__VA_ARGS__    \
+#define CONVBP_IN_BEST_ISA(...)                              \
+  (capability() >= Capability::kAvx512 ? avx512::__VA_ARGS__ \
+   : capability() >= Capability::kAvx2 ? avx2::__VA_ARGS__   \
                                        : baseline::__VA_ARGS__)
 #else
 #define CONVBP_IN_EACH_ISA(...) \

@@ -22,24 +22,24 @@ constexpr Element element_of() {
 
 // Runs an operator of the algorithm that was chosen, each for the element types that it is compiled
 // for.
-#define CONVBP_IN_ALGORITHM(T, chosen, ...)                            \
-  switch (chosen) {                                                    \
-    case Algorithm::kPlain:                                            \
-      return plain::__VA_ARGS__;                                       \
-    case Algorithm::kDirect:                                           \
-      return direct::__VA_ARGS__;                                      \
-    case Algorithm::kDepthwise:                                        \
-      if constexpr (sizeof(T) >= 4) return depthwise::__VA_ARGS__;     \
-      break;                                                           \
-    case Algorithm::kGrouped:                                          \
-      if constexpr (sizeof(T) >= 4) return grouped::__VA_ARGS__;       \
-      break;                                                           \
-    case Algorithm::kPointwise:                                        \
-      if constexpr (sizeof(T) >= 4) return pointwise::__VA_ARGS__;     \
-      break;                                                           \
-    case Algorithm::kWinograd:                                         \
-      if constexpr (sizeof(T) <= 4) return winograd::__VA_ARGS__;      \
-      break;                                                           \
+#define CONVBP_IN_ALGORITHM(T, chosen, ...)                        \
+  switch (chosen) {                                                \
+    case Algorithm::kPlain:                                        \
+      return plain::__VA_ARGS__;                                   \
+    case Algorithm::kDirect:                                       \
+      return direct::__VA_ARGS__;                                  \
+    case Algorithm::kDepthwise:                                    \
+      if constexpr (sizeof(T) >= 4) return depthwise::__VA_ARGS__; \
+      break;                                                       \
+    case Algorithm::kGrouped:                                      \
+      if constexpr (sizeof(T) >= 4) return grouped::__VA_ARGS__;   \
+      break;                                                       \
+    case Algorithm::kPointwise:                                    \
+      if constexpr (sizeof(T) >= 4) return pointwise::__VA_ARGS__; \
+      break;                                                       \
+    case Algorithm::kWinograd:                                     \
+      if constexpr (sizeof(T) <= 4) return winograd::__VA_ARGS__;  \
+      break;                                                       \
   }
 
 }  // namespace
@@ -50,8 +50,7 @@ template <typename T>
 void conv2d(const ConvProblem& p, View<const T> input, View<const T> weight,
             const Epilogue<T>& epilogue, View<T> output) {
   CONVBP_IN_ALGORITHM(
-      T,
-      choose_algorithm(p, Operator::kForward, element_of<T>(), input.stride, output.stride),
+      T, choose_algorithm(p, Operator::kForward, element_of<T>(), input.stride, output.stride),
       conv2d<T>(p, input, weight, epilogue, output));
 }
 
@@ -68,8 +67,7 @@ template <typename T>
 void conv2d_weight_grad(const ConvProblem& p, View<const T> input, View<const T> delta,
                         View<T> weight_grad, T* bias_grad) {
   CONVBP_IN_ALGORITHM(
-      T,
-      choose_algorithm(p, Operator::kWeightGrad, element_of<T>(), input.stride, delta.stride),
+      T, choose_algorithm(p, Operator::kWeightGrad, element_of<T>(), input.stride, delta.stride),
       conv2d_weight_grad<T>(p, input, delta, weight_grad, bias_grad));
 }
 

@@ -156,8 +156,8 @@ void conv2d_weight_grad(const ConvProblem& p, View<const T> input, View<const T>
   plan.chunks = std::clamp<int64_t>(last || turned ? worth : lines, 1,
                                     std::clamp<int64_t>(lines, 1, kChunks));
   if (last)
-    plan.channels_a_part = plan.lanes * divide_up(divide_up(d.channels, plan.lanes),
-                                                  divide_up(kChunks, plan.chunks));
+    plan.channels_a_part =
+        plan.lanes * divide_up(divide_up(d.channels, plan.lanes), divide_up(kChunks, plan.chunks));
   else
     plan.channels_a_part = turned ? plan.lanes : 1;
   d.band = balanced_tile(d.h.count, rows_of_band(d, plan.channels_a_part * sizeof(T),
@@ -166,9 +166,8 @@ void conv2d_weight_grad(const ConvProblem& p, View<const T> input, View<const T>
       Scratch::take<T>(ScratchName::kPartial, plan.chunks * plan.sums_a_chunk());
   T* const sums = sums_block.template data<T>();
   const auto kernel = turned ? kernels.turned_weight_grad : kernels.weight_grad[last];
-  parallel_for(plan.chunks * plan.parts(), [&](int64_t begin, int64_t end) {
-    kernel(plan, input, delta, sums, begin, end);
-  });
+  parallel_for(plan.chunks * plan.parts(),
+               [&](int64_t begin, int64_t end) { kernel(plan, input, delta, sums, begin, end); });
 
   // The chunks' sums are added to those of the first one, in order; then each goes to its place.
   const int64_t a_chunk = plan.sums_a_chunk();

@@ -8,8 +8,9 @@
 //   order          all channels of some pixels before the next pixels: memory is read in its own
 //                  order, which alone doubles the speed
 //
-// Reached (Zen 4, 2 cores, copying 44 GB/s): 3x3 of 64x96x32x32, 18 GB/s of input and output, 27 with
-// the output's lines, which are read before they are written; 7x7 of 8x96x56x56, 160 of 240 GF/s.
+// Reached (Zen 4, 2 cores, copying 44 GB/s): 3x3 of 64x96x32x32, 18 GB/s of input and output, 27
+// with the output's lines, which are read before they are written; 7x7 of 8x96x56x56, 160 of 240
+// GF/s.
 #pragma once
 
 #include <algorithm>
@@ -87,9 +88,8 @@ CONVBP_INLINE void meet_rows(const Axis& h_axis, int64_t h, int64_t count,
     constexpr int64_t kNone = std::numeric_limits<int64_t>::max();
     int64_t next[kRowsTogether], first = kNone;
     for (int i = 0; i < kRowsTogether; ++i) {
-      next[i] = taps[i].first < taps[i].last
-                    ? (h + i) * h_axis.step + h_axis.offset[taps[i].first]
-                    : kNone;
+      next[i] = taps[i].first < taps[i].last ? (h + i) * h_axis.step + h_axis.offset[taps[i].first]
+                                             : kNone;
       first = std::min(first, next[i]);
     }
     if (first == kNone) return;
@@ -165,12 +165,11 @@ CONVBP_INLINE void sum_row(const Depthwise& d, const TapRow<T>& row, int64_t t, 
 #pragma GCC unroll 8
     for (int s = 0; s < kTaps; ++s)
       filter[i][s] = vector_at(row.filters[i] + s * d.channels + channel);
-  slide<kTaps, kStep, kApart, kCount>(
-      d, t, row.source + channel, pixel,
-      [&](int position, int s, const Vector<T>& x) __attribute__((always_inline)) CONVBP_TARGET {
+  const auto meet = [&](int position, int s, const Vector<T>& x) CONVBP_INLINE_LAMBDA {
 #pragma GCC unroll 2
-        for (int i = kFirst; i < kEnd; ++i) sums[i][position] += x * filter[i][s];
-      });
+    for (int i = kFirst; i < kEnd; ++i) sums[i][position] += x * filter[i][s];
+  };
+  slide<kTaps, kStep, kApart, kCount>(d, t, row.source + channel, pixel, meet);
 }
 
 // Calls body(first, end) with the rows of a tile that meet a source row, as constants.
@@ -232,7 +231,7 @@ CONVBP_TARGET void channels_last_rows(const Depthwise& d, int64_t count_rows,
         if constexpr (kTaps == 0)
           gather<kCount, T>(d, row, t, pixel, c, sums);
         else
-          with_rows(row, [&](auto first, auto end) __attribute__((always_inline)) CONVBP_TARGET {
+          with_rows(row, [&](auto first, auto end) CONVBP_INLINE_LAMBDA {
             sum_row<first, end, kTaps, kStep, kApart, kCount, T>(d, row, t, pixel, c, sums);
           });
 #pragma GCC unroll 2
@@ -306,8 +305,8 @@ CONVBP_TARGET void channels_last_tasks(const std::vector<Depthwise>& phases, Vie
               [&](int64_t tap) { return phase_filters + tap * d.w.tap_count() * d.channels; },
               rows);
           function_for<ChannelsLastRows<T>>(d.w)(
-              d, count, rows, NextRows<T>(d.h, h, count, image, source.stride[2]),
-              source.stride[3], epilogue,
+              d, count, rows, NextRows<T>(d.h, h, count, image, source.stride[2]), source.stride[3],
+              epilogue,
               b * result.stride[0] + (d.h.first + h * d.h.spacing) * result.stride[2] +
                   d.w.first * result.stride[3],
               result);
@@ -329,12 +328,11 @@ CONVBP_INLINE void add_products(const Depthwise& d, const TapRow<T, T>& row, int
   for (int y = kFirst; y < kEnd; ++y)
 #pragma GCC unroll 8
     for (int s = 0; s < kTaps; ++s) acc[y][s] = vector_at(row.filters[y] + c0 + s * room);
-  slide<kTaps, kStep, kApart, kCount>(
-      d, t, row.source + c, pixel,
-      [&](int i, int s, const Vector<T>& x) __attribute__((always_inline)) CONVBP_TARGET {
+  const auto meet = [&](int i, int s, const Vector<T>& x) CONVBP_INLINE_LAMBDA {
 #pragma GCC unroll 2
-        for (int y = kFirst; y < kEnd; ++y) acc[y][s] += x * own[y][i];
-      });
+    for (int y = kFirst; y < kEnd; ++y) acc[y][s] += x * own[y][i];
+  };
+  slide<kTaps, kStep, kApart, kCount>(d, t, row.source + c, pixel, meet);
 #pragma GCC unroll 2
   for (int y = kFirst; y < kEnd; ++y)
 #pragma GCC unroll 8
@@ -390,9 +388,9 @@ CONVBP_TARGET void add_rows(const Depthwise& d, int64_t count_rows,
         if constexpr (kTaps == 0)
           add_any<kCount, T>(d, row, t, pixel, c, c0, room, own);
         else
-          with_rows(row, [&](auto first, auto end) __attribute__((always_inline)) CONVBP_TARGET {
+          with_rows(row, [&](auto first, auto end) CONVBP_INLINE_LAMBDA {
             add_products<first, end, kTaps, kStep, kApart, kCount, T>(d, row, t, pixel, c, c0, room,
-                                                                    own);
+                                                                      own);
           });
     }
   };

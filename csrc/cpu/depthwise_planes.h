@@ -31,8 +31,9 @@ using namespace convbp::CONVBP_ISA;
 struct Copy {
   const Axis& h;
   const Axis& w;
-  int64_t left, used, first;  // zeros in front of a row, its columns of the source, the first of them
-  int64_t pitch, rows;        // of a phase
+  // Zeros in front of a row, its columns of the source, the first of them.
+  int64_t left, used, first;
+  int64_t pitch, rows;  // of a phase
 
   Copy(const Axis& rows_axis, const Axis& columns_axis, int64_t band)
       : h(rows_axis), w(columns_axis), rows(band + reach(h) / h.step) {
@@ -142,7 +143,7 @@ CONVBP_TARGET void sum_inside(const Depthwise& d, const Copy& c, const T* plane,
 }
 
 // What all phases together read.
-inline Axis axis_of_all(const std::vector<Depthwise>& phases, Axis Depthwise::*axis) {
+inline Axis axis_of_all(const std::vector<Depthwise>& phases, Axis Depthwise::* axis) {
   Axis all = phases.front().*axis;
   for (const Depthwise& d : phases)
     all.offset.insert(all.offset.end(), (d.*axis).offset.begin(), (d.*axis).offset.end());
@@ -216,8 +217,9 @@ CONVBP_TARGET void planes_tasks(const std::vector<Depthwise>& phases, View<const
         for (int64_t q = 0; q < positions;) {
           const int64_t vectors = divide_up(positions - q, kLanes);
           const int taken = vectors > 4 ? kMostVectors : vectors > 2 ? 4 : 2;
-          (taken == 2 ? &sum_shifted<2, T> : taken == 4 ? &sum_shifted<4, T> : &sum_shifted<8, T>)(
-              places[phase], copied + q, own, bias, to + q);
+          (taken == 2   ? &sum_shifted<2, T>
+           : taken == 4 ? &sum_shifted<4, T>
+                        : &sum_shifted<8, T>)(places[phase], copied + q, own, bias, to + q);
           q += taken * kLanes;
         }
       } else {
@@ -287,8 +289,8 @@ CONVBP_TARGET T gather_inside(const Depthwise& d, View<const T> input, View<cons
 }
 
 template <typename T>
-CONVBP_TARGET void planes_weight_grad(const WeightGrad& p, View<const T> input,
-                                      View<const T> delta, T* sums, int64_t begin, int64_t end) {
+CONVBP_TARGET void planes_weight_grad(const WeightGrad& p, View<const T> input, View<const T> delta,
+                                      T* sums, int64_t begin, int64_t end) {
   constexpr int kLanes = Simd<T>::kLanes;
   const Depthwise& d = p.conv;
   const Copy copy(d.h, d.w, d.band);
@@ -317,15 +319,14 @@ CONVBP_TARGET void planes_weight_grad(const WeightGrad& p, View<const T> input,
                   copied);
         for (int64_t h = 0; h < rows; ++h) {
           const T* const from = &delta.at(b, c, h0 + h, 0);
-          if (more)
-            prefetch<0>(from + delta.stride[0], kLine<T>, divide_up(d.w.count, kLine<T>));
+          if (more) prefetch<0>(from + delta.stride[0], kLine<T>, divide_up(d.w.count, kLine<T>));
           copy_numbers(from, d.w.count, errors + h * copy.pitch);
         }
         if (rows < d.band) fill_zero(errors + rows * copy.pitch, kLanes);
         for (int64_t tap = 0; tap < taps; tap += kMostGathered) {
           const int64_t gathered = std::min<int64_t>(kMostGathered, taps - tap);
-          tile_function<GatherShifted<T>, kMostGathered>(gathered)(
-              copied, &places[tap], errors, positions, lanes + tap * kLanes);
+          tile_function<GatherShifted<T>, kMostGathered>(gathered)(copied, &places[tap], errors,
+                                                                   positions, lanes + tap * kLanes);
         }
         Vector<T> bias = {};
         for (int64_t q = 0; q < positions; q += kLanes) bias += vector_at(errors + q);
@@ -336,7 +337,8 @@ CONVBP_TARGET void planes_weight_grad(const WeightGrad& p, View<const T> input,
       T sum = 0;
       for (int lane = 0; lane < kLanes; ++lane) sum += lanes[tap * kLanes + lane];
       if (tap < taps && !all_finite(&sum, 1))
-        sum = gather_inside(d, input, delta, c, tap / d.w.tap_count(), tap % d.w.tap_count(), b0, b1);
+        sum =
+            gather_inside(d, input, delta, c, tap / d.w.tap_count(), tap % d.w.tap_count(), b0, b1);
       to[tap] = sum;
     }
   }

@@ -88,19 +88,18 @@ template <typename T>
 CONVBP_TARGET void turn_rows(View<const T> source, int64_t b, int64_t channel, int64_t row0,
                              int64_t row1, int64_t width, T* to) {
   const T* const from = &source.at(b, channel, row0, 0);
-  runs_of_pixels(row1 - row0, width, source.stride[2], [&](int64_t row, int64_t pixels)
-                                                           CONVBP_TARGET {
-    turn_run(from + row * source.stride[2], source.stride[1], pixels,
-             to + row * width * Simd<T>::kLanes);
-  });
+  runs_of_pixels(row1 - row0, width, source.stride[2],
+                 [&](int64_t row, int64_t pixels) CONVBP_TARGET {
+                   turn_run(from + row * source.stride[2], source.stride[1], pixels,
+                            to + row * width * Simd<T>::kLanes);
+                 });
 }
 
 // `phases` are those of one vector of channels.
 template <typename T>
 CONVBP_TARGET void turned_tasks(const std::vector<Depthwise>& phases, int64_t channels,
-                                View<const T> source, const T* filters,
-                                const Epilogue<T>& epilogue, View<T> result, int64_t begin,
-                                int64_t end) {
+                                View<const T> source, const T* filters, const Epilogue<T>& epilogue,
+                                View<T> result, int64_t begin, int64_t end) {
   constexpr int64_t kLanes = Simd<T>::kLanes;
   const Depthwise& first = phases.front();
   const int64_t bands = first.bands(), band = first.band, blocks = divide_up(channels, kLanes);
@@ -157,11 +156,11 @@ CONVBP_TARGET void turned_tasks(const std::vector<Depthwise>& phases, int64_t ch
     const auto put = [&](T* data) CONVBP_TARGET {
       T* const at = data + b * result.stride[0] + channel * result.stride[1] +
                     h0 * first.h.spacing * result.stride[2];
-      runs_of_pixels(results, columns, result.stride[2], [&](int64_t row, int64_t pixels)
-                                                             CONVBP_TARGET {
-        turn_run_back(turned + row * to.stride[2], pixels, skip, at + row * result.stride[2],
-                      result.stride[1]);
-      });
+      runs_of_pixels(results, columns, result.stride[2],
+                     [&](int64_t row, int64_t pixels) CONVBP_TARGET {
+                       turn_run_back(turned + row * to.stride[2], pixels, skip,
+                                     at + row * result.stride[2], result.stride[1]);
+                     });
     };
     if (epilogue.pre_activation) put(epilogue.pre_activation);
     epilogue.activation.apply(turned, results * to.stride[2]);
@@ -171,8 +170,8 @@ CONVBP_TARGET void turned_tasks(const std::vector<Depthwise>& phases, int64_t ch
 
 // The weight gradient, with its sums as channels last.
 template <typename T>
-CONVBP_TARGET void turned_weight_grad(const WeightGrad& p, View<const T> input,
-                                      View<const T> delta, T* sums, int64_t begin, int64_t end) {
+CONVBP_TARGET void turned_weight_grad(const WeightGrad& p, View<const T> input, View<const T> delta,
+                                      T* sums, int64_t begin, int64_t end) {
   constexpr int64_t kLanes = Simd<T>::kLanes;
   Depthwise d = p.conv;
   d.channels = kLanes;

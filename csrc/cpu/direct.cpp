@@ -225,8 +225,8 @@ void conv2d_weight_grad(const ConvProblem& p, View<const T> input, View<const T>
       const int64_t k0 = part / plan.lane_tasks() % plan.channel_tasks() * plan.channels_a_task;
       const int64_t g = part / plan.lane_tasks() / plan.channel_tasks();
       const int64_t o = g * c.lanes + first_lane + lane0;
-      const int64_t lanes = std::min(
-          kNear, std::min(plan.lanes_a_task, c.result_channels(g) - first_lane) - lane0);
+      const int64_t lanes =
+          std::min(kNear, std::min(plan.lanes_a_task, c.result_channels(g) - first_lane) - lane0);
       const int64_t channels = c.depthwise ? 1 : std::min(plan.channels_a_task, c.reduce - k0);
       const Acc* row = sums + part * plan.sums_a_task() + lane0;
       for (int64_t r = 0; r < p.kernel[kHeight]; ++r)

@@ -130,9 +130,9 @@ CONVBP_INLINE void store_lanes(const Acc* sums, int64_t lanes, T* to) {
 #if defined(CONVBP_BF16_PAIRS)
 // accumulate(), where numbers are pairs of bfloat16.
 template <int kTileRows, int kHalves>
-CONVBP_INLINE void accumulate_pairs(TileRow<float, kHalves> (&acc)[kTileRows],
-                                    const float* rows, const int64_t (&offset)[kTileRows],
-                                    const float* lane, int64_t count) {
+CONVBP_INLINE void accumulate_pairs(TileRow<float, kHalves> (&acc)[kTileRows], const float* rows,
+                                    const int64_t (&offset)[kTileRows], const float* lane,
+                                    int64_t count) {
   static_assert(kHalves % 2 == 0);
   constexpr int kVectors = kHalves / 2;
   typedef int Bits __attribute__((may_alias));
@@ -205,9 +205,9 @@ CONVBP_TARGET void tap_conv_tasks(const DirectConv& conv, View<const T> source, 
   // Where lanes are not neighbours in memory, finished results wait for whole rows of pixels.
   const bool by_rows = result.stride[1] != 1;
   const Scratch waiting_block = Scratch::take<Acc>(
-      ScratchName::kPixels, by_rows ? c.batch_tile * c.h.tile * conv.h.spacing() * c.w.tile *
-                                          conv.w.spacing() * kBlock
-                                    : 0);
+      ScratchName::kPixels,
+      by_rows ? c.batch_tile * c.h.tile * conv.h.spacing() * c.w.tile * conv.w.spacing() * kBlock
+              : 0);
   Acc* const waiting = waiting_block.template data<Acc>();
   const bool in_place = !by_rows && !epilogue.pre_activation && !epilogue.activation.functions;
   // Pixel by pixel where the weights of several blocks stay in the cache, so that whole pixels are
@@ -384,8 +384,7 @@ CONVBP_TARGET void weight_grad_tasks(const WeightGrad& p, View<const T> input, V
           const int64_t place = c.h.tap_row(tap / c.w.tap_count()) * patch_columns +
                                 c.w.tap_row(tap % c.w.tap_count());
           for (int64_t k = 0; k < (kDepthwise ? 1 : channels); ++k, ++row)
-            row_offset[row] =
-                place * p.panel() + k / p.panel() * panel_size + k % p.panel();
+            row_offset[row] = place * p.panel() + k / p.panel() * panel_size + k % p.panel();
         }
       located = shape;
 

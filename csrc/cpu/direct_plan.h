@@ -57,7 +57,7 @@ struct DirectConv {
 // sums stay in the second-level cache. Chunks depend on the problem alone, so the order of every
 // sum does too.
 struct WeightGrad {
-  TapConv tap;              // the forward tap convolution: its reduce is K, its lanes O
+  TapConv tap;  // the forward tap convolution: its reduce is K, its lanes O
   int64_t chunks = 1;
   int64_t channels_a_task = 1;
   int64_t lanes_a_task = 1;
@@ -66,9 +66,7 @@ struct WeightGrad {
   // near each other, and never a power of two of cache lines apart.
   static constexpr int64_t kPanel = 16;
   int64_t panel() const { return tap.depthwise ? tap.reduce : std::min(tap.reduce, kPanel); }
-  int64_t panels(int64_t channels) const {
-    return tap.depthwise ? 1 : divide_up(channels, kPanel);
-  }
+  int64_t panels(int64_t channels) const { return tap.depthwise ? 1 : divide_up(channels, kPanel); }
   int64_t rows(int64_t channels) const { return tap.taps() * (tap.depthwise ? 1 : channels); }
   int64_t channel_tasks() const {
     return std::max<int64_t>(1, divide_up(tap.reduce, channels_a_task));

@@ -37,8 +37,7 @@ struct PlanePatch {
   PlanePatch(const TapConv& c, int64_t tile_rows, int64_t tile_columns)
       : c(c), rows(length(c.h, tile_rows)), columns(length(c.w, tile_columns)) {}
   static int64_t length(const Axis& a, int64_t positions) {
-    return a.offset.empty() ? positions
-                            : positions + (a.offset.back() - a.offset.front()) / a.step;
+    return a.offset.empty() ? positions : positions + (a.offset.back() - a.offset.front()) / a.step;
   }
   int64_t plane() const { return rows * columns + CONVBP_VECTOR_BYTES / 4; }
   int64_t channel() const { return c.h.step * c.w.step * plane(); }
@@ -60,8 +59,8 @@ CONVBP_INLINE void zero_edge(Acc* to, int64_t count) {
 // Channels [k0, k0 + channels) of the patch.
 template <typename T, typename Acc>
 CONVBP_TARGET void pack_planes(const PlanePatch& p, const TileExtent& e, int64_t b,
-                               View<const T> source, int64_t channel0, int64_t k0,
-                               int64_t channels, Acc* patch) {
+                               View<const T> source, int64_t channel0, int64_t k0, int64_t channels,
+                               Acc* patch) {
   const TapConv& c = p.c;
   const int64_t patch_channel = p.channel(), h_step = c.h.step, w_step = c.w.step;
   patch += k0 * patch_channel;
@@ -125,8 +124,7 @@ CONVBP_TARGET void plane_tasks(const DirectConv& conv, View<const T> source, con
   constexpr int kLanes = Simd<Acc>::kLanes, kVectors = plane_vectors(kOut);
   const TapConv& c = conv.tap;
   const PlanePatch most(c, c.h.tile, c.w.tile);
-  const Scratch patch_block =
-      Scratch::take<Acc>(ScratchName::kPatch, c.reduce * most.channel());
+  const Scratch patch_block = Scratch::take<Acc>(ScratchName::kPatch, c.reduce * most.channel());
   Acc* const patch = patch_block.template data<Acc>();
   const int64_t blocks_a_task = divide_up(c.blocks(), c.lane_split);
   std::vector<int64_t> taps;
@@ -134,8 +132,8 @@ CONVBP_TARGET void plane_tasks(const DirectConv& conv, View<const T> source, con
   for (int64_t task = begin; task < end; ++task) {
     const int64_t split = task % c.lane_split, pixel_task = task / c.lane_split;
     const int64_t g = pixel_task / c.spatial_tiles() % c.groups;
-    const TileExtent e = tile_extent(c, pixel_task / c.spatial_tiles() / c.groups,
-                                     pixel_task % c.spatial_tiles());
+    const TileExtent e =
+        tile_extent(c, pixel_task / c.spatial_tiles() / c.groups, pixel_task % c.spatial_tiles());
     const PlanePatch p(c, e.rows, e.columns);
     for (int64_t b = e.b0; b < e.b0 + e.images; ++b) {
       // In the order in which the source lies in memory.
@@ -144,8 +142,8 @@ CONVBP_TARGET void plane_tasks(const DirectConv& conv, View<const T> source, con
         pack_planes(p, e, b, source, g * c.reduce, k, together, patch);
       const int64_t last_block = std::min(c.blocks(), (split + 1) * blocks_a_task);
       for (int64_t block = split * blocks_a_task; block < last_block; ++block) {
-        const Acc* weight = static_cast<const Acc*>(packed) +
-                            (g * c.blocks() + block) * conv.packed_block_size();
+        const Acc* weight =
+            static_cast<const Acc*>(packed) + (g * c.blocks() + block) * conv.packed_block_size();
         const int64_t channel0 = g * c.lanes + block * kOut;
         const int64_t channels = std::min<int64_t>(kOut, c.lanes - block * kOut);
         Acc bias[kOut] = {};

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <type_traits>
 
+#include "../integers.h"
 #include "parallel.h"
 #include "scratch.h"
 
@@ -36,7 +37,7 @@ void pieces(int64_t begin, int64_t end, int64_t piece, const Body& body) {
 
 template <typename Body>
 void parallel_pieces(int64_t count, const Body& body) {
-  parallel_for((count + kTask - 1) / kTask, [&](int64_t begin, int64_t end) {
+  parallel_for(divide_up(count, kTask), [&](int64_t begin, int64_t end) {
     pieces(begin * kTask, std::min(end * kTask, count), kPiece, body);
   });
 }
@@ -105,9 +106,8 @@ void error_signal_bias_grad(const activation::Activation<Accumulator<T>>& g, con
   }
   // A task takes some channels of a chunk, as many as lie side by side for long enough: memory is
   // read in its own order. Where channels lie innermost, that is all of them.
-  const int64_t width =
-      inner == 1 ? channels : std::clamp<int64_t>(kTask / inner, 1, channels);
-  const int64_t blocks = (channels + width - 1) / width;
+  const int64_t width = inner == 1 ? channels : std::clamp<int64_t>(kTask / inner, 1, channels);
+  const int64_t blocks = divide_up(channels, width);
   const int64_t wanted =
       inner == 1 ? std::min(kChunks, size.outer * channels / kTask) : kChunks / blocks;
   const int64_t chunks = std::max<int64_t>(1, std::min(wanted, size.outer));
@@ -133,7 +133,8 @@ void error_signal_bias_grad(const activation::Activation<Accumulator<T>>& g, con
                  [&](int64_t i, const Acc* x, int64_t count) {
                    // The planes that the piece has a part of.
                    for (const int64_t last = i + count; i < last;) {
-                     const int64_t plane = i / inner, part = std::min(last, (plane + 1) * inner) - i;
+                     const int64_t plane = i / inner,
+                                   part = std::min(last, (plane + 1) * inner) - i;
                      of_chunk[plane % channels] += sum(x, part);
                      x += part;
                      i += part;

@@ -75,25 +75,24 @@ Grouped plan(const ConvProblem& p, Axis h, Axis w, int64_t reduce, int64_t lanes
 // The groups' filters in lanes; `lane` and `reduce` are the dimensions of the weight that hold the
 // channels of the result and of the sum. Lanes that do not exist are zero.
 template <typename T>
-void pack_filters(const Grouped& g, View<const T> weight, int64_t group, int lane, int reduce, T* to,
-                  int64_t begin, int64_t end) {
+void pack_filters(const Grouped& g, View<const T> weight, int64_t group, int lane, int reduce,
+                  T* to, int64_t begin, int64_t end) {
   const TapConv& c = g.tap;
   for (int64_t vector = begin; vector < end; ++vector) {
     const int64_t bundle = vector / g.vectors(), lane0 = vector % g.vectors() * c.block;
     T* const filters = to + vector * g.filters_size();
     for (int64_t l = 0; l < c.block; ++l) {
       const bool exists = l < g.lanes_of(bundle, vector % g.vectors());
-      const T* const from =
-          weight.data + (bundle * g.together + (lane0 + l) / c.lanes) * group +
-          (lane0 + l) % c.lanes * weight.stride[lane];
+      const T* const from = weight.data + (bundle * g.together + (lane0 + l) / c.lanes) * group +
+                            (lane0 + l) % c.lanes * weight.stride[lane];
       int64_t row = 0;
       for (const int64_t r : c.h.taps)
         for (const int64_t s : c.w.taps)
           for (int64_t k = 0; k < c.reduce; ++k)
             filters[row++ * c.block + l] =
-                exists ? from[k * weight.stride[reduce] + r * weight.stride[2] +
-                              s * weight.stride[3]]
-                       : T(0);
+                exists
+                    ? from[k * weight.stride[reduce] + r * weight.stride[2] + s * weight.stride[3]]
+                    : T(0);
     }
   }
 }
@@ -105,8 +104,7 @@ void run(const ConvProblem& p, Grouped g, const Table<T>& kernels, View<const T>
   while (g.tiles() * g.bundles() < 3 * thread_count() && c.h.tile > kTileRows)
     c.h.tile = divide_up(c.h.tile, 2);
   const int64_t vectors = g.bundles() * g.vectors();
-  const Scratch filter_block =
-      Scratch::take<T>(ScratchName::kWeight, vectors * g.filters_size());
+  const Scratch filter_block = Scratch::take<T>(ScratchName::kWeight, vectors * g.filters_size());
   T* const filters = filter_block.template data<T>();
   parallel_for(vectors, [&](int64_t begin, int64_t end) {
     pack_filters(g, weight, p.out_channels * weight.stride[0], lane, reduce, filters, begin, end);
@@ -145,8 +143,8 @@ void conv2d_input_grad(const ConvProblem& p, View<const T> weight, View<const T>
   const auto kernels = table_for<T>(p, p.in_channels);
   for (const Axis& h : input_grad_axes(p, kHeight))
     for (const Axis& w : input_grad_axes(p, kWidth))
-      run(p, plan(p, h, w, p.out_channels, p.in_channels, kernels), kernels, delta, weight, 1, 0, {},
-          input_grad);
+      run(p, plan(p, h, w, p.out_channels, p.in_channels, kernels), kernels, delta, weight, 1, 0,
+          {}, input_grad);
 }
 
 template <typename T>
@@ -156,9 +154,9 @@ void conv2d_weight_grad(const ConvProblem& p, View<const T> input, View<const T>
   Grouped g = plan(p, forward_axis(p, kHeight), forward_axis(p, kWidth), p.in_channels,
                    p.out_channels, kernels);
   const TapConv& c = g.tap;
-  g.chunks = std::clamp<int64_t>(
-      kWeightGradBytes / (g.sums_a_chunk() * static_cast<int64_t>(sizeof(T))), 1,
-      std::clamp<int64_t>(g.tiles(), 1, kWeightGradTasks));
+  g.chunks =
+      std::clamp<int64_t>(kWeightGradBytes / (g.sums_a_chunk() * static_cast<int64_t>(sizeof(T))),
+                          1, std::clamp<int64_t>(g.tiles(), 1, kWeightGradTasks));
   g.bundles_a_task =
       divide_up(g.bundles(), std::min(g.bundles(), divide_up(kWeightGradTasks, g.chunks)));
   const Scratch sums_block = Scratch::take<T>(ScratchName::kPartial, g.chunks * g.sums_a_chunk());
@@ -172,9 +170,9 @@ void conv2d_weight_grad(const ConvProblem& p, View<const T> input, View<const T>
   parallel_for(c.channels, [&](int64_t begin, int64_t end) {
     for (int64_t o = begin; o < end; ++o) {
       const int64_t lane = o % of_bundle;
-      const T* const first =
-          sums + (o / of_bundle * g.vectors() + lane / c.block) * g.sums_a_vector() +
-          lane % c.block;
+      const T* const first = sums +
+                             (o / of_bundle * g.vectors() + lane / c.block) * g.sums_a_vector() +
+                             lane % c.block;
       int64_t row = 0;
       const auto next_total = [&] {
         const T* from = first + row++ * c.block;

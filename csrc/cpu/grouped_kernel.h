@@ -108,8 +108,8 @@ CONVBP_TARGET void pack_bundle(const Grouped& g, const TileExtent& e, View<const
 
 // A vector of lanes of a tile's results, [pixel][lane], to or from a tensor.
 template <bool kToTensor, typename T, typename Tensor>
-CONVBP_TARGET void copy_results(const Grouped& g, const TileExtent& e, int64_t bundle, int64_t vector,
-                                Tensor* tensor, const int64_t* stride, T* results) {
+CONVBP_TARGET void copy_results(const Grouped& g, const TileExtent& e, int64_t bundle,
+                                int64_t vector, Tensor* tensor, const int64_t* stride, T* results) {
   constexpr int kLanes = Simd<T>::kLanes;
   const TapConv& c = g.tap;
   const int64_t lanes = g.lanes_of(bundle, vector);
@@ -143,7 +143,8 @@ CONVBP_INLINE void prefetch_row(const T* row, int64_t channels, int64_t stride_c
     prefetch<kWrite, kLevel>(row, stride_x, columns);
   else
     for (int64_t c = 0; c < channels; ++c)
-      prefetch<kWrite, kLevel>(row + c * stride_c, kLine<T> * stride_x, divide_up(columns, kLine<T>));
+      prefetch<kWrite, kLevel>(row + c * stride_c, kLine<T> * stride_x,
+                               divide_up(columns, kLine<T>));
 }
 
 // The source rows of a tile that are its `part`th of `parts`.
@@ -181,8 +182,8 @@ inline void find_tap_runs(const Grouped& g, int64_t patch_columns, std::vector<T
                          c.w.tap_row(s + 1) == c.w.tap_row(s) + 1 &&
                          c.w.tap_row(s + 2) == c.w.tap_row(s) + 2;
       const int64_t taps = three ? 3 : 1;
-      runs.push_back({(c.h.tap_row(r) * patch_columns + c.w.tap_row(s)) * g.pitch(),
-                      r * count + s, taps});
+      runs.push_back(
+          {(c.h.tap_row(r) * patch_columns + c.w.tap_row(s)) * g.pitch(), r * count + s, taps});
       s += taps;
     }
 }
@@ -250,8 +251,7 @@ CONVBP_TARGET void tap_conv_tasks_of(const Grouped& g, View<const T> source, con
   const TapConv& c = g.tap;
   const Scratch patch_block =
       Scratch::take<T>(ScratchName::kPatch, patch_size(c, 1, c.h.tile, c.w.tile, g.pitch()));
-  const Scratch sums_block =
-      Scratch::take<T>(ScratchName::kPixels, c.h.tile * c.w.tile * kLanes);
+  const Scratch sums_block = Scratch::take<T>(ScratchName::kPixels, c.h.tile * c.w.tile * kLanes);
   T* const patch = patch_block.template data<T>();
   T* const sums = sums_block.template data<T>();
   Lanes<T> first_channels;
@@ -379,8 +379,7 @@ CONVBP_TARGET void weight_grad_tasks_of(const Grouped& g, View<const T> input, V
   const TapConv& c = g.tap;
   const Scratch patch_block =
       Scratch::take<T>(ScratchName::kPatch, patch_size(c, 1, c.h.tile, c.w.tile, g.pitch()));
-  const Scratch delta_block =
-      Scratch::take<T>(ScratchName::kDelta, c.h.tile * c.w.tile * kLanes);
+  const Scratch delta_block = Scratch::take<T>(ScratchName::kDelta, c.h.tile * c.w.tile * kLanes);
   T* const patch = patch_block.template data<T>();
   T* const packed_delta = delta_block.template data<T>();
   Lanes<T> first_channels;

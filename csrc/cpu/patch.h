@@ -107,8 +107,8 @@ template <int kApart, int... kLane>
 CONVBP_INLINE void swap_lanes(Simd<float>::Vector& a, Simd<float>::Vector& b,
                               std::integer_sequence<int, kLane...>) {
   constexpr int kLanes = sizeof...(kLane);
-  const auto first = __builtin_shufflevector(
-      a, b, (kLane & kApart ? kLanes + kLane - kApart : kLane)...);
+  const auto first =
+      __builtin_shufflevector(a, b, (kLane & kApart ? kLanes + kLane - kApart : kLane)...);
   b = __builtin_shufflevector(a, b, (kLane & kApart ? kLanes + kLane : kLane + kApart)...);
   a = first;
 }

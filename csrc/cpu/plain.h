@@ -15,8 +15,9 @@ template <typename T>
 void conv2d(const ConvProblem& c, View<const T> input, View<const T> weight,
             const Epilogue<T>& epilogue, View<T> output) {
   const T* const bias = epilogue.bias;
-  const View<T> pre_activation{epilogue.pre_activation, {output.stride[0], output.stride[1],
-                                                         output.stride[2], output.stride[3]}};
+  const View<T> pre_activation{
+      epilogue.pre_activation,
+      {output.stride[0], output.stride[1], output.stride[2], output.stride[3]}};
   for (int64_t b = 0; b < c.batch; ++b)
     for (int64_t o = 0; o < c.groups * c.out_channels; ++o)
       for (int64_t m = 0; m < c.out_size[kHeight]; ++m)
@@ -52,8 +53,7 @@ void conv2d_weight_grad(const ConvProblem& c, View<const T> input, View<const T>
     for (int64_t k = 0; k < c.in_channels; ++k)
       for (int64_t r = 0; r < c.kernel[kHeight]; ++r)
         for (int64_t s = 0; s < c.kernel[kWidth]; ++s)
-          weight_grad.at(o, k, r, s) =
-              static_cast<T>(weight_grad_sum(c, input, delta, o, k, r, s));
+          weight_grad.at(o, k, r, s) = static_cast<T>(weight_grad_sum(c, input, delta, o, k, r, s));
     if (bias_grad) bias_grad[o] = static_cast<T>(bias_grad_sum(c, delta, o));
   }
 }

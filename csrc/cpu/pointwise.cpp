@@ -39,12 +39,18 @@ View<T> every(View<T> v, const int64_t* stride) {
 
 template <typename T>
 void run(const ConvProblem& c, int64_t reduce, int64_t channels, bool last, View<const T> source,
-         const T* weight, const WeightStrides& strides, const Epilogue<T>& epilogue, View<T> result) {
+         const T* weight, const WeightStrides& strides, const Epilogue<T>& epilogue,
+         View<T> result) {
   const Table<T> kernels = table<T>();
   const int64_t lane_block = fitting_lane_block(channels, kernels.lanes(), kernels.vector_bytes);
   const LaneKernels<T> lane_kernels = kernels.kernels_for(lane_block);
   const int64_t unit = last ? lane_kernels.rows : 2 * kernels.lanes();  // pixels of a register tile
-  Product p{c.batch, c.out_size[kHeight], c.out_size[kWidth], c.groups, reduce, channels,
+  Product p{c.batch,
+            c.out_size[kHeight],
+            c.out_size[kWidth],
+            c.groups,
+            reduce,
+            channels,
             last ? lane_block : kernels.rows};
   if (p.pixels() == 0) return;
   const int64_t row_bytes = reduce * static_cast<int64_t>(sizeof(T));
@@ -119,20 +125,24 @@ void conv2d_weight_grad(const ConvProblem& c, View<const T> input, View<const T>
   // Of planes, lanes are transposed: the fewer, the better.
   const bool rows_are_o = planes && c.out_channels > c.in_channels;
   const int64_t lanes = rows_are_o ? c.in_channels : c.out_channels;
-  Outer p{c.batch, c.out_size[kHeight], c.out_size[kWidth], c.groups,
-          rows_are_o ? c.out_channels : c.in_channels, lanes,
-          fitting_lane_block(lanes, kernels.lanes(), kernels.vector_bytes), rows_are_o};
+  Outer p{c.batch,
+          c.out_size[kHeight],
+          c.out_size[kWidth],
+          c.groups,
+          rows_are_o ? c.out_channels : c.in_channels,
+          lanes,
+          fitting_lane_block(lanes, kernels.lanes(), kernels.vector_bytes),
+          rows_are_o};
   p.chunks = std::clamp<int64_t>(
       std::min(kWeightGradTasks / p.parts(),
                kWeightGradBytes / (p.parts() * p.sums_a_part() * static_cast<int64_t>(sizeof(T)))),
       1, std::max<int64_t>(1, divide_up(p.pixels(), 2 * Outer::kPanel)));
-  const Scratch sums_block =
-      Scratch::take<T>(ScratchName::kPartial, p.tasks() * p.sums_a_part());
+  const Scratch sums_block = Scratch::take<T>(ScratchName::kPartial, p.tasks() * p.sums_a_part());
   T* const sums = sums_block.template data<T>();
   const auto outer = kernels.kernels_for(p.block).outer[planes];
   parallel_for(p.tasks(), [&](int64_t begin, int64_t end) {
-    outer(p, rows_are_o ? delta : source, rows_are_o ? source : delta,
-                          bias_grad != nullptr, sums, begin, end);
+    outer(p, rows_are_o ? delta : source, rows_are_o ? source : delta, bias_grad != nullptr, sums,
+          begin, end);
   });
   parallel_for(p.parts(), [&](int64_t begin, int64_t end) {
     kernels.finish(p, sums, weight_grad, bias_grad, begin, end);

@@ -2,9 +2,10 @@
 //
 // What is computed stands in plain.h, with R = S = 1: matrix products. How:
 //
-//   channels_last  rows are pixels, read in place; lanes are the computed channels, from packed weights
-//   planes         lanes are pixels, copied once into a panel [channel][pixel]; rows are the computed
-//                  channels, from packed weights: nothing is transposed
+//   channels_last  rows are pixels, read in place; lanes are the computed channels, from packed
+//                  weights
+//   planes         lanes are pixels, copied once into a panel [channel][pixel]; rows are the
+//                  computed channels, from packed weights: nothing is transposed
 //   weight grad    rows and lanes are input and output channels, the sum runs over the pixels;
 //                  channels_last reads both in place, planes transposes the smaller of the two
 //
@@ -44,8 +45,8 @@ struct Run {
 
 // Pixels [first, first + count), counted through all images.
 template <typename Shape>
-inline void find_runs(const Shape& s, int64_t first, int64_t count, const int64_t* a, const int64_t* b,
-                      std::vector<Run>& runs) {
+inline void find_runs(const Shape& s, int64_t first, int64_t count, const int64_t* a,
+                      const int64_t* b, std::vector<Run>& runs) {
   runs.clear();
   for (int64_t at = 0; at < count;) {
     const int64_t pixel = first + at, w = pixel % s.width, line = pixel / s.width;
@@ -96,8 +97,8 @@ CONVBP_INLINE void multiply(TileRow<T, kHalves> (&acc)[kTileRows], const T* rows
 }
 
 template <typename T>
-CONVBP_TARGET void pack_weight(const Product& p, const T* weight, const WeightStrides& stride, T* packed,
-                               int64_t begin, int64_t end) {
+CONVBP_TARGET void pack_weight(const Product& p, const T* weight, const WeightStrides& stride,
+                               T* packed, int64_t begin, int64_t end) {
   for (int64_t task = begin; task < end; ++task) {
     const int64_t g = task / p.blocks(), first = task % p.blocks() * p.block;
     pack_row(weight + g * stride.group + first * stride.lane, stride.lane, stride.reduce,
@@ -180,8 +181,7 @@ CONVBP_TARGET void channels_last_tasks(const Product& p, View<const T> source, c
 
     const int64_t first_block = split * p.blocks() / p.channel_split;
     const int64_t last_block = (split + 1) * p.blocks() / p.channel_split;
-    if (epilogue.bias)
-      std::copy_n(epilogue.bias + g * p.channels, p.channels, bias.begin());
+    if (epilogue.bias) std::copy_n(epilogue.bias + g * p.channels, p.channels, bias.begin());
     // Pixel by pixel where the weights of several blocks stay in the first-level cache, so that
     // whole pixels are read and written at once.
     const int64_t together = std::max<int64_t>(
@@ -212,16 +212,15 @@ CONVBP_TARGET void channels_last_tasks(const Product& p, View<const T> source, c
 
 // kTileRows channels, a panel of pixels: to[i * pitch + pixel].
 template <int kTileRows, typename T>
-CONVBP_TARGET void channels_tile(const T* panel, int64_t reduce, const T* packed, const T* bias, T* to,
-                                 int64_t pitch) {
+CONVBP_TARGET void channels_tile(const T* panel, int64_t reduce, const T* packed, const T* bias,
+                                 T* to, int64_t pitch) {
   constexpr int kLanes = Simd<T>::kLanes;
   TileRow<T, 4> acc[kTileRows] = {};
   multiply<0, T>(acc, packed, 1, kRows, panel, kPixels<T>, reduce);
 #pragma GCC unroll 16
   for (int i = 0; i < kTileRows; ++i)
 #pragma GCC unroll 4
-    for (int v = 0; v < 2; ++v)
-      vector_at(to + i * pitch + v * kLanes) = acc[i].whole[v] + bias[i];
+    for (int v = 0; v < 2; ++v) vector_at(to + i * pitch + v * kLanes) = acc[i].whole[v] + bias[i];
 }
 
 template <typename T>
@@ -231,7 +230,8 @@ struct ChannelsTile {
 };
 
 template <typename T>
-CONVBP_TARGET void copy_run(const T* from, int64_t from_step, int64_t count, T* to, int64_t to_step) {
+CONVBP_TARGET void copy_run(const T* from, int64_t from_step, int64_t count, T* to,
+                            int64_t to_step) {
   if (from_step == 1 && to_step == 1)
     for (int64_t i = 0; i < count; ++i) to[i] = from[i];
   else
@@ -354,8 +354,8 @@ CONVBP_TARGET void outer_tasks(const Outer& p, View<const T> rows_view, View<con
   using Row = TileRow<T, kHalves>;
   constexpr int64_t kPad = kLine<T>, kBlock = Row::kLanes, kTileRows = tile_rows(kHalves);
   const int64_t row_pitch = kPlanes ? Outer::kPanel + kPad : p.row_range() + kPad;
-  const Scratch row_block = Scratch::take<T>(
-      ScratchName::kPatch, row_pitch * (kPlanes ? p.row_range() : Outer::kPanel));
+  const Scratch row_block =
+      Scratch::take<T>(ScratchName::kPatch, row_pitch * (kPlanes ? p.row_range() : Outer::kPanel));
   const Scratch lane_block = Scratch::take<T>(ScratchName::kDelta, p.lane_range() * Outer::kPanel);
   T* const row_panel = row_block.template data<T>();
   T* const lane_panel = lane_block.template data<T>();
@@ -470,7 +470,8 @@ CONVBP_TARGET void finish(const Outer& p, T* sums, View<T> weight_grad, T* bias_
 
 template <typename T, int kHalves>
 constexpr LaneKernels<T> lane_kernels() {
-  return {tile_rows(kHalves), &channels_last_tasks<T, kHalves>,
+  return {tile_rows(kHalves),
+          &channels_last_tasks<T, kHalves>,
           {&outer_tasks<T, kHalves, false>, &outer_tasks<T, kHalves, true>}};
 }
 
@@ -486,8 +487,8 @@ LaneKernels<T> kernels_of(int64_t halves) {
 
 template <typename T>
 Table<T> make_table() {
-  return {CONVBP_VECTOR_BYTES, kRows, &pack_weight<T>, &planes_tasks<T>, &kernels_of<T>,
-          &finish<T>};
+  return {CONVBP_VECTOR_BYTES, kRows,          &pack_weight<T>,
+          &planes_tasks<T>,    &kernels_of<T>, &finish<T>};
 }
 
 template Table<float> make_table();

@@ -35,7 +35,7 @@ struct Product {
 struct Outer {
   // Rows or lanes of a task: its sums stay in the second-level cache.
   static constexpr int64_t kRange = 256;
-  static constexpr int64_t kPanel = 128;   // pixels summed in registers
+  static constexpr int64_t kPanel = 128;  // pixels summed in registers
 
   int64_t batch, height, width;
   int64_t groups;
@@ -46,9 +46,7 @@ struct Outer {
 
   int64_t pixels() const { return batch * height * width; }
   int64_t row_range() const { return std::min(rows, kRange); }
-  int64_t lane_range() const {
-    return std::min(divide_up(lanes, block), kRange / block) * block;
-  }
+  int64_t lane_range() const { return std::min(divide_up(lanes, block), kRange / block) * block; }
   int64_t row_ranges() const { return divide_up(rows, kRange); }
   int64_t lane_ranges() const { return divide_up(lanes, lane_range()); }
   int64_t parts() const { return groups * row_ranges() * lane_ranges(); }
@@ -73,8 +71,8 @@ struct Table {
   int rows;  // of the register tile, of planes
   int64_t lanes() const { return vector_bytes / static_cast<int64_t>(sizeof(T)); }
   // [group][channel block][reduce][channel of the block]; task: a block.
-  void (*pack_weight)(const Product&, const T* weight, const WeightStrides&, T* packed, int64_t begin,
-                      int64_t end);
+  void (*pack_weight)(const Product&, const T* weight, const WeightStrides&, T* packed,
+                      int64_t begin, int64_t end);
   void (*planes)(const Product&, View<const T> source, const T* packed, const Epilogue<T>&,
                  View<T> result, int64_t begin, int64_t end);
   // Blocks of so many half vectors: 2 or 4, or, where vectors have 64 bytes, 1 to 5.
@@ -82,7 +80,8 @@ struct Table {
   // The kernels for this block.
   LaneKernels<T> kernels_for(int64_t block) const { return kernels(2 * block / lanes()); }
   // Adds up the chunks, in their order, and stores them; task: a part.
-  void (*finish)(const Outer&, T* sums, View<T> weight_grad, T* bias_grad, int64_t begin, int64_t end);
+  void (*finish)(const Outer&, T* sums, View<T> weight_grad, T* bias_grad, int64_t begin,
+                 int64_t end);
 };
 
 CONVBP_IN_EACH_ISA(template <typename T> Table<T> make_table();)

@@ -9,12 +9,12 @@
 
 namespace convbp::pool {
 
-#define CONVBP_DECLARE(isa)               \
-  namespace isa {                         \
-  template <typename T, typename Offset>  \
-  MaxTable<T, Offset> max_table();        \
-  template <typename T>                   \
-  AverageTable<T> average_table();        \
+#define CONVBP_DECLARE(isa)              \
+  namespace isa {                        \
+  template <typename T, typename Offset> \
+  MaxTable<T, Offset> max_table();       \
+  template <typename T>                  \
+  AverageTable<T> average_table();       \
   }
 CONVBP_DECLARE(baseline)
 #if defined(__x86_64__)
@@ -87,8 +87,7 @@ void max_pool2d_input_grad(const PoolProblem& p, View<const T> delta, View<const
                            View<T> input_grad) {
   if (plain_only()) return plain::max_pool2d_input_grad(p, delta, offset, input_grad);
   const auto kernel = max_table<T, Offset>().input_grad;
-  const Tasks tasks =
-      input_bands(p, input_grad, p.dilation[kHeight] * (p.kernel[kHeight] - 1) + 1);
+  const Tasks tasks = input_bands(p, input_grad, p.dilation[kHeight] * (p.kernel[kHeight] - 1) + 1);
   parallel_for(tasks.count(), [&](int64_t begin, int64_t end) {
     kernel(p, tasks, delta, offset, input_grad, begin, end);
   });
@@ -120,9 +119,8 @@ void avg_pool2d(const PoolProblem& p, View<const T> input, View<T> output) {
   if (plain_only()) return plain::avg_pool2d(p, input, output);
   const auto kernel = average_table<T>().forward;
   const Tasks tasks = output_rows(p, input);
-  parallel_for(tasks.count(), [&](int64_t begin, int64_t end) {
-    kernel(p, tasks, input, output, begin, end);
-  });
+  parallel_for(tasks.count(),
+               [&](int64_t begin, int64_t end) { kernel(p, tasks, input, output, begin, end); });
 }
 
 template <typename T>
@@ -135,15 +133,15 @@ void avg_pool2d_input_grad(const PoolProblem& p, View<const T> delta, View<T> in
   });
 }
 
-#define CONVBP_INSTANTIATE_MAX(T, Offset)                                                        \
-  template void max_pool2d(const PoolProblem&, View<const T>, View<T>, View<Offset>);            \
-  template void max_pool2d_input_grad(const PoolProblem&, View<const T>, View<const Offset>,     \
-                                      View<T>);                                                  \
+#define CONVBP_INSTANTIATE_MAX(T, Offset)                                                    \
+  template void max_pool2d(const PoolProblem&, View<const T>, View<T>, View<Offset>);        \
+  template void max_pool2d_input_grad(const PoolProblem&, View<const T>, View<const Offset>, \
+                                      View<T>);                                              \
   template void max_pool2d_gather(const PoolProblem&, View<const T>, View<const Offset>, View<T>);
-#define CONVBP_INSTANTIATE(T)                                                       \
-  CONVBP_INSTANTIATE_MAX(T, uint8_t)                                                \
-  CONVBP_INSTANTIATE_MAX(T, uint32_t)                                               \
-  template void avg_pool2d(const PoolProblem&, View<const T>, View<T>);             \
+#define CONVBP_INSTANTIATE(T)                                           \
+  CONVBP_INSTANTIATE_MAX(T, uint8_t)                                    \
+  CONVBP_INSTANTIATE_MAX(T, uint32_t)                                   \
+  template void avg_pool2d(const PoolProblem&, View<const T>, View<T>); \
   template void avg_pool2d_input_grad(const PoolProblem&, View<const T>, View<T>);
 CONVBP_INSTANTIATE(float)
 CONVBP_INSTANTIATE(double)

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "../integers.h"
 #include "../pool_problem.h"
 
 namespace convbp::pool {
@@ -13,8 +14,8 @@ struct Tasks {
   int64_t batch, channels, size;  // size: all rows
   int64_t lanes = 1, rows = 1;
 
-  int64_t blocks() const { return (channels + lanes - 1) / lanes; }
-  int64_t bands() const { return (size + rows - 1) / rows; }
+  int64_t blocks() const { return divide_up(channels, lanes); }
+  int64_t bands() const { return divide_up(size, rows); }
   int64_t count() const { return batch * blocks() * bands(); }
 };
 

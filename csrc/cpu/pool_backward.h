@@ -157,9 +157,8 @@ void max_pool2d_input_grad(const PoolProblem& p, const Tasks& tasks, View<const 
 }
 
 template <typename T, bool kOneLane>
-CONVBP_TARGET void average_input_grad(const PoolProblem& p, const Tasks& tasks,
-                                      View<const T> delta, View<T> input_grad, int64_t begin,
-                                      int64_t end) {
+CONVBP_TARGET void average_input_grad(const PoolProblem& p, const Tasks& tasks, View<const T> delta,
+                                      View<T> input_grad, int64_t begin, int64_t end) {
   using Acc = Accumulator<T>;
   const Rows<T> rows(p, tasks, input_grad);
   const Columns columns(p);
@@ -180,20 +179,22 @@ CONVBP_TARGET void average_input_grad(const PoolProblem& p, const Tasks& tasks,
         const bool first = m == meeting.begin;
         const T* const from = &delta.at(piece.b, piece.c, m, 0);
         if constexpr (kOneLane) {
-          by_step(delta.stride[3], CONVBP_BODY(const auto step) {
-            for (int64_t n = 0; n < width; ++n)
-              share[n] = (first ? Acc(0) : share[n]) +
-                         load<Acc>(from[n * step]) / (row_divisor * column_divisor[n]);
-          });
+          by_step(
+              delta.stride[3], CONVBP_BODY(const auto step) {
+                for (int64_t n = 0; n < width; ++n)
+                  share[n] = (first ? Acc(0) : share[n]) +
+                             load<Acc>(from[n * step]) / (row_divisor * column_divisor[n]);
+              });
         } else {
           for (int64_t n = 0; n < width; ++n) {
             const Acc divisor = row_divisor * column_divisor[n];
             Acc* const to = share + n * lanes;
-            by_step(delta.stride[1], CONVBP_BODY(const auto step) {
-              for (int64_t l = 0; l < lanes; ++l)
-                to[l] = (first ? Acc(0) : to[l]) +
-                        load<Acc>(from[n * delta.stride[3] + l * step]) / divisor;
-            });
+            by_step(
+                delta.stride[1], CONVBP_BODY(const auto step) {
+                  for (int64_t l = 0; l < lanes; ++l)
+                    to[l] = (first ? Acc(0) : to[l]) +
+                            load<Acc>(from[n * delta.stride[3] + l * step]) / divisor;
+                });
           }
         }
       }
@@ -203,11 +204,12 @@ CONVBP_TARGET void average_input_grad(const PoolProblem& p, const Tasks& tasks,
       if (kOneLane && is_line<Acc>(p)) {
         for (size_t k = 0; k < columns.windows.size(); ++k) {
           const Range windows = columns.windows[k];
-          Acc* const at = row + p.input_position(kWidth, 0, columns.first_tap + k) *
-                                    rows.column_step;
-          by_step(p.stride[kWidth] * rows.column_step, CONVBP_BODY(const auto step) {
-            for (int64_t n = windows.begin; n < windows.end; ++n) at[n * step] += share[n];
-          });
+          Acc* const at =
+              row + p.input_position(kWidth, 0, columns.first_tap + k) * rows.column_step;
+          by_step(
+              p.stride[kWidth] * rows.column_step, CONVBP_BODY(const auto step) {
+                for (int64_t n = windows.begin; n < windows.end; ++n) at[n * step] += share[n];
+              });
         }
       } else {
         for (int64_t n = 0; n < width; ++n)

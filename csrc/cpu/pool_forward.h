@@ -21,8 +21,7 @@ struct Largest {
   }
   CONVBP_INLINE void take(const typename Lanes::Value& x, int64_t tap) {
     const auto larger = (x > value) | (x != x);
-    const auto here =
-        typename Lanes::Where{} + static_cast<Index<typename Lanes::Element>>(tap);
+    const auto here = typename Lanes::Where{} + static_cast<Index<typename Lanes::Element>>(tap);
     value = larger ? x : value;
     where = larger ? here : where;
   }
@@ -103,8 +102,8 @@ CONVBP_INLINE void max_block(const Window<T>& w, int64_t lane, T* output, int64_
 }
 
 template <typename Lanes, int kCount, typename T>
-CONVBP_INLINE void average_block(const Window<T>& w, int64_t lane,
-                                 typename Lanes::Element divisor, T* output, int64_t step) {
+CONVBP_INLINE void average_block(const Window<T>& w, int64_t lane, typename Lanes::Element divisor,
+                                 T* output, int64_t step) {
   constexpr int kBlock = kCount * Lanes::kLanes;
   Sum<Lanes> folds[kCount];
   fold_window<Lanes, kCount>(w, lane, folds);
@@ -122,22 +121,24 @@ constexpr int64_t kLine = 128;
 template <typename T, typename Acc>
 CONVBP_TARGET void take_line(const T* __restrict from, int64_t any_step, int64_t count,
                              Index<Acc> tap, Acc* __restrict value, Index<Acc>* __restrict where) {
-  by_step(any_step, CONVBP_BODY(const auto step) {
-    for (int64_t l = 0; l < count; ++l) {
-      const Acc x = load<Acc>(from[l * step]);
-      const bool larger = (x > value[l]) | (x != x);
-      value[l] = larger ? x : value[l];
-      where[l] = larger ? tap : where[l];
-    }
-  });
+  by_step(
+      any_step, CONVBP_BODY(const auto step) {
+        for (int64_t l = 0; l < count; ++l) {
+          const Acc x = load<Acc>(from[l * step]);
+          const bool larger = (x > value[l]) | (x != x);
+          value[l] = larger ? x : value[l];
+          where[l] = larger ? tap : where[l];
+        }
+      });
 }
 
 template <typename T, typename Acc>
 CONVBP_TARGET void add_line(const T* __restrict from, int64_t any_step, int64_t count,
                             Acc* __restrict sum) {
-  by_step(any_step, CONVBP_BODY(const auto step) {
-    for (int64_t l = 0; l < count; ++l) sum[l] += load<Acc>(from[l * step]);
-  });
+  by_step(
+      any_step, CONVBP_BODY(const auto step) {
+        for (int64_t l = 0; l < count; ++l) sum[l] += load<Acc>(from[l * step]);
+      });
 }
 
 // Calls body(tap, from, step, begin, end) for every tap of the windows (m, n), (m, n + 1), ...:
@@ -183,15 +184,15 @@ CONVBP_TARGET void max_pool2d(const PoolProblem& p, const Tasks& tasks, View<con
             const Range taps = columns.taps[n + l];
             const bool empty = rows.begin >= rows.end || taps.begin >= taps.end;
             value[l] = kLeast<Acc>;
-            where[l] = static_cast<Index<Acc>>(
-                empty ? -1 : rows.begin * p.kernel[kWidth] + taps.begin);
+            where[l] =
+                static_cast<Index<Acc>>(empty ? -1 : rows.begin * p.kernel[kWidth] + taps.begin);
           }
-          line_taps(p, columns, input, piece, m, rows, n, count,
-                    CONVBP_BODY(int64_t tap, const T* from, int64_t step, int64_t first,
-                                int64_t last) {
-                      take_line(from, step, last - first, static_cast<Index<Acc>>(tap),
-                                value + first, where + first);
-                    });
+          line_taps(
+              p, columns, input, piece, m, rows, n, count,
+              CONVBP_BODY(int64_t tap, const T* from, int64_t step, int64_t first, int64_t last) {
+                take_line(from, step, last - first, static_cast<Index<Acc>>(tap), value + first,
+                          where + first);
+              });
           store_line(value, count, to + n * output.stride[3], output.stride[3]);
           store_offsets(where, count, to_offset + n * offset.stride[3], offset.stride[3]);
         }
@@ -237,10 +238,11 @@ CONVBP_TARGET void avg_pool2d(const PoolProblem& p, const Tasks& tasks, View<con
           const int64_t count = std::min(kLine, width - n);
           Acc sum[kLine];
           for (int64_t l = 0; l < count; ++l) sum[l] = Acc(0);
-          line_taps(p, columns, input, piece, m, rows, n, count,
-                    CONVBP_BODY(int64_t, const T* from, int64_t step, int64_t first, int64_t last) {
-                      add_line(from, step, last - first, sum + first);
-                    });
+          line_taps(
+              p, columns, input, piece, m, rows, n, count,
+              CONVBP_BODY(int64_t, const T* from, int64_t step, int64_t first, int64_t last) {
+                add_line(from, step, last - first, sum + first);
+              });
           for (int64_t l = 0; l < count; ++l) sum[l] /= row_divisor * column_divisor[n + l];
           store_line(sum, count, to + n * output.stride[3], output.stride[3]);
         }

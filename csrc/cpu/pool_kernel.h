@@ -37,10 +37,10 @@ template <typename Acc>
 struct Vector {
   using Element = Acc;
   // Aligned as their elements are, so that they may be loaded from anywhere.
-  typedef Acc Value __attribute__((vector_size(CONVBP_VECTOR_BYTES), aligned(sizeof(Acc)),
-                                   may_alias));
-  typedef Index<Acc> Where __attribute__((vector_size(CONVBP_VECTOR_BYTES), aligned(sizeof(Acc)),
-                                          may_alias));
+  typedef Acc Value
+      __attribute__((vector_size(CONVBP_VECTOR_BYTES), aligned(sizeof(Acc)), may_alias));
+  typedef Index<Acc> Where
+      __attribute__((vector_size(CONVBP_VECTOR_BYTES), aligned(sizeof(Acc)), may_alias));
   static constexpr int kLanes = CONVBP_VECTOR_BYTES / sizeof(Acc);
 
   template <typename T>
@@ -113,9 +113,9 @@ AverageTable<T> average_table() {
 }
 
 // The element types every instruction set is compiled for.
-#define CONVBP_INSTANTIATE(T)                       \
-  template MaxTable<T, uint8_t> max_table();        \
-  template MaxTable<T, uint32_t> max_table();       \
+#define CONVBP_INSTANTIATE(T)                 \
+  template MaxTable<T, uint8_t> max_table();  \
+  template MaxTable<T, uint32_t> max_table(); \
   template AverageTable<T> average_table();
 CONVBP_INSTANTIATE(float)
 CONVBP_INSTANTIATE(double)

@@ -31,7 +31,8 @@ constexpr int kRows = 12;
 constexpr int kRows = CONVBP_VECTOR_BYTES == 64 ? 12 : 6;
 #endif
 
-#define CONVBP_INLINE __attribute__((always_inline)) CONVBP_TARGET inline
+#define CONVBP_INLINE_LAMBDA __attribute__((always_inline)) CONVBP_TARGET
+#define CONVBP_INLINE CONVBP_INLINE_LAMBDA inline
 
 // The vector that begins at p.
 template <typename Acc>
@@ -112,8 +113,8 @@ constexpr int64_t kLine = 64 / sizeof(T);
 // row[i][q * row_step + :] * lane[q * lane_step + :].
 template <bool kDepthwise, typename Acc, int kTileRows, int kHalves>
 CONVBP_INLINE void accumulate(TileRow<Acc, kHalves> (&acc)[kTileRows], const Acc* rows,
-                              const int64_t (&offset)[kTileRows], int64_t row_step,
-                              const Acc* lane, int64_t lane_step, int64_t count) {
+                              const int64_t (&offset)[kTileRows], int64_t row_step, const Acc* lane,
+                              int64_t lane_step, int64_t count) {
   for (int64_t q = 0; q < count; ++q) {
     const auto x = TileRow<Acc, kHalves>::at(lane);
 #pragma GCC unroll 16
@@ -131,8 +132,8 @@ CONVBP_INLINE void accumulate(TileRow<Acc, kHalves> (&acc)[kTileRows], const Acc
 // The same for rows anywhere and lanes without gaps.
 template <bool kDepthwise, typename Acc, int kTileRows, int kHalves>
 CONVBP_INLINE void accumulate(TileRow<Acc, kHalves> (&acc)[kTileRows],
-                              const Acc* const (&row)[kTileRows], int64_t row_step,
-                              const Acc* lane, int64_t count) {
+                              const Acc* const (&row)[kTileRows], int64_t row_step, const Acc* lane,
+                              int64_t count) {
   int64_t offset[kTileRows];
 #pragma GCC unroll 16
   for (int i = 0; i < kTileRows; ++i) offset[i] = row[i] - row[0];

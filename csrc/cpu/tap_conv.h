@@ -23,8 +23,8 @@ namespace convbp {
 // holds for each position the rows of its own taps. Either way a patch never has more
 // rows than positions * taps, however far the taps reach.
 struct Axis {
-  int64_t count = 0;        // output positions
-  int64_t first = 0;        // position t is written at first + t * spacing
+  int64_t count = 0;  // output positions
+  int64_t first = 0;  // position t is written at first + t * spacing
   int64_t spacing = 1;
   int64_t source_size = 0;
   int64_t step = 1;
@@ -81,8 +81,8 @@ struct TapConv {
   bool depthwise = false;
   int64_t channels = 0;  // of the result, all groups together
   Axis h, w;
-  int64_t batch_tile = 1;   // images a task takes
-  int64_t lane_split = 1;   // tasks that share a tile, each with some of the lane blocks
+  int64_t batch_tile = 1;  // images a task takes
+  int64_t lane_split = 1;  // tasks that share a tile, each with some of the lane blocks
 
   int64_t blocks() const { return divide_up(lanes, block); }
   int64_t taps() const { return h.tap_count() * w.tap_count(); }
@@ -94,9 +94,7 @@ struct TapConv {
   // Packed weights of a lane block: [tap][depth][lane of the block].
   int64_t packed_block_size() const { return taps() * depth() * block; }
   int64_t batch_tiles() const { return divide_up(batch, batch_tile); }
-  int64_t spatial_tiles() const {
-    return divide_up(h.count, h.tile) * divide_up(w.count, w.tile);
-  }
+  int64_t spatial_tiles() const { return divide_up(h.count, h.tile) * divide_up(w.count, w.tile); }
   int64_t pixel_tasks() const { return batch_tiles() * groups * spatial_tiles(); }
   int64_t tasks() const { return pixel_tasks() * lane_split; }
 };
@@ -117,8 +115,8 @@ inline int64_t lane_block(int64_t lanes, int64_t vector) {
   return lanes <= vector ? vector : 2 * vector;
 }
 
-// The lanes that leave the fewest of a block empty; of those the most, up to two and a half vectors.
-// Halves where a half costs half: of vectors of 64 bytes.
+// The lanes that leave the fewest of a block empty; of those the most, up to two and a half
+// vectors. Halves where a half costs half: of vectors of 64 bytes.
 inline int64_t fitting_lane_block(int64_t lanes, int64_t vector, int64_t vector_bytes) {
   if (vector_bytes < 64) return lane_block(lanes, vector);
   const int64_t half = vector / 2;

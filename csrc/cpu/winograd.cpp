@@ -94,8 +94,7 @@ TileAxis result_phases(const ConvProblem& p, Spatial axis, int64_t out) {
   } else {
     a.source_step = -1;
     a.result_step = -2;
-    a.phases = {TileAxis::Phase{{0, 2}, out, 2 * out - 2},
-                TileAxis::Phase{{1}, out, 2 * out - 1}};
+    a.phases = {TileAxis::Phase{{0, 2}, out, 2 * out - 2}, TileAxis::Phase{{1}, out, 2 * out - 1}};
   }
   return a;
 }
@@ -116,8 +115,7 @@ Winograd input_grad(const ConvProblem& problem) {
 }
 
 int64_t all_tiles(const Winograd& p) {
-  return p.tap.batch * divide_up(p.tap.h.count, p.form.out) *
-         divide_up(p.tap.w.count, p.form.out);
+  return p.tap.batch * divide_up(p.tap.h.count, p.form.out) * divide_up(p.tap.w.count, p.form.out);
 }
 
 template <typename T>
@@ -200,8 +198,8 @@ bool takes(const ConvProblem& p) {
 // transform of the filters as much as a tile's products. Measured: below 8 channels on one side, on
 // pictures of one or two pixels, and where less than a third of the tiles' pixels exist, the direct
 // kernels are faster (python -m experiments.speed --sweep shows the choice beside the best).
-// With stride 2 a tile takes 81 products for those 16 results, 1.8 times fewer, and has 81 points to
-// transform: it wants twice the channels, and on small pictures, where a picture's few tiles use
+// With stride 2 a tile takes 81 products for those 16 results, 1.8 times fewer, and has 81 points
+// to transform: it wants twice the channels, and on small pictures, where a picture's few tiles use
 // the transformed filters a few times only, whole tiles.
 bool pays(const ConvProblem& p, Operator op) {
   const int64_t stride = p.stride[kHeight];

@@ -11,8 +11,8 @@
 // The weight gradient multiplies, at each position, transformed input (channels in the rows) by
 // transformed delta (in the lanes), summed over the tiles of a task and then over the tasks.
 //
-// Reached (Zen 4, 2 cores, 240 GF/s), counted in the direct algorithm's operations: 3x3 of 128 to 128
-// channels of 64x16x16, 610 to 680 GF/s, weight gradient 480 to 510.
+// Reached (Zen 4, 2 cores, 240 GF/s), counted in the direct algorithm's operations: 3x3 of 128 to
+// 128 channels of 64x16x16, 610 to 680 GF/s, weight gradient 480 to 510.
 
 #include <array>
 #include <cstdint>
@@ -156,8 +156,8 @@ CONVBP_TARGET void multiply(const Runs& runs, int64_t row_count, const float* ro
 // exist; `transformed` is that of the first task.
 template <typename T, typename F>
 CONVBP_TARGET void transform_filters(const Winograd& p, const T* weight,
-                                     const WeightStrides& stride, float* transformed,
-                                     int64_t begin, int64_t end) {
+                                     const WeightStrides& stride, float* transformed, int64_t begin,
+                                     int64_t end) {
   const TapConv& c = p.tap;
   constexpr int64_t kChannels = 8;  // read together: they share cache lines
   float filters[kChannels][3][3][kBlock] = {};
@@ -167,8 +167,7 @@ CONVBP_TARGET void transform_filters(const Winograd& p, const T* weight,
     const int64_t lanes = std::min<int64_t>(kBlock, c.lanes - lane0);
     float* const to = transformed + (task - begin) * p.filter_block();
     for (int64_t k0 = 0; k0 < c.reduce; k0 += kChannels) {
-      const T* const from =
-          weight + g * stride.group + lane0 * stride.lane + k0 * stride.reduce;
+      const T* const from = weight + g * stride.group + lane0 * stride.lane + k0 * stride.reduce;
       const int64_t channels = std::min(kChannels, c.reduce - k0);
       float* const first = &filters[0][0][0][0];
       // Along what lies side by side in the weight.
@@ -191,7 +190,8 @@ CONVBP_TARGET void transform_filters(const Winograd& p, const T* weight,
           }
       }
       for (int64_t lane = lanes; lane < kBlock; ++lane)
-        for (int64_t tap = 0; tap < kChannels * 9; ++tap) (&filters[0][0][0][lane])[tap * kBlock] = 0;
+        for (int64_t tap = 0; tap < kChannels * 9; ++tap)
+          (&filters[0][0][0][lane])[tap * kBlock] = 0;
       for (int64_t k = 0; k < channels; ++k)
         for (int v = 0; v < kVectors; ++v)
           for_phases<F::kPhases>([&](auto kA, auto kB) CONVBP_TARGET {
@@ -223,8 +223,8 @@ CONVBP_TARGET void multiply_points(const Winograd& p, int64_t tiles, const float
         Runs runs{0};
         for (int a = kA; a <= (kSum && y + 1 < F::kTile ? 1 : kA); ++a)
           for (int b = kB; b <= (kSum && x + 1 < F::kTile ? 1 : kB); ++b, ++runs.count) {
-            runs.rows[runs.count] = p.source_stream() *
-                (kSum ? F::point(2, a, b, y, x) : F::point(1, 0, 0, y, x));
+            runs.rows[runs.count] =
+                p.source_stream() * (kSum ? F::point(2, a, b, y, x) : F::point(1, 0, 0, y, x));
             runs.lane[runs.count] = p.filter_stream() * F::point(F::kPhases, a, b, y, x);
           }
         multiply<false>(runs, tiles, transformed, p.pitch(), 1, filters, p.tap.reduce,
@@ -304,8 +304,11 @@ CONVBP_TARGET void tap_conv_tasks(const Winograd& p, View<const T> source, const
               for_phases<F::kResultPhases>([&](auto kA, auto kB) CONVBP_TARGET {
                 using Y = typename F::template Axis<kA>;
                 using X = typename F::template Axis<kB>;
-                float* to = pixels + (p.h.phases[kA].result * apart + j * F::kOut * kSpacing +
-                                      p.w.phases[kB].result) * kBlock + v * kLanes;
+                float* to = pixels +
+                            (p.h.phases[kA].result * apart + j * F::kOut * kSpacing +
+                             p.w.phases[kB].result) *
+                                kBlock +
+                            v * kLanes;
                 const int64_t down = p.h.result_step * apart * kBlock;
                 const int64_t right = p.w.result_step * kBlock;
                 both_axes<transform::output<Y>, transform::output<X>, Vector>(
@@ -313,9 +316,8 @@ CONVBP_TARGET void tap_conv_tasks(const Winograd& p, View<const T> source, const
                       return vector_at(from + F::point(F::kResultPhases, kA, kB, y, x) *
                                                   p.product_stream());
                     },
-                    [&](int y, int x, Vector sum) CONVBP_TARGET {
-                      vector_at(to + y * down + x * right) = sum + b_v;
-                    });
+                    [&](int y, int x, Vector sum)
+                        CONVBP_TARGET { vector_at(to + y * down + x * right) = sum + b_v; });
               });
             }
           for (int64_t y = 0; y < std::min<int64_t>(F::kOut * kSpacing, h1 - h); ++y) {
@@ -389,9 +391,8 @@ CONVBP_TARGET void weight_grad_total(const Winograd& p, const float* sums, View<
                     F::point(F::kPhases, kA, kB, y, x) * p.channels_a_task + first + k;
                 return total(task_sums + row * p.lanes_a_task + v);
               },
-              [&](int r, int s, Vector grad) CONVBP_TARGET {
-                vector_at(filters[h_taps[r]][w_taps[s]][k]) = grad;
-              });
+              [&](int r, int s, Vector grad)
+                  CONVBP_TARGET { vector_at(filters[h_taps[r]][w_taps[s]][k]) = grad; });
         });
       const auto put = [&](int64_t lane, int64_t k, int r, int s) CONVBP_TARGET {
         weight_grad.at(channel + lane, k0 + first + k, r, s) = store<T>(filters[r][s][k][lane]);
@@ -409,8 +410,8 @@ CONVBP_TARGET void weight_grad_total(const Winograd& p, const float* sums, View<
         }
       if (bias_grad && k0 + first == 0) {
         float bias[kLanes];
-        vector_at(bias) = total(
-            task_sums + p.form.filter_points() * p.channels_a_task * p.lanes_a_task + v);
+        vector_at(bias) =
+            total(task_sums + p.form.filter_points() * p.channels_a_task * p.lanes_a_task + v);
         for (int64_t lane = 0; lane < lanes; ++lane)
           bias_grad[channel + lane] = store<T>(bias[lane]);
       }
@@ -421,8 +422,8 @@ CONVBP_TARGET void weight_grad_total(const Winograd& p, const float* sums, View<
 // Task: a chunk of extents, for some channels and lanes of a group.
 template <typename T, typename F>
 CONVBP_TARGET void weight_grad_tasks(const Winograd& p, View<const T> input, View<const T> delta,
-                                     float* sums, View<T> weight_grad, T* bias_grad,
-                                     int64_t begin, int64_t end) {
+                                     float* sums, View<T> weight_grad, T* bias_grad, int64_t begin,
+                                     int64_t end) {
   using Axis = typename F::template Axis<0>;  // all phases share its points
   constexpr int kPoints = F::kTile * F::kTile;
   const TapConv& c = p.tap;
@@ -456,15 +457,15 @@ CONVBP_TARGET void weight_grad_tasks(const Winograd& p, View<const T> input, Vie
     const int64_t lane0 = lane_task * p.lanes_a_task;
     const int64_t lanes = std::min(p.lanes_a_task, c.lanes - lane0);
     float* const task_sums = sums ? sums + task * p.sums_a_task() : sums_block.data<float>();
-    float* const bias_sums = task_sums + p.form.filter_points() * p.channels_a_task * p.lanes_a_task;
+    float* const bias_sums =
+        task_sums + p.form.filter_points() * p.channels_a_task * p.lanes_a_task;
     const int64_t first = chunk * p.extents() / p.chunks;
     const int64_t last = (chunk + 1) * p.extents() / p.chunks;
     // The first extent's products begin the sums.
     float* const unset = first < last ? bias_sums : task_sums;
     fill_zero(unset, task_sums + p.sums_a_task() - unset);
     for (int64_t extent = first; extent < last; ++extent) {
-      const TileExtent e =
-          tile_extent(c, extent / c.spatial_tiles(), extent % c.spatial_tiles());
+      const TileExtent e = tile_extent(c, extent / c.spatial_tiles(), extent % c.spatial_tiles());
       const TileExtent whole = whole_tiles(p, e);
       const int64_t tiles = whole.pixels() / (F::kOut * F::kOut);
       pack_patch(c, whole, input, g * c.reduce + k0, channels, patch, p.channels_a_task);
@@ -475,8 +476,8 @@ CONVBP_TARGET void weight_grad_tasks(const Winograd& p, View<const T> input, Vie
         const float* const block_delta = packed_delta + block * whole.pixels() * kBlock;
         float* const streams = transformed_delta + block * kPoints * delta_stream;
         for_tiles(p, whole, [&](int64_t tile, int64_t b, int64_t i, int64_t j) CONVBP_TARGET {
-          const float* from = block_delta + ((b * whole.rows + i * F::kOut) * whole.columns +
-                                             j * F::kOut) * kBlock;
+          const float* from =
+              block_delta + ((b * whole.rows + i * F::kOut) * whole.columns + j * F::kOut) * kBlock;
           float* to = streams + tile * kBlock;
 #pragma GCC unroll 2
           for (int v = 0; v < kVectors; ++v)
@@ -521,7 +522,7 @@ CONVBP_TARGET void weight_grad_tasks(const Winograd& p, View<const T> input, Vie
 
 template <typename T, typename F>
 Table<T> make_table_of() {
-  Table<T> table = {CONVBP_VECTOR_BYTES,     kRows,   &transform_filters<T, F>,
+  Table<T> table = {CONVBP_VECTOR_BYTES,   kRows,   &transform_filters<T, F>,
                     &tap_conv_tasks<T, F>, nullptr, nullptr};
   if constexpr (F::kResultPhases == 1) {
     table.weight_grad = &weight_grad_tasks<T, F>;
@@ -532,7 +533,7 @@ Table<T> make_table_of() {
 
 template <typename T, int kOut>
 Table<T> make_table_of(const Form& form) {
-  return form.phases() == 1          ? make_table_of<T, FormOf<kOut, 1, 1>>()
+  return form.phases() == 1        ? make_table_of<T, FormOf<kOut, 1, 1>>()
          : form.source_phases == 2 ? make_table_of<T, FormOf<kOut, 2, 1>>()
                                    : make_table_of<T, FormOf<kOut, 1, 2>>();
 }

@@ -46,7 +46,7 @@ struct Winograd {
   TapConv tap;
   Form form;
   TileAxis h, w;
-  int64_t lanes = 1;  // of a vector
+  int64_t lanes = 1;       // of a vector
   int64_t most_tiles = 1;  // of a task
   // Source channels a task takes: all of a group, but for the weight gradient, whose sums of a task
   // should stay in the cache. Its chunks and lanes are as in direct::WeightGrad.

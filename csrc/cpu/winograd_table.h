@@ -21,8 +21,8 @@ struct Table {
   void (*tap_conv)(const Winograd&, View<const T> source, const T* weight, const WeightStrides&,
                    const float* filters, const Epilogue<T>&, View<T> result, int64_t begin,
                    int64_t end);
-  // Not for result phases. The sums of all tasks; null, where there is one chunk: the tasks write the gradients
-  // themselves.
+  // Not for result phases. The sums of all tasks; null, where there is one chunk: the tasks write
+  // the gradients themselves.
   void (*weight_grad)(const Winograd&, View<const T> input, View<const T> delta, float* sums,
                       View<T> weight_grad, T* bias_grad, int64_t begin, int64_t end);
   void (*weight_grad_total)(const Winograd&, const float* sums, View<T> weight_grad, T* bias_grad,

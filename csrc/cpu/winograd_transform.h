@@ -1,7 +1,7 @@
-// Winograd's minimal filtering F(m x m, n x n): m x m outputs from a tile of (m+n-1) x (m+n-1) inputs
-// with one product a tile element instead of n^2 an output (S. Winograd, Arithmetic Complexity of
-// Computations, 1980; A. Lavin and S. Gray, Fast Algorithms for Convolutional Neural Networks,
-// 2016).
+// Winograd's minimal filtering F(m x m, n x n): m x m outputs from a tile of (m+n-1) x (m+n-1)
+// inputs with one product a tile element instead of n^2 an output (S. Winograd, Arithmetic
+// Complexity of Computations, 1980; A. Lavin and S. Gray, Fast Algorithms for Convolutional Neural
+// Networks, 2016).
 //
 //     y = A^T [ (G g G^T) ⊙ (B^T d B) ] A
 //
@@ -211,21 +211,21 @@ struct Minimal<kOut_, 1> {
 
 // One of the transforms above as a type, so that it can be handed on. What F(m, 1) lacks of F(m, 2)
 // is zero, and what comes of it is left.
-#define CONVBP_TRANSFORM(name, from, to)                                    \
-  template <typename F>                                                     \
-  struct name {                                                             \
-    static constexpr int kFrom = F::from, kTo = F::to;                      \
-    template <typename V>                                                   \
-    static CONVBP_INLINE void apply(const V (&x)[kFrom], V (&y)[kTo]) {     \
-      if constexpr (F::kTaps > 1) {                                         \
-        F::name(x, y);                                                      \
-      } else {                                                              \
-        V all_x[F::Full::from] = {}, all_y[F::Full::to];                    \
-        for (int i = 0; i < kFrom; ++i) all_x[i] = x[i];                    \
-        F::Full::name(all_x, all_y);                                        \
-        for (int i = 0; i < kTo; ++i) y[i] = all_y[i];                      \
-      }                                                                     \
-    }                                                                       \
+#define CONVBP_TRANSFORM(name, from, to)                                \
+  template <typename F>                                                 \
+  struct name {                                                         \
+    static constexpr int kFrom = F::from, kTo = F::to;                  \
+    template <typename V>                                               \
+    static CONVBP_INLINE void apply(const V (&x)[kFrom], V (&y)[kTo]) { \
+      if constexpr (F::kTaps > 1) {                                     \
+        F::name(x, y);                                                  \
+      } else {                                                          \
+        V all_x[F::Full::from] = {}, all_y[F::Full::to];                \
+        for (int i = 0; i < kFrom; ++i) all_x[i] = x[i];                \
+        F::Full::name(all_x, all_y);                                    \
+        for (int i = 0; i < kTo; ++i) y[i] = all_y[i];                  \
+      }                                                                 \
+    }                                                                   \
   };
 namespace transform {
 CONVBP_TRANSFORM(input, kTile, kTile)

@@ -102,8 +102,7 @@ template <typename T, Direction direction>
 bool start_compiled(Call<T> call) {
   const auto& [height, width, channels, filters, turned] = call.layer;
   if (filters != 1 || height.taps != width.taps || height.stride != width.stride ||
-      height.dilation != 1 || width.dilation != 1 ||
-      call.batch * channels >= int64_t{1} << 31)
+      height.dilation != 1 || width.dilation != 1 || call.batch * channels >= int64_t{1} << 31)
     return false;
   if (height.stride == 2) return start_with_stride<T, direction, 2>(call);
   if (height.stride != 1) return false;
@@ -136,8 +135,10 @@ bool takes(const ConvProblem& p) {
 template <typename T>
 void conv2d(Context& context, const ConvProblem& p, View<const T> input, View<const T> weight,
             const Epilogue<T>& epilogue, View<T> output) {
-  const Layer layer{{p, kHeight, false}, {p, kWidth, false},
-                    static_cast<int>(p.groups * p.out_channels), static_cast<int>(p.out_channels),
+  const Layer layer{{p, kHeight, false},
+                    {p, kWidth, false},
+                    static_cast<int>(p.groups * p.out_channels),
+                    static_cast<int>(p.out_channels),
                     false};
   start<T, Direction::kForward>({context, layer, p.batch, input, weight, epilogue, output});
 }
@@ -145,15 +146,18 @@ void conv2d(Context& context, const ConvProblem& p, View<const T> input, View<co
 template <typename T>
 void conv2d_input_grad(Context& context, const ConvProblem& p, View<const T> weight,
                        View<const T> delta, View<T> input_grad) {
-  const Layer layer{{p, kHeight, true}, {p, kWidth, true}, static_cast<int>(p.groups),
-                    static_cast<int>(p.out_channels), false};
+  const Layer layer{{p, kHeight, true},
+                    {p, kWidth, true},
+                    static_cast<int>(p.groups),
+                    static_cast<int>(p.out_channels),
+                    false};
   start<T, Direction::kBackward>({context, layer, p.batch, delta, weight, {}, input_grad});
 }
 
-#define INSTANTIATE(T)                                                                             \
-  template void conv2d(Context&, const ConvProblem&, View<const T>, View<const T>,                 \
-                       const Epilogue<T>&, View<T>);                                               \
-  template void conv2d_input_grad(Context&, const ConvProblem&, View<const T>, View<const T>,      \
+#define INSTANTIATE(T)                                                                        \
+  template void conv2d(Context&, const ConvProblem&, View<const T>, View<const T>,            \
+                       const Epilogue<T>&, View<T>);                                          \
+  template void conv2d_input_grad(Context&, const ConvProblem&, View<const T>, View<const T>, \
                                   View<T>);
 CONVBP_FOR_EACH_ELEMENT(INSTANTIATE)
 

@@ -9,11 +9,12 @@
 //
 // - `channels`, where channels are innermost: a thread has 4 neighbouring channels (one load of 8
 //   or 16 bytes) of 4 or 7 neighbouring columns, so that a source it loads serves up to S taps; the
-//   filters are in shared memory. A block has up to 128 channels of 8 and more rows, and walks along
-//   them: what rows share is in the L1 cache.
+//   filters are in shared memory. A block has up to 128 channels of 8 and more rows, and walks
+//   along them: what rows share is in the L1 cache.
 // - `planes`, where columns are: a block takes a tile of 32 x 32 results of a plane (of small
 //   planes, several), and the sources they meet to shared memory; a thread has 4 rows of a column.
-// - `general`, one thread a result, for any kernel, stride, dilation and number of filters a channel.
+// - `general`, one thread a result, for any kernel, stride, dilation and number of filters a
+//   channel.
 //
 // The first two are compiled for R = S = 3, 5, 7 and strides 1 and 2. Backward with stride 1 is
 // forward with the filter turned; with stride 2 a strip begins where tap 0 meets a source, so that
@@ -37,20 +38,20 @@ namespace kernels {
 
 // Sums to results. g is one loop that is not unrolled: it has the code of every activation.
 template <int size, typename T>
-__device__ void finish(const Epilogue<T>& epilogue, Accumulator<T> (&sum)[size], int c,
-                       T* result, int64_t offset, const Vector& vector) {
+__device__ void finish(const Epilogue<T>& epilogue, Accumulator<T> (&sum)[size], int c, T* result,
+                       int64_t offset, const Vector& vector) {
   using A = Accumulator<T>;
   if (epilogue.bias) {
-    CONVBP_UNROLLED
+#pragma unroll
     for (int v = 0; v < size; ++v)
       if (v < vector.count) sum[v] += static_cast<A>(epilogue.bias[c + v]);
   }
   if (epilogue.pre_activation) vector.store(epilogue.pre_activation + offset, sum);
   if (epilogue.activation.row >= 0) {
-    CONVBP_ROLLED
+#pragma unroll 1
     for (int times = 0; times < size; ++times) {
       const A value = epilogue.activation.value(sum[0]);
-      CONVBP_UNROLLED
+#pragma unroll
       for (int v = 0; v + 1 < size; ++v) sum[v] = sum[v + 1];
       sum[size - 1] = value;
     }
@@ -103,7 +104,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   const Vector from{source.stride[1], there, blocks.packed};
   const Vector to{result.stride[1], there, blocks.packed};
   const int end = std::min(first_strip + blocks.strips, S::count(width, length));
-  CONVBP_ROLLED
+#pragma unroll 1
   for (int strip = first_strip; strip < end; ++strip) {
     const int first = S::first_result(width, strip, length);
     const int n = S::first_source(width, first);
@@ -111,33 +112,33 @@ __global__ void __launch_bounds__(kThreads, 1)
     each_tap<direction>(height, row, [&](int r, int m) {
       const T* const line = &source.at(b, c, m, 0);
       A x[kSources][V] = {};
-      CONVBP_UNROLLED
+#pragma unroll
       for (int k = 0; k < kSources; ++k)
         if (inside(n + k, width.sources)) from.load(x[k], line + (n + k) * source.stride[3]);
-      CONVBP_UNROLLED
+#pragma unroll
       for (int s = 0; s < taps; ++s) {
         A w[V];
         const Vector packed{1, V, true};
         packed.load(w, filter + (r * taps + s) * at_once + threadIdx.x * V);
-        CONVBP_UNROLLED
+#pragma unroll
         for (int p = 0; p < length; ++p)
-          CONVBP_UNROLLED
+#pragma unroll
           for (int k = 0; k < kSources; ++k)
             if (S::tap(p, k) == s)
-              CONVBP_UNROLLED
+#pragma unroll
               for (int v = 0; v < V; ++v) sum[p][v] += x[k][v] * w[v];
       }
     });
-    CONVBP_ROLLED
+#pragma unroll 1
     for (int p = 0; p < length; ++p) {
       if (inside(first + p, width.results))
         finish(epilogue, sum[0], c, result.data,
                b * result.stride[0] + c * result.stride[1] + row * result.stride[2] +
                    (first + p) * result.stride[3],
                to);
-      CONVBP_UNROLLED
+#pragma unroll
       for (int q = 0; q + 1 < length; ++q)
-        CONVBP_UNROLLED
+#pragma unroll
         for (int v = 0; v < V; ++v) sum[q][v] = sum[q + 1][v];
     }
   }
@@ -191,27 +192,27 @@ __global__ void __launch_bounds__(kThreads, 1)
   A sum[length][1] = {};
   each_tap<direction>(width, column, [&](int s, int j) {
     A x[kSources];
-    CONVBP_UNROLLED
+#pragma unroll
     for (int k = 0; k < kSources; ++k) x[k] = strip[k * tile_columns + j - n];
-    CONVBP_UNROLLED
+#pragma unroll
     for (int r = 0; r < taps; ++r) {
       const A w = filter[r * taps + s];
-      CONVBP_UNROLLED
+#pragma unroll
       for (int p = 0; p < length; ++p)
-        CONVBP_UNROLLED
+#pragma unroll
         for (int k = 0; k < kSources; ++k)
           if (S::tap(p, k) == r) sum[p][0] += x[k] * w;
     }
   });
   const Vector one{1, 1, false};
-  CONVBP_ROLLED
+#pragma unroll 1
   for (int p = 0; p < length; ++p) {
     if (inside(first + p, height.results))
       finish(epilogue, sum[0], c, result.data,
              b * result.stride[0] + c * result.stride[1] + (first + p) * result.stride[2] +
                  column * result.stride[3],
              one);
-    CONVBP_UNROLLED
+#pragma unroll
     for (int q = 0; q + 1 < length; ++q) sum[q][0] = sum[q + 1][0];
   }
 }

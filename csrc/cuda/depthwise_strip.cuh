@@ -11,14 +11,6 @@
 #include "epilogue.h"
 #include "grid.h"
 
-#if defined(__CUDACC__)
-#define CONVBP_ROLLED _Pragma("unroll 1")
-#define CONVBP_UNROLLED _Pragma("unroll")
-#else
-#define CONVBP_ROLLED
-#define CONVBP_UNROLLED
-#endif
-
 // The kernels' __launch_bounds__ ask for one block a multiprocessor: told nothing, nvcc aims at
 // more and spills a register or two for them.
 namespace convbp::cuda::depthwise {
@@ -63,7 +55,7 @@ __device__ void each_tap(const Axis& a, int result, const Body& body) {
     source = (at - tap * a.dilation) / a.stride;
     tap_step = a.jump, source_step = -(a.dilation / (a.stride / a.jump));
   }
-  CONVBP_ROLLED
+#pragma unroll 1
   for (; tap < a.taps; tap += tap_step, source += source_step)
     if (0 <= source && source < a.sources) body(tap, source);
 }
@@ -73,7 +65,8 @@ __device__ void each_tap(const Axis& a, int result, const Body& body) {
 template <Direction direction, int taps, int stride>
 struct Strip {
   static constexpr bool kForward = direction == Direction::kForward;
-  // A strip's first result meets so many sources in front of the one that it meets at tap 0 .. stride.
+  // A strip's first result meets so many sources in front of the one that it meets at tap 0 ..
+  // stride.
   static constexpr int kBehind = kForward ? 0 : (taps - 1) / stride;
 
   CONVBP_BOTH static constexpr int sources(int length) {
@@ -114,12 +107,11 @@ struct Vector {
   __device__ void load(A (&to)[size], const T* from) const {
     if (packed) {
       const auto pack = *reinterpret_cast<const Pack<T, size>*>(from);
-      CONVBP_UNROLLED
+#pragma unroll
       for (int v = 0; v < size; ++v) to[v] = static_cast<A>(pack.element[v]);
     } else {
-      CONVBP_UNROLLED
-      for (int v = 0; v < size; ++v)
-        to[v] = v < count ? static_cast<A>(from[v * step]) : A(0);
+#pragma unroll
+      for (int v = 0; v < size; ++v) to[v] = v < count ? static_cast<A>(from[v * step]) : A(0);
     }
   }
 
@@ -127,11 +119,11 @@ struct Vector {
   __device__ void store(T* to, const A (&from)[size]) const {
     if (packed) {
       Pack<T, size> pack;
-      CONVBP_UNROLLED
+#pragma unroll
       for (int v = 0; v < size; ++v) pack.element[v] = static_cast<T>(from[v]);
       *reinterpret_cast<Pack<T, size>*>(to) = pack;
     } else {
-      CONVBP_UNROLLED
+#pragma unroll
       for (int v = 0; v < size; ++v)
         if (v < count) to[v * step] = static_cast<T>(from[v]);
     }

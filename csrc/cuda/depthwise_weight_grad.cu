@@ -1,6 +1,7 @@
 // Starts the depthwise kernels of the weight gradient.
 #include "depthwise_weight_grad.cuh"
 
+#include "../integers.h"
 #include "depthwise.h"
 #include "element_types.h"
 
@@ -23,9 +24,9 @@ Pieces cut(int64_t lines, int64_t pixels_a_line, int64_t taps, int64_t other_blo
   constexpr int64_t kMost = 256, kBlocks = 2048;
   const int64_t most = std::clamp<int64_t>(kBlocks / other_blocks, 1, kMost);
   Pieces p{lines, 0, 0};
-  p.lines_a_piece = std::max({int64_t{1}, (4 * taps + pixels_a_line - 1) / pixels_a_line,
-                              (lines + most - 1) / most});
-  p.count = (lines + p.lines_a_piece - 1) / p.lines_a_piece;
+  p.lines_a_piece =
+      std::max({int64_t{1}, divide_up(4 * taps, pixels_a_line), divide_up(lines, most)});
+  p.count = divide_up(lines, p.lines_a_piece);
   return p;
 }
 
@@ -41,7 +42,7 @@ template <typename T>
 void add_pieces(const Call<T>& call, const Pieces& pieces, const Accumulator<T>* partial) {
   const int64_t sums = (int64_t{call.height.taps} * call.width.taps + 1) * call.filters;
   launch(call.context, "depthwise_add_pieces", kernels::add_pieces<T>,
-         dim3(static_cast<unsigned>((sums + 31) / 32)), dim3(32, 8),
+         dim3(static_cast<unsigned>(divide_up(sums, 32))), dim3(32, 8),
          32 * 8 * sizeof(Accumulator<T>), partial, pieces.count, call.filters, call.height.taps,
          call.width.taps, call.weight_grad, call.bias_grad);
 }
@@ -50,12 +51,11 @@ template <typename T, int taps, int stride, bool along_height>
 void start_strips(const Call<T>& call) {
   constexpr int V = along_height ? 1 : kVector<T>, kLength = along_height ? 8 : 4;
   const int channels = call.filters;
-  const int lanes = lanes_for(along_height ? call.width.results : (channels + V - 1) / V, 32);
+  const int lanes = lanes_for(along_height ? call.width.results : divide_up(channels, V), 32);
   const int slots = 32 / lanes * std::max(1, 256 / (32 * taps));
   const int at_once = along_height ? 1 : lanes * V;
-  const int64_t blocks = (channels + at_once - 1) / at_once;
-  const int64_t rows = along_height ? (call.height.results + kLength - 1) / kLength
-                                    : call.height.results;
+  const int64_t blocks = divide_up(channels, at_once);
+  const int64_t rows = along_height ? divide_up(call.height.results, kLength) : call.height.results;
   const int64_t pixels = int64_t{call.width.results} * (along_height ? kLength : 1);
   const Pieces pieces = cut(call.problem.batch * rows, pixels, taps * taps, blocks);
   const bool packed = is_packed(call.input, channels, V) && is_packed(call.delta, channels, V);
@@ -117,15 +117,21 @@ bool start_compiled(const Call<T>& call) {
 template <typename T>
 void conv2d_weight_grad(Context& context, const ConvProblem& p, View<const T> input,
                         View<const T> delta, View<T> weight_grad, T* bias_grad) {
-  const Call<T> call{context, p, {p, kHeight, false}, {p, kWidth, false},
-                     static_cast<int>(p.groups * p.out_channels), input, delta, weight_grad,
+  const Call<T> call{context,
+                     p,
+                     {p, kHeight, false},
+                     {p, kWidth, false},
+                     static_cast<int>(p.groups * p.out_channels),
+                     input,
+                     delta,
+                     weight_grad,
                      bias_grad};
   if (!start_compiled(call)) start_general(call);
 }
 
-#define INSTANTIATE(T)                                                                     \
-  template void conv2d_weight_grad(Context&, const ConvProblem&, View<const T>,            \
-                                   View<const T>, View<T>, T*);
+#define INSTANTIATE(T)                                                                         \
+  template void conv2d_weight_grad(Context&, const ConvProblem&, View<const T>, View<const T>, \
+                                   View<T>, T*);
 CONVBP_FOR_EACH_ELEMENT(INSTANTIATE)
 
 }  // namespace convbp::cuda::depthwise

@@ -5,13 +5,14 @@
 //         weight_grad[o, r, s] += delta[b, o, m, n] * input[b, c, i, j]
 //       bias_grad[o] = the sum of delta[b, o, m, n]
 //
-// Bound by memory: input and delta are read once from DRAM, and what several taps need of them comes
-// from the L1 cache. The sum over the pixels is cut into pieces whose number depends on the problem
-// alone; a block sums a piece in a fixed order, and a second kernel adds the pieces in theirs. A piece
-// has at least four pixels for each tap, so that the partial sums are a small part of the traffic.
+// Bound by memory: input and delta are read once from DRAM, and what several taps need of them
+// comes from the L1 cache. The sum over the pixels is cut into pieces whose number depends on the
+// problem alone; a block sums a piece in a fixed order, and a second kernel adds the pieces in
+// theirs. A piece has at least four pixels for each tap, so that the partial sums are a small part
+// of the traffic.
 //
-// - `strips`, compiled for R = S = 3, 5, 7 and strides 1 and 2: a thread has one tap of the axis across
-//   and all taps of the axis along a strip, whose input it loads once into registers. Where
+// - `strips`, compiled for R = S = 3, 5, 7 and strides 1 and 2: a thread has one tap of the axis
+//   across and all taps of the axis along a strip, whose input it loads once into registers. Where
 //   channels are innermost it has 4 of them and 4 neighbouring columns, along the width; where
 //   columns are, the lanes have neighbouring columns, of 8 rows each, along the height. A block has
 //   all taps of its channels.
@@ -57,29 +58,30 @@ __global__ void __launch_bounds__(256, 1)
     const bool meets = inside(source, across.sources);
     if (!meets && tap_across > 0) return;
     const int first = strip * length, n = S::first_source(along, first);
-    const T* const from = delta.data + b * delta.stride[0] + c * delta.stride[1] +
-                          q * delta.stride[kAcross];
+    const T* const from =
+        delta.data + b * delta.stride[0] + c * delta.stride[1] + q * delta.stride[kAcross];
     A d[length][V] = {};
-    CONVBP_UNROLLED
+#pragma unroll
     for (int p = 0; p < length; ++p)
       if (first + p < along.results)
         from_delta.load(d[p], from + (first + p) * delta.stride[kAlong]);
-    CONVBP_UNROLLED
+#pragma unroll
     for (int p = 0; p < length; ++p)
-      CONVBP_UNROLLED
+#pragma unroll
       for (int v = 0; v < V; ++v) sum[taps][v] += d[p][v];
     if (!meets) return;
-    const T* const line = input.data + b * input.stride[0] + c * input.stride[1] +
-                          source * input.stride[kAcross];
+    const T* const line =
+        input.data + b * input.stride[0] + c * input.stride[1] + source * input.stride[kAcross];
     A x[kSources][V] = {};
-    CONVBP_UNROLLED
+#pragma unroll
     for (int k = 0; k < kSources; ++k)
-      if (inside(n + k, along.sources)) from_input.load(x[k], line + (n + k) * input.stride[kAlong]);
-    CONVBP_UNROLLED
+      if (inside(n + k, along.sources))
+        from_input.load(x[k], line + (n + k) * input.stride[kAlong]);
+#pragma unroll
     for (int p = 0; p < length; ++p)
-      CONVBP_UNROLLED
+#pragma unroll
       for (int k = 0; k < taps; ++k)
-        CONVBP_UNROLLED
+#pragma unroll
         for (int v = 0; v < V; ++v) sum[k][v] += d[p][v] * x[p * stride + k][v];
   };
   const int strip_count = S::count(along, length);
@@ -97,16 +99,16 @@ __global__ void __launch_bounds__(256, 1)
 
   if constexpr (along_height)
     for (int mask = lanes / 2; mask > 0; mask /= 2)
-      CONVBP_UNROLLED
+#pragma unroll
       for (int k = 0; k <= taps; ++k) sum[k][0] += shuffle_xor(sum[k][0], mask);
   // The slots are added in their order: [slots, taps across, taps along + 1, channels of the block]
   const int at_once = along_height ? 1 : lanes * V;
   const int sums = taps * (taps + 1) * at_once;
   A* const shared = shared_memory<A>();
   if (!along_height || lane == 0)
-    CONVBP_UNROLLED
+#pragma unroll
     for (int k = 0; k <= taps; ++k)
-      CONVBP_UNROLLED
+#pragma unroll
       for (int v = 0; v < V; ++v)
         shared[slot * sums + (tap_across * (taps + 1) + k) * at_once +
                (along_height ? 0 : lane * V) + v] = sum[k][v];
@@ -129,8 +131,7 @@ __global__ void __launch_bounds__(256, 1)
 template <typename T>
 __global__ void __launch_bounds__(256, 1)
     general(Axis height, Axis width, int filters, int multiplier, View<const T> input,
-            View<const T> delta, Pieces pieces, bool channels_innermost,
-            Accumulator<T>* partial) {
+            View<const T> delta, Pieces pieces, bool channels_innermost, Accumulator<T>* partial) {
   using A = Accumulator<T>;
   const int lane = threadIdx.x;
   const int o = channels_innermost ? blockIdx.x * blockDim.x + lane : blockIdx.x;
@@ -182,7 +183,8 @@ __global__ void __launch_bounds__(256, 1)
   barrier();
   if (threadIdx.y > 0 || e >= sums) return;
   sum = 0;
-  for (int y = 0; y < static_cast<int>(blockDim.y); ++y) sum += shared[y * blockDim.x + threadIdx.x];
+  for (int y = 0; y < static_cast<int>(blockDim.y); ++y)
+    sum += shared[y * blockDim.x + threadIdx.x];
   const int o = static_cast<int>(e % filters), tap = static_cast<int>(e / filters);
   if (tap < rows * columns)
     weight_grad.at(o, 0, tap / columns, tap % columns) = static_cast<T>(sum);

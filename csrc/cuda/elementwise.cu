@@ -1,6 +1,7 @@
 // Starts the element-wise kernels.
 #include "elementwise.h"
 
+#include "../integers.h"
 #include "element_types.h"
 #include "elementwise.cuh"
 
@@ -27,15 +28,14 @@ void error_signal_bias_grad(Context& context, const activation::Activation<Accum
   using A = Accumulator<T>;
   using kernels::Sums;
   const bool channels_innermost = size.inner == 1;
-  const int64_t rows = channels_innermost
-                           ? size.outer
-                           : (size.outer * size.inner + Sums::kColumns - 1) / Sums::kColumns;
+  const int64_t rows =
+      channels_innermost ? size.outer : divide_up(size.outer * size.inner, Sums::kColumns);
   Sums s{size, 256, 0};  // rows a piece
   constexpr int64_t kMostPieces = 1024;
-  while ((s.pieces = (rows + s.rows - 1) / s.rows) > kMostPieces) s.rows *= 2;
+  while ((s.pieces = divide_up(rows, s.rows)) > kMostPieces) s.rows *= 2;
   A* const partial = static_cast<A*>(context.scratch(s.pieces * size.channels * sizeof(A)));
   const int64_t columns =
-      channels_innermost ? (size.channels + Sums::kColumns - 1) / Sums::kColumns : size.channels;
+      channels_innermost ? divide_up(size.channels, Sums::kColumns) : size.channels;
   if (s.pieces > 0)
     launch(context, "error_signal_bias_grad",
            channels_innermost ? kernels::error_signal_columns<T> : kernels::error_signal_planes<T>,
@@ -45,12 +45,12 @@ void error_signal_bias_grad(Context& context, const activation::Activation<Accum
          kThreads, 0, partial, s.pieces, size.channels, bias_grad);
 }
 
-#define INSTANTIATE(T)                                                                           \
-  template void activate(Context&, const activation::Activation<Accumulator<T>>&, const T*, T*,  \
-                         int64_t);                                                               \
-  template void error_signal(Context&, const activation::Activation<Accumulator<T>>&, const T*,  \
-                             const T*, T*, int64_t);                                             \
-  template void error_signal_bias_grad(Context&, const activation::Activation<Accumulator<T>>&,  \
+#define INSTANTIATE(T)                                                                          \
+  template void activate(Context&, const activation::Activation<Accumulator<T>>&, const T*, T*, \
+                         int64_t);                                                              \
+  template void error_signal(Context&, const activation::Activation<Accumulator<T>>&, const T*, \
+                             const T*, T*, int64_t);                                            \
+  template void error_signal_bias_grad(Context&, const activation::Activation<Accumulator<T>>&, \
                                        const T*, const T*, T*, const Channels&, T*);
 CONVBP_FOR_EACH_ELEMENT(INSTANTIATE)
 

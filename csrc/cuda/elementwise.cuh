@@ -1,6 +1,6 @@
 // g (L2), g' (L3) and the bias gradient (L5):
 //
-//     output[i] = g(input[i])        delta[i] = g'(p_i) grad[i]        bias_grad[c] = sum delta[.., c, ..]
+//     output[i] = g(input[i])    delta[i] = g'(p_i) grad[i]    bias_grad[c] = sum delta[.., c, ..]
 //
 // Bound by memory: a thread takes neighbours of its neighbours' elements, so that a warp reads and
 // writes whole lines. The sums of L5 are cut into pieces whose number depends on the tensor's size
@@ -33,8 +33,8 @@ __global__ void error_signal(activation::Activation<Accumulator<T>> g, const T* 
 }
 
 // The cut of the sums: a block of 32 x 8 threads takes 32 columns, neighbours in memory, of
-// `rows` rows. Rows and columns are (N * H * W, C) where channels are innermost; otherwise channel c
-// is by itself, its N x H * W elements are read as rows of 32.
+// `rows` rows. Rows and columns are (N * H * W, C) where channels are innermost; otherwise channel
+// c is by itself, its N x H * W elements are read as rows of 32.
 struct Sums {
   Channels size;
   int64_t rows, pieces;
@@ -81,8 +81,8 @@ __global__ void error_signal_planes(activation::Activation<Accumulator<T>> g, co
   const int64_t count = s.size.outer * s.size.inner;
   const int64_t end = std::min((blockIdx.y + 1) * s.rows * Sums::kColumns, count);
   Accumulator<T> sum = 0;
-  for (int64_t e = blockIdx.y * s.rows * Sums::kColumns + threadIdx.y * Sums::kColumns +
-                   threadIdx.x;
+  for (int64_t e =
+           blockIdx.y * s.rows * Sums::kColumns + threadIdx.y * Sums::kColumns + threadIdx.x;
        e < end; e += step) {
     const int64_t i = (e / s.size.inner * s.size.channels + c) * s.size.inner + e % s.size.inner;
     delta[i] = delta_of(g, grad[i], kept[i]);

@@ -19,8 +19,8 @@
 // the result is NaN; plain.cuh leaves the product out.
 //
 // An element's sum runs over the depth in ascending order in every tile: it depends on neither the
-// batch nor the tile. Sums pass through shared memory, to be stored in the order in which the result
-// lies. How fast this is has not been measured yet.
+// batch nor the tile. Sums pass through shared memory, to be stored in the order in which the
+// result lies. How fast this is has not been measured yet.
 #pragma once
 
 #include "epilogue.h"
@@ -80,16 +80,16 @@ class ConvolutionLoader {
         const Digits at = Digits::of(pixel, part.row.results, part.column.results);
         y_[i] = part.row.source + at.middle * part.row.source_step;
         x_[i] = part.column.source + at.inner * part.column.source_step;
-        source_[i] = part.group * c.source.group + at.outer * c.source.item +
-                     y_[i] * c.source.row + x_[i] * c.source.pixel;
+        source_[i] = part.group * c.source.group + at.outer * c.source.item + y_[i] * c.source.row +
+                     x_[i] * c.source.pixel;
       }
     }
 #pragma unroll
     for (int j = 0; j < kFilters; ++j) {
       const int64_t column = first_column + row_ + j * kStep;
-      filter_[j] = column < c.columns ? c.filter.data + part.group * c.filter.group +
-                                            column * c.filter.item
-                                      : nullptr;
+      filter_[j] = column < c.columns
+                       ? c.filter.data + part.group * c.filter.group + column * c.filter.item
+                       : nullptr;
     }
   }
 
@@ -106,8 +106,8 @@ class ConvolutionLoader {
         const Taken at = taken();
 #pragma unroll
         for (int i = 0; i < kPixels; ++i)
-          source[i].element[e] = meets(at, i) ? c_.source.data[source_[i] + at.source_offset]
-                                              : static_cast<T>(0.f);
+          source[i].element[e] =
+              meets(at, i) ? c_.source.data[source_[i] + at.source_offset] : static_cast<T>(0.f);
 #pragma unroll
         for (int j = 0; j < kFilters; ++j)
           filter[j].element[e] =
@@ -190,8 +190,8 @@ constexpr int64_t kConvolveSharedBytes =
 
 namespace kernels {
 
-// Three blocks of four warps fit into a multiprocessor where elements have 16 bits. Elsewhere one at
-// least: without that word the compiler spills registers to make room for a third.
+// Three blocks of four warps fit into a multiprocessor where elements have 16 bits. Elsewhere one
+// at least: without that word the compiler spills registers to make room for a third.
 template <typename S>
 constexpr int kBlocks =
     S::kThreads == 128 && sizeof(typename S::Element) == 2 && !S::kElements ? 3 : 1;
@@ -233,8 +233,7 @@ __global__ void __launch_bounds__(S::kThreads, kBlocks<S>)
       offset[row] =
           part.group * c.result.group + at.outer * c.result.item +
           (part.row.first_result + int64_t{at.middle} * part.row.result_step) * c.result.row +
-          (part.column.first_result + int64_t{at.inner} * part.column.result_step) *
-              c.result.pixel;
+          (part.column.first_result + int64_t{at.inner} * part.column.result_step) * c.result.pixel;
     }
   }
   barrier();
@@ -245,9 +244,8 @@ __global__ void __launch_bounds__(S::kThreads, kBlocks<S>)
     const int64_t channel = first_column + column;
     if (offset[row] < 0 || channel >= c.columns) continue;
     const int64_t at = offset[row] + channel * c.result.channel;
-    c.result.data[at] =
-        epilogue.finish(stage[staged<S::kColumns>(row, column)],
-                        int64_t{part.group} * c.columns + channel, at);
+    c.result.data[at] = epilogue.finish(stage[staged<S::kColumns>(row, column)],
+                                        int64_t{part.group} * c.columns + channel, at);
   }
 }
 

@@ -9,6 +9,7 @@
 
 #include <algorithm>
 
+#include "../integers.h"
 #include "gemm_operand.h"
 #include "grid.h"
 
@@ -18,11 +19,9 @@ struct PackSize {
   int64_t groups, items, channels, padded, rows, pixels;
 
   static constexpr int kTile = 32;
-  CONVBP_BOTH int64_t position_tiles() const { return (rows * pixels + kTile - 1) / kTile; }
-  CONVBP_BOTH int64_t channel_tiles() const { return (padded + kTile - 1) / kTile; }
-  CONVBP_BOTH int64_t tiles() const {
-    return groups * items * position_tiles() * channel_tiles();
-  }
+  CONVBP_BOTH int64_t position_tiles() const { return divide_up(rows * pixels, kTile); }
+  CONVBP_BOTH int64_t channel_tiles() const { return divide_up(padded, kTile); }
+  CONVBP_BOTH int64_t tiles() const { return groups * items * position_tiles() * channel_tiles(); }
 };
 
 namespace kernels {

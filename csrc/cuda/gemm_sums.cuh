@@ -58,8 +58,8 @@ struct Tf32Products {
   __device__ static void multiply(float (&sum)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
     multiply_add_tf32(sum, a, b);
   }
-  // The rows' sums are not products and keep float32's precision: a in two parts, the upper bits
-  // and, where anything is left, the rest.
+  // The rows' sums are no products, in which TF32 is allowed: a in two parts, the upper bits and,
+  // where anything is left, the rest, from which less than 2^-21 of a is cut off.
   __device__ static void add_rows(float (&sum)[4], const uint32_t (&a)[4]) {
     constexpr uint32_t kOne = 0x3f800000u;
     uint32_t upper[4], rest[4];
@@ -99,8 +99,8 @@ __device__ void load_a(uint32_t (&a)[4],
                        const SharedTile<T, length, depth, Innermost::kLength>& tile, int first,
                        int step, int lane) {
   if constexpr (sizeof(T) == 2) {
-    load_matrices_transposed(a, tile.chunk(16 * step + lane / 16 * 8 + lane % 8,
-                                           first / 8 + lane / 8 % 2));
+    load_matrices_transposed(
+        a, tile.chunk(16 * step + lane / 16 * 8 + lane % 8, first / 8 + lane / 8 % 2));
   } else {
 #pragma unroll
     for (int i = 0; i < 4; ++i)
@@ -261,9 +261,8 @@ class MultiplyAddSums {
   __device__ static int row_of(int i) { return position(i, threadIdx.x % 32 / 8, 4); }
   __device__ static int column_of(int j) { return position(j, threadIdx.x % 8, 8); }
   __device__ static int position(int i, int lane, int lanes) {
-    return innermost == Innermost::kDepth
-               ? lane + i * lanes
-               : (lane + i / kPack<T> * lanes) * kPack<T> + i % kPack<T>;
+    return innermost == Innermost::kDepth ? lane + i * lanes
+                                          : (lane + i / kPack<T> * lanes) * kPack<T> + i % kPack<T>;
   }
 
   T sum_[kRows][kColumns] = {};
@@ -292,8 +291,7 @@ struct ByMultiplyAdd {
 
 using BFloat16Arithmetic =
     OnTensorCores<BFloat16, Half16Products<Half16::kBFloat16, 0x3f803f80u>, 32, 4>;
-using Float16Arithmetic =
-    OnTensorCores<Half, Half16Products<Half16::kFloat16, 0x3c003c00u>, 32, 4>;
+using Float16Arithmetic = OnTensorCores<Half, Half16Products<Half16::kFloat16, 0x3c003c00u>, 32, 4>;
 using Tf32Arithmetic = OnTensorCores<float, Tf32Products, 32, 3>;
 using Float32Arithmetic = ByMultiplyAdd<float, 32>;
 using Float64Arithmetic = ByMultiplyAdd<double, 16>;

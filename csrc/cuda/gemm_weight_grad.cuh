@@ -24,7 +24,7 @@ namespace convbp::cuda::gemm {
 
 template <typename T>
 struct WeightGrad {
-  Axis axis[2];  // of the convolution
+  Axis axis[2];                          // of the convolution
   int batch, groups, channels, filters;  // channels and filters of a group
   Operand<const T> input, delta;
   int columns;                              // taps x channels, with the padding of chunks
@@ -61,8 +61,8 @@ class WeightGradLoader {
     input_at_ = Digits::of(first_pixel + input_pixel_, rows, columns);
     input_step_ = Digits::of(kInputStep, rows, columns);
     units_ = (w.channels + kUnit - 1) / kUnit;
-    tap_ = Digits::of((first_column + input_chunk_ * kPack<T>) / kUnit, w.axis[kWidth].taps,
-                      units_);
+    tap_ =
+        Digits::of((first_column + input_chunk_ * kPack<T>) / kUnit, w.axis[kWidth].taps, units_);
     input_ = w.input.data + group * w.input.group;
   }
 
@@ -138,22 +138,19 @@ __global__ void __launch_bounds__(S::kThreads) weight_grad(WeightGrad<typename S
   const int64_t all_pixels =
       static_cast<int64_t>(w.batch) * w.axis[kHeight].results * w.axis[kWidth].results;
   const int64_t first_pixel = piece * w.tiles_a_piece * S::kDepth;
-  const int64_t pixels =
-      std::min(all_pixels - first_pixel, int64_t{w.tiles_a_piece} * S::kDepth);
+  const int64_t pixels = std::min(all_pixels - first_pixel, int64_t{w.tiles_a_piece} * S::kDepth);
   const bool with_bias = w.bias_partial && first_column == 0;
 
   typename S::Sums sums;
   WeightGradLoader<S> loader(w, static_cast<int>(group), first_pixel, pixels, first_filter,
                              first_column);
-  multiply_tiles<S>(sums, loader, static_cast<int>(divide_up(pixels, S::kDepth)),
-                    with_bias);
+  multiply_tiles<S>(sums, loader, static_cast<int>(divide_up(pixels, S::kDepth)), with_bias);
 
   const int64_t first = (piece * w.groups + group) * w.filters;
   sums.each([&](int row, int column, Sum sum) {
     const int64_t filter = first_filter + S::warp_row() + row;
     const int64_t at = first_column + S::warp_column() + column;
-    if (filter < w.filters && at < w.columns)
-      w.partial[(first + filter) * w.columns + at] = sum;
+    if (filter < w.filters && at < w.columns) w.partial[(first + filter) * w.columns + at] = sum;
   });
   if (with_bias && S::warp_column() == 0)
     sums.each_row_sum([&](int row, Sum sum) {

@@ -13,15 +13,16 @@ constexpr int kThreads = 256;
 // As many blocks as `count` threads need; a kernel's loop takes what is beyond the most.
 inline dim3 blocks_for(int64_t count, const Context& context) {
   const int64_t most = int64_t{64} * context.multiprocessors;
-  return dim3(static_cast<unsigned>(
-      std::max<int64_t>(1, std::min(divide_up(count, kThreads), most))));
+  return dim3(
+      static_cast<unsigned>(std::max<int64_t>(1, std::min(divide_up(count, kThreads), most))));
 }
 
 // Calls body(i) for each i < count that is this thread's.
 template <typename Body>
 __device__ void each(int64_t count, const Body& body) {
   const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += step)
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count;
+       i += step)
     body(i);
 }
 
@@ -46,8 +47,8 @@ struct Position {
   }
 };
 
-// Division of numbers below 2^31 without a division: by a multiplication whose factor the host finds
-// (Granlund and Montgomery, 1994). A GPU divides integers slowly.
+// Division of numbers below 2^31 without a division: by a multiplication whose factor the host
+// finds (Granlund and Montgomery, 1994). A GPU divides integers slowly.
 struct Divisor {
   uint32_t divisor = 1, factor = 0, shift = 0;
 

@@ -14,8 +14,8 @@ bool takes(const ConvProblem& p) {
   for (const Spatial axis : {kHeight, kWidth}) {
     // Every position that is computed, inside the input or not.
     const double reach = number(p.out_size[axis]) * number(p.stride[axis]) +
-                         number(p.kernel[axis]) * number(p.dilation[axis]) +
-                         number(p.pad[axis]) + number(p.in_size[axis]);
+                         number(p.kernel[axis]) * number(p.dilation[axis]) + number(p.pad[axis]) +
+                         number(p.in_size[axis]);
     if (reach > kMost) return false;
     positions *= std::max(number(p.in_size[axis]), number(p.out_size[axis]));
     phases *= std::min(number(p.stride[axis]), number(p.in_size[axis]));

@@ -70,8 +70,8 @@ bool in_chunks(const Operand<const T>& o, const PackSize& size) {
 template <typename T>
 Operand<const T> packed(Context& context, const Operand<const T>& source, int64_t groups,
                         int64_t items, int64_t channels, int64_t rows, int64_t pixels) {
-  const PackSize size{
-      groups, items, channels, divide_up(channels, kPack<T>) * kPack<T>, rows, pixels};
+  const PackSize size{groups, items, channels, divide_up(channels, kPack<T>) * kPack<T>,
+                      rows,   pixels};
   if (in_chunks(source, size)) return source;
   const int64_t pixel = size.padded, row = pixels * pixel, item = rows * row, group = items * item;
   T* const data = static_cast<T*>(context.scratch(groups * group * sizeof(T)));
@@ -87,24 +87,24 @@ Operand<const T> packed(Context& context, const Operand<const T>& source, int64_
 // depends on the problem alone.
 constexpr int64_t kManyTiles = 256;
 
-// A convolution, or transposed its input gradient: the roles of input and output, and of filters and
-// their channels, are exchanged.
+// A convolution, or transposed its input gradient: the roles of input and output, and of filters
+// and their channels, are exchanged.
 template <typename T>
 void convolve(Context& context, const ConvProblem& p, bool transposed, View<const T> source,
               View<const T> weight, const Epilogue<T>& epilogue, View<T> result,
               const Options& options) {
   const int64_t channels = transposed ? p.out_channels : p.in_channels;
   const int64_t columns = transposed ? p.in_channels : p.out_channels;
-  const int64_t(&size)[2] = transposed ? p.out_size : p.in_size;
-  Convolution<T> c{{Axis::of(p, kHeight, transposed), Axis::of(p, kWidth, transposed)},
-                   static_cast<int>(p.batch),
-                   static_cast<int>(p.groups),
-                   static_cast<int>(channels),
-                   static_cast<int>(columns),
-                   activations(source, channels),
-                   transposed ? filters_transposed(weight, p.out_channels)
-                              : filters(weight, p.out_channels),
-                   activations(result, columns)};
+  const int64_t (&size)[2] = transposed ? p.out_size : p.in_size;
+  Convolution<T> c{
+      {Axis::of(p, kHeight, transposed), Axis::of(p, kWidth, transposed)},
+      static_cast<int>(p.batch),
+      static_cast<int>(p.groups),
+      static_cast<int>(channels),
+      static_cast<int>(columns),
+      activations(source, channels),
+      transposed ? filters_transposed(weight, p.out_channels) : filters(weight, p.out_channels),
+      activations(result, columns)};
   const bool elements = by_elements<T>(channels);
   if (!elements) {
     c.source = packed(context, c.source, p.groups, p.batch, channels, size[0], size[1]);
@@ -153,29 +153,27 @@ void conv2d_weight_grad(Context& context, const ConvProblem& p, View<const T> in
                         const Options& options) {
   const bool elements = by_elements<T>(p.in_channels);
   const int unit = elements ? 1 : kPack<T>;
-  WeightGrad<T> w{{Axis::of(p, kHeight, false), Axis::of(p, kWidth, false)},
-                  static_cast<int>(p.batch),
-                  static_cast<int>(p.groups),
-                  static_cast<int>(p.in_channels),
-                  static_cast<int>(p.out_channels),
-                  activations(input, p.in_channels),
-                  activations(delta, p.out_channels),
-                  static_cast<int>(p.kernel[0] * p.kernel[1] * divide_up(p.in_channels, unit) *
-                                   unit)};
+  WeightGrad<T> w{
+      {Axis::of(p, kHeight, false), Axis::of(p, kWidth, false)},
+      static_cast<int>(p.batch),
+      static_cast<int>(p.groups),
+      static_cast<int>(p.in_channels),
+      static_cast<int>(p.out_channels),
+      activations(input, p.in_channels),
+      activations(delta, p.out_channels),
+      static_cast<int>(p.kernel[0] * p.kernel[1] * divide_up(p.in_channels, unit) * unit)};
   const int64_t pixels = p.batch * p.out_size[0] * p.out_size[1];
   const int64_t all_filters = p.groups * p.out_channels;
   if (pixels) {
     if (!elements)
-      w.input = packed(context, w.input, p.groups, p.batch, p.in_channels, p.in_size[0],
-                       p.in_size[1]);
-    w.delta = packed(context, w.delta, p.groups, p.batch, p.out_channels, p.out_size[0],
-                     p.out_size[1]);
+      w.input =
+          packed(context, w.input, p.groups, p.batch, p.in_channels, p.in_size[0], p.in_size[1]);
+    w.delta =
+        packed(context, w.delta, p.groups, p.batch, p.out_channels, p.out_size[0], p.out_size[1]);
     with_arithmetic<T>(options, [&](auto arithmetic) {
       with_shape<decltype(arithmetic), Innermost::kLength>(
           elements, options.tile,
-          [&](int, int columns) {
-            return w.filters > 64 && (columns == 64 || w.columns > 64);
-          },
+          [&](int, int columns) { return w.filters > 64 && (columns == 64 || w.columns > 64); },
           [&](auto shape) {
             using S = decltype(shape);
             using A = Accumulator<T>;
@@ -187,17 +185,15 @@ void conv2d_weight_grad(Context& context, const ConvProblem& p, View<const T> in
             const int64_t tiles = divide_up(pixels, S::kDepth);
             const int64_t wanted =
                 divide_up(2 * kManyTiles, w.groups * w.row_tiles * w.column_tiles);
-            w.tiles_a_piece = static_cast<int>(
-                std::clamp(divide_up(tiles, wanted), kFewTiles, kMostTiles));
+            w.tiles_a_piece =
+                static_cast<int>(std::clamp(divide_up(tiles, wanted), kFewTiles, kMostTiles));
             w.pieces = static_cast<int>(divide_up(tiles, w.tiles_a_piece));
-            w.partial = static_cast<A*>(
-                context.scratch(w.pieces * all_filters * w.columns * sizeof(A)));
+            w.partial =
+                static_cast<A*>(context.scratch(w.pieces * all_filters * w.columns * sizeof(A)));
             if (bias_grad)
-              w.bias_partial =
-                  static_cast<A*>(context.scratch(w.pieces * all_filters * sizeof(A)));
+              w.bias_partial = static_cast<A*>(context.scratch(w.pieces * all_filters * sizeof(A)));
             launch(context, "implicit GEMM, weight gradient", kernels::weight_grad<S>,
-                   dim3(static_cast<unsigned>(w.groups * w.pieces * w.row_tiles *
-                                              w.column_tiles)),
+                   dim3(static_cast<unsigned>(w.groups * w.pieces * w.row_tiles * w.column_tiles)),
                    S::kThreads, S::kRingBytes, w);
           });
     });
@@ -208,12 +204,12 @@ void conv2d_weight_grad(Context& context, const ConvProblem& p, View<const T> in
          bias_grad);
 }
 
-#define CONVBP_INSTANTIATE_IMPLICIT_GEMM(T)                                                      \
-  template void conv2d(Context&, const ConvProblem&, View<const T>, View<const T>,               \
-                       const Epilogue<T>&, View<T>, const Options&);                             \
-  template void conv2d_input_grad(Context&, const ConvProblem&, View<const T>, View<const T>,    \
-                                  View<T>, const Options&);                                      \
-  template void conv2d_weight_grad(Context&, const ConvProblem&, View<const T>, View<const T>,   \
+#define CONVBP_INSTANTIATE_IMPLICIT_GEMM(T)                                                    \
+  template void conv2d(Context&, const ConvProblem&, View<const T>, View<const T>,             \
+                       const Epilogue<T>&, View<T>, const Options&);                           \
+  template void conv2d_input_grad(Context&, const ConvProblem&, View<const T>, View<const T>,  \
+                                  View<T>, const Options&);                                    \
+  template void conv2d_weight_grad(Context&, const ConvProblem&, View<const T>, View<const T>, \
                                    View<T>, T*, const Options&);
 
 }  // namespace convbp::cuda::gemm

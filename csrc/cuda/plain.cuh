@@ -51,9 +51,8 @@ __global__ void conv2d_weight_grad(ConvProblem c, View<const T> input, View<cons
 // L5: dL/dbias_o = sum_{m,n} delta_o[m, n]
 template <typename T>
 __global__ void bias_grad(ConvProblem c, View<const T> delta, T* bias_grad) {
-  each(c.groups * c.out_channels, [&](int64_t o) {
-    bias_grad[o] = static_cast<T>(bias_grad_sum(c, delta, o));
-  });
+  each(c.groups * c.out_channels,
+       [&](int64_t o) { bias_grad[o] = static_cast<T>(bias_grad_sum(c, delta, o)); });
 }
 
 }  // namespace convbp::cuda::plain::kernels

@@ -62,8 +62,7 @@ __global__ void max_pool2d_gather(PoolProblem p, View<const T> input, View<const
     const int64_t i = p.input_position(kHeight, at.i, tap / p.kernel[kWidth]);
     const int64_t j = p.input_position(kWidth, at.j, tap % p.kernel[kWidth]);
     const bool is_there = tap < p.taps() && p.inside(kHeight, i) && p.inside(kWidth, j);
-    output.at(at.b, at.c, at.i, at.j) =
-        is_there ? input.at(at.b, at.c, i, j) : static_cast<T>(0.f);
+    output.at(at.b, at.c, at.i, at.j) = is_there ? input.at(at.b, at.c, i, j) : static_cast<T>(0.f);
   });
 }
 

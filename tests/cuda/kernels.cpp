@@ -90,20 +90,12 @@ void expect_equal(Tensor<T>& ours, Tensor<U>& expected, const Size& size, const 
                              std::to_string(ours.count()) + " elements differ");
 }
 
-Layout any_layout(Random& random) {
-  return random.one_of({Layout::kContiguous, Layout::kChannelsLast, Layout::kContiguousView,
-                        Layout::kChannelsLastView, Layout::kStrided});
-}
-
-Layout dense_layout(Random& random) {
-  return random.one_of({Layout::kContiguous, Layout::kChannelsLast});
-}
-
 // One that leaves whole numbers whole, or with exact = false any.
 template <typename A>
 activation::Activation<A> any_activation(Random& random, bool exact = true) {
   constexpr int kIdentity = -1, kLeakyRelu = 1, kRelu6 = 2, kSoftplus = 9;
-  activation::Activation<A> g{static_cast<int>(random.number(kIdentity, exact ? kRelu6 : kSoftplus))};
+  activation::Activation<A> g{
+      static_cast<int>(random.number(kIdentity, exact ? kRelu6 : kSoftplus))};
   if (g.row == kLeakyRelu) g.parameters[0] = A(0.25);
   if (g.row == kSoftplus) g.parameters[0] = A(1), g.parameters[1] = A(20);
   return g;
@@ -121,8 +113,7 @@ struct Operators {
       conv2d;
   std::function<void(cuda::Context&, const ConvProblem&, View<const T>, View<const T>, View<T>)>
       input_grad;
-  std::function<void(cuda::Context&, const ConvProblem&, View<const T>, View<const T>, View<T>,
-                     T*)>
+  std::function<void(cuda::Context&, const ConvProblem&, View<const T>, View<const T>, View<T>, T*)>
       weight_grad;
 };
 
@@ -210,11 +201,10 @@ ConvProblem random_gemm(Random& random) {
       return static_cast<double>(p.groups) * (p.batch * pixels / 64 + 1) * (columns / 64 + 1) *
              (p.kernel[0] * p.kernel[1] * depth / 32 + 1);
     };
-    const double all =
-        tiles(p.out_size[0] * p.out_size[1], p.out_channels, p.in_channels) +
-        tiles(p.in_size[0] * p.in_size[1], p.in_channels, p.out_channels) +
-        p.stride[0] * p.stride[1] * p.groups +
-        tiles(p.out_size[0] * p.out_size[1], p.out_channels, p.in_channels);
+    const double all = tiles(p.out_size[0] * p.out_size[1], p.out_channels, p.in_channels) +
+                       tiles(p.in_size[0] * p.in_size[1], p.in_channels, p.out_channels) +
+                       p.stride[0] * p.stride[1] * p.groups +
+                       tiles(p.out_size[0] * p.out_size[1], p.out_channels, p.in_channels);
     if (all < 150) return p;
   }
 }
@@ -330,8 +320,7 @@ void try_rounding(Random& random, bool tf32) {
   Tensor<double> weight_exact(of_weight), weight_absolute(of_weight);
   Tensor<T> weight_grad(of_weight);
   ours.weight_grad(context, p, input.read(), delta.read(), weight_grad.view(), bias.view().data);
-  reference::conv2d_weight_grad(p, a.read(), d.read(), weight_exact.view(),
-                                bias_exact.view().data);
+  reference::conv2d_weight_grad(p, a.read(), d.read(), weight_exact.view(), bias_exact.view().data);
   reference::conv2d_weight_grad(p, abs_a.read(), abs_d.read(), weight_absolute.view(),
                                 bias_absolute.view().data);
   const int64_t pixels = p.batch * p.out_size[0] * p.out_size[1];
@@ -342,8 +331,7 @@ void try_rounding(Random& random, bool tf32) {
   delta.each(fraction);
   d = widened(delta, of_output), abs_d = magnitude(d, of_output);
   ours.weight_grad(context, p, input.read(), delta.read(), weight_grad.view(), nullptr);
-  reference::conv2d_weight_grad(p, a.read(), d.read(), weight_exact.view(),
-                                bias_exact.view().data);
+  reference::conv2d_weight_grad(p, a.read(), d.read(), weight_exact.view(), bias_exact.view().data);
   reference::conv2d_weight_grad(p, abs_a.read(), abs_d.read(), weight_absolute.view(),
                                 bias_absolute.view().data);
   if (!narrow || std::isnan(odd))
@@ -427,8 +415,8 @@ void try_gemm_invariance_tf32(Random& random) {
 
 // --- depthwise ------------------------------------------------------------------------------
 
-// Channels, pictures and filters on both sides of what vectors, strips, tiles and blocks divide, half
-// of them of the sizes the kernels are compiled for.
+// Channels, pictures and filters on both sides of what vectors, strips, tiles and blocks divide,
+// half of them of the sizes the kernels are compiled for.
 ConvProblem random_depthwise(Random& random) {
   constexpr int64_t kMostProducts = 300000;  // sums of +-4 that float16 holds, and time
   for (;;) {
@@ -461,10 +449,10 @@ ConvProblem random_depthwise(Random& random) {
 template <typename T>
 void try_depthwise(Random& random) {
   ConvProblem p = random_depthwise(random);
-  try_operators<T>(random, p,
-                   {"depthwise", &cuda::depthwise::takes, &cuda::depthwise::conv2d<T>,
-                    &cuda::depthwise::conv2d_input_grad<T>,
-                    &cuda::depthwise::conv2d_weight_grad<T>});
+  try_operators<T>(
+      random, p,
+      {"depthwise", &cuda::depthwise::takes, &cuda::depthwise::conv2d<T>,
+       &cuda::depthwise::conv2d_input_grad<T>, &cuda::depthwise::conv2d_weight_grad<T>});
 }
 
 // --- pools ----------------------------------------------------------------------------------
@@ -596,12 +584,11 @@ void try_elementwise(Random& random) {
   Tensor<T> again(of_tensor);
   cuda::error_signal<T>(context, g, grad.read().data, kept.read().data, ours.view().data, count);
   expect_equal(ours, expected, of_tensor, "error_signal");
-  cuda::error_signal_bias_grad<T>(context, g, grad.read().data, kept.read().data,
-                                  again.view().data, size, bias_grad.view().data);
+  cuda::error_signal_bias_grad<T>(context, g, grad.read().data, kept.read().data, again.view().data,
+                                  size, bias_grad.view().data);
   expect_equal(again, expected, of_tensor, "error_signal_bias_grad");
-  each(expected_bias_grad, of_bias, [&](T& to, int64_t, int64_t, int64_t, int64_t c) {
-    to = rounded<T>(sums[c]);
-  });
+  each(expected_bias_grad, of_bias,
+       [&](T& to, int64_t, int64_t, int64_t, int64_t c) { to = rounded<T>(sums[c]); });
   if (exact) expect_equal(bias_grad, expected_bias_grad, of_bias, "error_signal_bias_grad, bias");
 }
 
@@ -613,9 +600,11 @@ struct Family {
   void (*body)(Random&);
 };
 
-#define CONVBP_FAMILY(name, body)                                                            \
-  {name, "float32", body<float>}, {name, "float64", body<double>},                           \
-      {name, "bfloat16", body<BFloat16>}, {name, "float16", body<Half>}
+// clang-format off
+#define CONVBP_FAMILY(name, body)                                  \
+  {name, "float32", body<float>}, {name, "float64", body<double>}, \
+  {name, "bfloat16", body<BFloat16>}, {name, "float16", body<Half>}
+// clang-format on
 
 const Family kFamilies[] = {
     CONVBP_FAMILY("plain", try_plain),

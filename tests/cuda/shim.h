@@ -6,9 +6,9 @@
 //   warp first or (CONVBP_SHIM_ORDER=reversed) the last one: a barrier that is missing shows.
 // - Asynchronous copies arrive only when they are waited for; a kernel that waits for too few of
 //   them reads the poison that shared memory is filled with.
-// - Shared memory is as large as the launch says, on the heap, where AddressSanitizer watches it; so
-//   is the scratch memory. Misaligned addresses, lanes that do not meet at a collective instruction
-//   and copies nobody waits for are errors.
+// - Shared memory is as large as the launch says, on the heap, where AddressSanitizer watches it;
+//   so is the scratch memory. Misaligned addresses, lanes that do not meet at a collective
+//   instruction and copies nobody waits for are errors.
 #pragma once
 
 #include <ucontext.h>
@@ -163,8 +163,7 @@ inline void run_warp(Fiber* lanes) {
     void* operands[kLanes];
     for (int lane = 0; lane < kLanes; ++lane) {
       if (waiting != kLanes || lanes[lane].instruction != lanes[0].instruction)
-        fail(std::string("not all lanes of a warp take part in ") +
-             lanes[lane].instruction);
+        fail(std::string("not all lanes of a warp take part in ") + lanes[lane].instruction);
       operands[lane] = lanes[lane].operands;
     }
     collective(operands);
@@ -405,8 +404,8 @@ void launch(const Context&, const char* name, void (*kernel)(Parameters...), dim
         block.shared.reset(new char[shared_bytes]);
         std::memset(block.shared.get(), 0xff, shared_bytes);  // NaN
         for (unsigned i = 0; i < count; ++i)
-          shim::start(block.fibers[i], dim3(i % threads.x, i / threads.x % threads.y,
-                                            i / threads.x / threads.y));
+          shim::start(block.fibers[i],
+                      dim3(i % threads.x, i / threads.x % threads.y, i / threads.x / threads.y));
         try {
           shim::run_block();
         } catch (const std::exception& error) {

@@ -49,25 +49,24 @@ template <typename T>
 void expect_near(const Tensor<T>& ours, const Tensor<T>& plain, const char* what) {
   const double error = ours.largest_difference(plain);
   const double unit = sizeof(T) < 4 ? 1. / 64 : 1e-4;
-  expect(error <= unit * (1 + plain.largest()), std::string(what) + ": off by " + std::to_string(error));
-}
-
-Layout any_layout(Random& random) {
-  return random.one_of({Layout::kContiguous, Layout::kChannelsLast, Layout::kContiguousView,
-                        Layout::kChannelsLastView, Layout::kStrided});
-}
-
-Layout dense_layout(Random& random) {
-  return random.one_of({Layout::kContiguous, Layout::kChannelsLast});
+  expect(error <= unit * (1 + plain.largest()),
+         std::string(what) + ": off by " + std::to_string(error));
 }
 
 template <typename A>
 activation::Activation<A> any_activation(Random& random, bool exact = false) {
   using Row = std::pair<const char*, std::vector<A>>;
-  static const std::vector<Row> rows = {
-      {"", {}},      {"relu", {}}, {"leaky_relu", {A(0.25)}}, {"relu6", {}},     {"sigmoid", {}},
-      {"tanh", {}},  {"silu", {}}, {"gelu", {}},              {"gelu_tanh", {}}, {"hardswish", {}},
-      {"softplus", {A(1), A(20)}}};
+  static const std::vector<Row> rows = {{"", {}},
+                                        {"relu", {}},
+                                        {"leaky_relu", {A(0.25)}},
+                                        {"relu6", {}},
+                                        {"sigmoid", {}},
+                                        {"tanh", {}},
+                                        {"silu", {}},
+                                        {"gelu", {}},
+                                        {"gelu_tanh", {}},
+                                        {"hardswish", {}},
+                                        {"softplus", {A(1), A(20)}}};
   const Row& row = rows[random.number(0, exact ? 3 : static_cast<int64_t>(rows.size()) - 1)];
   activation::Activation<A> g;
   if (*row.first) g.functions = activation::functions_of<A>(activation::row_of(row.first));
@@ -207,10 +206,11 @@ void try_winograd(Random& random) {
     p.out_size[axis] = room / stride + 1;
   }
   if (p.batch == 0 || p.in_channels == 0 || !winograd::takes(p)) return;
-  try_operators<T>(random, p,
-                   {"Winograd", [](const ConvProblem&, const int64_t*, const int64_t*) { return true; },
-                    &winograd::conv2d<T>, &winograd::conv2d_input_grad<T>,
-                    &winograd::conv2d_weight_grad<T>, &expect_near<T>});
+  try_operators<T>(
+      random, p,
+      {"Winograd", [](const ConvProblem&, const int64_t*, const int64_t*) { return true; },
+       &winograd::conv2d<T>, &winograd::conv2d_input_grad<T>, &winograd::conv2d_weight_grad<T>,
+       &expect_near<T>});
 }
 
 template <typename T>
@@ -228,10 +228,10 @@ void try_depthwise(Random& random) {
     p.out_size[axis] = room / p.stride[axis] + 1;
   }
   if (!is_small(p)) return;
-  try_operators<T>(random, p,
-                   {"depthwise", &depthwise::takes, &depthwise::conv2d<T>,
-                    &depthwise::conv2d_input_grad<T>, &depthwise::conv2d_weight_grad<T>,
-                    &expect_equal<T>});
+  try_operators<T>(
+      random, p,
+      {"depthwise", &depthwise::takes, &depthwise::conv2d<T>, &depthwise::conv2d_input_grad<T>,
+       &depthwise::conv2d_weight_grad<T>, &expect_equal<T>});
 }
 
 template <typename T>
@@ -248,10 +248,10 @@ void try_pointwise(Random& random) {
     p.out_size[axis] = (p.in_size[axis] - 1) / p.stride[axis] + 1;
   }
   if (!is_small(p)) return;
-  try_operators<T>(random, p,
-                   {"pointwise", &pointwise::takes, &pointwise::conv2d<T>,
-                    &pointwise::conv2d_input_grad<T>, &pointwise::conv2d_weight_grad<T>,
-                    &expect_equal<T>});
+  try_operators<T>(
+      random, p,
+      {"pointwise", &pointwise::takes, &pointwise::conv2d<T>, &pointwise::conv2d_input_grad<T>,
+       &pointwise::conv2d_weight_grad<T>, &expect_equal<T>});
 }
 
 template <typename T>
@@ -469,8 +469,9 @@ int main(int argc, char** argv) {
   try_all<convbp::BFloat16>("bfloat16", problems, seed);
   try_all<convbp::Half>("float16", problems, seed);
   const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
-  std::printf("%s: %lld comparisons on %lld random problems a kernel and element type, all equal "
-              "(%.0f s)\n",
-              convbp::capability_name(), static_cast<long long>(comparisons),
-              static_cast<long long>(problems), seconds.count());
+  std::printf(
+      "%s: %lld comparisons on %lld random problems a kernel and element type, all equal "
+      "(%.0f s)\n",
+      convbp::capability_name(), static_cast<long long>(comparisons),
+      static_cast<long long>(problems), seconds.count());
 }

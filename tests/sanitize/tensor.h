@@ -31,10 +31,19 @@ class Random {
   std::mt19937_64 engine_;
 };
 
-// A view is a part of something larger in every dimension. Strided: every stride is unusual, and there
-// are gaps.
+// A view is a part of something larger in every dimension. Strided: every stride is unusual, and
+// there are gaps.
 enum class Layout { kContiguous, kChannelsLast, kContiguousView, kChannelsLastView, kStrided };
 using Size = std::array<int64_t, 4>;
+
+inline Layout any_layout(Random& random) {
+  return random.one_of({Layout::kContiguous, Layout::kChannelsLast, Layout::kContiguousView,
+                        Layout::kChannelsLastView, Layout::kStrided});
+}
+
+inline Layout dense_layout(Random& random) {
+  return random.one_of({Layout::kContiguous, Layout::kChannelsLast});
+}
 
 template <typename T>
 class Tensor {
@@ -108,8 +117,9 @@ class Tensor {
       for (int64_t b = 0; b < size_[1]; ++b)
         for (int64_t c = 0; c < size_[2]; ++c)
           for (int64_t d = 0; d < size_[3]; ++d) {
-            const double difference = std::abs(static_cast<double>(static_cast<float>(x.at(a, b, c, d))) -
-                                               static_cast<double>(static_cast<float>(y.at(a, b, c, d))));
+            const double difference =
+                std::abs(static_cast<double>(static_cast<float>(x.at(a, b, c, d))) -
+                         static_cast<double>(static_cast<float>(y.at(a, b, c, d))));
             largest = difference > largest || difference != difference ? difference : largest;
           }
     return largest;
