@@ -19,6 +19,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
@@ -84,7 +85,21 @@ def sources_in(folder: str, *suffixes: str) -> list[str]:
     )
 
 
+def check_tools() -> None:
+    """Says what to install, where the compiler's or setuptools' own errors would not."""
+    for package, least in (("setuptools", (77,)), ("torch", (2, 10))):
+        wanted = f"{package} >= {'.'.join(map(str, least))}"
+        try:
+            found = version(package)
+        except PackageNotFoundError:
+            sys.exit(f"torch_convbp is built with {wanted}, but there is no {package} here")
+        numbers = tuple(map(int, re.findall(r"\d+", found)[: len(least)]))
+        if numbers < least:
+            sys.exit(f"torch_convbp is built with {wanted}, but {package} {found} is here")
+
+
 def main() -> None:
+    check_tools()
     cuda_sources = sources_in("cuda", ".cpp", ".cu")
     wanted = cuda_sources and os.environ.get("TORCH_CONVBP_CUDA") != "0"
     cuda_home = find_cuda_home() if wanted else None

@@ -327,7 +327,7 @@ class Parity:
             say(
                 f"  lockstep before step {step}: largest error "
                 + ", ".join(f"{name} {error:.1e}" for name, error in worst.items())
-                + (f"; {bad} of {len(rows)} BEYOND THE BOUND" if bad else "; all within bounds")
+                + (f"; {bad} of {len(rows)} BEYOND THE BOUND" if bad else "; each within its bound")
             )
 
     def summary(self, checks: list[Check], parity: bool) -> dict[str, Any]:

@@ -31,7 +31,9 @@ RULES = {
     "lockstep float64": "Same weights, same batch, in float64: every layer's output and every "
     "parameter's gradient differs by at most 8uD relative to its largest entry. u = 2^-53; "
     "D is the number of products summed one after the other on the way to that tensor. "
-    "Both sides add the same products in another order, so this is agreement to rounding.",
+    "Both sides add the same products in another order, so this is agreement to rounding. Each "
+    "tensor has a bound of its own: the one that came closest to it is shown, and others may err "
+    "by more.",
     "lockstep float32": "The same in float32, both against the float64 truth: ConvBP2d's error "
     "is at most 8 times the sum of nn.Conv2d's and the random walk u\u221aD, u = 2^-24. ReLU and "
     "max-pool may choose differently where inputs differ by less than rounding; so that this "

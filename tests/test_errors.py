@@ -345,6 +345,8 @@ GRADIENT_FUNCTIONS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = 
         r"argument 'input_size' must be a sequence of ints, but got '2388'"),
     "input_size_number": (lambda: f.conv2d_input_grad(8, w(), x(2, 4, 6, 6)), TypeError,
         r"argument 'input_size' must be a sequence of ints, but got 8"),
+    "input_size_tensor": (lambda: f.conv2d_input_grad(x(2, 3, 8, 8), w(), x(2, 4, 6, 6)),
+        TypeError, r"argument 'input_size' must be a sequence of ints, but got a Tensor$"),
     "input_size_floats": (lambda: f.conv2d_input_grad((2, 3, 8.0, 8), w(), x(2, 4, 6, 6)),
         TypeError, r"argument 'input_size' must be made of ints, but got 8.0"),
     "input_size_beyond_64_bits": (lambda: f.conv2d_input_grad((2, 3, 2**63, 8), w(),

@@ -516,8 +516,9 @@ def test_what_and_arguments() -> None:
     plain = nn.Sequential(nn.Conv2d(2, 3, 3))
     with pytest.raises(ValueError, match="convert"), bp.record_error_signals(plain):
         pass
-    with pytest.raises(KeyError):
+    with pytest.raises(KeyError, match="'7' is no layer of torch_convbp here"):
         signals["7"]
+    assert "7" not in signals and signals.get("7") is None
 
 
 COPIES = {

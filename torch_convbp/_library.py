@@ -36,7 +36,8 @@ def _load_cpu() -> None:
     if library is None:
         raise ImportError(
             f"torch_convbp: the compiled library _C is missing in {FOLDER}. Build it with "
-            f"`pip install --no-build-isolation -e .` in the source folder. {ASK}"
+            f"`pip install --no-build-isolation -e .` in the source folder; or, if it was "
+            f"installed without -e, run Python in another folder, where it is found instead. {ASK}"
         )
     try:
         torch.ops.load_library(library)

@@ -173,7 +173,7 @@ def quantities(function: str, what: Iterable[str]) -> tuple[str, ...]:
     if not names or any(name not in WHAT for name in names):
         raise ValueError(
             f"{function}(): argument 'what' must be one or more of {', '.join(WHAT)}, "
-            f"but got {what!r}"
+            f"in a sequence, but got {what!r}"
         )
     return names
 
@@ -261,6 +261,8 @@ class ErrorSignals(Mapping[str, Sequence[Record]]):
 
     def __getitem__(self, name: str) -> Sequence[Record]:
         with self._lock:
+            if name not in self._records:
+                raise KeyError(f"{name!r} is no layer of torch_convbp here; names() lists those")
             return tuple(self._records[name])
 
     def __iter__(self) -> Iterator[str]:

@@ -109,9 +109,10 @@ def is_sequence(value: Any) -> bool:
 def size_list(function: str, name: str, value: Any) -> list[int]:
     """A sequence of ints (a torch.Size, say) as a list. Raises as whole_number."""
     if not is_sequence(value):
+        # A tensor in the place of its shape is not printed element by element.
+        got = "a Tensor" if isinstance(value, Tensor) else f"{value!r} ({type(value).__name__})"
         raise TypeError(
-            f"{function}(): argument '{name}' must be a sequence of ints, "
-            f"but got {value!r} ({type(value).__name__})"
+            f"{function}(): argument '{name}' must be a sequence of ints, but got {got}"
         )
     return [whole_number(function, name, v) for v in value]
 
