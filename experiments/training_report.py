@@ -31,7 +31,6 @@ def write_report(folder: Path, logs: Path) -> Path | None:
     """
     if not (logs / "metrics.csv").is_file():
         return None
-    folder.mkdir(parents=True, exist_ok=True)  # loggers and checkpoints may lie elsewhere
     curves = read_curves(logs / "metrics.csv")
     body = [page.tiles(first_figures(curves))]
     drawn = page.figure(
