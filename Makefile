@@ -56,7 +56,7 @@ sanitize: $(VENV)/installed
 lint: $(VENV)/built
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu*')
+	find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu*' | xargs $(BIN)/clang-format --dry-run --Werror
 	$(BIN)/mypy
 
 # The pages of docs/, into build/site. The tools read docstrings without running them: no torch is needed.
