@@ -41,6 +41,12 @@ def seed_of(*parts: int) -> int:
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:7], "big")
 
 
+def check_seed(name: str, seed: int) -> None:
+    """Refuse what torch's generators do not take, or take for another."""
+    if not 0 <= seed < 2**63:
+        raise UsageError(f"{name}: expected 0 to {2**63 - 1}, got {seed}")
+
+
 class TrainBatches:
     """One process's share of the shuffled batches; a last short batch is left out.
 
@@ -109,6 +115,7 @@ class Pictures(L.LightningDataModule):
         for name, value in {"batch_size": batch_size, "image_size": image_size, **limits}.items():
             if value is not None and value < 1:
                 raise UsageError(f"--data.{name}: expected at least 1, got {value}")
+        check_seed("--data.seed", seed)
         if not 0 <= val_share < 1:
             raise UsageError(f"--data.val_share: expected 0 or more and below 1, got {val_share}")
         try:
@@ -208,6 +215,7 @@ class Study(L.LightningModule):
             raise UsageError(
                 f"--data.image_size: {network} needs at least {SMALLEST[network]}, got {image_size}"
             )
+        check_seed("--model.seed", seed)
         for name, value in (("lr", lr), ("weight_decay", weight_decay)):
             if not 0 <= value < math.inf:
                 raise UsageError(f"--model.{name}: expected a number of at least 0, got {value}")
@@ -267,7 +275,12 @@ class Study(L.LightningModule):
     @property
     def planned_steps(self) -> float:
         """How many steps the schedule is made for."""
-        return self.total_steps or self.trainer.estimated_stepping_batches
+        if self.total_steps:
+            return self.total_steps
+        try:
+            return self.trainer.estimated_stepping_batches
+        except ValueError as error:  # of the trainer's limits, which do not go with the data
+            raise UsageError(f"--trainer: {str(error).strip()}") from error
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what the schedule was made for, and the gradients of a step half accumulated."""
@@ -300,6 +313,8 @@ class Study(L.LightningModule):
                     f"--ckpt_path: expected {name} {own.get(name, 'to be absent')}, "
                     f"the checkpoint has {kept.get(name, 'none')}"
                 )
+        # Lightning would make it double only after the weights were rounded to what it is now.
+        self.trainer.precision_plugin.convert_module(self)
         if self.trainer.state.fn != "fit":
             return
         planned = checkpoint.get("planned_steps", "other")

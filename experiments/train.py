@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 import warnings
+from argparse import ArgumentError
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning import Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from experiments.errors import UsageError
@@ -17,8 +19,13 @@ from experiments.module import Pictures, Study
 from experiments.training import quieten
 from experiments.training_report import write_report
 
-LIGHTNINGS_OWN = ("last", "hpc")  # what a ckpt_path may be beside a file
-SMALLEST = {"accumulate_grad_batches": 1, "gradient_clip_val": 0, "log_every_n_steps": 0}
+LAST = "last"  # what --ckpt_path may be beside a file
+SMALLEST = {
+    "accumulate_grad_batches": 1,
+    "check_val_every_n_epoch": 1,
+    "gradient_clip_val": 0,
+    "log_every_n_steps": 0,
+}
 
 
 class Command(LightningCLI):
@@ -41,7 +48,11 @@ class Command(LightningCLI):
             value = config.trainer[name]
             if value is not None and not value >= smallest:
                 raise UsageError(f"--trainer.{name}: expected at least {smallest}, got {value}")
-        if config.get("ckpt_path") and config.ckpt_path not in LIGHTNINGS_OWN:
+        if config.trainer.val_check_interval == 0:
+            raise UsageError("--trainer.val_check_interval: expected more than 0, got 0")
+        if config.trainer.overfit_batches:
+            raise UsageError("--trainer.overfit_batches: give --data.limit_train instead")
+        if config.get("ckpt_path") not in (None, LAST):
             kept = read_checkpoint(Path(config.ckpt_path)).get("hyper_parameters", {})
             told = vars(config.model)
             other = [
@@ -56,11 +67,18 @@ class Command(LightningCLI):
         """Let what the trainer says of its options be a sentence."""
         try:
             return super().instantiate_trainer(**kwargs)
-        except (TypeError, ValueError, RuntimeError) as error:
+        except (TypeError, ValueError, RuntimeError, ImportError) as error:
             raise UsageError(f"--trainer: {error}") from error
 
     def before_fit(self) -> None:
-        """Make the study's folder, before hours have gone into what is to be written there."""
+        """Find out now what would go wrong when hours have gone into the training."""
+        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
+        if any(isinstance(callback, GradientAccumulationScheduler) for callback in callbacks):
+            raise UsageError(
+                "--trainer.callbacks: GradientAccumulationScheduler changes how many steps there "
+                "are, which the learning rate is planned for; give "
+                "--trainer.accumulate_grad_batches"
+            )
         Path(self.trainer.default_root_dir).mkdir(parents=True, exist_ok=True)
 
     def after_fit(self) -> None:
@@ -96,7 +114,7 @@ def main(arguments: list[str] | None = None) -> int:
             seed_everything_default=0,
             save_config_kwargs={"overwrite": True},
         )
-    except (UsageError, MisconfigurationException, OSError) as error:
+    except (UsageError, MisconfigurationException, ArgumentError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

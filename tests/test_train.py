@@ -76,17 +76,21 @@ EVERY_STEP = [
 
 
 @pytest.mark.parametrize("step", [2, 6, 9], ids=["first-epoch", "between-epochs", "second-epoch"])
-@pytest.mark.parametrize("network", ["lecture", "mobilenetv2"], ids=["lecture", "dropout"])
+@pytest.mark.parametrize(
+    "option",
+    ["--model.network=lecture", "--model.network=mobilenetv2", "--trainer.precision=64-true"],
+    ids=["lecture", "dropout", "float64"],
+)
 def test_a_resumed_training_ends_with_the_same_bits(
-    here: Path, tmp_path: Path, network: str, step: int
+    here: Path, tmp_path: Path, option: str, step: int
 ) -> None:
-    fit(f"--model.network={network}", *EVERY_STEP)
+    fit(option, *EVERY_STEP)
     whole = torch.load(here / "last.ckpt", weights_only=False)
     assert whole["global_step"] == 12
     stopped = tmp_path / "steps" / f"step={step}.ckpt"
     assert torch.load(stopped, weights_only=False)["global_step"] == step
     (here / "last.ckpt").unlink()
-    fit(f"--model.network={network}", "--data.augment=true", f"--ckpt_path={stopped}")
+    fit(option, "--data.augment=true", f"--ckpt_path={stopped}")
     resumed = torch.load(here / "last.ckpt", weights_only=False)
     assert resumed["global_step"] == 12
     assert all(torch.equal(resumed["state_dict"][k], v) for k, v in whole["state_dict"].items())
@@ -219,6 +223,20 @@ def test_a_config_builds_the_same_network_on_both_convolutions(config: Path) -> 
         (["--data.val_share=1"], "--data.val_share: expected 0 or more and below 1, got 1"),
         (["--trainer.max_epochs=-7"], "`max_epochs` must be"),
         (["--trainer.accumulate_grad_batches=0"], "_batches: expected at least 1, got 0"),
+        (["--trainer.check_val_every_n_epoch=0"], "_n_epoch: expected at least 1, got 0"),
+        (["--trainer.val_check_interval=0"], "val_check_interval: expected more than 0, got 0"),
+        (["--trainer.overfit_batches=1"], "--data.limit_train"),
+        ([f"--model.seed={2**64}"], "--model.seed: expected 0 to"),
+        (["--data.seed=-1"], "--data.seed: expected 0 to"),
+        (["--trainer.accelerator=tpu"], "--trainer: "),
+        (["--ckpt_path="], "--ckpt_path: there is no file"),
+        (
+            [
+                "--trainer.callbacks+=lightning.pytorch.callbacks.GradientAccumulationScheduler",
+                "--trainer.callbacks.scheduling={0: 2, 1: 4}",
+            ],
+            "--trainer.callbacks: GradientAccumulationScheduler",
+        ),
         (["--trainer.gradient_clip_val=-1"], "gradient_clip_val: expected at least 0, got -1"),
         (["--trainer.log_every_n_steps=-1"], "log_every_n_steps: expected at least 0, got -1"),
         (["--trainer.devices=-3"], "--trainer: `devices` selected with"),
@@ -242,6 +260,11 @@ def test_what_is_wrong_is_said(
     assert status == 2
     assert message in err and "Traceback" not in err
     assert not Path("runs").exists()
+
+
+def test_limits_that_do_not_go_with_the_data(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", *SMALL, "--trainer.val_check_interval=100"]) == 2
+    assert "--trainer: `val_check_interval` (100) must be" in capsys.readouterr().err
 
 
 def test_a_checkpoint_of_other_layers_is_refused(
