@@ -220,7 +220,7 @@ def load_folder(
         raise UsageError(
             f"--root: {root / 'test'} has classes that train/ lacks: {', '.join(unknown)}"
         )
-    parts = []
+    parts: list[Pictures] = []
     for part, limit in (("train", limit_train), ("test", limit_test)):
         files = [
             (path, label)
@@ -228,9 +228,11 @@ def load_folder(
             for path in sorted((root / part / name).glob("**/*"))
             if path.suffix.lower() in IMG_EXTENSIONS
         ]
-        if not files:
+        shown = {label for _, label in files}
+        empty = [name for label, name in enumerate(classes) if label not in shown]
+        if empty and (part == "train" or not files):
             raise UsageError(
-                f"--root: no pictures in the class folders of {root / part}; expected files "
+                f"--root: no pictures in {', '.join(empty)} of {root / part}; expected files "
                 f"that end in {', '.join(IMG_EXTENSIONS)}"
             )
         parts.append(decode([files[i] for i in slice_of(len(files), limit)], image_size))
@@ -264,7 +266,7 @@ def decode_file(path: Path, image_size: int) -> Tensor:
     try:
         with Image.open(path) as picture:
             rgb = picture.convert("RGB")
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UsageError(
             f"--root: {path} is not a readable picture ({error}); mend or remove it"
         ) from error

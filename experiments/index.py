@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from dataclasses import dataclass
 from html import escape
@@ -27,12 +28,7 @@ class Run:
     kind: str
     says: str
     good: bool | None
-    picture: Path | None
-
-    @property
-    def changed(self) -> float:
-        """When something was written there last."""
-        return max((file.stat().st_mtime for file in self.path.iterdir()), default=0.0)
+    picture: Path | None = None
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -46,36 +42,57 @@ def main(arguments: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
-    print(write_index(folder))
+    try:
+        print(write_index(folder))
+    except OSError as error:
+        print(f"python -m experiments.index: error: DIR: {error}", file=sys.stderr)
+        return 2
     return 0
+
+
+def renew_index(folder: Path) -> None:
+    """Write the page where a run has ended, which is no worse for a page that cannot be."""
+    try:
+        write_index(folder)
+    except OSError as error:
+        print(f"warning: no index of {folder}: {error}", file=sys.stderr)
 
 
 def write_index(folder: Path) -> Path:
     """Write index.html into a folder of runs; return its path."""
     found = (read_run(path) for path in folder.iterdir() if path.is_dir())
-    runs = sorted((run for run in found if run), key=lambda run: run.changed, reverse=True)
+    runs = sorted((run for run in found if run), key=lambda run: changed(run.path), reverse=True)
     cards = "".join(card(run) for run in runs)
     subtitle = f"{len(runs)} run{'' if len(runs) == 1 else 's'} in {folder}, the latest first"
     page.write_page(folder / "index.html", "Runs", subtitle, f'<div class="runs">{cards}</div>')
     return folder / "index.html"
 
 
+def changed(path: Path) -> float:
+    """Return when something was written last in a folder; a file may vanish meanwhile."""
+    return max((file.lstat().st_mtime for file in path.iterdir() if file.exists()), default=0.0)
+
+
 def read_run(path: Path) -> Run | None:
     """Read what a folder is; None if it is no run."""
+    try:
+        return read(path)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        return Run(path, "not readable", repr(error), False)
+
+
+def read(path: Path) -> Run | None:
+    """The same of a folder whose files are what they should be."""
     picture = next((file for name in PICTURES for file in sorted(path.rglob(name))), None)
     if (path / MARK).is_file():
         return Run(path, "unfinished", (path / MARK).read_text().strip(), None, picture)
-    try:
-        if (path / "summary.json").is_file():
-            summary = json.loads((path / "summary.json").read_text())
-            settings = summary["settings"]
-            kind = f"parity: {settings['network']} on {summary['data']['name']}"
-            return Run(path, kind, summary["verdict"], summary["parity"], picture)
-        if (path / "results.json").is_file():
-            results = json.loads((path / "results.json").read_text())
-            return Run(path, f"speed: {results['title']}", results["started"], None, picture)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return Run(path, "not readable", repr(error), False, picture)
+    if (path / "summary.json").is_file():
+        summary = json.loads((path / "summary.json").read_text())
+        kind = f"parity: {summary['settings']['network']} on {summary['data']['name']}"
+        return Run(path, kind, str(summary["verdict"]), summary["parity"] is True, picture)
+    if (path / "results.json").is_file():
+        results = json.loads((path / "results.json").read_text())
+        return Run(path, f"speed: {results['title']}", str(results["started"]), None, picture)
     if (path / "checkpoints").is_dir():
         kept = sorted(file.name for file in (path / "checkpoints").glob("*.ckpt"))
         return Run(path, "training", f"checkpoints: {', '.join(kept)}", None, picture)
@@ -88,15 +105,19 @@ def card(run: Run) -> str:
     name = escape(run.path.name)
     report = run.path / "report.html"
     if report.is_file():
-        name = f'<a href="{quote(f"{run.path.name}/report.html")}">{name}</a>'
+        name = f'<a href="{address_of(run, report)}">{name}</a>'
     drawn = ""
     if run.picture:
-        address = quote(run.picture.relative_to(run.path.parent).as_posix())
-        drawn = f'<img alt="" loading="lazy" src="{address}">'
+        drawn = f'<img alt="" loading="lazy" src="{address_of(run, run.picture)}">'
     return (
         f'<div class="run">{drawn}<div><b>{name}</b><p class="soft">{escape(run.kind)}</p>'
         f'<p class="{tone}">{escape(run.says)}</p></div></div>'
     )
+
+
+def address_of(run: Run, file: Path) -> str:
+    """Return a file's address as seen from the page."""
+    return quote(os.fsencode(file.relative_to(run.path.parent)))
 
 
 if __name__ == "__main__":

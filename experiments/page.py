@@ -111,6 +111,7 @@ def write_page(path: Path, title: str, subtitle: str, body: str) -> None:
     draft.write_text(
         PAGE.substitute(title=escape(title), subtitle=escape(subtitle), body=body),
         encoding="utf-8",
+        errors="replace",  # the name of a folder may be any bytes
     )
     os.replace(draft, path)
 

@@ -434,7 +434,7 @@ class Parity:
         """Write tables, pictures and report, and the summary last."""
         from dataclasses import asdict
 
-        from experiments.index import write_index
+        from experiments.index import renew_index
         from experiments.report import write_report
 
         path = self.folder.path
@@ -448,7 +448,7 @@ class Parity:
         self.folder.write_csv("lockstep.csv", list(rows[0]) if rows else [], map(dict.values, rows))
         write_report(path, summary, checks, self.seeds)
         self.folder.finish(summary)
-        write_index(path.parent)
+        renew_index(path.parent)
 
     def say_beginning(self) -> None:
         """Say what is about to happen."""

@@ -198,16 +198,30 @@ def test_the_index_lists_the_runs(finished: Finished, capsys: pytest.CaptureFixt
     (runs / "other").mkdir()
     (runs / "broken").mkdir()
     (runs / "broken" / "summary.json").write_text("{")
+    odd = runs / os.fsdecode(b"odd\xff<b>")
+    odd.mkdir()
+    (odd / "summary.json").write_text('{"verdict": null, "settings": []}')
+    (odd / "gone").symlink_to("nowhere")
     assert index.main([str(runs)]) == 0
     assert capsys.readouterr().out == f"{runs / 'index.html'}\n"
     text = (runs / "index.html").read_text()
-    assert "3 runs" in text and "Parity holds: all 8 checks." in text
+    assert "4 runs" in text and "odd?&lt;b&gt;" in text and "Parity holds: all 8 checks." in text
     assert "Interrupted &amp; left." in text and "not readable" in text and ">other<" not in text
     assert 'src="small/curves.png"' in text
-    for path in ("begun", "other", "broken"):
+    for path in ("begun", "other", "broken", odd.name):
         shutil.rmtree(runs / path)
     assert index.main([str(runs / "nowhere")]) == 2
     assert "DIR: expected a folder" in capsys.readouterr().err
+
+
+def test_an_index_that_cannot_be_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "index.html").mkdir()
+    index.renew_index(tmp_path)
+    assert capsys.readouterr().err.startswith(f"warning: no index of {tmp_path}: ")
+    assert index.main([str(tmp_path)]) == 2
+    assert "error: DIR: " in capsys.readouterr().err
 
 
 def test_a_finished_run_takes_more_seeds(finished: Finished, tmp_path: Path) -> None:
@@ -968,7 +982,7 @@ def remove(path: Path) -> None:
         (lambda root: (root / "test" / "green").mkdir(), "classes that train/ lacks: green"),
         (
             lambda root: [path.unlink() for path in root.glob("test/*/*.png")],
-            r"no pictures in the class folders of .*test; expected files that end in \.jpg",
+            r"no pictures in .* of .*test; expected files that end in \.jpg",
         ),
         (
             lambda root: (root / "train" / "red" / "0.png").write_bytes(b"junk"),

@@ -33,7 +33,7 @@ def main(arguments: list[str]) -> int:
 
 def run(options: Namespace, arguments: list[str]) -> int:
     # Only now is torch loaded, which reads its variables once.
-    from experiments.index import write_index
+    from experiments.index import renew_index
     from experiments.machine import machine, versions
     from experiments.runfolder import RunFolder, fresh
     from experiments.speed import table
@@ -72,7 +72,7 @@ def run(options: Namespace, arguments: list[str]) -> int:
     if options.write:
         table.write_document(options.write, folder.path, results)
     folder.finish(results.plain(), "results.json")
-    write_index(folder.path.parent)
+    renew_index(folder.path.parent)
     print(f"\n{table.markdown(table.summaries(results))}\nReport: {folder.path / 'report.html'}")
     return 0
 
