@@ -303,6 +303,8 @@ class Study(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse what does not go with these options."""
+        if self._trainer is None:  # Study.load_from_checkpoint
+            return
         own, kept = (
             {name: tuple(value.shape) for name, value in state.items()}
             for state in (self.state_dict(), checkpoint["state_dict"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import os
 import sys
 import warnings
 from argparse import ArgumentError
@@ -19,7 +21,6 @@ from experiments.module import Pictures, Study
 from experiments.training import quieten
 from experiments.training_report import write_report
 
-LAST = "last"  # what --ckpt_path may be beside a file
 SMALLEST = {
     "accumulate_grad_batches": 1,
     "check_val_every_n_epoch": 1,
@@ -52,7 +53,7 @@ class Command(LightningCLI):
             raise UsageError("--trainer.val_check_interval: expected more than 0, got 0")
         if config.trainer.overfit_batches:
             raise UsageError("--trainer.overfit_batches: give --data.limit_train instead")
-        if config.get("ckpt_path") not in (None, LAST):
+        if config.get("ckpt_path") is not None:
             kept = read_checkpoint(Path(config.ckpt_path)).get("hyper_parameters", {})
             told = vars(config.model)
             other = [
@@ -80,6 +81,30 @@ class Command(LightningCLI):
                 "--trainer.accumulate_grad_batches"
             )
         Path(self.trainer.default_root_dir).mkdir(parents=True, exist_ok=True)
+
+    def before_predict(self) -> None:
+        """Make the study's folder."""
+        if self.trainer.world_size > 1:
+            raise UsageError(
+                f"--trainer.devices: expected one process for predict, got "
+                f"{self.trainer.world_size}, which would have a share of the pictures each"
+            )
+        Path(self.trainer.default_root_dir).mkdir(parents=True, exist_ok=True)
+
+    def after_predict(self) -> None:
+        """Write the class of every test picture into the study's folder, and say where."""
+        pictures = self.datamodule.pictures
+        found = torch.cat(self.trainer.predict_loop.predictions).tolist()
+        path = Path(self.trainer.default_root_dir) / "predictions.csv"
+        draft = path.with_suffix(".part")
+        with draft.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(("picture", "class", "predicted"))
+            for index, predicted in enumerate(found):
+                label = pictures.test.labels[index]
+                writer.writerow((index, pictures.classes[label], pictures.classes[predicted]))
+        os.replace(draft, path)
+        print(path)
 
     def after_fit(self) -> None:
         """Write report.html into the study's folder."""

@@ -63,6 +63,13 @@ def test_fit_then_validate_test_and_predict(here: Path, tmp_path: Path) -> None:
     assert "<title>validation, epoch 2:" in report and "seed_everything: 0" in report
     for verb in ("validate", "test", "predict"):
         assert main([verb, *SMALL, "--ckpt_path", str(here / "last.ckpt")]) == 0
+    study = Study.load_from_checkpoint(here / "last.ckpt").eval()
+    x, labels = next(iter(Pictures(limit_train=107, limit_test=40).test_dataloader()))
+    with torch.no_grad():
+        classes = study(x).argmax(1).tolist()
+    lines = (here.parent / "predictions.csv").read_text().splitlines()
+    expected = [f"{i},{label},{classes[i]}" for i, label in enumerate(labels.tolist())]
+    assert lines == ["picture,class,predicted", *expected]
 
 
 EVERY_STEP = [
@@ -229,6 +236,7 @@ def test_a_config_builds_the_same_network_on_both_convolutions(config: Path) -> 
         ([f"--model.seed={2**64}"], "--model.seed: expected 0 to"),
         (["--data.seed=-1"], "--data.seed: expected 0 to"),
         (["--trainer.accelerator=tpu"], "--trainer: "),
+        (["--ckpt_path=last"], "--ckpt_path: there is no file last"),
         (["--ckpt_path="], "--ckpt_path: there is no file"),
         (
             [
