@@ -69,8 +69,11 @@ def write_index(folder: Path) -> Path:
 
 
 def changed(path: Path) -> float:
-    """Return when something was written last in a folder; a file may vanish meanwhile."""
-    return max((file.lstat().st_mtime for file in path.iterdir() if file.exists()), default=0.0)
+    """Return when something was written last in a folder; 0 where that cannot be told."""
+    try:
+        return max((file.lstat().st_mtime for file in path.iterdir()), default=0.0)
+    except OSError:  # no right to read it, or a file that has vanished meanwhile
+        return 0.0
 
 
 def read_run(path: Path) -> Run | None:
