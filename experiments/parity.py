@@ -82,6 +82,7 @@ def begin(args: argparse.Namespace, arguments: list[str]) -> int:
     """Load the data and begin a run in a fresh folder."""
     from experiments.record import Record
 
+    check_accelerator(args.accelerator)
     data = load_data(args)
     planned = plan(args, data)
     path = fresh(args.runs, args.name, f"{args.network}-{args.data}")
@@ -106,10 +107,24 @@ def go_on(resumed: argparse.Namespace) -> int:
             f"--seeds: expected at least the {len(record.seeds)} of the run in "
             f"{resumed.resume}, got {args.seeds}"
         )
+    check_accelerator(args.accelerator)
     data = load_data(args)
     if fingerprint(data) != record.data:
         raise UsageError(f"--resume: the pictures are not those of the run in {resumed.resume}")
     return run(args, data, plan(args, data), resumed.resume, record)
+
+
+def check_accelerator(accelerator: str) -> None:
+    """Raise a UsageError where Lightning would take a GPU that is not there, or has no kernels."""
+    import torch
+
+    import torch_convbp as bp
+    from torch_convbp import _library
+
+    wanted = accelerator == "gpu" or (accelerator == "auto" and torch.cuda.is_available())
+    if wanted and not bp.backends.cuda.is_available():
+        missing = _library.cuda_missing or "there is no GPU"
+        raise UsageError(f"--accelerator {accelerator}: {missing}; expected cpu")
 
 
 def load_data(args: argparse.Namespace) -> Data:

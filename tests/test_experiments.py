@@ -693,6 +693,13 @@ def test_a_run_folder_is_fresh_and_unfinished_until_the_summary_is_there(tmp_pat
         ("--runs file", "--runs: expected a folder,"),
         ("--seeds 0", "--seeds: expected a whole number of at least 1"),
         ("--accelerator abacus", "--accelerator: invalid choice: 'abacus' (choose from"),
+        pytest.param(
+            "--accelerator gpu",
+            "--accelerator gpu: ",
+            marks=pytest.mark.skipif(
+                bp.backends.cuda.is_available(), reason="a GPU is here, and its kernels"
+            ),
+        ),
         ("--precision 16", "--precision: invalid choice: '16' (choose from"),
     ],
 )
