@@ -170,8 +170,9 @@ def hold_out(data: Data, share: float, seed: int) -> tuple[Data, PicturesInMemor
 def as_options(text: str) -> str:
     """Name the options of a message as this command line has them."""
     text = re.sub(r"--data\b(?!\.)", "--data.source", text)
+    text = re.sub(r"--download\b", "--data.download true", text)
     return re.sub(
-        r"--(root|download|image-size|limit-train|limit-test)\b",
+        r"--(root|image-size|limit-train|limit-test)\b",
         lambda found: "--data." + found[1].replace("-", "_"),
         text,
     )
