@@ -41,18 +41,7 @@ class Command(LightningCLI):
         """Look into the checkpoint first: Lightning takes the model's options from there."""
         super().parse_arguments(parser, args)
         config = self.config[self.config.subcommand]
-        if not 0 <= int(config.seed_everything) < 2**32:
-            raise UsageError(
-                f"--seed_everything: expected 0 to {2**32 - 1}, got {config.seed_everything}"
-            )
-        for name, smallest in SMALLEST.items():
-            value = config.trainer[name]
-            if value is not None and not value >= smallest:
-                raise UsageError(f"--trainer.{name}: expected at least {smallest}, got {value}")
-        if config.trainer.val_check_interval == 0:
-            raise UsageError("--trainer.val_check_interval: expected more than 0, got 0")
-        if config.trainer.overfit_batches:
-            raise UsageError("--trainer.overfit_batches: give --data.limit_train instead")
+        check(config)
         if config.get("ckpt_path") is not None:
             kept = read_checkpoint(Path(config.ckpt_path)).get("hyper_parameters", {})
             told = vars(config.model)
@@ -111,6 +100,22 @@ class Command(LightningCLI):
         logs = self.trainer.log_dir
         if self.trainer.is_global_zero and logs:
             write_report(Path(self.trainer.default_root_dir), Path(logs))
+
+
+def check(config: Any) -> None:
+    """Refuse options that Lightning takes and makes nothing of, or a traceback."""
+    if not 0 <= int(config.seed_everything) < 2**32:
+        raise UsageError(
+            f"--seed_everything: expected 0 to {2**32 - 1}, got {config.seed_everything}"
+        )
+    for name, smallest in SMALLEST.items():
+        value = config.trainer[name]
+        if value is not None and not value >= smallest:
+            raise UsageError(f"--trainer.{name}: expected at least {smallest}, got {value}")
+    if config.trainer.val_check_interval == 0:
+        raise UsageError("--trainer.val_check_interval: expected more than 0, got 0")
+    if config.trainer.overfit_batches:
+        raise UsageError("--trainer.overfit_batches: give --data.limit_train instead")
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
