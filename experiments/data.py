@@ -265,6 +265,11 @@ def decode_file(path: Path, image_size: int) -> Tensor:
 
     try:
         with Image.open(path) as picture:
+            if picture.mode.startswith(("I", "F")):
+                raise UsageError(
+                    f"--root: {path} has more than 8 bits a channel (mode {picture.mode}), which "
+                    "would be cut off; make it a picture of 8 bits"
+                )
             rgb = picture.convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UsageError(

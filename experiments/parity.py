@@ -60,7 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
     share_the_machine()
     try:
         return go_on(args) if args.resume else begin(args, arguments)
-    except UsageError as error:
+    except (UsageError, OSError) as error:  # an OSError: the disk is full, say
         print(f"python -m experiments.parity: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -243,6 +243,7 @@ class Parity:
         torch.set_num_threads(spec.threads)
         strict_float32(spec.accelerator)
         self.say_beginning()
+        self.record.write(self.folder.path)  # an interrupt in the first epoch can be resumed too
         write_data(self.data, spec.data_file)
         try:
             for seed in self.planned:

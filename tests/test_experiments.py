@@ -40,6 +40,7 @@ from experiments.spec import SIDES, Spec
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = ["--network", "lecture", "--limit-train", "96", "--limit-test", "40"]
 SMALL += ["--batch-size", "32", "--threads", "1"]
+FINISHED = [*SMALL, "--epochs", "2", "--steps", "5", "--lockstep-steps", "0", "4", "--augment"]
 ONE_SEED = [rule for rule in verdict.RULES if "bfloat16" not in rule and "seeds" not in rule]
 
 
@@ -69,8 +70,7 @@ class Finished:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     runs = tmp_path_factory.mktemp("runs")
-    arguments = [*SMALL, "--epochs", "2", "--steps", "5", "--lockstep-steps", "0", "4"]
-    process = start_parity(*arguments, "--augment", "--runs", str(runs), "--name", "small")
+    process = start_parity(*FINISHED, "--runs", str(runs), "--name", "small")
     out, err = process.communicate(timeout=300)
     return Finished(process.returncode, out, err, runs / "small")
 
@@ -608,6 +608,23 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path: Path) -> None:
     assert not (tmp_path / "killed" / "scratch").exists()
 
 
+def test_a_run_that_broke_off_before_its_first_epoch_is_resumed(
+    finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(parity.Parity, "train", broken)
+        assert parity.main([*FINISHED, "--runs", str(tmp_path), "--name", "run"]) == 2
+    assert "--resume" in (tmp_path / "run" / "UNFINISHED").read_text()
+    assert not (tmp_path / "run" / "summary.json").exists()
+    process = start_parity("--resume", str(tmp_path / "run"))
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, out + err
+    assert what_was_trained(tmp_path / "run") == what_was_trained(finished.folder)
+
+
 def resume_error(folder: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(parity.Parity, "run", lambda self: pytest.fail("it ran"))
@@ -938,6 +955,12 @@ def test_a_fingerprint_depends_on_bits_and_not_on_memory_format() -> None:
     assert digest(x) != digest(changed)
 
 
+def write_16_bits(path: Path) -> None:
+    from PIL import Image
+
+    Image.new("I;16", (8, 8)).save(path)
+
+
 def make_folder(root: Path) -> Path:
     """Make small picture folders: sizes and modes differ, red is one class, blue the other."""
     from PIL import Image
@@ -999,8 +1022,22 @@ def remove(path: Path) -> None:
             lambda root: os.truncate(root / "train" / "red" / "0.png", 60),
             r"0\.png is not a readable picture",
         ),
+        (lambda root: (root / "train" / "blue2").mkdir(), r"no pictures in blue2 of .*train"),
+        (
+            lambda root: write_16_bits(root / "train" / "red" / "0.png"),
+            r"0\.png has more than 8 bits a channel",
+        ),
     ],
-    ids=["no test", "one class", "unknown class", "no pictures", "junk", "cut short"],
+    ids=[
+        "no test",
+        "one class",
+        "unknown class",
+        "no pictures",
+        "junk",
+        "cut short",
+        "an empty class",
+        "16 bits",
+    ],
 )
 def test_a_picture_folder_that_is_not_one_says_so(tmp_path: Path, harm, says: str) -> None:
     harm(make_folder(tmp_path))
