@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from experiments.batches import BatchDataset, loader_in_order
 from experiments.data import load
 from experiments.errors import UsageError
-from experiments.networks import NETWORKS, SMALLEST, build
+from experiments.networks import NETWORKS, build, check_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -140,6 +140,13 @@ class Pictures(L.LightningDataModule):
 
     def train_dataloader(self) -> TrainBatches:
         """Return the training batches."""
+        processes = self.trainer.world_size if self.trainer else 1
+        if len(self.pictures.train) < self.batch_size * processes:
+            raise UsageError(
+                f"--data.batch_size: expected at most 1/{processes} of the "
+                f"{len(self.pictures.train)} training pictures, for {processes} processes, got "
+                f"{self.batch_size}"
+            )
         return TrainBatches(self.pictures, self.batch_size, self.seed, self.augment, self)
 
     def val_dataloader(self) -> DataLoader:
@@ -212,10 +219,7 @@ class Study(L.LightningModule):
             raise UsageError(
                 f"--model.network: expected one of {', '.join(NETWORKS)}, got {network!r}"
             )
-        if image_size < SMALLEST.get(network, 1):
-            raise UsageError(
-                f"--data.image_size: {network} needs at least {SMALLEST[network]}, got {image_size}"
-            )
+        check_size("--data.image_size", network, image_size)
         check_seed("--model.seed", seed)
         for name, value in (("lr", lr), ("weight_decay", weight_decay)):
             if not 0 <= value < math.inf:
@@ -225,7 +229,7 @@ class Study(L.LightningModule):
         self.save_hyperparameters()
         self.lr, self.weight_decay, self.seed = lr, weight_decay, seed
         self.total_steps: float | None = None  # as many as the trainer will make
-        self.half_accumulated: dict[str, Tensor | None] = {}  # gradients, of a checkpoint
+        self.accumulated: dict[str, Tensor | None] = {}  # gradients, of a checkpoint
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
         net = initial(network, conv, fuse, classes, image_size, stem, seed)
         self.net = net.to(memory_format=self.layout)
@@ -286,24 +290,21 @@ class Study(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what the schedule was made for, and the gradients of a step half accumulated."""
         checkpoint["planned_steps"] = self.planned_steps
-        if self.amid_step:
+        if self.accumulating:
             # In several processes each has gradients of its own, of which one would be kept.
             alone = self.trainer.world_size == 1
-            checkpoint["gradients"] = self.gradients() if alone else None
+            gradients = {name: p.grad for name, p in self.named_parameters()}
+            checkpoint["gradients"] = gradients if alone else None
 
     @property
-    def amid_step(self) -> bool:
+    def accumulating(self) -> bool:
         """Whether gradients of earlier batches wait for those of the next."""
         batches = self.trainer.fit_loop.epoch_loop.batch_progress
         into = batches.current.ready % self.trainer.accumulate_grad_batches
         return into != 0 and not batches.is_last_batch
 
-    def gradients(self) -> dict[str, Tensor | None]:
-        """Return the gradient of each parameter."""
-        return {name: parameter.grad for name, parameter in self.named_parameters()}
-
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse what does not go with these options."""
+        """Refuse what does not go with these options; be ready for the weights."""
         if self._trainer is None:  # Study.load_from_checkpoint
             return
         own, kept = (
@@ -333,14 +334,14 @@ class Study(L.LightningModule):
                 "--ckpt_path: this checkpoint lies in the middle of an accumulated step of several "
                 "processes, whose gradients it does not hold; take one between two steps"
             )
-        self.half_accumulated = gradients
+        self.accumulated = gradients
 
     def on_train_start(self) -> None:
         """Take up a step half accumulated; the trainer has zeroed all gradients by now."""
-        for name, gradient in self.half_accumulated.items():
+        for name, gradient in self.accumulated.items():
             parameter = self.get_parameter(name)
             parameter.grad = None if gradient is None else gradient.to(parameter.device)
-        self.half_accumulated = {}
+        self.accumulated = {}
 
     def configure_optimizers(self) -> Any:
         """Return SGD with momentum, and a one-cycle schedule over the steps of this run."""

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from experiments.errors import UsageError
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -243,15 +245,19 @@ NETWORKS: dict[str, Callable[[Conv, int, int, str], nn.Module]] = {
 SMALLEST = {"lecture": 16, "vgg": 8, "vgg11": 32, "convmixer": 2}
 
 
+def check_size(option: str, name: str, image_size: int) -> None:
+    """Refuse pictures that are too small for a network, in the words of a command line."""
+    smallest = SMALLEST.get(name, 1)
+    if image_size < smallest:
+        raise UsageError(f"{option}: {name} needs at least {smallest}, got {image_size}")
+
+
 def build(
     name: str, conv: Conv, classes: int, image_size: int = 32, stem: str = "torchvision"
 ) -> nn.Module:
     """Build the network ``name`` for (N, 3, image_size, image_size) with convolutions ``conv``."""
     if name not in NETWORKS:
         raise ValueError(f"name: expected one of {', '.join(NETWORKS)}, got {name!r}")
-    smallest = SMALLEST.get(name, 1)
-    if image_size < smallest:
-        raise ValueError(f"image_size: {name} needs at least {smallest}, got {image_size}")
     return NETWORKS[name](conv, classes, image_size, stem)
 
 

@@ -184,9 +184,8 @@ def make_parser() -> argparse.ArgumentParser:
     how.add_argument(
         "--seeds",
         type=whole(1, 1000),
-        default=1,
         metavar="N",
-        help="do it all for N seeds, from --seed on (default: %(default)s)",
+        help="do it all for N seeds, from --seed on (default: 1)",
     )
     how.add_argument(
         "--accelerator",
@@ -252,6 +251,7 @@ def parse(arguments: list[str] | None) -> tuple[argparse.ArgumentParser, argpars
                     f"argument {action.option_strings[0]}: --resume takes it from the run folder"
                 )
         return parser, args
+    args.seeds = args.seeds or 1
     defaults = DEFAULTS[args.data]
     if args.stem and (args.network or defaults.network) != "resnet18":
         parser.error("argument --stem: goes with --network resnet18 only")

@@ -4,21 +4,13 @@ One network is built twice from one seed, with torch.nn.Conv2d and with bp.ConvB
 in two ways:
 
 1. Lockstep (``lockstep``): the same weights and batch through both; every layer's output and
-   every parameter's gradient is compared, in float64 and float32, at the start and at later steps.
+   every parameter's gradient is compared, in float64, float32 and, where training is in mixed
+   precision, bfloat16, at the start and at later steps.
 2. Two trainings (``training``, ``conductor``): independent, on the same batches in the same
    order; loss and accuracy, seconds a step, peak memory.
 
 ``--seeds N`` does this N times over, each time from another seed. Parity holds, and the exit
-status is 0, if every rule in ``verdict.RULES`` does:
-
-- each network has its convolutions, and both start from the same bits;
-- all batches are the same bits in the same order;
-- lockstep in float64 agrees to rounding (8uD, see ``lockstep``) in every tensor at every step;
-- lockstep in float32: ConvBP2d's error against float64 is comparable with nn.Conv2d's;
-- both trainings finish with finite losses;
-- the first losses agree to rounding;
-- the final test accuracies agree within what the size of the test set can tell;
-- over several seeds, their mean difference is within what seeds differ by.
+status is 0, if every rule in ``verdict.RULES`` does; docs/parity.md explains them.
 
 Each run writes a fresh folder: metrics.csv (epochs), steps.csv, lockstep.csv, summary.json,
 pictures and report.html, which contains them, and record.json, from which ``--resume`` goes on.
@@ -99,7 +91,7 @@ def go_on(resumed: argparse.Namespace) -> int:
     from experiments.record import read_record
 
     record = read_record(resumed.resume)
-    if resumed.seeds > 1:
+    if resumed.seeds:
         record.arguments += ["--seeds", str(resumed.seeds)]
     _, args = parse(record.arguments)
     if args.seeds < len(record.seeds):
@@ -130,13 +122,9 @@ def check_accelerator(accelerator: str) -> None:
 def load_data(args: argparse.Namespace) -> Data:
     """Load the pictures."""
     from experiments.data import load
-    from experiments.networks import SMALLEST
+    from experiments.networks import check_size
 
-    smallest = SMALLEST.get(args.network, 1)
-    if args.image_size < smallest:
-        raise UsageError(
-            f"--image-size: {args.network} needs at least {smallest}, got {args.image_size}"
-        )
+    check_size("--image-size", args.network, args.image_size)
     return load(
         args.data,
         root=args.root,
@@ -187,14 +175,13 @@ def run(
     try:
         return Parity(spec, args.seeds, data, folder, record).run()
     except BaseException as error:
-        how = "Interrupted" if isinstance(error, KeyboardInterrupt) else f"Broken off by {error!r}"
-        folder.mark(f"{how}. To go on: python -m experiments.parity --resume {path}\n")
+        interrupted = isinstance(error, KeyboardInterrupt)
+        how = "Interrupted" if interrupted else f"Broken off by {error!r}"
+        says = f"{how}. To go on: python -m experiments.parity --resume {path}"
+        folder.mark(f"{says}\n")
         spec.data_file.unlink(missing_ok=True)  # it can be large, and is made anew
-        if isinstance(error, KeyboardInterrupt):
-            print(
-                f"\nInterrupted. To go on: python -m experiments.parity --resume {path}",
-                file=sys.stderr,
-            )
+        if interrupted:
+            print(f"\n{says}", file=sys.stderr)
         raise
 
 

@@ -21,7 +21,7 @@ from experiments.module import Pictures, Study
 from experiments.training import quieten
 from experiments.training_report import write_report
 
-SMALLEST = {
+LEAST = {
     "accumulate_grad_batches": 1,
     "check_val_every_n_epoch": 1,
     "gradient_clip_val": 0,
@@ -108,10 +108,10 @@ def check(config: Any) -> None:
         raise UsageError(
             f"--seed_everything: expected 0 to {2**32 - 1}, got {config.seed_everything}"
         )
-    for name, smallest in SMALLEST.items():
+    for name, least in LEAST.items():
         value = config.trainer[name]
-        if value is not None and not value >= smallest:
-            raise UsageError(f"--trainer.{name}: expected at least {smallest}, got {value}")
+        if value is not None and not value >= least:
+            raise UsageError(f"--trainer.{name}: expected at least {least}, got {value}")
     if config.trainer.val_check_interval == 0:
         raise UsageError("--trainer.val_check_interval: expected more than 0, got 0")
     if config.trainer.overfit_batches:

@@ -113,7 +113,7 @@ def over_seeds(
     found = [(check(seed), seed.seed) for seed in seeds]
     worst, number = max(found, key=lambda pair: (not pair[0].ok, pair[0].nearness))
     if planned > 1:
-        alike = worst.ok and worst.nearness == 0
+        alike = len({one.measured for one, _ in found}) == 1
         where = f"; all {planned} seeds alike" if alike else f", seed {number}"
         worst = replace(worst, measured=worst.measured + where)
     if len(found) < planned:

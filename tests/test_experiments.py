@@ -649,6 +649,10 @@ def test_a_run_that_cannot_be_resumed_says_why(
     record.seeds *= 2
     record.write(folder)
     assert "--seeds: expected at least the 2 of the run" in resume_error(folder, capsys)
+    record.arguments += ["--seeds", "2"]
+    record.write(folder)
+    said = resume_error(folder, capsys, "--seeds", "1")
+    assert "--seeds: expected at least the 2 of the run" in said
     record.seeds, record.data = record.seeds[:1], "other"
     record.write(folder)
     assert "--resume: the pictures are not those of the run" in resume_error(folder, capsys)
