@@ -347,7 +347,7 @@ def test_two_processes_share_the_batches() -> None:
         assert len(batches) == 3
         seen += [picture.numpy().tobytes() for x, _ in batches for picture in x]
     pictures.trainer.world_size = 7  # type: ignore[misc,union-attr]
-    with pytest.raises(UsageError, match="--data.batch_size: expected at most 1/7 of the 96"):
+    with pytest.raises(UsageError, match=r"batch_size: expected at most 1/7 of the 96"):
         pictures.train_dataloader()
     every = next(iter(Pictures(limit_train=107, batch_size=96).train_dataloader()))[0]
     assert sorted(seen) == sorted(picture.numpy().tobytes() for picture in every)
