@@ -8,10 +8,11 @@ sorted by a click on a column's head and searched in a field above them.
 from __future__ import annotations
 
 import base64
-import os
 from html import escape
 from string import Template
 from typing import TYPE_CHECKING
+
+from experiments.draft import draft_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -107,13 +108,12 @@ for (const table of document.querySelectorAll("table.sift")) {
 
 def write_page(path: Path, title: str, subtitle: str, body: str) -> None:
     """Write a page in one move; ``body`` is HTML."""
-    draft = path.with_suffix(".part")
-    draft.write_text(
-        PAGE.substitute(title=escape(title), subtitle=escape(subtitle), body=body),
-        encoding="utf-8",
-        errors="replace",  # the name of a folder may be any bytes
-    )
-    os.replace(draft, path)
+    with draft_of(path) as draft:
+        draft.write_text(
+            PAGE.substitute(title=escape(title), subtitle=escape(subtitle), body=body),
+            encoding="utf-8",
+            errors="replace",  # the name of a folder may be any bytes
+        )
 
 
 def section(title: str, *parts: str) -> str:

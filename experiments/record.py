@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from experiments.draft import draft_of
 from experiments.errors import UsageError
 from experiments.lockstep import Row
 from experiments.results import Epoch, SeedResult, TrainingResult
@@ -28,9 +28,8 @@ class Record:
 
     def write(self, folder: Path) -> None:
         """Write it in one move. Losses that are no numbers stand there as Python reads them."""
-        draft = folder / f"{NAME}.part"
-        draft.write_text(json.dumps(asdict(self)) + "\n")
-        os.replace(draft, folder / NAME)
+        with draft_of(folder / NAME) as draft:
+            draft.write_text(json.dumps(asdict(self)) + "\n")
 
 
 def read_record(folder: Path) -> Record:

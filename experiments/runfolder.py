@@ -6,12 +6,12 @@ import csv
 import fcntl
 import json
 import math
-import os
 import shutil
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from experiments.draft import draft_of
 from experiments.errors import UsageError
 
 if TYPE_CHECKING:
@@ -55,9 +55,8 @@ class RunFolder:
 
     def finish(self, summary: dict[str, Any], name: str = "summary.json") -> None:
         """Write the summary in one move, then take the mark away."""
-        draft = self.path / f"{name}.part"
-        draft.write_text(json.dumps(plain(summary), indent=2, allow_nan=False) + "\n")
-        os.replace(draft, self.path / name)
+        with draft_of(self.path / name) as draft:
+            draft.write_text(json.dumps(plain(summary), indent=2, allow_nan=False) + "\n")
         self.drop_scratch()
         (self.path / MARK).unlink()
         self.lock.close()

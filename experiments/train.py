@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 import sys
 import warnings
 from argparse import ArgumentError
@@ -16,6 +15,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
+from experiments.draft import draft_of
 from experiments.errors import UsageError
 from experiments.module import Pictures, Study
 from experiments.training import quieten
@@ -85,14 +85,12 @@ class Command(LightningCLI):
         pictures = self.datamodule.pictures
         found = torch.cat(self.trainer.predict_loop.predictions).tolist()
         path = Path(self.trainer.default_root_dir) / "predictions.csv"
-        draft = path.with_suffix(".part")
-        with draft.open("w", newline="", encoding="utf-8") as file:
+        with draft_of(path) as draft, draft.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(("picture", "class", "predicted"))
             for index, predicted in enumerate(found):
                 label = pictures.test.labels[index]
                 writer.writerow((index, pictures.classes[label], pictures.classes[predicted]))
-        os.replace(draft, path)
         print(path)
 
     def after_fit(self) -> None:

@@ -10,7 +10,6 @@ measured.
 from __future__ import annotations
 
 import logging
-import os
 import time
 import warnings
 from typing import TYPE_CHECKING, Any
@@ -21,6 +20,7 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 
 from experiments.batches import digest, loader_in_order
 from experiments.data import read_data
+from experiments.draft import draft_of
 from experiments.memory import PeakMemory, peak_memory
 from experiments.module import Study, TrainBatches
 from experiments.networks import convolutions
@@ -68,9 +68,8 @@ class Turns(L.Callback):
     def save(self, trainer: L.Trainer) -> None:
         """Write the checkpoint of this epoch, in one move."""
         file = self.spec.checkpoint_file(self.side, trainer.current_epoch + 1)
-        draft = file.with_suffix(".part")
-        trainer.save_checkpoint(draft)
-        os.replace(draft, file)
+        with draft_of(file) as draft:
+            trainer.save_checkpoint(draft)
 
 
 class Snapshots(L.Callback):
