@@ -197,7 +197,7 @@ def test_compiled(everywhere: None) -> None:
     layer = bp.ConvBP2d(4, 4, 3, padding=1, groups=4, activation="relu")
     compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
     input = normal((2, 4, 6, 5), torch.float32, 1)
-    layer(input).square().sum().backward()  # in four operators: the input needs no gradient
+    layer(input).square().sum().backward()  # not in one pass: the input needs no gradient
     expected, layer.weight.grad = layer.weight.grad, None
     loss = compiled(input.requires_grad_()).square().sum()
     with Calls() as calls:

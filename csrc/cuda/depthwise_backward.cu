@@ -39,11 +39,8 @@ bool start_tiles(const Call<T>& call) {
   tiles.rows = S::count(height, tile.rows);
   tiles.columns = S::count(width, tile.columns);
   const int64_t count = call.batch * tiles.rows * tiles.columns;
-  if (count >= int64_t{1} << 31) return false;
+  if (count >= int64_t{1} << 30) return false;  // they are numbered by 32 bits
   tiles.count = static_cast<int>(count);
-  tiles.packed = is_packed(call.signal.grad, channels, V) && is_packed(call.input, channels, V) &&
-                 is_packed(call.input_grad, channels, V) &&
-                 (!call.signal.kept.data || is_packed(call.signal.kept, channels, V));
   const int64_t blocks = divide_up(channels, tile.at_once);
   const Pieces pieces = cut(divide_up(count, threads.z),
                             int64_t{tile.rows} * tile.columns * threads.z, taps * taps, blocks);
@@ -63,8 +60,22 @@ bool start_tiles(const Call<T>& call) {
 
 template <typename T, int taps, int stride>
 bool start_known(const Call<T>& call) {
-  return channels_innermost(call.input_grad.stride) ? start_tiles<T, taps, stride, true>(call)
-                                                    : start_tiles<T, taps, stride, false>(call);
+  const bool innermost = channels_innermost(call.input_grad.stride);
+  constexpr int V = Tile<taps, stride, true>::V;
+  const auto fits = [&](const auto& t, int rows, int columns) {
+    constexpr int64_t kMost = int64_t{1} << 31;
+    return channels_innermost(t.stride) == innermost &&
+           (!innermost || is_packed(t, call.gradients.filters, V)) &&
+           (rows - 1) * t.stride[2] + (columns - 1) * t.stride[3] < kMost;
+  };
+  const Axis &height = call.height, &width = call.width;
+  if (!fits(call.signal.grad, height.sources, width.sources) ||
+      (call.signal.kept.data && !fits(call.signal.kept, height.sources, width.sources)) ||
+      !fits(call.input, height.results, width.results) ||
+      !fits(call.input_grad, height.results, width.results))
+    return false;
+  return innermost ? start_tiles<T, taps, stride, true>(call)
+                   : start_tiles<T, taps, stride, false>(call);
 }
 
 template <typename T, int taps>

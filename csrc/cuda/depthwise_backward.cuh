@@ -17,13 +17,14 @@
 // position needs its own `a` alone for L4, and no other block's. A thread has strips of 4 rows of a
 // column, and keeps R * S + 1 sums for the filter's gradients from tile to tile.
 //
-// - channels innermost: tiles of 8 x 8 (R = 3) or 16 x 8 positions of up to 64 channels, two a
-//   thread; the lanes are channels.
+// - channels innermost: tiles of 16 x 8 positions of up to 64 channels, of which a thread loads and
+//   stores two at once; the lanes are channels.
 // - columns innermost: tiles of up to 32 x 32 positions of a plane, or of several planes; the lanes
 //   are columns.
 //
-// Compiled for R = S = 3, 5, 7 and strides 1 and 2. The halo is read again by the tiles around, from
-// the L2 cache as a rule. The speed is not measured yet.
+// Compiled for R = S = 3, 5, 7 and strides 1 and 2, and for planes in which 32 bits count: products
+// of 64 bits for the addresses would be as many instructions as the convolution. The halo is read
+// again by the tiles around, from the L2 cache as a rule. The speed is not measured yet.
 #pragma once
 
 #include "depthwise.h"
@@ -37,7 +38,7 @@ template <int taps, int stride, bool channels_innermost>
 struct Tile {
   using S = Strip<Direction::kBackward, taps, stride>;
   static constexpr int kLength = 4;  // rows of a strip
-  static constexpr int kColumns = 8, kRows = taps == 3 ? 8 : 16;
+  static constexpr int kColumns = 8, kRows = 16;
   // Channels of a thread: the sums for their filters are to stay in registers.
   static constexpr int V = channels_innermost ? 2 : 1;
 
@@ -58,7 +59,27 @@ struct Tile {
 struct Tiles {
   int rows, columns;  // tiles across a plane
   int count;          // of the whole tensor
-  bool packed;        // channels are loaded and stored together
+};
+
+// Positions of a plane of V channels, which lie side by side and are one load or store.
+template <typename T, int V>
+struct Plane {
+  T* data;
+  int row, column;
+
+  __device__ Plane(const View<T>& t, int64_t b, int c)
+      : data(t.data + b * t.stride[0] + c * t.stride[1]),
+        row(static_cast<int>(t.stride[2])),
+        column(static_cast<int>(t.stride[3])) {}
+
+  template <typename A>
+  __device__ void load(A (&to)[V], int i, int j) const {
+    Vector{1, V, true}.load(to, data + (i * row + j * column));
+  }
+  template <typename A>
+  __device__ void store(const A (&from)[V], int i, int j) const {
+    Vector{1, V, true}.store(data + (i * row + j * column), from);
+  }
 };
 
 namespace kernels {
@@ -93,12 +114,10 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int delta_columns = tile.delta_columns(), at_once = tile.at_once;
   const int lane = channels_innermost ? threadIdx.x : 0, slot = threadIdx.z;
   const int first_channel = blockIdx.x * at_once, c = first_channel + lane * V;
-  const int there = std::max(0, std::min(V, all_channels - c));
-  const auto vector = [&](int64_t step) { return Vector{step, there, tiles.packed && there == V}; };
   const Vector in_shared{1, V, true};
 
   A* const filter = shared_memory<A>();  // [taps, taps, channels of the block]
-  A* const deltas = filter + taps * taps * at_once + slot * tile.deltas();
+  A* const deltas = filter + taps * taps * at_once + slot * tile.deltas() + lane * V;
   const int thread = (slot * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
   for (int e = thread; e < taps * taps * at_once; e += kThreads) {
     const int channel = first_channel + e % at_once, tap = e / at_once;
@@ -111,7 +130,9 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int64_t end = std::min((blockIdx.y + 1) * pieces.lines_a_piece, pieces.lines);
   for (int64_t line = blockIdx.y * pieces.lines_a_piece; line < end; ++line) {
     const int64_t number = line * blockDim.z + slot;
-    const bool is_there = number < tiles.count && there > 0;
+    // A slot behind the last tile, a lane behind the last channel: no row is theirs.
+    const bool is_there = number < tiles.count && c < all_channels;
+    const int sources = is_there ? height.sources : 0, results = is_there ? height.results : 0;
     const int tile_column = static_cast<int>(number) % tiles.columns;
     const int rest = static_cast<int>(number) / tiles.columns;
     const int tile_row = rest % tiles.rows;
@@ -121,47 +142,50 @@ __global__ void __launch_bounds__(kThreads, 1)
     const int first_m = S::first_source(height, first_row);
     const int first_n = S::first_source(width, first_column);
 
-    const auto load = [&](int i, int j) {
+    const Plane<const T, V> grad(signal.grad, b, c), kept(signal.kept, b, c), a(input, b, c);
+    const Plane<T, V> to(input_grad, b, c);
+    const auto load = [&](int i, int j, int place) {
       const int m = first_m + i, n = first_n + j;
       A delta[V] = {};
-      if (is_there && inside(m, height.sources) && inside(n, width.sources)) {
-        vector(signal.grad.stride[1]).load(delta, &signal.grad.at(b, c, m, n));
+      if (inside(m, sources) && inside(n, width.sources)) {
+        grad.load(delta, m, n);
         if (signal.kept.data) {
-          A kept[V];
-          vector(signal.kept.stride[1]).load(kept, &signal.kept.at(b, c, m, n));
-          to_error_signal<T>(signal.g, delta, kept);
+          A of_g[V];
+          kept.load(of_g, m, n);
+          to_error_signal<T>(signal.g, delta, of_g);
         }
         // Of all tiles that have this delta one counts it: where its tap 0 is, or is in front.
         if ((i >= S::kBehind || tile_row == 0) && (j >= S::kBehind || tile_column == 0))
 #pragma unroll
           for (int v = 0; v < V; ++v) sum[taps * taps][v] += delta[v];
       }
-      in_shared.store(deltas + (i * delta_columns + j) * at_once + lane * V, delta);
+      in_shared.store(deltas + place * at_once, delta);
     };
     if constexpr (channels_innermost) {
-      constexpr int kDeltaColumns = S::sources(TileOf::kColumns);
-      for (int e = threadIdx.y; e < S::sources(TileOf::kRows) * kDeltaColumns; e += blockDim.y)
-        load(e / kDeltaColumns, e % kDeltaColumns);
+      constexpr unsigned kDeltaColumns = S::sources(TileOf::kColumns);
+      constexpr unsigned kDeltas = S::sources(TileOf::kRows) * kDeltaColumns;
+      for (unsigned e = threadIdx.y; e < kDeltas; e += blockDim.y)
+        load(e / kDeltaColumns, e % kDeltaColumns, e);
     } else {
       for (int i = threadIdx.y; i < tile.delta_rows(); i += blockDim.y)
-        for (int j = threadIdx.x; j < delta_columns; j += blockDim.x) load(i, j);
+        for (int j = threadIdx.x; j < delta_columns; j += blockDim.x)
+          load(i, j, i * delta_columns + j);
     }
     barrier();
 
     const auto compute = [&](int strip, int column) {
       const int first = first_row + strip * kLength, j = first_column + column;
-      if (!is_there || !inside(j, width.results)) return;
-      A x[kLength][V] = {}, result[kLength][V] = {};
+      if (!inside(j, width.results)) return;
+      A x[kLength][V] = {}, sums_of_x[kLength][V] = {};
 #pragma unroll
       for (int p = 0; p < kLength; ++p)
-        if (inside(first + p, height.results))
-          vector(input.stride[1]).load(x[p], &input.at(b, c, first + p, j));
+        if (inside(first + p, results)) a.load(x[p], first + p, j);
 #pragma unroll
       for (int s = 0; s < taps; ++s) {
         if (stride > 1 && (column - s) % stride) continue;
         const int source = S::kBehind + (column - s) / stride;
         const A* const from =
-            deltas + (strip * (kLength / stride) * delta_columns + source) * at_once + lane * V;
+            deltas + (strip * (kLength / stride) * delta_columns + source) * at_once;
         A delta[kSources][V];
 #pragma unroll
         for (int k = 0; k < kSources; ++k)
@@ -177,19 +201,18 @@ __global__ void __launch_bounds__(kThreads, 1)
               if (S::tap(p, k) == r)
 #pragma unroll
                 for (int v = 0; v < V; ++v) {
-                  result[p][v] += delta[k][v] * w[v];
+                  sums_of_x[p][v] += delta[k][v] * w[v];
                   sum[r * taps + s][v] += delta[k][v] * x[p][v];
                 }
         }
       }
 #pragma unroll
       for (int p = 0; p < kLength; ++p)
-        if (inside(first + p, height.results))
-          vector(input_grad.stride[1]).store(&input_grad.at(b, c, first + p, j), result[p]);
+        if (inside(first + p, results)) to.store(sums_of_x[p], first + p, j);
     };
     if constexpr (channels_innermost) {
-      constexpr int kUnits = TileOf::kRows / kLength * TileOf::kColumns;
-      for (int unit = threadIdx.y; unit < kUnits; unit += blockDim.y)
+      constexpr unsigned kUnits = TileOf::kRows / kLength * TileOf::kColumns;
+      for (unsigned unit = threadIdx.y; unit < kUnits; unit += blockDim.y)
         compute(unit / TileOf::kColumns, unit % TileOf::kColumns);
     } else {
       compute(threadIdx.y, threadIdx.x);
@@ -219,13 +242,12 @@ __global__ void __launch_bounds__(kThreads, 1)
       }
     barrier();
   }
-  if (of_channel > 0) return;
+  if (of_channel > 0 || c >= all_channels) return;
   A* const to = partial + blockIdx.y * static_cast<int64_t>(taps * taps + 1) * all_channels + c;
 #pragma unroll
   for (int k = 0; k <= taps * taps; ++k)
 #pragma unroll
-    for (int v = 0; v < V; ++v)
-      if (v < there) to[static_cast<int64_t>(k) * all_channels + v] = sum[k][v];
+    for (int v = 0; v < V; ++v) to[static_cast<int64_t>(k) * all_channels + v] = sum[k][v];
 }
 
 // L3 by itself, for a backward pass that is not compiled as one.

@@ -464,13 +464,24 @@ void try_depthwise(Random& random) {
 // L3 to L6 in one pass, or L3 by itself where there is no such kernel.
 template <typename T>
 void try_depthwise_backward(Random& random) {
-  const ConvProblem p = random_depthwise(random);
+  ConvProblem p = random_depthwise(random);
+  const auto is_compiled = [&](Spatial axis) {
+    return p.kernel[axis] >= 3 && p.kernel[axis] == p.kernel[1 - axis] &&
+           p.stride[axis] == p.stride[1 - axis] && p.dilation[axis] == 1 &&
+           p.pad[axis] < p.kernel[axis];
+  };
+  // Most are to be some that there is a kernel for.
+  for (int more = 5; more > 0; --more)
+    if (p.out_channels > 1 || !p.batch || !is_compiled(kHeight) || !is_compiled(kWidth))
+      p = random_depthwise(random);
   const Size of_input{p.batch, p.groups, p.in_size[0], p.in_size[1]};
   const Size of_weight{p.groups * p.out_channels, 1, p.kernel[0], p.kernel[1]};
   const Size of_output{p.batch, of_weight[0], p.out_size[0], p.out_size[1]};
   const Size of_bias{1, 1, 1, of_weight[0]};
-  Tensor<T> input(of_input, any_layout(random)), weight(of_weight, any_layout(random));
-  Tensor<T> grad(of_output, any_layout(random)), kept(of_output, any_layout(random));
+  const Layout layout = dense_layout(random);
+  const auto like_it = [&] { return random.in(20) ? any_layout(random) : layout; };
+  Tensor<T> input(of_input, like_it()), weight(of_weight, any_layout(random));
+  Tensor<T> grad(of_output, like_it()), kept(of_output, like_it());
   input.fill(random), weight.fill(random), grad.fill(random), kept.fill(random);
   // With an activation that leaves no whole numbers, a filter of two taps: a sum of two is exact.
   const bool exact = !random.in(3);
@@ -491,7 +502,6 @@ void try_depthwise_backward(Random& random) {
   });
   HostContext context(random);
 
-  const Layout layout = dense_layout(random);
   Tensor<T> input_grad(of_input, layout), expected_input_grad(of_input);
   Tensor<T> weight_grad(of_weight, layout), expected_weight_grad(of_weight);
   Tensor<T> bias_grad(of_bias), expected_bias_grad(of_bias);
