@@ -464,21 +464,20 @@ void try_depthwise(Random& random) {
 // L3 to L6 in one pass, or L3 by itself where there is no such kernel.
 template <typename T>
 void try_depthwise_backward(Random& random) {
+  const Layout layout = dense_layout(random);
   ConvProblem p = random_depthwise(random);
-  const auto is_compiled = [&](Spatial axis) {
-    return p.kernel[axis] >= 3 && p.kernel[axis] == p.kernel[1 - axis] &&
-           p.stride[axis] == p.stride[1 - axis] && p.dilation[axis] == 1 &&
-           p.pad[axis] < p.kernel[axis];
-  };
   // Most are to be some that there is a kernel for.
-  for (int more = 5; more > 0; --more)
-    if (p.out_channels > 1 || !p.batch || !is_compiled(kHeight) || !is_compiled(kWidth))
+  for (int more = 8; more > 0; --more)
+    if (p.out_channels > 1 || !p.batch || p.kernel[0] != p.kernel[1] ||
+        p.stride[0] != p.stride[1] || p.dilation[0] > 1 || p.dilation[1] > 1 ||
+        (layout == Layout::kChannelsLast && p.groups % 2))
       p = random_depthwise(random);
+  if (random.in(6))  // a block has several tiles, one after the other
+    p = {3, 66, 1, 1, {9, 17}, {7, 7}, {9, 17}, {1, 1}, {3, 3}, {1, 1}};
   const Size of_input{p.batch, p.groups, p.in_size[0], p.in_size[1]};
   const Size of_weight{p.groups * p.out_channels, 1, p.kernel[0], p.kernel[1]};
   const Size of_output{p.batch, of_weight[0], p.out_size[0], p.out_size[1]};
   const Size of_bias{1, 1, 1, of_weight[0]};
-  const Layout layout = dense_layout(random);
   const auto like_it = [&] { return random.in(20) ? any_layout(random) : layout; };
   Tensor<T> input(of_input, like_it()), weight(of_weight, any_layout(random));
   Tensor<T> grad(of_output, like_it()), kept(of_output, like_it());
