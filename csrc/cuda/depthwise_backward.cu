@@ -46,7 +46,8 @@ bool start_tiles(const Call<T>& call) {
                             int64_t{tile.rows} * tile.columns * threads.z, taps * taps, blocks);
   Accumulator<T>* const partial = partial_sums(call.context, pieces, call.gradients);
   // Filters and deltas, and later the sums of half the threads.
-  const int64_t while_computing = taps * taps * tile.at_once + int64_t{threads.z} * tile.deltas();
+  const Filters<taps, V, Accumulator<T>> filters(nullptr, tile.at_once);
+  const int64_t while_computing = filters.size() + int64_t{threads.z} * tile.deltas();
   const int64_t while_adding = int64_t{taps * taps + 1} * kThreads / 2 * V;
   if (pieces.count)
     launch(call.context, "depthwise_backward",

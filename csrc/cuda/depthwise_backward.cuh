@@ -116,15 +116,10 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int first_channel = blockIdx.x * at_once, c = first_channel + lane * V;
   const Vector in_shared{1, V, true};
 
-  A* const filter = shared_memory<A>();  // [taps, taps, channels of the block]
-  A* const deltas = filter + taps * taps * at_once + slot * tile.deltas() + lane * V;
+  const Filters<taps, V, A> filters(shared_memory<A>(), at_once);
+  A* const deltas = filters.data + filters.size() + slot * tile.deltas() + lane * V;
   const int thread = (slot * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-  for (int e = thread; e < taps * taps * at_once; e += kThreads) {
-    const int channel = first_channel + e % at_once, tap = e / at_once;
-    filter[e] = channel < all_channels
-                    ? static_cast<A>(weight.at(channel, 0, tap / taps, tap % taps))
-                    : A(0);
-  }
+  filters.take(weight, first_channel, all_channels, false, thread, kThreads);
 
   A sum[taps * taps + 1][V] = {};  // the last is the bias
   const int64_t end = std::min((blockIdx.y + 1) * pieces.lines_a_piece, pieces.lines);
@@ -193,7 +188,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 #pragma unroll
         for (int r = 0; r < taps; ++r) {
           A w[V];
-          in_shared.load(w, filter + (r * taps + s) * at_once + lane * V);
+          filters.load(w, r * taps + s, lane * V);
 #pragma unroll
           for (int p = 0; p < kLength; ++p)
 #pragma unroll

@@ -102,10 +102,9 @@ __global__ void __launch_bounds__(256, 1)
   if (!along_height || lane == 0)
 #pragma unroll
     for (int k = 0; k <= taps; ++k)
-#pragma unroll
-      for (int v = 0; v < V; ++v)
-        shared[slot * sums + (tap_across * (taps + 1) + k) * at_once +
-               (along_height ? 0 : lane * V) + v] = sum[k][v];
+      Vector{1, V, true}.store(shared + slot * sums + (tap_across * (taps + 1) + k) * at_once +
+                                   (along_height ? 0 : lane * V),
+                               sum[k]);
   barrier();
   const int thread = (slot * taps + tap_across) * lanes + lane;
   for (int e = thread; e < sums; e += lanes * taps * slots) {
