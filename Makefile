@@ -10,8 +10,8 @@ SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
 
 FUZZ_SECONDS ?= 300
 
-.PHONY: experiment test test-all fuzz compatibility performance tutorial sanitize lint docs \
-	wheel wheel-check clean
+.PHONY: experiment test test-all fuzz compatibility performance tutorial sanitize cuda-check lint \
+	docs wheel wheel-check clean
 
 experiment: $(VENV)/built
 	$(BIN)/python -m experiments.parity $(ARGS)
@@ -52,6 +52,13 @@ TORCH_INCLUDE = $(shell $(BIN)/python -c 'import os, torch; print(os.path.join(o
 sanitize: $(VENV)/installed
 	$(MAKE) -C tests/sanitize TORCH_INCLUDE=$(TORCH_INCLUDE) KIND=address $(ARGS)
 	$(MAKE) -C tests/sanitize TORCH_INCLUDE=$(TORCH_INCLUDE) KIND=thread $(ARGS)
+
+# On a machine with a GPU: the CUDA kernels against the CPU's loop nests, by themselves and under
+# compute-sanitizer, and what the default tests show on every device.
+cuda-check: $(VENV)/built
+	$(MAKE) -j -C tests/cuda TORCH_INCLUDE=$(TORCH_INCLUDE) gpu
+	$(MAKE) -C tests/cuda TORCH_INCLUDE=$(TORCH_INCLUDE) run-gpu
+	$(BIN)/python -m pytest -m "not slow" -k cuda $(ARGS)
 
 lint: $(VENV)/built
 	$(BIN)/ruff check .
