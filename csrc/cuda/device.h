@@ -36,11 +36,13 @@ __device__ T shuffle_xor(T value, int mask) {
 }
 
 // Copies 16 bytes into shared memory without waiting, or writes zeros where there is nothing to
-// copy. Both addresses are multiples of 16.
-__device__ inline void copy_16_async(void* shared, const void* global, bool valid) {
+// copy (`valid` is 0): then what `global` points to is not read. Both are multiples of 16.
+__device__ inline void copy_16_async(void* shared, const void* global, uint32_t valid) {
   const auto to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(to), "l"(global),
-               "r"(valid ? 16 : 0));
+  asm volatile(
+      "{\n.reg .pred nothing;\nsetp.eq.u32 nothing, %2, 0;\n"
+      "cp.async.cg.shared.global [%0], [%1], 16, nothing;\n}\n" ::"r"(to),
+      "l"(global), "r"(valid));
 }
 
 // The copies that this thread has begun since the last such call are a group ...

@@ -158,7 +158,7 @@ class TensorCoreSums {
     }
   }
 
-  // body(row, column, sum) for each of this lane's.
+  // body(row, column, sums) for each of this lane's, neighbours in a row together.
   template <typename Body>
   __device__ void each(const Body& body) const {
     const int lane = threadIdx.x % 32;
@@ -167,8 +167,9 @@ class TensorCoreSums {
 #pragma unroll
       for (int j = 0; j < 2 * kPairs; ++j)
 #pragma unroll
-        for (int e = 0; e < 4; ++e)
-          body(16 * i + e / 2 * 8 + lane / 4, 8 * j + lane % 4 * 2 + e % 2, sum_[i][j][e]);
+        for (int e = 0; e < 4; e += 2)
+          body(16 * i + e / 2 * 8 + lane / 4, 8 * j + lane % 4 * 2,
+               Vector<Sum, 2>{sum_[i][j][e], sum_[i][j][e + 1]});
   }
 
   template <typename Body>
@@ -245,7 +246,12 @@ class MultiplyAddSums {
 #pragma unroll
     for (int i = 0; i < kRows; ++i)
 #pragma unroll
-      for (int j = 0; j < kColumns; ++j) body(row_of(i), column_of(j), sum_[i][j]);
+      for (int j = 0; j < kColumns; j += kNeighbours) {
+        Vector<Sum, kNeighbours> sums;
+#pragma unroll
+        for (int e = 0; e < kNeighbours; ++e) sums.element[e] = sum_[i][j + e];
+        body(row_of(i), column_of(j), sums);
+      }
   }
 
   template <typename Body>
@@ -257,6 +263,7 @@ class MultiplyAddSums {
 
  private:
   static constexpr int kRows = rows / 4, kColumns = columns / 8;
+  static constexpr int kNeighbours = innermost == Innermost::kDepth ? 1 : kPack<T>;
 
   __device__ static int row_of(int i) { return position(i, threadIdx.x % 32 / 8, 4); }
   __device__ static int column_of(int j) { return position(j, threadIdx.x % 8, 8); }

@@ -10,10 +10,17 @@ namespace convbp::cuda::gemm {
 struct Digits {
   int outer, middle, inner;
 
-  __device__ static Digits of(int64_t number, int middles, int inners) {
-    const int64_t rest = number / inners;
-    return {static_cast<int>(rest / middles), static_cast<int>(rest % middles),
-            static_cast<int>(number % inners)};
+  // Divisions of a pixel's number by what the host knows are none; those of small numbers without
+  // signs are short.
+  __device__ static Digits of(uint32_t number, const Divisor& middles, const Divisor& inners) {
+    const uint32_t rest = inners.quotient(number), outer = middles.quotient(rest);
+    return {static_cast<int>(outer), static_cast<int>(rest - outer * middles.divisor),
+            static_cast<int>(number - rest * inners.divisor)};
+  }
+  __device__ static Digits of(uint32_t number, uint32_t middles, uint32_t inners) {
+    const uint32_t rest = number / inners, outer = rest / middles;
+    return {static_cast<int>(outer), static_cast<int>(rest - outer * middles),
+            static_cast<int>(number - rest * inners)};
   }
   __device__ void add(const Digits& step, int middles, int inners) {
     inner += step.inner;

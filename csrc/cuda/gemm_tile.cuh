@@ -15,10 +15,13 @@ enum class Innermost { kDepth, kLength };
 template <typename T>
 constexpr int kPack = 16 / sizeof(T);  // elements of a chunk
 
-template <typename T>
-struct alignas(16) Chunk {
-  T element[kPack<T>];
+template <typename T, int n>
+struct alignas(n * sizeof(T)) Vector {
+  T element[n];
 };
+
+template <typename T>
+using Chunk = Vector<T, kPack<T>>;
 
 template <typename T, int length, int depth, Innermost innermost>
 struct SharedTile {
@@ -31,10 +34,12 @@ struct SharedTile {
 
   Chunk<T>* data;
 
-  __device__ Chunk<T>* chunk(int row, int c) const {
+  // The place repeats itself, a whole number of rows further, every eight rows.
+  __device__ static int place(int row, int c) {
     const int moved = kChunks == 4 ? c ^ (row / 2 % 4) : c ^ (row % 8);
-    return data + row * kChunks + moved;
+    return row * kChunks + moved;
   }
+  __device__ Chunk<T>* chunk(int row, int c) const { return data + place(row, c); }
 
   __device__ T at(int row, int element) const {
     return chunk(row, element / kPack<T>)->element[element % kPack<T>];

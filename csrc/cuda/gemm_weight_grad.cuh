@@ -50,7 +50,7 @@ class WeightGradLoader {
     const int rows = w.axis[kHeight].results, columns = w.axis[kWidth].results;
     delta_chunk_ = threadIdx.x % S::A::kChunks;
     delta_pixel_ = threadIdx.x / S::A::kChunks;
-    delta_at_ = Digits::of(first_pixel + delta_pixel_, rows, columns);
+    delta_at_ = Digits::of(static_cast<uint32_t>(first_pixel) + delta_pixel_, rows, columns);
     delta_step_ = Digits::of(kDeltaStep, rows, columns);
     const int64_t filter = first_filter + delta_chunk_ * kPack<T>;
     delta_ = w.delta.data + group * w.delta.group + filter;
@@ -58,7 +58,7 @@ class WeightGradLoader {
 
     input_chunk_ = threadIdx.x % S::B::kChunks;
     input_pixel_ = threadIdx.x / S::B::kChunks;
-    input_at_ = Digits::of(first_pixel + input_pixel_, rows, columns);
+    input_at_ = Digits::of(static_cast<uint32_t>(first_pixel) + input_pixel_, rows, columns);
     input_step_ = Digits::of(kInputStep, rows, columns);
     units_ = (w.channels + kUnit - 1) / kUnit;
     tap_ =
@@ -147,10 +147,18 @@ __global__ void __launch_bounds__(S::kThreads) weight_grad(WeightGrad<typename S
   multiply_tiles<S>(sums, loader, static_cast<int>(divide_up(pixels, S::kDepth)), with_bias);
 
   const int64_t first = (piece * w.groups + group) * w.filters;
-  sums.each([&](int row, int column, Sum sum) {
+  sums.each([&](int row, int column, const auto& sum) {
     const int64_t filter = first_filter + S::warp_row() + row;
     const int64_t at = first_column + S::warp_column() + column;
-    if (filter < w.filters && at < w.columns) w.partial[(first + filter) * w.columns + at] = sum;
+    if (filter >= w.filters) return;
+    Sum* const to = w.partial + (first + filter) * w.columns + at;
+    if constexpr (S::kElements) {
+#pragma unroll
+      for (const Sum& one : sum.element)
+        if (at + (&one - sum.element) < w.columns) to[&one - sum.element] = one;
+    } else if (at < w.columns) {  // columns are whole chunks
+      *reinterpret_cast<std::decay_t<decltype(sum)>*>(to) = sum;
+    }
   });
   if (with_bias && S::warp_column() == 0)
     sums.each_row_sum([&](int row, Sum sum) {

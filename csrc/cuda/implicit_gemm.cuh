@@ -66,13 +66,31 @@ bool in_chunks(const Operand<const T>& o, const PackSize& size) {
          whole(o.row, size.rows) && whole(o.pixel, size.pixels);
 }
 
+// Can the result be stored chunk by chunk, of a pixel's channels or of a channel's pixels?
+template <typename T>
+bool stored_in_chunks(const Convolution<T>& c) {
+  const Operand<T>& o = c.result;
+  const int64_t rows = c.axis[kHeight].results, row = c.axis[kWidth].results, plane = rows * row;
+  const auto whole = [](int64_t count) { return divide_up(count, kPack<T>) * kPack<T>; };
+  if (c.channels_innermost)
+    return in_chunks<T>({o.data, o.group, o.item, o.channel, o.row, o.pixel},
+                        {c.groups, c.batch, c.columns, whole(c.columns), rows, row});
+  // A plane's pixels for channels, if they lie side by side in the order in which they are counted.
+  return c.axis[kHeight].phases == 1 && c.axis[kWidth].phases == 1 && o.row == row * o.pixel &&
+         in_chunks<T>({o.data, o.group, o.item, o.pixel, 0, o.channel},
+                      {c.groups, c.batch, plane, whole(plane), 1, c.columns});
+}
+
 // The operand itself where it can be read in chunks, or its copy in scratch memory.
 template <typename T>
 Operand<const T> packed(Context& context, const Operand<const T>& source, int64_t groups,
                         int64_t items, int64_t channels, int64_t rows, int64_t pixels) {
   const PackSize size{groups, items, channels, divide_up(channels, kPack<T>) * kPack<T>,
                       rows,   pixels};
-  if (in_chunks(source, size)) return source;
+  // A tap outside the only row or pixel is not read, but its address is a multiple of 16 as well.
+  if (in_chunks(source, size))
+    return {source.data, source.group, source.item, 1, rows == 1 ? 0 : source.row,
+            pixels == 1 ? 0 : source.pixel};
   const int64_t pixel = size.padded, row = pixels * pixel, item = rows * row, group = items * item;
   T* const data = static_cast<T*>(context.scratch(groups * group * sizeof(T)));
   launch(context, "pack", kernels::pack<T>, blocks_for(size.tiles() * kThreads, context), kThreads,
@@ -104,7 +122,9 @@ void convolve(Context& context, const ConvProblem& p, bool transposed, View<cons
       static_cast<int>(columns),
       activations(source, channels),
       transposed ? filters_transposed(weight, p.out_channels) : filters(weight, p.out_channels),
-      activations(result, columns)};
+      activations(result, columns),
+      channels_innermost(result.stride)};
+  c.in_chunks = reinterpret_cast<uintptr_t>(epilogue.pre_activation) % 16 == 0 && stored_in_chunks(c);
   const bool elements = by_elements<T>(channels);
   if (!elements) {
     c.source = packed(context, c.source, p.groups, p.batch, channels, size[0], size[1]);
@@ -126,11 +146,11 @@ void convolve(Context& context, const ConvProblem& p, bool transposed, View<cons
         },
         [&](auto shape) {
           using S = decltype(shape);
-          c.row_tiles = divide_up(pixels, S::kRows);
-          c.column_tiles = divide_up(c.columns, S::kColumns);
+          c.row_tiles = static_cast<uint32_t>(divide_up(pixels, S::kRows));
+          c.column_tiles = static_cast<uint32_t>(divide_up(c.columns, S::kColumns));
           launch(context, "implicit GEMM", kernels::convolve<S>,
                  dim3(static_cast<unsigned>(blocks(S::kRows, S::kColumns))), S::kThreads,
-                 kConvolveSharedBytes<S>, c, epilogue, channels_innermost(result.stride));
+                 kConvolveSharedBytes<S>, c, epilogue);
         });
   });
 }
