@@ -277,7 +277,7 @@ __global__ void __launch_bounds__(S::kThreads, kBlocks<S>)
   typename S::Sums sums;
   {
     ConvolutionLoader<S> loader(c, part, first_pixel, first_column);
-    multiply_tiles<S>(sums, loader, loader.tiles());
+    multiply_tiles<S>(sums, loader, loader.tiles(), [](const auto&) {});
   }
 
   Sum* const stage = shared_memory<Sum>();

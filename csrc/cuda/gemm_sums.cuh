@@ -3,8 +3,8 @@
 //     sum[i, j] += sum_k a[i, k] b[k, j]
 //
 // on two tiles in shared memory. The depth is added in ascending order, step by step, whatever the
-// tile: an element's sum does not depend on the tile it is in. On the way the rows of a alone can
-// be added, which gives the bias gradient (L5) where a is delta.
+// tile: an element's sum does not depend on the tile it is in. The rows of a alone can be added too,
+// which gives the bias gradient (L5) where a is delta.
 //
 // Tensor cores (bfloat16, float16, TF32): mma m16n8k16 or m16n8k8, sums in float32. Both take 32
 // bytes of depth a step and spread them over the lanes in the same way, so that to load a fragment
@@ -129,10 +129,9 @@ class TensorCoreSums {
 
   // Of the tiles the rows and columns from the given ones on.
   template <typename A, typename B>
-  __device__ void multiply(const A& a_tile, const B& b_tile, int row, int column,
-                           bool with_row_sums = false) {
+  __device__ void multiply(const A& a_tile, const B& b_tile, int row, int column) {
     const int lane = threadIdx.x % 32;
-    constexpr int kSteps = A::kDepth * sizeof(a_tile.data->element[0]) / 32;
+    constexpr int kSteps = kStepsOf<A>;
 #pragma unroll
     for (int step = 0; step < kSteps; ++step) {
       uint32_t a[kBlocks][4], b[kPairs][4];
@@ -140,10 +139,6 @@ class TensorCoreSums {
       for (int i = 0; i < kBlocks; ++i) load_a(a[i], a_tile, row + 16 * i, step, lane);
 #pragma unroll
       for (int j = 0; j < kPairs; ++j) load_b(b[j], b_tile, column + 16 * j, step, lane);
-      if (with_row_sums) {
-#pragma unroll
-        for (int i = 0; i < kBlocks; ++i) Products::add_rows(row_sum_[i], a[i]);
-      }
 #pragma unroll
       for (auto& fragment : a)
         for (uint32_t& word : fragment) word = Products::rounded(word);
@@ -156,6 +151,18 @@ class TensorCoreSums {
         for (int j = 0; j < 2 * kPairs; ++j)
           Products::multiply(sum_[i][j], a[i], {b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]});
     }
+  }
+
+  template <typename A>
+  __device__ void add_rows(const A& a_tile, int row) {
+#pragma unroll
+    for (int step = 0; step < kStepsOf<A>; ++step)
+#pragma unroll
+      for (int i = 0; i < kBlocks; ++i) {
+        uint32_t a[4];
+        load_a(a, a_tile, row + 16 * i, step, threadIdx.x % 32);
+        Products::add_rows(row_sum_[i], a);
+      }
   }
 
   // body(row, column, sums) for each of this lane's, neighbours in a row together.
@@ -184,6 +191,8 @@ class TensorCoreSums {
   }
 
  private:
+  template <typename Tile>
+  static constexpr int kStepsOf = Tile::kDepth * sizeof(Tile::data->element[0]) / 32;
   static constexpr int kBlocks = rows / 16, kPairs = columns / 16;
   float sum_[kBlocks][2 * kPairs][4] = {};
   float row_sum_[kBlocks][4] = {};  // never touched, and no register, where nobody asks
@@ -200,8 +209,7 @@ class MultiplyAddSums {
   using Sum = T;
 
   template <typename A, typename B>
-  __device__ void multiply(const A& a_tile, const B& b_tile, int row, int column,
-                           bool with_row_sums = false) {
+  __device__ void multiply(const A& a_tile, const B& b_tile, int row, int column) {
     static_assert(A::kInnermost == innermost && B::kInnermost == innermost);
     const int lane_row = threadIdx.x % 32 / 8, lane_column = threadIdx.x % 8;
     if constexpr (innermost == Innermost::kDepth) {
@@ -232,13 +240,24 @@ class MultiplyAddSums {
 #pragma unroll
         for (int i = 0; i < kRows; ++i) {
           const T value = a[i / kPack<T>].element[i % kPack<T>];
-          if (with_row_sums) row_sum_[i] += value;
 #pragma unroll
           for (int j = 0; j < kColumns; ++j)
             sum_[i][j] += value * b[j / kPack<T>].element[j % kPack<T>];
         }
       }
     }
+  }
+
+  template <typename A>
+  __device__ void add_rows(const A& a_tile, int row) {
+    static_assert(innermost == Innermost::kLength);
+    for (int k = 0; k < A::kDepth; ++k)
+#pragma unroll
+      for (int i = 0; i < kRows; i += kPack<T>) {
+        const Chunk<T> a = *a_tile.chunk(k, (row + row_of(i)) / kPack<T>);
+#pragma unroll
+        for (int e = 0; e < kPack<T>; ++e) row_sum_[i + e] += a.element[e];
+      }
   }
 
   template <typename Body>

@@ -81,14 +81,20 @@ bool stored_in_chunks(const Convolution<T>& c) {
                       {c.groups, c.batch, plane, whole(plane), 1, c.columns});
 }
 
-// The operand itself where it can be read in chunks, or its copy in scratch memory.
+// The operand itself where it can be read in chunks (and, `side_by_side`, all its pixels at one
+// distance), or its copy in scratch memory.
 template <typename T>
 Operand<const T> packed(Context& context, const Operand<const T>& source, int64_t groups,
-                        int64_t items, int64_t channels, int64_t rows, int64_t pixels) {
+                        int64_t items, int64_t channels, int64_t rows, int64_t pixels,
+                        bool side_by_side = false) {
   const PackSize size{groups, items, channels, divide_up(channels, kPack<T>) * kPack<T>,
                       rows,   pixels};
   // A tap outside the only row or pixel is not read, but its address is a multiple of 16 as well.
-  if (in_chunks(source, size))
+  const bool readable = in_chunks(source, size);
+  if (side_by_side && readable && source.pixel % kPack<T> == 0 &&
+      source.row == pixels * source.pixel && source.item == rows * source.row)
+    return source;
+  if (!side_by_side && readable)
     return {source.data, source.group, source.item, 1, rows == 1 ? 0 : source.row,
             pixels == 1 ? 0 : source.pixel};
   const int64_t pixel = size.padded, row = pixels * pixel, item = rows * row, group = items * item;
@@ -188,8 +194,8 @@ void conv2d_weight_grad(Context& context, const ConvProblem& p, View<const T> in
     if (!elements)
       w.input =
           packed(context, w.input, p.groups, p.batch, p.in_channels, p.in_size[0], p.in_size[1]);
-    w.delta =
-        packed(context, w.delta, p.groups, p.batch, p.out_channels, p.out_size[0], p.out_size[1]);
+    w.delta = packed(context, w.delta, p.groups, p.batch, p.out_channels, p.out_size[0],
+                     p.out_size[1], true);
     with_arithmetic<T>(options, [&](auto arithmetic) {
       with_shape<decltype(arithmetic), Innermost::kLength>(
           elements, options.tile,
@@ -197,23 +203,22 @@ void conv2d_weight_grad(Context& context, const ConvProblem& p, View<const T> in
           [&](auto shape) {
             using S = decltype(shape);
             using A = Accumulator<T>;
-            w.row_tiles = divide_up(w.filters, S::kRows);
-            w.column_tiles = divide_up(w.columns, S::kColumns);
+            w.row_tiles = static_cast<uint32_t>(divide_up(w.filters, S::kRows));
+            w.column_tiles = static_cast<uint32_t>(divide_up(w.columns, S::kColumns));
             // Enough blocks for a large GPU, each with a few tiles of pixels at least; and no sum
             // in a register of more than 2^15 pixels, whose roundings would add up.
             constexpr int64_t kFewTiles = 4, kMostTiles = (1 << 15) / S::kDepth;
             const int64_t tiles = divide_up(pixels, S::kDepth);
-            const int64_t wanted =
-                divide_up(2 * kManyTiles, w.groups * w.row_tiles * w.column_tiles);
-            w.tiles_a_piece =
-                static_cast<int>(std::clamp(divide_up(tiles, wanted), kFewTiles, kMostTiles));
-            w.pieces = static_cast<int>(divide_up(tiles, w.tiles_a_piece));
+            const int64_t blocks = int64_t{w.groups} * w.row_tiles * w.column_tiles;
+            w.tiles_a_piece = static_cast<uint32_t>(std::clamp(
+                divide_up(tiles, divide_up(2 * kManyTiles, blocks)), kFewTiles, kMostTiles));
+            w.pieces = static_cast<uint32_t>(divide_up(tiles, w.tiles_a_piece));
             w.partial =
                 static_cast<A*>(context.scratch(w.pieces * all_filters * w.columns * sizeof(A)));
             if (bias_grad)
               w.bias_partial = static_cast<A*>(context.scratch(w.pieces * all_filters * sizeof(A)));
             launch(context, "implicit GEMM, weight gradient", kernels::weight_grad<S>,
-                   dim3(static_cast<unsigned>(w.groups * w.pieces * w.row_tiles * w.column_tiles)),
+                   dim3(static_cast<unsigned>(blocks * w.pieces)),
                    S::kThreads, S::kRingBytes, w);
           });
     });
