@@ -62,29 +62,39 @@ struct Epilogue {
   // Finishes the sum of channel o, whose result lies `offset` elements into the output.
   CONVBP_BOTH T finish(Accumulator<T> sum, int64_t o, int64_t offset) const {
     Accumulator<T> one[] = {sum};
-    finish(one, o, 0, offset);
+    finish(one, o, false, offset);
     return static_cast<T>(one[0]);
   }
-  // Finishes sums whose results lie side by side: of channel o, or with step 1 of o, o + 1, ...
+  // Finishes n sums whose results lie side by side: of channels o, o + 1, ..., or all of channel o.
+  // What is read or written of n elements has an address that is a multiple of their bytes.
   template <int n>
-  CONVBP_BOTH void finish(Accumulator<T> (&sum)[n], int64_t o, int step, int64_t offset) const {
-    if (bias) {
+  CONVBP_BOTH void finish(Accumulator<T> (&sum)[n], int64_t o, bool channels,
+                          int64_t offset) const {
+    if (bias && channels) {
+      const auto biases = *reinterpret_cast<const Elements<n>*>(bias + o);
       CONVBP_UNROLL
-      for (int i = 0; i < n; ++i) sum[i] += static_cast<Accumulator<T>>(bias[o + i * step]);
+      for (int i = 0; i < n; ++i) sum[i] += static_cast<Accumulator<T>>(biases.element[i]);
+    } else if (bias) {
+      const auto one = static_cast<Accumulator<T>>(bias[o]);
+      CONVBP_UNROLL
+      for (int i = 0; i < n; ++i) sum[i] += one;
     }
     if (pre_activation) store(sum, pre_activation + offset);
     activation.apply(sum);
   }
-  // At once; `to` is a multiple of all their bytes.
   template <int n>
   CONVBP_BOTH static void store(const Accumulator<T> (&values)[n], T* to) {
-    struct alignas(n * sizeof(T)) All {
-      T element[n];
-    } all;
+    Elements<n> all;
     CONVBP_UNROLL
     for (int i = 0; i < n; ++i) all.element[i] = static_cast<T>(values[i]);
-    *reinterpret_cast<All*>(to) = all;
+    *reinterpret_cast<Elements<n>*>(to) = all;
   }
+
+ private:
+  template <int n>
+  struct alignas(n * sizeof(T)) Elements {
+    T element[n];
+  };
 };
 
 }  // namespace convbp

@@ -21,7 +21,7 @@ struct Shape {
   static constexpr int kRows = rows, kColumns = columns, kDepth = Arithmetic::kDepth;
   static constexpr int kStages = Arithmetic::kStages;
   static constexpr int kThreads = 32 * warps_down * warps_across;
-  static constexpr bool kElements = elements;
+  static constexpr bool kElements = elements, kTensorCores = Arithmetic::kTensorCores;
   static constexpr int kWarpRows = rows / warps_down, kWarpColumns = columns / warps_across;
   using Sums = typename Arithmetic::template Sums<kWarpRows, kWarpColumns, innermost>;
   using Sum = typename Sums::Sum;

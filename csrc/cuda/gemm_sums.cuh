@@ -299,10 +299,11 @@ class MultiplyAddSums {
 
 // The arithmetic of an element type: the sums of a warp, the depth of a tile, how many tiles are
 // on their way at a time.
-template <typename T, typename Products, int depth, int stages>
+template <typename T, typename Products>
 struct OnTensorCores {
   using Element = T;
-  static constexpr int kDepth = depth, kStages = stages;
+  static constexpr bool kTensorCores = true;
+  static constexpr int kDepth = 64 / sizeof(T), kStages = 4;
   template <int rows, int columns, Innermost>
   using Sums = TensorCoreSums<Products, rows, columns>;
 };
@@ -310,15 +311,15 @@ struct OnTensorCores {
 template <typename T, int depth>
 struct ByMultiplyAdd {
   using Element = T;
+  static constexpr bool kTensorCores = false;
   static constexpr int kDepth = depth, kStages = 3;
   template <int rows, int columns, Innermost innermost>
   using Sums = MultiplyAddSums<T, rows, columns, innermost>;
 };
 
-using BFloat16Arithmetic =
-    OnTensorCores<BFloat16, Half16Products<Half16::kBFloat16, 0x3f803f80u>, 32, 4>;
-using Float16Arithmetic = OnTensorCores<Half, Half16Products<Half16::kFloat16, 0x3c003c00u>, 32, 4>;
-using Tf32Arithmetic = OnTensorCores<float, Tf32Products, 32, 3>;
+using BFloat16Arithmetic = OnTensorCores<BFloat16, Half16Products<Half16::kBFloat16, 0x3f803f80u>>;
+using Float16Arithmetic = OnTensorCores<Half, Half16Products<Half16::kFloat16, 0x3c003c00u>>;
+using Tf32Arithmetic = OnTensorCores<float, Tf32Products>;
 using Float32Arithmetic = ByMultiplyAdd<float, 32>;
 using Float64Arithmetic = ByMultiplyAdd<double, 16>;
 

@@ -10,17 +10,15 @@ namespace convbp::cuda::gemm {
 struct Digits {
   int outer, middle, inner;
 
-  // Divisions of a pixel's number by what the host knows are none; those of small numbers without
-  // signs are short.
   __device__ static Digits of(uint32_t number, const Divisor& middles, const Divisor& inners) {
-    const uint32_t rest = inners.quotient(number), outer = middles.quotient(rest);
-    return {static_cast<int>(outer), static_cast<int>(rest - outer * middles.divisor),
-            static_cast<int>(number - rest * inners.divisor)};
+    const uint32_t inner = inners.take(number), middle = middles.take(number);
+    return {static_cast<int>(number), static_cast<int>(middle), static_cast<int>(inner)};
   }
-  __device__ static Digits of(uint32_t number, uint32_t middles, uint32_t inners) {
-    const uint32_t rest = number / inners, outer = rest / middles;
-    return {static_cast<int>(outer), static_cast<int>(rest - outer * middles),
-            static_cast<int>(number - rest * inners)};
+  // Where the host does not know how many middles there are, but few numbers reach so far.
+  __device__ static Digits of(uint32_t number, uint32_t middles, const Divisor& inners) {
+    const uint32_t inner = inners.take(number), outer = number < middles ? 0 : number / middles;
+    return {static_cast<int>(outer), static_cast<int>(number - outer * middles),
+            static_cast<int>(inner)};
   }
   __device__ void add(const Digits& step, int middles, int inners) {
     inner += step.inner;

@@ -6,7 +6,7 @@
 //     bias_grad[filter] = sum over pixels of delta[pixel, filter]
 //
 // The plain form is plain.cuh. Tiles of 128x128, 128x64 and 64x64 filters x columns (r, s, channel)
-// by a depth of 32 pixels (float64: 16). Filters and channels are read 16 bytes at a time from
+// by a depth of 32 pixels (TF32, float64: 16). Filters and channels are read 16 bytes at a time from
 // memory that has them innermost, and lie so in shared memory; where a group of the input has four
 // channels or fewer, its elements are read one by one from the tensor as it is.
 //
@@ -30,8 +30,10 @@ struct WeightGrad {
   int batch, groups, channels, filters;  // channels and filters of a group
   Operand<const T> input, delta;  // delta's pixels lie side by side in the order of their numbers
   int columns;                    // taps x channels, with the padding of chunks
-  uint32_t row_tiles = 0, column_tiles = 0;  // of a group's sums
-  uint32_t pieces = 0, tiles_a_piece = 0;    // of the pixels
+  Divisor units;                      // a tap's columns: channels, or chunks of them
+  Divisor row_tiles, column_tiles;    // of a group's sums
+  Divisor pieces;                     // of the pixels
+  uint32_t tiles_a_piece = 0;
 
   Accumulator<T>* partial = nullptr;       // [pieces, groups * filters, columns]
   Accumulator<T>* bias_partial = nullptr;  // [pieces, groups * filters], or null
@@ -60,9 +62,8 @@ class WeightGradLoader {
     const auto digits = [&](uint32_t number) {
       return Digits::of(number, rows.by_results[0], columns.by_results[0]);
     };
-    const int units = (w.channels + kUnit - 1) / kUnit;
-    Digits tap = Digits::of(
-        (first_column + threadIdx.x % S::B::kChunks * kPack<T>) / kUnit, columns.taps, units);
+    Digits tap = Digits::of((first_column + threadIdx.x % S::B::kChunks * kPack<T>) / kUnit,
+                            columns.taps, w.units);
     const Digits at = digits(first_pixel + input_pixel), step = digits(kInputStep);
     const int tap_y = tap.outer * rows.dilation - rows.pad;
     const int tap_x = tap.middle * columns.dilation - columns.pad;
@@ -87,7 +88,7 @@ class WeightGradLoader {
       const Digits first = tap;
 #pragma unroll
       for (Tap& other : other_) {
-        tap.add({0, 0, 1}, columns.taps, units);
+        tap.add({0, 0, 1}, columns.taps, w.units.divisor);
         other.y = (tap.outer - first.outer) * rows.dilation;
         other.x = (tap.middle - first.middle) * columns.dilation;
         other.offset = other.y * w.input.row + other.x * w.input.pixel +
@@ -165,11 +166,9 @@ __global__ void __launch_bounds__(S::kThreads) weight_grad(WeightGrad<typename S
   using Sum = typename S::Sum;
   // Blocks of the same pixels run side by side, for the cache.
   uint32_t block = blockIdx.x;
-  const int first_column = block % w.column_tiles * S::kColumns;
-  block /= w.column_tiles;
-  const int first_filter = block % w.row_tiles * S::kRows;
-  block /= w.row_tiles;
-  const int piece = block % w.pieces, group = block / w.pieces;
+  const int first_column = w.column_tiles.take(block) * S::kColumns;
+  const int first_filter = w.row_tiles.take(block) * S::kRows;
+  const int piece = w.pieces.take(block), group = block;
 
   const int all_pixels = w.batch * w.axis[kHeight].results * w.axis[kWidth].results;
   const int first_pixel = piece * w.tiles_a_piece * S::kDepth;
@@ -215,11 +214,11 @@ __global__ void add_pieces(WeightGrad<T> w, Positions sums, int unit, View<T> we
     if (number < sums.count) {
       const auto [o, k, r, s] = sums.position(number);
       const A* const partial = w.partial + o * w.columns + (r * sums.size[3] + s) * padded + k;
-      for (uint32_t piece = 0; piece < w.pieces; ++piece) sum += partial[piece * filters * w.columns];
+      for (uint32_t piece = 0; piece < w.pieces.divisor; ++piece) sum += partial[piece * filters * w.columns];
       weight_grad.at(o, k, r, s) = static_cast<T>(sum);
     } else {
       const int64_t o = number - sums.count;
-      for (uint32_t piece = 0; piece < w.pieces; ++piece) sum += w.bias_partial[piece * filters + o];
+      for (uint32_t piece = 0; piece < w.pieces.divisor; ++piece) sum += w.bias_partial[piece * filters + o];
       bias_grad[o] = static_cast<T>(sum);
     }
   });

@@ -20,19 +20,19 @@ namespace convbp::cuda::gemm {
 template <typename Arithmetic, Innermost innermost, typename Choose, typename Body>
 void with_shape(bool elements, int tile, const Choose& choose, const Body& body) {
   using T = typename Arithmetic::Element;
-  constexpr bool kTensorCores =
-      !std::is_same_v<Arithmetic, Float32Arithmetic> && !std::is_same_v<T, double>;
-  // Eight warps of 64x32 on tensor cores, of 32x64 otherwise; four for the smaller tiles.
-  constexpr int kDown = kTensorCores ? 2 : 4, kAcross = kTensorCores ? 4 : 2;
+  // Of the largest tile's sums a warp has 64x64 on tensor cores, 32x64 otherwise: what it reads from
+  // shared memory it uses the more often. There are four warps for the smaller tiles.
+  constexpr bool kTensorCores = Arithmetic::kTensorCores;
+  constexpr int kDown = kTensorCores ? 2 : 4;
   const auto wanted = [&](int number, int rows, int columns) {
     return tile < 0 ? choose(rows, columns) : tile == number;
   };
   if (elements) return body(Shape<Arithmetic, 64, 64, 2, 2, true, innermost>());
   if constexpr (!std::is_same_v<T, double>) {
     if (wanted(0, 128, 128))
-      return body(Shape<Arithmetic, 128, 128, kDown, kAcross, false, innermost>());
+      return body(Shape<Arithmetic, 128, 128, kDown, 2, false, innermost>());
     if (wanted(1, 128, 64))
-      return body(Shape<Arithmetic, 128, 64, kDown, kAcross / 2, false, innermost>());
+      return body(Shape<Arithmetic, 128, 64, kDown, kTensorCores ? 2 : 1, false, innermost>());
   }
   body(Shape<Arithmetic, 64, 64, 2, 2, false, innermost>());
 }
@@ -111,6 +111,10 @@ Operand<const T> packed(Context& context, const Operand<const T>& source, int64_
 // depends on the problem alone.
 constexpr int64_t kManyTiles = 256;
 
+inline Divisor divisor(int64_t number) {
+  return Divisor(static_cast<uint32_t>(std::max<int64_t>(number, 1)));
+}
+
 // A convolution, or transposed its input gradient: the roles of input and output, and of filters
 // and their channels, are exchanged.
 template <typename T>
@@ -130,8 +134,11 @@ void convolve(Context& context, const ConvProblem& p, bool transposed, View<cons
       transposed ? filters_transposed(weight, p.out_channels) : filters(weight, p.out_channels),
       activations(result, columns),
       channels_innermost(result.stride)};
-  c.in_chunks = reinterpret_cast<uintptr_t>(epilogue.pre_activation) % 16 == 0 && stored_in_chunks(c);
+  const auto aligned = [](const T* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; };
+  c.in_chunks = stored_in_chunks(c) && aligned(epilogue.pre_activation) && aligned(epilogue.bias);
   const bool elements = by_elements<T>(channels);
+  c.units = divisor(elements ? channels : divide_up(channels, kPack<T>));
+  c.phases = divisor(c.axis[kHeight].phases * c.axis[kWidth].phases);
   if (!elements) {
     c.source = packed(context, c.source, p.groups, p.batch, channels, size[0], size[1]);
     c.filter = packed(context, c.filter, p.groups, columns, channels, p.kernel[0], p.kernel[1]);
@@ -152,8 +159,8 @@ void convolve(Context& context, const ConvProblem& p, bool transposed, View<cons
         },
         [&](auto shape) {
           using S = decltype(shape);
-          c.row_tiles = static_cast<uint32_t>(divide_up(pixels, S::kRows));
-          c.column_tiles = static_cast<uint32_t>(divide_up(c.columns, S::kColumns));
+          c.row_tiles = divisor(divide_up(pixels, S::kRows));
+          c.column_tiles = divisor(divide_up(c.columns, S::kColumns));
           launch(context, "implicit GEMM", kernels::convolve<S>,
                  dim3(static_cast<unsigned>(blocks(S::kRows, S::kColumns))), S::kThreads,
                  kConvolveSharedBytes<S>, c, epilogue);
@@ -190,6 +197,7 @@ void conv2d_weight_grad(Context& context, const ConvProblem& p, View<const T> in
       static_cast<int>(p.kernel[0] * p.kernel[1] * divide_up(p.in_channels, unit) * unit)};
   const int64_t pixels = p.batch * p.out_size[0] * p.out_size[1];
   const int64_t all_filters = p.groups * p.out_channels;
+  w.units = divisor(divide_up(p.in_channels, unit));
   if (pixels) {
     if (!elements)
       w.input =
@@ -203,22 +211,24 @@ void conv2d_weight_grad(Context& context, const ConvProblem& p, View<const T> in
           [&](auto shape) {
             using S = decltype(shape);
             using A = Accumulator<T>;
-            w.row_tiles = static_cast<uint32_t>(divide_up(w.filters, S::kRows));
-            w.column_tiles = static_cast<uint32_t>(divide_up(w.columns, S::kColumns));
+            w.row_tiles = divisor(divide_up(w.filters, S::kRows));
+            w.column_tiles = divisor(divide_up(w.columns, S::kColumns));
             // Enough blocks for a large GPU, each with a few tiles of pixels at least; and no sum
             // in a register of more than 2^15 pixels, whose roundings would add up.
             constexpr int64_t kFewTiles = 4, kMostTiles = (1 << 15) / S::kDepth;
             const int64_t tiles = divide_up(pixels, S::kDepth);
-            const int64_t blocks = int64_t{w.groups} * w.row_tiles * w.column_tiles;
+            const int64_t blocks =
+                w.groups * divide_up(w.filters, S::kRows) * divide_up(w.columns, S::kColumns);
             w.tiles_a_piece = static_cast<uint32_t>(std::clamp(
                 divide_up(tiles, divide_up(2 * kManyTiles, blocks)), kFewTiles, kMostTiles));
-            w.pieces = static_cast<uint32_t>(divide_up(tiles, w.tiles_a_piece));
+            const int64_t pieces = divide_up(tiles, w.tiles_a_piece);
+            w.pieces = divisor(pieces);
             w.partial =
-                static_cast<A*>(context.scratch(w.pieces * all_filters * w.columns * sizeof(A)));
+                static_cast<A*>(context.scratch(pieces * all_filters * w.columns * sizeof(A)));
             if (bias_grad)
-              w.bias_partial = static_cast<A*>(context.scratch(w.pieces * all_filters * sizeof(A)));
+              w.bias_partial = static_cast<A*>(context.scratch(pieces * all_filters * sizeof(A)));
             launch(context, "implicit GEMM, weight gradient", kernels::weight_grad<S>,
-                   dim3(static_cast<unsigned>(blocks * w.pieces)),
+                   dim3(static_cast<unsigned>(blocks * pieces)),
                    S::kThreads, S::kRingBytes, w);
           });
     });
