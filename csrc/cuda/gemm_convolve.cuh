@@ -24,6 +24,7 @@
 // result lies. How fast this is has not been measured yet.
 #pragma once
 
+#include <algorithm>
 #include <type_traits>
 
 #include "epilogue.h"
@@ -39,12 +40,11 @@ __device__ int staged(bool by_rows, unsigned row, unsigned column) {
                  : column * S::kRows + (row ^ (column / 2 % 4 * 8));
 }
 
+// The ring, and behind it what the loader wants; later the sums, and behind them where pixels lie.
 template <typename S>
 constexpr int64_t kConvolveSharedBytes =
-    (S::kRingBytes > S::kRows * S::kColumns * int(sizeof(typename S::Sum))
-         ? S::kRingBytes
-         : S::kRows * S::kColumns * int(sizeof(typename S::Sum))) +
-    S::kRows * int(sizeof(int64_t));
+    std::max<int64_t>(S::kRingBytes + (S::kElements ? ElementLoader<S>::kSharedBytes : 0),
+                      S::kRows* S::kColumns * sizeof(typename S::Sum) + S::kRows * sizeof(int64_t));
 
 // Finishes and stores the tile, n results side by side at a time.
 template <typename S, int n, typename T = typename S::Element, typename Sum = typename S::Sum>
@@ -77,7 +77,9 @@ namespace kernels {
 // On tensor cores two or three blocks of four warps fit into a multiprocessor. Elsewhere one at
 // least: without that word the compiler spills registers to make room for a third.
 template <typename S>
-constexpr int kBlocks = !S::kTensorCores || S::kElements ? 1 : S::kColumns == 128 ? 2 : 3;
+constexpr int kBlocks = !S::kTensorCores || S::kElements ? 1
+                        : S::kColumns == 128             ? 2
+                                                         : 3;
 
 template <typename S>
 __global__ void __launch_bounds__(S::kThreads, kBlocks<S>)
@@ -112,8 +114,7 @@ __global__ void __launch_bounds__(S::kThreads, kBlocks<S>)
                         S::warp_column() + column + static_cast<int>(&one - sum.element))] = one;
     });
   // Where each row's pixel lies in the result, or -1.
-  int64_t* const offset = reinterpret_cast<int64_t*>(
-      shared_memory<char>() + kConvolveSharedBytes<S> - S::kRows * sizeof(int64_t));
+  int64_t* const offset = reinterpret_cast<int64_t*>(stage + S::kRows * S::kColumns);
   for (int row = threadIdx.x; row < S::kRows; row += S::kThreads) {
     const int pixel = first_pixel + row;
     offset[row] = -1;

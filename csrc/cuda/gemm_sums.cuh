@@ -3,7 +3,7 @@
 //     sum[i, j] += sum_k a[i, k] b[k, j]
 //
 // on two tiles in shared memory. The depth is added in ascending order, step by step, whatever the
-// tile: an element's sum does not depend on the tile it is in. The rows of a alone can be added too,
+// tile: an element's sum does not depend on the tile it is in. The rows of a can be added too,
 // which gives the bias gradient (L5) where a is delta.
 //
 // Tensor cores (bfloat16, float16, TF32): mma m16n8k16 or m16n8k8, sums in float32. Both take 32
@@ -74,21 +74,22 @@ struct Tf32Products {
   }
 };
 
-// A step's fragments of a: 16 rows (`length` and on) by 32 bytes of depth. Lane 4 g + t has of rows
-// g and g + 8 the words t and t + 4.
+// A step's fragments of a: 16 rows (`first` and on, and `further`, so that addresses are a lane's
+// part and a constant) by 32 bytes of depth. Lane 4 g + t has of rows g and g + 8 the words t and
+// t + 4.
 template <typename T, int length, int depth>
 __device__ void load_a(uint32_t (&a)[4],
                        const SharedTile<T, length, depth, Innermost::kDepth>& tile, int first,
-                       int step, int lane) {
-  load_matrices(a, tile.chunk(first + lane % 16, 2 * step + lane / 16));
+                       int further, int step, int lane) {
+  load_matrices(a, tile.chunk(first + lane % 16, 2 * step + lane / 16, further));
 }
 
 // Two fragments of b: 16 columns.
 template <typename T, int length, int depth>
 __device__ void load_b(uint32_t (&b)[4],
                        const SharedTile<T, length, depth, Innermost::kDepth>& tile, int first,
-                       int step, int lane) {
-  load_matrices(b, tile.chunk(first + lane / 16 * 8 + lane % 8, 2 * step + lane / 8 % 2));
+                       int further, int step, int lane) {
+  load_matrices(b, tile.chunk(first + lane / 16 * 8 + lane % 8, 2 * step + lane / 8 % 2, further));
 }
 
 // The same with the length innermost: 16-bit elements by transposing matrices, others one by one.
@@ -97,27 +98,30 @@ __device__ void load_b(uint32_t (&b)[4],
 template <typename T, int length, int depth>
 __device__ void load_a(uint32_t (&a)[4],
                        const SharedTile<T, length, depth, Innermost::kLength>& tile, int first,
-                       int step, int lane) {
+                       int further, int step, int lane) {
   if constexpr (sizeof(T) == 2) {
     load_matrices_transposed(
-        a, tile.chunk(16 * step + lane / 16 * 8 + lane % 8, first / 8 + lane / 8 % 2));
+        a, tile.chunk(lane / 16 * 8 + lane % 8, first / 8 + lane / 8 % 2, 16 * step) + further / 8);
   } else {
+    const T* const from = &tile.at(lane % 4 * 2, first + lane / 4);
 #pragma unroll
     for (int i = 0; i < 4; ++i)
-      a[i] = bits_of(tile.at(8 * step + lane % 4 * 2 + i / 2, first + i % 2 * 8 + lane / 4));
+      a[i] = bits_of(*(from + (8 * step + i / 2) * tile.kRowLength + i % 2 * 8 + further));
   }
 }
 
 template <typename T, int length, int depth>
 __device__ void load_b(uint32_t (&b)[4],
                        const SharedTile<T, length, depth, Innermost::kLength>& tile, int first,
-                       int step, int lane) {
+                       int further, int step, int lane) {
   if constexpr (sizeof(T) == 2) {
-    load_matrices_transposed(b, tile.chunk(16 * step + lane % 16, first / 8 + lane / 16));
+    load_matrices_transposed(b,
+                             tile.chunk(lane % 16, first / 8 + lane / 16, 16 * step) + further / 8);
   } else {
+    const T* const from = &tile.at(lane % 4 * 2, first + lane / 4);
 #pragma unroll
     for (int i = 0; i < 4; ++i)
-      b[i] = bits_of(tile.at(8 * step + lane % 4 * 2 + i % 2, first + i / 2 * 8 + lane / 4));
+      b[i] = bits_of(*(from + (8 * step + i % 2) * tile.kRowLength + i / 2 * 8 + further));
   }
 }
 
@@ -136,9 +140,9 @@ class TensorCoreSums {
     for (int step = 0; step < kSteps; ++step) {
       uint32_t a[kBlocks][4], b[kPairs][4];
 #pragma unroll
-      for (int i = 0; i < kBlocks; ++i) load_a(a[i], a_tile, row + 16 * i, step, lane);
+      for (int i = 0; i < kBlocks; ++i) load_a(a[i], a_tile, row, 16 * i, step, lane);
 #pragma unroll
-      for (int j = 0; j < kPairs; ++j) load_b(b[j], b_tile, column + 16 * j, step, lane);
+      for (int j = 0; j < kPairs; ++j) load_b(b[j], b_tile, column, 16 * j, step, lane);
 #pragma unroll
       for (auto& fragment : a)
         for (uint32_t& word : fragment) word = Products::rounded(word);
@@ -160,7 +164,7 @@ class TensorCoreSums {
 #pragma unroll
       for (int i = 0; i < kBlocks; ++i) {
         uint32_t a[4];
-        load_a(a, a_tile, row + 16 * i, step, threadIdx.x % 32);
+        load_a(a, a_tile, row, 16 * i, step, threadIdx.x % 32);
         Products::add_rows(row_sum_[i], a);
       }
   }
@@ -217,10 +221,11 @@ class MultiplyAddSums {
       for (int c = 0; c < A::kChunks; ++c) {
         Chunk<T> a[kRows];
 #pragma unroll
-        for (int i = 0; i < kRows; ++i) a[i] = *a_tile.chunk(row + lane_row + 4 * i, c);
+        for (int i = 0; i < kRows; ++i)
+          a[i] = *a_tile.chunk(row + lane_row + 4 * (i % 2), c, i / 2 * 8);
 #pragma unroll
         for (int j = 0; j < kColumns; ++j) {
-          const Chunk<T> b = *b_tile.chunk(column + lane_column + 8 * j, c);
+          const Chunk<T> b = *b_tile.chunk(column + lane_column, c, 8 * j);
 #pragma unroll
           for (int e = 0; e < kPack<T>; ++e)
 #pragma unroll

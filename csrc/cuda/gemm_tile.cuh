@@ -34,19 +34,23 @@ struct SharedTile {
   static constexpr int kRows = innermost == Innermost::kDepth ? length : depth;
   static constexpr int kChunks = (innermost == Innermost::kDepth ? depth : length) / kPack<T>;
   static constexpr int kPitch = innermost == Innermost::kDepth ? kChunks : kChunks + 1;
+  static constexpr int kRowLength = kPitch * kPack<T>;  // in elements
   static constexpr int kBytes = kRows * kPitch * 16;
   static_assert(kChunks == 4 || kChunks % 8 == 0);
 
   Chunk<T>* data;
 
-  // Every eight rows it repeats itself.
   __device__ static int place(int row, int c) {
     if constexpr (innermost == Innermost::kDepth) c ^= kChunks == 4 ? row / 2 % 4 : row % 8;
     return row * kPitch + c;
   }
   __device__ Chunk<T>* chunk(int row, int c) const { return data + place(row, c); }
+  // Of a row that is a multiple of eight further: there, places are the same.
+  __device__ Chunk<T>* chunk(int row, int c, int further) const {
+    return chunk(row, c) + further * kPitch;
+  }
 
-  __device__ T at(int row, int element) const {
+  __device__ T& at(int row, int element) const {
     return chunk(row, element / kPack<T>)->element[element % kPack<T>];
   }
 };

@@ -6,9 +6,10 @@
 //     bias_grad[filter] = sum over pixels of delta[pixel, filter]
 //
 // The plain form is plain.cuh. Tiles of 128x128, 128x64 and 64x64 filters x columns (r, s, channel)
-// by a depth of 32 pixels (TF32, float64: 16). Filters and channels are read 16 bytes at a time from
-// memory that has them innermost, and lie so in shared memory; where a group of the input has four
-// channels or fewer, its elements are read one by one from the tensor as it is.
+// by a depth of 32 pixels (TF32 and float64: 16). Filters and channels are read 16 bytes at a time
+// from memory that has them innermost, and lie so in shared memory; where a group of the input has
+// four channels or fewer, its elements are read one by one from the tensor as it is. A thread stays
+// at its tap: from pixel to pixel only a pointer and a position step.
 //
 // There are few tiles and many pixels, so these are cut into pieces, as many as the problem's size
 // says, whatever the GPU; each block sums one piece, and another kernel adds the pieces in their
@@ -24,16 +25,41 @@
 
 namespace convbp::cuda::gemm {
 
+// The way from a pixel to the one `step` pixels further, in the input: first the step, then, behind
+// the end of a row or of a sample, to the next one's beginning.
+struct Walk {
+  int y, x, y_stride, y_span, x_span;
+  int64_t step, next_row, next_sample;
+
+  template <typename T>
+  static Walk of(int64_t step, const Axis& rows, const Axis& columns, const Operand<T>& input) {
+    const int x_span = columns.results * columns.stride, y_span = rows.results * rows.stride;
+    const int x = static_cast<int>(step % columns.results) * columns.stride;
+    const int y = static_cast<int>(step / columns.results % rows.results) * rows.stride;
+    const int64_t samples = step / columns.results / rows.results;
+    return {y,
+            x,
+            rows.stride,
+            y_span,
+            x_span,
+            samples * input.item + y * input.row + x * input.pixel,
+            rows.stride * input.row - x_span * input.pixel,
+            input.item - y_span * input.row};
+  }
+};
+
 template <typename T>
 struct WeightGrad {
   Axis axis[2];                          // of the convolution
   int batch, groups, channels, filters;  // channels and filters of a group
-  Operand<const T> input, delta;  // delta's pixels lie side by side in the order of their numbers
-  int columns;                    // taps x channels, with the padding of chunks
-  Divisor units;                      // a tap's columns: channels, or chunks of them
-  Divisor row_tiles, column_tiles;    // of a group's sums
-  Divisor pieces;                     // of the pixels
+  Operand<const T> input, delta;    // delta's pixels lie side by side in the order of their numbers
+  int columns;                      // taps x channels, with the padding of chunks
+  Divisor units;                    // a tap's columns: channels, or chunks of them
+  Divisor row_tiles, column_tiles;  // of a group's sums
+  int pieces = 0;                   // of the pixels: none where there are none
+  Divisor by_pieces;
   uint32_t tiles_a_piece = 0;
+  Walk walk;
 
   Accumulator<T>* partial = nullptr;       // [pieces, groups * filters, columns]
   Accumulator<T>* bias_partial = nullptr;  // [pieces, groups * filters], or null
@@ -43,28 +69,26 @@ template <typename S>
 class WeightGradLoader {
   using T = typename S::Element;
   static constexpr int kDeltaStep = S::kThreads / S::A::kChunks;  // pixels at a time
-  static constexpr int kInputStep = S::kThreads / S::B::kChunks;
   static constexpr int kUnit = S::kElements ? 1 : kPack<T>;
 
  public:
+  static constexpr int kInputStep = S::kThreads / S::B::kChunks;
+
   __device__ WeightGradLoader(const WeightGrad<T>& w, int group, int first_pixel, int pixels,
                               int first_filter, int first_column)
-      : height_(w.axis[kHeight].sources), width_(w.axis[kWidth].sources) {
+      : w_(w) {
     const int delta_pixel = threadIdx.x / S::A::kChunks;
     const int filter = first_filter + threadIdx.x % S::A::kChunks * kPack<T>;
-    delta_ = w.delta.data + group * w.delta.group +
-             (first_pixel + delta_pixel) * w.delta.pixel + filter;
-    delta_step_ = kDeltaStep * w.delta.pixel;
+    delta_ =
+        w.delta.data + group * w.delta.group + (first_pixel + delta_pixel) * w.delta.pixel + filter;
     delta_left_ = filter < w.filters ? pixels - delta_pixel : 0;
 
     const Axis &rows = w.axis[kHeight], &columns = w.axis[kWidth];
     const int input_pixel = threadIdx.x / S::B::kChunks;
-    const auto digits = [&](uint32_t number) {
-      return Digits::of(number, rows.by_results[0], columns.by_results[0]);
-    };
     Digits tap = Digits::of((first_column + threadIdx.x % S::B::kChunks * kPack<T>) / kUnit,
                             columns.taps, w.units);
-    const Digits at = digits(first_pixel + input_pixel), step = digits(kInputStep);
+    const Digits at =
+        Digits::of(first_pixel + input_pixel, rows.by_results[0], columns.by_results[0]);
     const int tap_y = tap.outer * rows.dilation - rows.pad;
     const int tap_x = tap.middle * columns.dilation - columns.pad;
     y_ = at.middle * rows.stride + tap_y;
@@ -72,17 +96,8 @@ class WeightGradLoader {
     input_ = w.input.data + group * w.input.group + at.outer * w.input.item + y_ * w.input.row +
              x_ * w.input.pixel + tap.inner * kUnit * w.input.channel;
     input_left_ = tap.outer < rows.taps ? pixels - input_pixel : 0;
-
-    y_step_ = step.middle * rows.stride;
-    x_step_ = step.inner * columns.stride;
-    step_ = step.outer * w.input.item + y_step_ * w.input.row + x_step_ * w.input.pixel;
-    y_stride_ = rows.stride;
-    y_span_ = rows.results * rows.stride;
-    x_span_ = columns.results * columns.stride;
-    y_end_ = y_span_ + tap_y;
-    x_end_ = x_span_ + tap_x;
-    to_next_row_ = y_stride_ * w.input.row - x_span_ * w.input.pixel;
-    to_next_sample_ = w.input.item - y_span_ * w.input.row;
+    y_end_ = w.walk.y_span + tap_y;
+    x_end_ = w.walk.x_span + tap_x;
 
     if constexpr (S::kElements) {
       const Digits first = tap;
@@ -101,17 +116,18 @@ class WeightGradLoader {
   __device__ void load(const typename S::A& a, const typename S::B& b) {
 #pragma unroll
     for (int i = 0; i < S::kDepth / kDeltaStep; ++i) {
-      copy_16_async(a.chunk(threadIdx.x / S::A::kChunks + i * kDeltaStep,
-                            threadIdx.x % S::A::kChunks),
-                    delta_, i * kDeltaStep < delta_left_);
-      delta_ += delta_step_;
+      copy_16_async(
+          a.chunk(threadIdx.x / S::A::kChunks + i * kDeltaStep, threadIdx.x % S::A::kChunks),
+          delta_, i * kDeltaStep < delta_left_);
+      delta_ += kDeltaStep * w_.delta.pixel;
     }
     delta_left_ -= S::kDepth;
 #pragma unroll
     for (int i = 0; i < S::kDepth / kInputStep; ++i) {
       const bool has_pixel = i * kInputStep < input_left_;
       const auto meets = [&](int y, int x) {
-        return has_pixel && inside(y, height_) && inside(x, width_);
+        return has_pixel && inside(y, w_.axis[kHeight].sources) &&
+               inside(x, w_.axis[kWidth].sources);
       };
       Chunk<T>* const to =
           b.chunk(threadIdx.x / S::B::kChunks + i * kInputStep, threadIdx.x % S::B::kChunks);
@@ -121,8 +137,8 @@ class WeightGradLoader {
 #pragma unroll
         for (int e = 1; e < kPack<T>; ++e) {
           const Tap& other = other_[e - 1];
-          chunk.element[e] = meets(y_ + other.y, x_ + other.x) ? input_[other.offset]
-                                                               : static_cast<T>(0.f);
+          chunk.element[e] =
+              meets(y_ + other.y, x_ + other.x) ? input_[other.offset] : static_cast<T>(0.f);
         }
         *to = chunk;
       } else {
@@ -144,18 +160,18 @@ class WeightGradLoader {
 
   // The one kInputStep further.
   __device__ void next_pixel() {
-    y_ += y_step_;
-    x_ += x_step_;
-    input_ += step_;
-    if (x_ >= x_end_) x_ -= x_span_, y_ += y_stride_, input_ += to_next_row_;
-    if (y_ >= y_end_) y_ -= y_span_, input_ += to_next_sample_;
+    const Walk& walk = w_.walk;
+    y_ += walk.y;
+    x_ += walk.x;
+    input_ += walk.step;
+    if (x_ >= x_end_) x_ -= walk.x_span, y_ += walk.y_stride, input_ += walk.next_row;
+    if (y_ >= y_end_) y_ -= walk.y_span, input_ += walk.next_sample;
   }
 
-  const T *delta_, *input_;        // where the next chunks are, or would be
-  int delta_left_, input_left_;    // how many pixels of the piece are left from there
-  int y_, x_, y_end_, x_end_;      // the position in the input, and where a sample's or row's end
-  int y_step_, x_step_, y_stride_, y_span_, x_span_, height_, width_;
-  int64_t delta_step_, step_, to_next_row_, to_next_sample_;
+  const WeightGrad<T>& w_;
+  const T *delta_, *input_;      // where the next chunks are, or would be
+  int delta_left_, input_left_;  // how many pixels of the piece are left from there
+  int y_, x_, y_end_, x_end_;    // the position in the input, and where a sample's or row's end
   Tap other_[S::kElements ? kPack<T> - 1 : 1];
 };
 
@@ -168,7 +184,7 @@ __global__ void __launch_bounds__(S::kThreads) weight_grad(WeightGrad<typename S
   uint32_t block = blockIdx.x;
   const int first_column = w.column_tiles.take(block) * S::kColumns;
   const int first_filter = w.row_tiles.take(block) * S::kRows;
-  const int piece = w.pieces.take(block), group = block;
+  const int piece = w.by_pieces.take(block), group = block;
 
   const int all_pixels = w.batch * w.axis[kHeight].results * w.axis[kWidth].results;
   const int first_pixel = piece * w.tiles_a_piece * S::kDepth;
@@ -214,11 +230,11 @@ __global__ void add_pieces(WeightGrad<T> w, Positions sums, int unit, View<T> we
     if (number < sums.count) {
       const auto [o, k, r, s] = sums.position(number);
       const A* const partial = w.partial + o * w.columns + (r * sums.size[3] + s) * padded + k;
-      for (uint32_t piece = 0; piece < w.pieces.divisor; ++piece) sum += partial[piece * filters * w.columns];
+      for (int piece = 0; piece < w.pieces; ++piece) sum += partial[piece * filters * w.columns];
       weight_grad.at(o, k, r, s) = static_cast<T>(sum);
     } else {
       const int64_t o = number - sums.count;
-      for (uint32_t piece = 0; piece < w.pieces.divisor; ++piece) sum += w.bias_partial[piece * filters + o];
+      for (int piece = 0; piece < w.pieces; ++piece) sum += w.bias_partial[piece * filters + o];
       bias_grad[o] = static_cast<T>(sum);
     }
   });

@@ -20,8 +20,8 @@ namespace convbp::cuda::gemm {
 template <typename Arithmetic, Innermost innermost, typename Choose, typename Body>
 void with_shape(bool elements, int tile, const Choose& choose, const Body& body) {
   using T = typename Arithmetic::Element;
-  // Of the largest tile's sums a warp has 64x64 on tensor cores, 32x64 otherwise: what it reads from
-  // shared memory it uses the more often. There are four warps for the smaller tiles.
+  // Of the largest tile's sums a warp has 64x64 on tensor cores, which are so fast that shared
+  // memory is the narrow place, and 32x64 otherwise.
   constexpr bool kTensorCores = Arithmetic::kTensorCores;
   constexpr int kDown = kTensorCores ? 2 : 4;
   const auto wanted = [&](int number, int rows, int columns) {
@@ -29,8 +29,7 @@ void with_shape(bool elements, int tile, const Choose& choose, const Body& body)
   };
   if (elements) return body(Shape<Arithmetic, 64, 64, 2, 2, true, innermost>());
   if constexpr (!std::is_same_v<T, double>) {
-    if (wanted(0, 128, 128))
-      return body(Shape<Arithmetic, 128, 128, kDown, 2, false, innermost>());
+    if (wanted(0, 128, 128)) return body(Shape<Arithmetic, 128, 128, kDown, 2, false, innermost>());
     if (wanted(1, 128, 64))
       return body(Shape<Arithmetic, 128, 64, kDown, kTensorCores ? 2 : 1, false, innermost>());
   }
@@ -95,7 +94,11 @@ Operand<const T> packed(Context& context, const Operand<const T>& source, int64_
       source.row == pixels * source.pixel && source.item == rows * source.row)
     return source;
   if (!side_by_side && readable)
-    return {source.data, source.group, source.item, 1, rows == 1 ? 0 : source.row,
+    return {source.data,
+            source.group,
+            source.item,
+            1,
+            rows == 1 ? 0 : source.row,
             pixels == 1 ? 0 : source.pixel};
   const int64_t pixel = size.padded, row = pixels * pixel, item = rows * row, group = items * item;
   T* const data = static_cast<T*>(context.scratch(groups * group * sizeof(T)));
@@ -221,15 +224,16 @@ void conv2d_weight_grad(Context& context, const ConvProblem& p, View<const T> in
                 w.groups * divide_up(w.filters, S::kRows) * divide_up(w.columns, S::kColumns);
             w.tiles_a_piece = static_cast<uint32_t>(std::clamp(
                 divide_up(tiles, divide_up(2 * kManyTiles, blocks)), kFewTiles, kMostTiles));
-            const int64_t pieces = divide_up(tiles, w.tiles_a_piece);
-            w.pieces = divisor(pieces);
+            w.pieces = static_cast<int>(divide_up(tiles, w.tiles_a_piece));
+            w.by_pieces = divisor(w.pieces);
+            w.walk =
+                Walk::of(WeightGradLoader<S>::kInputStep, w.axis[kHeight], w.axis[kWidth], w.input);
             w.partial =
-                static_cast<A*>(context.scratch(pieces * all_filters * w.columns * sizeof(A)));
+                static_cast<A*>(context.scratch(w.pieces * all_filters * w.columns * sizeof(A)));
             if (bias_grad)
-              w.bias_partial = static_cast<A*>(context.scratch(pieces * all_filters * sizeof(A)));
+              w.bias_partial = static_cast<A*>(context.scratch(w.pieces * all_filters * sizeof(A)));
             launch(context, "implicit GEMM, weight gradient", kernels::weight_grad<S>,
-                   dim3(static_cast<unsigned>(blocks * pieces)),
-                   S::kThreads, S::kRingBytes, w);
+                   dim3(static_cast<unsigned>(blocks * w.pieces)), S::kThreads, S::kRingBytes, w);
           });
     });
   }
