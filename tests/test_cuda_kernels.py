@@ -136,7 +136,7 @@ BUGS = {
         "one = 2 * static_cast<Accumulator<T>>(bias[o])",
     ),
     "biases of a chunk exchanged": Bug(
-        "epilogue.h", "(biases.element[i])", "(biases.element[n - 1 - i])"
+        "epilogue.h", "(biases.element[i])", "(biases.element[n - 1 - i])", type="float64"
     ),
     "the pre-activation after the activation": Bug(
         "epilogue.h",
