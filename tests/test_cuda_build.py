@@ -21,8 +21,8 @@ LIBRARY = Path(torch_convbp.__file__).with_name("_C_cuda.so")
 ARCHITECTURES = {"sm_80", "sm_90"}
 
 # Registers a thread: a pattern of the kernel's mangled name, the first that fits: most. A
-# multiprocessor has 65536: 255 for 256 threads or two blocks of 128, or 168 for three of them, which
-# hide each other's waiting.
+# multiprocessor has 65536: 255 for 256 threads or two blocks of 128, or 168 for three of them,
+# which hide each other's waiting.
 BUDGETS = {
     "gemm.*(pack|add_pieces)": 64,
     "gemm.*OnTensorCores.*Li128ELi128E": 255,
