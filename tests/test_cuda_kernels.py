@@ -97,8 +97,8 @@ BUGS = {
         "2 * step + lane / 16)",
     ),
     "fragments of a pair of columns exchanged": Bug(
-        "gemm_sums.cuh", "tile.chunk(lane % 16, first / 8 + lane / 16)",
-        "tile.chunk(lane % 16, first / 8 + 1 - lane / 16)",
+        "gemm_sums.cuh", "tile.chunk(lane % 16, first / 8 + lane / 16,",
+        "tile.chunk(lane % 16, first / 8 + 1 - lane / 16,",
     ),
     "TF32: depths that do not agree": Bug(
         "gemm_sums.cuh", "from + (8 * step + i % 2)", "from + (8 * step + i % 2 * 2)", type="TF32",
