@@ -9,8 +9,7 @@
 // the source delta. The plain form is plain.cuh.
 //
 // Tiles of 128x128, 128x64 and 64x64 pixels x columns by a depth of 32 (TF32, float64: 16): up to
-// 128 sums a thread for reuse from shared memory, fewer where there are few columns or few tiles in
-// all.
+// 128 sums a thread for reuse from shared memory, fewer where there are few columns or tiles.
 // Channels are read 16 bytes at a time from memory that has them innermost; the depth counts chunks
 // of (t, u, channels) without gaps. Where there are four channels or fewer, as in a first layer,
 // padding them to a chunk would multiply by zeros mostly: then the depth counts single elements,
@@ -21,7 +20,8 @@
 //
 // An element's sum runs over the depth in ascending order in every tile: it depends on neither the
 // batch nor the tile. Sums pass through shared memory, to be stored in the order in which the
-// result lies. How fast this is has not been measured yet.
+// result lies, 16 bytes at a time where neighbours fill them. How fast this is has not been
+// measured yet.
 #pragma once
 
 #include <algorithm>
@@ -44,7 +44,7 @@ __device__ int staged(bool by_rows, unsigned row, unsigned column) {
 template <typename S>
 constexpr int64_t kConvolveSharedBytes =
     std::max<int64_t>(S::kRingBytes + (S::kElements ? ElementLoader<S>::kSharedBytes : 0),
-                      S::kRows* S::kColumns * sizeof(typename S::Sum) + S::kRows * sizeof(int64_t));
+                      S::kRows*(S::kColumns * sizeof(typename S::Sum) + sizeof(int64_t)));
 
 // Finishes and stores the tile, n results side by side at a time.
 template <typename S, int n, typename T = typename S::Element, typename Sum = typename S::Sum>
@@ -90,8 +90,8 @@ __global__ void __launch_bounds__(S::kThreads, kBlocks<S>)
   uint32_t block = blockIdx.x;
   const int first_column = c.column_tiles.take(block) * S::kColumns;
   const int first_pixel = c.row_tiles.take(block) * S::kRows;
-  const int phase = c.phases.take(block);
-  const Part<T> part(c, phase, block);
+  const int phase = c.phases.take(block), group = block;
+  const Part<T> part(c, phase, group);
   if (first_pixel >= part.pixels) return;
 
   typename S::Sums sums;

@@ -13,7 +13,7 @@ namespace convbp::cuda::gemm {
 template <typename T>
 struct Convolution {
   Axis axis[2];
-  int batch, groups, channels, columns;  // channels and columns of a group
+  int batch, groups, columns;  // columns of a group
   Operand<const T> source, filter;
   Operand<T> result;
   bool channels_innermost, in_chunks;       // how the result is stored

@@ -131,7 +131,6 @@ void convolve(Context& context, const ConvProblem& p, bool transposed, View<cons
       {Axis::of(p, kHeight, transposed), Axis::of(p, kWidth, transposed)},
       static_cast<int>(p.batch),
       static_cast<int>(p.groups),
-      static_cast<int>(channels),
       static_cast<int>(columns),
       activations(source, channels),
       transposed ? filters_transposed(weight, p.out_channels) : filters(weight, p.out_channels),
