@@ -21,14 +21,14 @@ LIBRARY = Path(torch_convbp.__file__).with_name("_C_cuda.so")
 ARCHITECTURES = {"sm_80", "sm_90"}
 
 # Registers a thread: a pattern of the kernel's mangled name, the first that fits: most. A
-# multiprocessor has 65536: 255 for 256 threads, or 168 for three blocks of 128, which hide each
-# other's waiting.
+# multiprocessor has 65536: 255 for 256 threads or two blocks of 128, or 168 for three of them,
+# which hide each other's waiting.
 BUDGETS = {
     "gemm.*(pack|add_pieces)": 64,
+    "gemm.*OnTensorCores.*Li128ELi128E": 255,
     "gemm.*Tf32": 216,
     "convolve.*ByMultiplyAddIf": 255, "weight_grad.*ByMultiplyAddIf": 176,
     "convolve.*ByMultiplyAddId": 192, "weight_grad.*ByMultiplyAddId": 184,
-    "convolve.*Lb1E": 184,  # element by element
     "gemm.*(convolve|weight_grad)": 168,
     "depthwise.*backward": 216, "depthwise": 152, "plain": 128, "pool": 96,
     "activate|error_signal|sum_of_pieces": 64,

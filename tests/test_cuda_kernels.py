@@ -92,17 +92,16 @@ BUGS = {
     ),
     "a reader without the swizzle": Bug(
         "gemm_sums.cuh",
-        "load_matrices(a, tile.chunk(first + lane % 16, 2 * step + lane / 16))",
-        "load_matrices(a, tile.data + (first + lane % 16) * (depth / kPack<T>) + 2 * step + "
-        "lane / 16)",
+        "load_matrices(a, tile.chunk(first + lane % 16, 2 * step + lane / 16, further))",
+        "load_matrices(a, tile.data + (first + further + lane % 16) * (depth / kPack<T>) + "
+        "2 * step + lane / 16)",
     ),
     "fragments of a pair of columns exchanged": Bug(
-        "gemm_sums.cuh", "tile.chunk(16 * step + lane % 16, first / 8 + lane / 16)",
-        "tile.chunk(16 * step + lane % 16, first / 8 + 1 - lane / 16)",
+        "gemm_sums.cuh", "tile.chunk(lane % 16, first / 8 + lane / 16,",
+        "tile.chunk(lane % 16, first / 8 + 1 - lane / 16,",
     ),
     "TF32: depths that do not agree": Bug(
-        "gemm_sums.cuh", "tile.at(8 * step + lane % 4 * 2 + i % 2,",
-        "tile.at(8 * step + lane % 4 + i % 2 * 4,", type="TF32",
+        "gemm_sums.cuh", "from + (8 * step + i % 2)", "from + (8 * step + i % 2 * 2)", type="TF32",
     ),
     "TF32: bias gradient of rounded deltas": Bug(
         "gemm_sums.cuh", "    multiply(sum, rest, {kOne, kOne});\n", "",
@@ -110,8 +109,8 @@ BUGS = {
     ),
     "one filter too many": Bug("gemm_convolve.cuh", "channel >= c.columns", "channel > c.columns"),
     "one pixel too many": Bug(
-        "gemm_weight_grad.cuh", "has_pixel = input_pixel_ < pixels_",
-        "has_pixel = input_pixel_ <= pixels_",
+        "gemm_weight_grad.cuh", "has_pixel = i * kInputStep < input_left_",
+        "has_pixel = i * kInputStep <= input_left_",
     ),
     "one row of the input too many": Bug(
         "grid.h", "static_cast<unsigned>(position) < static_cast<unsigned>(size)",
@@ -132,9 +131,28 @@ BUGS = {
         "for (int piece = 0; piece < w.pieces; ++piece) sum += partial[",
         "for (int piece = 0; piece + 1 < std::max(w.pieces, 2); ++piece) sum += partial[",
     ),
-    "bias added twice": Bug("epilogue.h", "if (bias) sum +=", "if (bias) sum += 2 *"),
+    "bias added twice": Bug(
+        "epilogue.h", "one = static_cast<Accumulator<T>>(bias[o])",
+        "one = 2 * static_cast<Accumulator<T>>(bias[o])",
+    ),
+    "biases of a chunk exchanged": Bug(
+        "epilogue.h", "(biases.element[i])", "(biases.element[n - 1 - i])", type="float64"
+    ),
     "the pre-activation after the activation": Bug(
-        "epilogue.h", "static_cast<T>(sum);\n", "static_cast<T>(activation.value(sum));\n"
+        "epilogue.h",
+        "if (pre_activation) store(sum, pre_activation + offset);\n    activation.apply(sum);",
+        "activation.apply(sum);\n    if (pre_activation) store(sum, pre_activation + offset);",
+    ),
+    "chunks of pixels that do not lie side by side": Bug(
+        "implicit_gemm.cuh", "c.axis[kHeight].phases == 1 && c.axis[kWidth].phases == 1 &&", ""
+    ),
+    "a pixel's tap kept for the next one": Bug(
+        "gemm_convolve_load.cuh", "this->step();\n      move_to_tap(before);",
+        "this->step();\n      move_to_tap(depth_);",
+    ),
+    "a row of the input not left at its end": Bug(
+        "gemm_weight_grad.cuh", "y_ += walk.y_stride, input_ += walk.next_row",
+        "y_ += walk.y_stride",
     ),
     "padding of channels not zero": Bug(
         "gemm_pack.cuh", "if (channel < size.channels &&", "if (channel < size.padded &&"

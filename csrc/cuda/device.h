@@ -36,11 +36,13 @@ __device__ T shuffle_xor(T value, int mask) {
 }
 
 // Copies 16 bytes into shared memory without waiting, or writes zeros where there is nothing to
-// copy. Both addresses are multiples of 16.
-__device__ inline void copy_16_async(void* shared, const void* global, bool valid) {
+// copy (`valid` is 0): then what `global` points to is not read. Both are multiples of 16.
+__device__ inline void copy_16_async(void* shared, const void* global, uint32_t valid) {
   const auto to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(to), "l"(global),
-               "r"(valid ? 16 : 0));
+  asm volatile(
+      "{\n.reg .pred nothing;\nsetp.eq.u32 nothing, %2, 0;\n"
+      "cp.async.cg.shared.global [%0], [%1], 16, nothing;\n}\n" ::"r"(to),
+      "l"(global), "r"(valid));
 }
 
 // The copies that this thread has begun since the last such call are a group ...
@@ -89,11 +91,17 @@ __device__ void multiply_add(float (&sum)[4], const uint32_t (&a)[4], const uint
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-// The nearest number with 10 bits behind the point, as a tensor core takes it.
+// The nearest number with 10 bits behind the point, as a tensor core takes it, which does not look
+// at the low bits. Of two that are as near it is the even one; before compute capability 9.0, which
+// has no instruction for it, the larger one.
 __device__ inline uint32_t to_tf32(float value) {
+#if __CUDA_ARCH__ >= 900
   uint32_t rounded;
-  asm("cvt.rna.tf32.f32 %0, %1;\n" : "=r"(rounded) : "f"(value));
+  asm("cvt.rn.tf32.f32 %0, %1;\n" : "=r"(rounded) : "f"(value));
   return rounded;
+#else
+  return __float_as_uint(value) + (isfinite(value) ? 0x1000u : 0u);
+#endif
 }
 
 // sum (16x8) += a (16x8) * b (8x8), of TF32; fragments as PTX's mma.m16n8k8.

@@ -4,6 +4,7 @@
 
 #include "../activation.h"
 #include "../element.h"
+#include "../host_device.h"
 
 namespace convbp {
 
@@ -14,17 +15,29 @@ struct Activation {
   int row = -1;  // none: g is the identity
   A parameters[kMostParameters] = {};
 
-  CONVBP_BOTH A value(A p) const { return value_in(p, All{}); }
+  CONVBP_BOTH A value(A p) const {
+    A one[] = {p};
+    apply(one);
+    return one[0];
+  }
+  // To n numbers, which ask but once for the row.
+  template <int n>
+  CONVBP_BOTH void apply(A (&p)[n]) const {
+    apply_in(p, All{});
+  }
   // From what the row says is kept, g's output or its input.
   CONVBP_BOTH A error_signal(A grad, A kept) const { return error_signal_in(grad, kept, All{}); }
 
  private:
-  template <typename... Rows>
-  CONVBP_BOTH A value_in(A p, Table<Rows...>) const {
+  template <int n, typename... Rows>
+  CONVBP_BOTH void apply_in(A (&p)[n], Table<Rows...>) const {
     int i = 0;
-    A result = p;
-    (void)((row == i++ && (result = Rows::template value<A>(p, parameters), true)) || ...);
-    return result;
+    (void)((row == i++ && (apply_row<Rows>(p), true)) || ...);
+  }
+  template <typename Row, int n>
+  CONVBP_BOTH void apply_row(A (&p)[n]) const {
+    CONVBP_UNROLL
+    for (A& number : p) number = Row::template value<A>(number, parameters);
   }
   template <typename... Rows>
   CONVBP_BOTH A error_signal_in(A grad, A kept, Table<Rows...>) const {
@@ -48,10 +61,40 @@ struct Epilogue {
 
   // Finishes the sum of channel o, whose result lies `offset` elements into the output.
   CONVBP_BOTH T finish(Accumulator<T> sum, int64_t o, int64_t offset) const {
-    if (bias) sum += static_cast<Accumulator<T>>(bias[o]);
-    if (pre_activation) pre_activation[offset] = static_cast<T>(sum);
-    return static_cast<T>(activation.value(sum));
+    Accumulator<T> one[] = {sum};
+    finish(one, o, false, offset);
+    return static_cast<T>(one[0]);
   }
+  // Finishes n sums whose results lie side by side: of channels o, o + 1, ..., or all of channel o.
+  // What is read or written of n elements has an address that is a multiple of their bytes.
+  template <int n>
+  CONVBP_BOTH void finish(Accumulator<T> (&sum)[n], int64_t o, bool channels,
+                          int64_t offset) const {
+    if (bias && channels) {
+      const auto biases = *reinterpret_cast<const Elements<n>*>(bias + o);
+      CONVBP_UNROLL
+      for (int i = 0; i < n; ++i) sum[i] += static_cast<Accumulator<T>>(biases.element[i]);
+    } else if (bias) {
+      const auto one = static_cast<Accumulator<T>>(bias[o]);
+      CONVBP_UNROLL
+      for (int i = 0; i < n; ++i) sum[i] += one;
+    }
+    if (pre_activation) store(sum, pre_activation + offset);
+    activation.apply(sum);
+  }
+  template <int n>
+  CONVBP_BOTH static void store(const Accumulator<T> (&values)[n], T* to) {
+    Elements<n> all;
+    CONVBP_UNROLL
+    for (int i = 0; i < n; ++i) all.element[i] = static_cast<T>(values[i]);
+    *reinterpret_cast<Elements<n>*>(to) = all;
+  }
+
+ private:
+  template <int n>
+  struct alignas(n * sizeof(T)) Elements {
+    T element[n];
+  };
 };
 
 }  // namespace convbp

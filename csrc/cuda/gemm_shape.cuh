@@ -21,7 +21,7 @@ struct Shape {
   static constexpr int kRows = rows, kColumns = columns, kDepth = Arithmetic::kDepth;
   static constexpr int kStages = Arithmetic::kStages;
   static constexpr int kThreads = 32 * warps_down * warps_across;
-  static constexpr bool kElements = elements;
+  static constexpr bool kElements = elements, kTensorCores = Arithmetic::kTensorCores;
   static constexpr int kWarpRows = rows / warps_down, kWarpColumns = columns / warps_across;
   using Sums = typename Arithmetic::template Sums<kWarpRows, kWarpColumns, innermost>;
   using Sum = typename Sums::Sum;
@@ -32,10 +32,11 @@ struct Shape {
 };
 
 // loader.load(a, b) begins to copy the next tile, and is called by all threads for one tile after
-// the other. Behind the loop the ring is free for something else.
-template <typename S, typename Loader>
+// the other; with_a(a) finds each while it is there. Behind the loop the ring is free for something
+// else.
+template <typename S, typename Loader, typename WithA>
 __device__ void multiply_tiles(typename S::Sums& sums, Loader& loader, int tiles,
-                               bool with_row_sums = false) {
+                               const WithA& with_a) {
   char* const ring = shared_memory<char>();
   const auto a_tile = [&](int place) {
     return typename S::A{reinterpret_cast<Chunk<typename S::Element>*>(
@@ -57,7 +58,8 @@ __device__ void multiply_tiles(typename S::Sums& sums, Loader& loader, int tiles
     const int free = place == 0 ? S::kStages - 1 : place - 1;
     if (tile + S::kStages - 1 < tiles) loader.load(a_tile(free), b_tile(free));
     commit_copies();
-    sums.multiply(a_tile(place), b_tile(place), S::warp_row(), S::warp_column(), with_row_sums);
+    sums.multiply(a_tile(place), b_tile(place), S::warp_row(), S::warp_column());
+    with_a(a_tile(place));
     place = place + 1 == S::kStages ? 0 : place + 1;
   }
   wait_for_copies<0>();

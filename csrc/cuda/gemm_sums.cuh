@@ -3,8 +3,8 @@
 //     sum[i, j] += sum_k a[i, k] b[k, j]
 //
 // on two tiles in shared memory. The depth is added in ascending order, step by step, whatever the
-// tile: an element's sum does not depend on the tile it is in. On the way the rows of a alone can
-// be added, which gives the bias gradient (L5) where a is delta.
+// tile: an element's sum does not depend on the tile it is in. The rows of a can be added too,
+// which gives the bias gradient (L5) where a is delta.
 //
 // Tensor cores (bfloat16, float16, TF32): mma m16n8k16 or m16n8k8, sums in float32. Both take 32
 // bytes of depth a step and spread them over the lanes in the same way, so that to load a fragment
@@ -74,21 +74,22 @@ struct Tf32Products {
   }
 };
 
-// A step's fragments of a: 16 rows (`length` and on) by 32 bytes of depth. Lane 4 g + t has of rows
-// g and g + 8 the words t and t + 4.
+// A step's fragments of a: 16 rows (`first` and on, and `further`, so that addresses are a lane's
+// part and a constant) by 32 bytes of depth. Lane 4 g + t has of rows g and g + 8 the words t and
+// t + 4.
 template <typename T, int length, int depth>
 __device__ void load_a(uint32_t (&a)[4],
                        const SharedTile<T, length, depth, Innermost::kDepth>& tile, int first,
-                       int step, int lane) {
-  load_matrices(a, tile.chunk(first + lane % 16, 2 * step + lane / 16));
+                       int further, int step, int lane) {
+  load_matrices(a, tile.chunk(first + lane % 16, 2 * step + lane / 16, further));
 }
 
 // Two fragments of b: 16 columns.
 template <typename T, int length, int depth>
 __device__ void load_b(uint32_t (&b)[4],
                        const SharedTile<T, length, depth, Innermost::kDepth>& tile, int first,
-                       int step, int lane) {
-  load_matrices(b, tile.chunk(first + lane / 16 * 8 + lane % 8, 2 * step + lane / 8 % 2));
+                       int further, int step, int lane) {
+  load_matrices(b, tile.chunk(first + lane / 16 * 8 + lane % 8, 2 * step + lane / 8 % 2, further));
 }
 
 // The same with the length innermost: 16-bit elements by transposing matrices, others one by one.
@@ -97,27 +98,30 @@ __device__ void load_b(uint32_t (&b)[4],
 template <typename T, int length, int depth>
 __device__ void load_a(uint32_t (&a)[4],
                        const SharedTile<T, length, depth, Innermost::kLength>& tile, int first,
-                       int step, int lane) {
+                       int further, int step, int lane) {
   if constexpr (sizeof(T) == 2) {
     load_matrices_transposed(
-        a, tile.chunk(16 * step + lane / 16 * 8 + lane % 8, first / 8 + lane / 8 % 2));
+        a, tile.chunk(lane / 16 * 8 + lane % 8, first / 8 + lane / 8 % 2, 16 * step) + further / 8);
   } else {
+    const T* const from = &tile.at(lane % 4 * 2, first + lane / 4);
 #pragma unroll
     for (int i = 0; i < 4; ++i)
-      a[i] = bits_of(tile.at(8 * step + lane % 4 * 2 + i / 2, first + i % 2 * 8 + lane / 4));
+      a[i] = bits_of(*(from + (8 * step + i / 2) * tile.kRowLength + i % 2 * 8 + further));
   }
 }
 
 template <typename T, int length, int depth>
 __device__ void load_b(uint32_t (&b)[4],
                        const SharedTile<T, length, depth, Innermost::kLength>& tile, int first,
-                       int step, int lane) {
+                       int further, int step, int lane) {
   if constexpr (sizeof(T) == 2) {
-    load_matrices_transposed(b, tile.chunk(16 * step + lane % 16, first / 8 + lane / 16));
+    load_matrices_transposed(b,
+                             tile.chunk(lane % 16, first / 8 + lane / 16, 16 * step) + further / 8);
   } else {
+    const T* const from = &tile.at(lane % 4 * 2, first + lane / 4);
 #pragma unroll
     for (int i = 0; i < 4; ++i)
-      b[i] = bits_of(tile.at(8 * step + lane % 4 * 2 + i % 2, first + i / 2 * 8 + lane / 4));
+      b[i] = bits_of(*(from + (8 * step + i % 2) * tile.kRowLength + i / 2 * 8 + further));
   }
 }
 
@@ -129,21 +133,16 @@ class TensorCoreSums {
 
   // Of the tiles the rows and columns from the given ones on.
   template <typename A, typename B>
-  __device__ void multiply(const A& a_tile, const B& b_tile, int row, int column,
-                           bool with_row_sums = false) {
+  __device__ void multiply(const A& a_tile, const B& b_tile, int row, int column) {
     const int lane = threadIdx.x % 32;
-    constexpr int kSteps = A::kDepth * sizeof(a_tile.data->element[0]) / 32;
+    constexpr int kSteps = kStepsOf<A>;
 #pragma unroll
     for (int step = 0; step < kSteps; ++step) {
       uint32_t a[kBlocks][4], b[kPairs][4];
 #pragma unroll
-      for (int i = 0; i < kBlocks; ++i) load_a(a[i], a_tile, row + 16 * i, step, lane);
+      for (int i = 0; i < kBlocks; ++i) load_a(a[i], a_tile, row, 16 * i, step, lane);
 #pragma unroll
-      for (int j = 0; j < kPairs; ++j) load_b(b[j], b_tile, column + 16 * j, step, lane);
-      if (with_row_sums) {
-#pragma unroll
-        for (int i = 0; i < kBlocks; ++i) Products::add_rows(row_sum_[i], a[i]);
-      }
+      for (int j = 0; j < kPairs; ++j) load_b(b[j], b_tile, column, 16 * j, step, lane);
 #pragma unroll
       for (auto& fragment : a)
         for (uint32_t& word : fragment) word = Products::rounded(word);
@@ -158,7 +157,19 @@ class TensorCoreSums {
     }
   }
 
-  // body(row, column, sum) for each of this lane's.
+  template <typename A>
+  __device__ void add_rows(const A& a_tile, int row) {
+#pragma unroll
+    for (int step = 0; step < kStepsOf<A>; ++step)
+#pragma unroll
+      for (int i = 0; i < kBlocks; ++i) {
+        uint32_t a[4];
+        load_a(a, a_tile, row, 16 * i, step, threadIdx.x % 32);
+        Products::add_rows(row_sum_[i], a);
+      }
+  }
+
+  // body(row, column, sums) for each of this lane's, neighbours in a row together.
   template <typename Body>
   __device__ void each(const Body& body) const {
     const int lane = threadIdx.x % 32;
@@ -167,8 +178,9 @@ class TensorCoreSums {
 #pragma unroll
       for (int j = 0; j < 2 * kPairs; ++j)
 #pragma unroll
-        for (int e = 0; e < 4; ++e)
-          body(16 * i + e / 2 * 8 + lane / 4, 8 * j + lane % 4 * 2 + e % 2, sum_[i][j][e]);
+        for (int e = 0; e < 4; e += 2)
+          body(16 * i + e / 2 * 8 + lane / 4, 8 * j + lane % 4 * 2,
+               Vector<Sum, 2>{sum_[i][j][e], sum_[i][j][e + 1]});
   }
 
   template <typename Body>
@@ -183,6 +195,8 @@ class TensorCoreSums {
   }
 
  private:
+  template <typename Tile>
+  static constexpr int kStepsOf = Tile::kDepth * sizeof(Tile::data->element[0]) / 32;
   static constexpr int kBlocks = rows / 16, kPairs = columns / 16;
   float sum_[kBlocks][2 * kPairs][4] = {};
   float row_sum_[kBlocks][4] = {};  // never touched, and no register, where nobody asks
@@ -199,8 +213,7 @@ class MultiplyAddSums {
   using Sum = T;
 
   template <typename A, typename B>
-  __device__ void multiply(const A& a_tile, const B& b_tile, int row, int column,
-                           bool with_row_sums = false) {
+  __device__ void multiply(const A& a_tile, const B& b_tile, int row, int column) {
     static_assert(A::kInnermost == innermost && B::kInnermost == innermost);
     const int lane_row = threadIdx.x % 32 / 8, lane_column = threadIdx.x % 8;
     if constexpr (innermost == Innermost::kDepth) {
@@ -208,10 +221,11 @@ class MultiplyAddSums {
       for (int c = 0; c < A::kChunks; ++c) {
         Chunk<T> a[kRows];
 #pragma unroll
-        for (int i = 0; i < kRows; ++i) a[i] = *a_tile.chunk(row + lane_row + 4 * i, c);
+        for (int i = 0; i < kRows; ++i)
+          a[i] = *a_tile.chunk(row + lane_row + 4 * (i % 2), c, i / 2 * 8);
 #pragma unroll
         for (int j = 0; j < kColumns; ++j) {
-          const Chunk<T> b = *b_tile.chunk(column + lane_column + 8 * j, c);
+          const Chunk<T> b = *b_tile.chunk(column + lane_column, c, 8 * j);
 #pragma unroll
           for (int e = 0; e < kPack<T>; ++e)
 #pragma unroll
@@ -231,7 +245,6 @@ class MultiplyAddSums {
 #pragma unroll
         for (int i = 0; i < kRows; ++i) {
           const T value = a[i / kPack<T>].element[i % kPack<T>];
-          if (with_row_sums) row_sum_[i] += value;
 #pragma unroll
           for (int j = 0; j < kColumns; ++j)
             sum_[i][j] += value * b[j / kPack<T>].element[j % kPack<T>];
@@ -240,12 +253,29 @@ class MultiplyAddSums {
     }
   }
 
+  template <typename A>
+  __device__ void add_rows(const A& a_tile, int row) {
+    static_assert(innermost == Innermost::kLength);
+    for (int k = 0; k < A::kDepth; ++k)
+#pragma unroll
+      for (int i = 0; i < kRows; i += kPack<T>) {
+        const Chunk<T> a = *a_tile.chunk(k, (row + row_of(i)) / kPack<T>);
+#pragma unroll
+        for (int e = 0; e < kPack<T>; ++e) row_sum_[i + e] += a.element[e];
+      }
+  }
+
   template <typename Body>
   __device__ void each(const Body& body) const {
 #pragma unroll
     for (int i = 0; i < kRows; ++i)
 #pragma unroll
-      for (int j = 0; j < kColumns; ++j) body(row_of(i), column_of(j), sum_[i][j]);
+      for (int j = 0; j < kColumns; j += kNeighbours) {
+        Vector<Sum, kNeighbours> sums;
+#pragma unroll
+        for (int e = 0; e < kNeighbours; ++e) sums.element[e] = sum_[i][j + e];
+        body(row_of(i), column_of(j), sums);
+      }
   }
 
   template <typename Body>
@@ -257,6 +287,7 @@ class MultiplyAddSums {
 
  private:
   static constexpr int kRows = rows / 4, kColumns = columns / 8;
+  static constexpr int kNeighbours = innermost == Innermost::kDepth ? 1 : kPack<T>;
 
   __device__ static int row_of(int i) { return position(i, threadIdx.x % 32 / 8, 4); }
   __device__ static int column_of(int j) { return position(j, threadIdx.x % 8, 8); }
@@ -273,10 +304,11 @@ class MultiplyAddSums {
 
 // The arithmetic of an element type: the sums of a warp, the depth of a tile, how many tiles are
 // on their way at a time.
-template <typename T, typename Products, int depth, int stages>
+template <typename T, typename Products>
 struct OnTensorCores {
   using Element = T;
-  static constexpr int kDepth = depth, kStages = stages;
+  static constexpr bool kTensorCores = true;
+  static constexpr int kDepth = 64 / sizeof(T), kStages = 4;
   template <int rows, int columns, Innermost>
   using Sums = TensorCoreSums<Products, rows, columns>;
 };
@@ -284,15 +316,15 @@ struct OnTensorCores {
 template <typename T, int depth>
 struct ByMultiplyAdd {
   using Element = T;
+  static constexpr bool kTensorCores = false;
   static constexpr int kDepth = depth, kStages = 3;
   template <int rows, int columns, Innermost innermost>
   using Sums = MultiplyAddSums<T, rows, columns, innermost>;
 };
 
-using BFloat16Arithmetic =
-    OnTensorCores<BFloat16, Half16Products<Half16::kBFloat16, 0x3f803f80u>, 32, 4>;
-using Float16Arithmetic = OnTensorCores<Half, Half16Products<Half16::kFloat16, 0x3c003c00u>, 32, 4>;
-using Tf32Arithmetic = OnTensorCores<float, Tf32Products, 32, 3>;
+using BFloat16Arithmetic = OnTensorCores<BFloat16, Half16Products<Half16::kBFloat16, 0x3f803f80u>>;
+using Float16Arithmetic = OnTensorCores<Half, Half16Products<Half16::kFloat16, 0x3c003c00u>>;
+using Tf32Arithmetic = OnTensorCores<float, Tf32Products>;
 using Float32Arithmetic = ByMultiplyAdd<float, 32>;
 using Float64Arithmetic = ByMultiplyAdd<double, 16>;
 

@@ -10,10 +10,15 @@ namespace convbp::cuda::gemm {
 struct Digits {
   int outer, middle, inner;
 
-  __device__ static Digits of(int64_t number, int middles, int inners) {
-    const int64_t rest = number / inners;
-    return {static_cast<int>(rest / middles), static_cast<int>(rest % middles),
-            static_cast<int>(number % inners)};
+  __device__ static Digits of(uint32_t number, const Divisor& middles, const Divisor& inners) {
+    const uint32_t inner = inners.take(number), middle = middles.take(number);
+    return {static_cast<int>(number), static_cast<int>(middle), static_cast<int>(inner)};
+  }
+  // Where the host does not know how many middles there are, but few numbers reach so far.
+  __device__ static Digits of(uint32_t number, uint32_t middles, const Divisor& inners) {
+    const uint32_t inner = inners.take(number), outer = number < middles ? 0 : number / middles;
+    return {static_cast<int>(outer), static_cast<int>(number - outer * middles),
+            static_cast<int>(inner)};
   }
   __device__ void add(const Digits& step, int middles, int inners) {
     inner += step.inner;

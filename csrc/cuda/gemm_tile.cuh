@@ -1,9 +1,13 @@
 // A tile of a matrix in shared memory, in chunks of 16 bytes.
 //
 // A matrix operand has a length (rows of A, columns of B) and a depth, over which is summed. What
-// lies closest together in global memory, one or the other, does so here. Chunk c of row r is in
-// place c ^ r (as far as the row, or 128 bytes of it, has places): eight rows' chunks of one c,
-// what ldmatrix reads at a time, then lie in 32 different banks, and nothing is wasted on padding.
+// lies closest together in global memory, one or the other, does so here. Lanes that read at a time
+// must find their chunks in 32 different banks:
+//
+// - With the depth innermost, where a row is as long as the banks or half of them, chunk c of row r
+//   is in place c ^ r (as far as the row has places), and nothing is wasted.
+// - With the length innermost rows are long: each has a chunk more than it needs. An address is a
+//   sum then, of which all but the lane's part is known to the compiler.
 #pragma once
 
 #include "device.h"
@@ -15,10 +19,13 @@ enum class Innermost { kDepth, kLength };
 template <typename T>
 constexpr int kPack = 16 / sizeof(T);  // elements of a chunk
 
-template <typename T>
-struct alignas(16) Chunk {
-  T element[kPack<T>];
+template <typename T, int n>
+struct alignas(n * sizeof(T)) Vector {
+  T element[n];
 };
+
+template <typename T>
+using Chunk = Vector<T, kPack<T>>;
 
 template <typename T, int length, int depth, Innermost innermost>
 struct SharedTile {
@@ -26,17 +33,24 @@ struct SharedTile {
   static constexpr int kDepth = depth;
   static constexpr int kRows = innermost == Innermost::kDepth ? length : depth;
   static constexpr int kChunks = (innermost == Innermost::kDepth ? depth : length) / kPack<T>;
-  static constexpr int kBytes = kRows * kChunks * 16;
+  static constexpr int kPitch = innermost == Innermost::kDepth ? kChunks : kChunks + 1;
+  static constexpr int kRowLength = kPitch * kPack<T>;  // in elements
+  static constexpr int kBytes = kRows * kPitch * 16;
   static_assert(kChunks == 4 || kChunks % 8 == 0);
 
   Chunk<T>* data;
 
-  __device__ Chunk<T>* chunk(int row, int c) const {
-    const int moved = kChunks == 4 ? c ^ (row / 2 % 4) : c ^ (row % 8);
-    return data + row * kChunks + moved;
+  __device__ static int place(int row, int c) {
+    if constexpr (innermost == Innermost::kDepth) c ^= kChunks == 4 ? row / 2 % 4 : row % 8;
+    return row * kPitch + c;
+  }
+  __device__ Chunk<T>* chunk(int row, int c) const { return data + place(row, c); }
+  // Of a row that is a multiple of eight further: there, places are the same.
+  __device__ Chunk<T>* chunk(int row, int c, int further) const {
+    return chunk(row, c) + further * kPitch;
   }
 
-  __device__ T at(int row, int element) const {
+  __device__ T& at(int row, int element) const {
     return chunk(row, element / kPack<T>)->element[element % kPack<T>];
   }
 };

@@ -60,6 +60,12 @@ struct Divisor {
   CONVBP_BOTH uint32_t quotient(uint32_t n) const {
     return (static_cast<uint32_t>(static_cast<uint64_t>(n) * factor >> 32) + n) >> shift;
   }
+  // Takes the last digit off a number, in the number system of this base.
+  CONVBP_BOTH uint32_t take(uint32_t& rest) const {
+    const uint32_t left = quotient(rest), digit = rest - left * divisor;
+    rest = left;
+    return digit;
+  }
 };
 
 // The positions of a tensor, numbered in the order in which memory holds them.
@@ -79,19 +85,12 @@ struct Positions {
     if (!small) return Position(number, size, channels_innermost);
     Position at{};
     auto rest = static_cast<uint32_t>(number);
-    if (channels_innermost) at.c = take(rest, 1);
-    at.j = take(rest, 3);
-    at.i = take(rest, 2);
-    if (!channels_innermost) at.c = take(rest, 1);
+    if (channels_innermost) at.c = by[1].take(rest);
+    at.j = by[3].take(rest);
+    at.i = by[2].take(rest);
+    if (!channels_innermost) at.c = by[1].take(rest);
     at.b = rest;
     return at;
-  }
-
- private:
-  CONVBP_BOTH uint32_t take(uint32_t& rest, int d) const {
-    const uint32_t quotient = by[d].quotient(rest), digit = rest - quotient * by[d].divisor;
-    rest = quotient;
-    return digit;
   }
 };
 

@@ -5,7 +5,7 @@
 
 namespace convbp::cuda::gemm {
 
-// The kernels count positions, taps and blocks in 32 bits; only offsets into tensors have 64.
+// The kernels count pixels, taps and blocks in 32 bits; only offsets into tensors have 64.
 bool takes(const ConvProblem& p) {
   constexpr double kMost = 1 << 29;
   const auto number = [](int64_t n) { return static_cast<double>(n); };
@@ -27,8 +27,9 @@ bool takes(const ConvProblem& p) {
                         std::max(phases * (number(p.batch) * positions / phases / kTile + 2),
                                  (taps * (channels + kPadding) / kTile + 1) *
                                      (512 + number(p.batch) * positions / (1 << 15)));
-  return number(p.batch) <= kMost && number(p.groups) * channels <= kMost &&
-         taps * (channels + kPadding) <= kMost && blocks <= kMost;
+  return number(p.batch) <= kMost && number(p.batch) * positions <= 3 * kMost &&
+         number(p.groups) * channels <= kMost && taps * (channels + kPadding) <= kMost &&
+         blocks <= kMost;
 }
 
 }  // namespace convbp::cuda::gemm

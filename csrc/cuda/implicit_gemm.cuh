@@ -20,19 +20,18 @@ namespace convbp::cuda::gemm {
 template <typename Arithmetic, Innermost innermost, typename Choose, typename Body>
 void with_shape(bool elements, int tile, const Choose& choose, const Body& body) {
   using T = typename Arithmetic::Element;
-  constexpr bool kTensorCores =
-      !std::is_same_v<Arithmetic, Float32Arithmetic> && !std::is_same_v<T, double>;
-  // Eight warps of 64x32 on tensor cores, of 32x64 otherwise; four for the smaller tiles.
-  constexpr int kDown = kTensorCores ? 2 : 4, kAcross = kTensorCores ? 4 : 2;
+  // Of the largest tile's sums a warp has 64x64 on tensor cores, which are so fast that shared
+  // memory is the narrow place, and 32x64 otherwise.
+  constexpr bool kTensorCores = Arithmetic::kTensorCores;
+  constexpr int kDown = kTensorCores ? 2 : 4;
   const auto wanted = [&](int number, int rows, int columns) {
     return tile < 0 ? choose(rows, columns) : tile == number;
   };
   if (elements) return body(Shape<Arithmetic, 64, 64, 2, 2, true, innermost>());
   if constexpr (!std::is_same_v<T, double>) {
-    if (wanted(0, 128, 128))
-      return body(Shape<Arithmetic, 128, 128, kDown, kAcross, false, innermost>());
+    if (wanted(0, 128, 128)) return body(Shape<Arithmetic, 128, 128, kDown, 2, false, innermost>());
     if (wanted(1, 128, 64))
-      return body(Shape<Arithmetic, 128, 64, kDown, kAcross / 2, false, innermost>());
+      return body(Shape<Arithmetic, 128, 64, kDown, kTensorCores ? 2 : 1, false, innermost>());
   }
   body(Shape<Arithmetic, 64, 64, 2, 2, false, innermost>());
 }
@@ -66,13 +65,41 @@ bool in_chunks(const Operand<const T>& o, const PackSize& size) {
          whole(o.row, size.rows) && whole(o.pixel, size.pixels);
 }
 
-// The operand itself where it can be read in chunks, or its copy in scratch memory.
+// Can the result be stored chunk by chunk, of a pixel's channels or of a channel's pixels?
+template <typename T>
+bool stored_in_chunks(const Convolution<T>& c) {
+  const Operand<T>& o = c.result;
+  const int64_t rows = c.axis[kHeight].results, row = c.axis[kWidth].results, plane = rows * row;
+  const auto whole = [](int64_t count) { return divide_up(count, kPack<T>) * kPack<T>; };
+  if (c.channels_innermost)
+    return in_chunks<T>({o.data, o.group, o.item, o.channel, o.row, o.pixel},
+                        {c.groups, c.batch, c.columns, whole(c.columns), rows, row});
+  // A plane's pixels for channels, if they lie side by side in the order in which they are counted.
+  return c.axis[kHeight].phases == 1 && c.axis[kWidth].phases == 1 && o.row == row * o.pixel &&
+         in_chunks<T>({o.data, o.group, o.item, o.pixel, 0, o.channel},
+                      {c.groups, c.batch, plane, whole(plane), 1, c.columns});
+}
+
+// The operand itself where it can be read in chunks (and, `side_by_side`, all its pixels at one
+// distance), or its copy in scratch memory.
 template <typename T>
 Operand<const T> packed(Context& context, const Operand<const T>& source, int64_t groups,
-                        int64_t items, int64_t channels, int64_t rows, int64_t pixels) {
+                        int64_t items, int64_t channels, int64_t rows, int64_t pixels,
+                        bool side_by_side = false) {
   const PackSize size{groups, items, channels, divide_up(channels, kPack<T>) * kPack<T>,
                       rows,   pixels};
-  if (in_chunks(source, size)) return source;
+  // A tap outside the only row or pixel is not read, but its address is a multiple of 16 as well.
+  const bool readable = in_chunks(source, size);
+  if (side_by_side && readable && source.pixel % kPack<T> == 0 &&
+      source.row == pixels * source.pixel && source.item == rows * source.row)
+    return source;
+  if (!side_by_side && readable)
+    return {source.data,
+            source.group,
+            source.item,
+            1,
+            rows == 1 ? 0 : source.row,
+            pixels == 1 ? 0 : source.pixel};
   const int64_t pixel = size.padded, row = pixels * pixel, item = rows * row, group = items * item;
   T* const data = static_cast<T*>(context.scratch(groups * group * sizeof(T)));
   launch(context, "pack", kernels::pack<T>, blocks_for(size.tiles() * kThreads, context), kThreads,
@@ -87,6 +114,10 @@ Operand<const T> packed(Context& context, const Operand<const T>& source, int64_
 // depends on the problem alone.
 constexpr int64_t kManyTiles = 256;
 
+inline Divisor divisor(int64_t number) {
+  return Divisor(static_cast<uint32_t>(std::max<int64_t>(number, 1)));
+}
+
 // A convolution, or transposed its input gradient: the roles of input and output, and of filters
 // and their channels, are exchanged.
 template <typename T>
@@ -100,12 +131,16 @@ void convolve(Context& context, const ConvProblem& p, bool transposed, View<cons
       {Axis::of(p, kHeight, transposed), Axis::of(p, kWidth, transposed)},
       static_cast<int>(p.batch),
       static_cast<int>(p.groups),
-      static_cast<int>(channels),
       static_cast<int>(columns),
       activations(source, channels),
       transposed ? filters_transposed(weight, p.out_channels) : filters(weight, p.out_channels),
-      activations(result, columns)};
+      activations(result, columns),
+      channels_innermost(result.stride)};
+  const auto aligned = [](const T* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; };
+  c.in_chunks = stored_in_chunks(c) && aligned(epilogue.pre_activation) && aligned(epilogue.bias);
   const bool elements = by_elements<T>(channels);
+  c.units = divisor(elements ? channels : divide_up(channels, kPack<T>));
+  c.phases = divisor(c.axis[kHeight].phases * c.axis[kWidth].phases);
   if (!elements) {
     c.source = packed(context, c.source, p.groups, p.batch, channels, size[0], size[1]);
     c.filter = packed(context, c.filter, p.groups, columns, channels, p.kernel[0], p.kernel[1]);
@@ -126,11 +161,11 @@ void convolve(Context& context, const ConvProblem& p, bool transposed, View<cons
         },
         [&](auto shape) {
           using S = decltype(shape);
-          c.row_tiles = divide_up(pixels, S::kRows);
-          c.column_tiles = divide_up(c.columns, S::kColumns);
+          c.row_tiles = divisor(divide_up(pixels, S::kRows));
+          c.column_tiles = divisor(divide_up(c.columns, S::kColumns));
           launch(context, "implicit GEMM", kernels::convolve<S>,
                  dim3(static_cast<unsigned>(blocks(S::kRows, S::kColumns))), S::kThreads,
-                 kConvolveSharedBytes<S>, c, epilogue, channels_innermost(result.stride));
+                 kConvolveSharedBytes<S>, c, epilogue);
         });
   });
 }
@@ -164,12 +199,13 @@ void conv2d_weight_grad(Context& context, const ConvProblem& p, View<const T> in
       static_cast<int>(p.kernel[0] * p.kernel[1] * divide_up(p.in_channels, unit) * unit)};
   const int64_t pixels = p.batch * p.out_size[0] * p.out_size[1];
   const int64_t all_filters = p.groups * p.out_channels;
+  w.units = divisor(divide_up(p.in_channels, unit));
   if (pixels) {
     if (!elements)
       w.input =
           packed(context, w.input, p.groups, p.batch, p.in_channels, p.in_size[0], p.in_size[1]);
-    w.delta =
-        packed(context, w.delta, p.groups, p.batch, p.out_channels, p.out_size[0], p.out_size[1]);
+    w.delta = packed(context, w.delta, p.groups, p.batch, p.out_channels, p.out_size[0],
+                     p.out_size[1], true);
     with_arithmetic<T>(options, [&](auto arithmetic) {
       with_shape<decltype(arithmetic), Innermost::kLength>(
           elements, options.tile,
@@ -177,24 +213,26 @@ void conv2d_weight_grad(Context& context, const ConvProblem& p, View<const T> in
           [&](auto shape) {
             using S = decltype(shape);
             using A = Accumulator<T>;
-            w.row_tiles = divide_up(w.filters, S::kRows);
-            w.column_tiles = divide_up(w.columns, S::kColumns);
+            w.row_tiles = divisor(divide_up(w.filters, S::kRows));
+            w.column_tiles = divisor(divide_up(w.columns, S::kColumns));
             // Enough blocks for a large GPU, each with a few tiles of pixels at least; and no sum
             // in a register of more than 2^15 pixels, whose roundings would add up.
             constexpr int64_t kFewTiles = 4, kMostTiles = (1 << 15) / S::kDepth;
             const int64_t tiles = divide_up(pixels, S::kDepth);
-            const int64_t wanted =
-                divide_up(2 * kManyTiles, w.groups * w.row_tiles * w.column_tiles);
-            w.tiles_a_piece =
-                static_cast<int>(std::clamp(divide_up(tiles, wanted), kFewTiles, kMostTiles));
+            const int64_t blocks =
+                w.groups * divide_up(w.filters, S::kRows) * divide_up(w.columns, S::kColumns);
+            w.tiles_a_piece = static_cast<uint32_t>(std::clamp(
+                divide_up(tiles, divide_up(2 * kManyTiles, blocks)), kFewTiles, kMostTiles));
             w.pieces = static_cast<int>(divide_up(tiles, w.tiles_a_piece));
+            w.by_pieces = divisor(w.pieces);
+            w.walk =
+                Walk::of(WeightGradLoader<S>::kInputStep, w.axis[kHeight], w.axis[kWidth], w.input);
             w.partial =
                 static_cast<A*>(context.scratch(w.pieces * all_filters * w.columns * sizeof(A)));
             if (bias_grad)
               w.bias_partial = static_cast<A*>(context.scratch(w.pieces * all_filters * sizeof(A)));
             launch(context, "implicit GEMM, weight gradient", kernels::weight_grad<S>,
-                   dim3(static_cast<unsigned>(w.groups * w.pieces * w.row_tiles * w.column_tiles)),
-                   S::kThreads, S::kRingBytes, w);
+                   dim3(static_cast<unsigned>(blocks * w.pieces)), S::kThreads, S::kRingBytes, w);
           });
     });
   }
