@@ -2,7 +2,7 @@
 // memory and turns of shared memory they take, and how many they would take at least (accesses.h).
 // It is no time, and says nothing of what the caches keep.
 //
-//   traffic [layer [type]]   all layers and element types, or those whose names begin so
+//   traffic [layer [type]]   all layers and element types, or those of this name
 //
 // A line for each kernel that an operator starts, with columns
 //
@@ -301,7 +301,9 @@ void run_elementwise(std::vector<Line>& lines, const std::string& title, Layout 
 template <typename T>
 void run_all(std::vector<Line>& lines, const std::string& layer_only, const std::string& type,
              bool tf32) {
-  const auto wanted = [&](const std::string& name) { return name.rfind(layer_only, 0) == 0; };
+  const auto wanted = [&](const std::string& name) {
+    return layer_only.empty() || name == layer_only;
+  };
   for (const Layout layout : {Layout::kContiguous, Layout::kChannelsLast}) {
     const std::string rest =
         "; " + type + "; " + (layout == Layout::kContiguous ? "NCHW" : "channels_last") + "; ";
@@ -319,7 +321,7 @@ void run_all(std::vector<Line>& lines, const std::string& layer_only, const std:
 
 int run(const std::string& layer, const std::string& type) {
   std::vector<Line> lines;
-  const auto wanted = [&](const char* name) { return std::string(name).rfind(type, 0) == 0; };
+  const auto wanted = [&](const char* name) { return type.empty() || type == name; };
   if (wanted("bfloat16")) run_all<BFloat16>(lines, layer, "bfloat16", false);
   if (wanted("float32")) run_all<float>(lines, layer, "float32", false);
   if (wanted("TF32")) run_all<float>(lines, layer, "TF32", true);
