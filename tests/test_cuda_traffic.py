@@ -51,11 +51,11 @@ BOUNDS = {
         Bound("add_pieces", 1.0),
     ],
     "1x1-100": [
-        Bound("implicit GEMM", 0.75), Bound("implicit GEMM, weight gradient", 0.6),
+        Bound("implicit GEMM", 0.75, 1.3), Bound("implicit GEMM, weight gradient", 0.6),
         Bound("pack", 0.75), Bound("add_pieces", 0.9),
     ],
     "stem-3x3": [
-        Bound("implicit GEMM", 0.35), Bound("implicit GEMM, weight gradient", 0.3),
+        Bound("implicit GEMM", 0.3, 1.4), Bound("implicit GEMM, weight gradient", 0.3),
         Bound("pack", 0.8), Bound("add_pieces", 0.9, 2.0),
     ],
     "depthwise-3x3": [
@@ -149,7 +149,7 @@ FAULTS = {
         "gemm_pack.cuh", "(sizeof(T) < 4 ? 4 / sizeof(T) : 1)", "0"
     ),
     "a tensor read across": Fault(
-        "gemm_pack.cuh", "source.channel <= source.item;", "source.channel > source.item;"
+        "gemm_pack.cuh", "source.channel <= source.pixel &&", "source.channel > source.pixel &&"
     ),
     "a gradient written across": Fault(
         "gemm_add_pieces.cuh",
