@@ -93,6 +93,7 @@ double bytes_of(const Ints& size, int64_t element_bytes);
 void check_fits(const Ints& size, int64_t element_bytes);
 
 void check_bias(const Tensor& bias, const Ints& weight_size);
-void check_delta(const Ints& delta_size, const ConvProblem& problem);
+// Of delta, or of what has its size.
+void check_delta(const Ints& delta_size, const ConvProblem& problem, const char* name = "delta");
 
 }  // namespace convbp

@@ -13,29 +13,20 @@
 
 namespace convbp::elementary {
 
-CONVBP_BOTH inline double exp(double x) {
+template <typename A>
+CONVBP_BOTH inline A exp(A x) {
   return std::exp(x);
 }
-CONVBP_BOTH inline double tanh(double x) {
+template <typename A>
+CONVBP_BOTH inline A tanh(A x) {
   return std::tanh(x);
 }
-CONVBP_BOTH inline double erf(double x) {
+template <typename A>
+CONVBP_BOTH inline A erf(A x) {
   return std::erf(x);
 }
 
-#if defined(__CUDACC__)
-
-CONVBP_BOTH inline float exp(float x) {
-  return std::exp(x);
-}
-CONVBP_BOTH inline float tanh(float x) {
-  return std::tanh(x);
-}
-CONVBP_BOTH inline float erf(float x) {
-  return std::erf(x);
-}
-
-#else
+#if !defined(__CUDACC__)
 
 // c[0] + c[1] x + c[2] x^2 + ...
 template <typename... C>

@@ -4,7 +4,8 @@
 // Three operators are the convolution: conv2d (L1), conv2d_input_grad (L6) and conv2d_weight_grad
 // (L4). Others do two things in one pass: conv2d_weight_bias_grad L4 and L5, conv2d_activation L1
 // and L2, conv2d_activation_pair the same with the pre-activation beside its output,
-// error_signal_bias_grad L3 and L5.
+// error_signal_bias_grad L3 and L5; depthwise_backward is L3 to L6 of a depthwise layer (without an
+// activation there is no `kept`, delta is grad, and `activation` is not looked at).
 //
 // activation is L2's g alone. error_signal is L3; `kept` is the output or the pre-activation,
 // whichever torch_convbp/activations.py says for that activation. linear is L7.
@@ -49,6 +50,10 @@ STABLE_TORCH_LIBRARY(torch_convbp, m) {
   m.def(
       "error_signal_bias_grad(Tensor grad, Tensor kept, str activation, float[] parameters) "
       "-> (Tensor, Tensor)");
+  m.def(
+      "depthwise_backward(Tensor grad, Tensor? kept, Tensor input, Tensor weight, int[2] stride, "
+      "int[4] padding, int[2] dilation, int groups, str activation, float[] parameters, *, "
+      "MemoryFormat? memory_format=None) -> (Tensor, Tensor, Tensor)");
   m.def("linear(Tensor input, Tensor weight, Tensor? bias) -> Tensor");
   m.def(
       "max_pool2d(Tensor input, int[2] kernel_size, int[2] stride, int[2] padding, "

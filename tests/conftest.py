@@ -30,6 +30,7 @@ ON_EVERY_DEVICE = {
     "test_compatibility_transforms_complex",
     "test_convert",
     "test_decompositions",
+    "test_depthwise_backward",
     "test_errors",
     "test_exact",
     "test_exact_pools",

@@ -167,12 +167,44 @@ BUGS = {
         "number * length", "depthwise", "float32",
     ),
     "depthwise: a piece left out": Bug(
-        "depthwise_weight_grad.cuh", "piece < pieces; piece += blockDim.y",
+        "depthwise_pieces.cuh", "piece < pieces; piece += blockDim.y",
         "piece < pieces - 1; piece += blockDim.y", "depthwise", "float32",
     ),
     "depthwise: the last slot left out": Bug(
         "depthwise_weight_grad.cuh", "z < slots; ++z", "z < slots - 1; ++z",
         "depthwise", "float32",
+    ),
+    "depthwise backward: no barrier behind the deltas": Bug(
+        "depthwise_backward.cuh", "    barrier();\n\n    const auto compute",
+        "    const auto compute", "depthwise_backward", "float32",
+    ),
+    "depthwise backward: deltas overwritten while they are read": Bug(
+        "depthwise_backward.cuh", "    barrier();\n  }\n\n  // The threads of a channel",
+        "  }\n  barrier();\n  // The threads of a channel", "depthwise_backward", "float32",
+    ),
+    "depthwise backward: the halo counted twice": Bug(
+        "depthwise_backward.cuh", "(i >= S::kBehind || tile_row == 0)", "(i >= 0)",
+        "depthwise_backward", "float32",
+    ),
+    "depthwise backward: what lies in front of the first tile not counted": Bug(
+        "depthwise_backward.cuh", "(j >= S::kBehind || tile_column == 0)", "(j >= S::kBehind)",
+        "depthwise_backward", "float32",
+    ),
+    "depthwise backward: a column of deltas too far left": Bug(
+        "depthwise_backward.cuh", "S::kBehind + (column - s) / stride",
+        "S::kBehind + (column - s - 1) / stride", "depthwise_backward", "float32",
+    ),
+    "depthwise backward: a delta that is not rounded": Bug(
+        "depthwise_backward.cuh",
+        "static_cast<A>(static_cast<T>(g.error_signal(grad[0], kept[0])))",
+        "g.error_signal(grad[0], kept[0])", "depthwise_backward",
+    ),
+    "depthwise backward: half of the threads left out": Bug(
+        "depthwise_backward.cuh", "kThreads * V / at_once / 2; half > 0",
+        "kThreads * V / at_once / 4; half > 0", "depthwise_backward", "float32",
+    ),
+    "depthwise backward: no kernel for what a padding beyond the filter has": Bug(
+        "depthwise_backward.cu", "axis.pad < axis.taps &&", "", "depthwise_backward", "float32",
     ),
     "a sum without its last row of threads": Bug(
         "elementwise.cuh", "y < Sums::kRows;", "y < Sums::kRows - 1;", "elementwise", "float32"
@@ -202,6 +234,7 @@ BUGS = {
 # What a family's kernels are compiled into; the implicit GEMM's, a file for each element type.
 OBJECTS = {
     "depthwise": ["depthwise.o", "depthwise_weight_grad.o"],
+    "depthwise_backward": ["depthwise_backward.o"],
     "elementwise": ["elementwise.o"],
     "plain": ["plain.o"],
     "pools": ["pool.o"],

@@ -246,6 +246,15 @@ OPERATORS: dict[str, tuple[Callable[[Any, str], Any], str]] = {
         r"argument 'delta' must be Tensor, not None"),
     "no_offset": (lambda o, d: o.max_pool2d_gather(x(), None, 2, 2, 0, 1, False),
         r"argument 'offset' must be Tensor, not None"),
+    "not_depthwise": (lambda o, d: o.depthwise_backward(x(2, 4, 6, 6, device=d), None,
+        x(device=d), w(device=d), *GEOMETRY, "", []),
+        r"depthwise layer.* weight of size \[4, 3, 3, 3\] and groups=1"),
+    "depthwise_grad_size": (lambda o, d: o.depthwise_backward(x(2, 3, 6, 5, device=d), None,
+        x(device=d), w(3, 1, 3, 3, device=d), *GEOMETRY[:3], 3, "", []),
+        r"Expected grad to have the size of conv2d's output, \[2, 3, 6, 6\]"),
+    "depthwise_kept_size": (lambda o, d: o.depthwise_backward(x(2, 3, 6, 6, device=d),
+        x(1, 3, 6, 6, device=d), x(device=d), w(3, 1, 3, 3, device=d), *GEOMETRY[:3], 3, "relu",
+        []), r"Expected kept to have the size of conv2d's output, \[2, 3, 6, 6\]"),
     "integers": (lambda o, d: o.conv2d_weight_grad(x(device=d, dtype=torch.int32), [4, 3, 3, 3],
         x(2, 4, 6, 6, device=d, dtype=torch.int32), *GEOMETRY),
         r'"conv2d_weight_grad" not implemented for \'Int\''),
@@ -269,7 +278,7 @@ def test_operators_refuse_what_is_not_dense(kind: str) -> None:
     o = torch.ops.torch_convbp
     pool = ((2, 2), (2, 2), (0, 0), (1, 1), False)
     average = (*pool[:3], False, True, None)
-    delta, small = x(2, 4, 6, 6), x(2, 3, 4, 4)
+    delta, maps, small = x(2, 4, 6, 6), x(2, 3, 6, 6), x(2, 3, 4, 4)
     relu, offset = ("relu", []), torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
     arguments: dict[str, tuple[Any, ...]] = {
         "conv2d": (x(), w(), x(4), *GEOMETRY),
@@ -278,6 +287,7 @@ def test_operators_refuse_what_is_not_dense(kind: str) -> None:
         "conv2d_input_grad": ((2, 3, 8, 8), w(), delta, *GEOMETRY),
         "conv2d_weight_grad": (x(), (4, 3, 3, 3), delta, *GEOMETRY),
         "conv2d_weight_bias_grad": (x(), (4, 3, 3, 3), delta, *GEOMETRY),
+        "depthwise_backward": (maps, maps, x(), w(3, 1, 3, 3), *GEOMETRY[:3], 3, *relu),
         "activation": (x(), *relu),
         "error_signal": (x(), x(), *relu),
         "error_signal_bias_grad": (x(), x(), *relu),

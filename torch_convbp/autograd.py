@@ -7,7 +7,8 @@ conv2d (L1), conv2d_input_grad (L6) and conv2d_weight_grad (L4) are one trilinea
 seen from its three sides: dT/ddelta, dT/da and dT/dw. So the derivative of each is written
 with the other two, and gradients of every order need no further kernel.
 
-Conv2dWeightBiasGrad is no fourth one, but L4 and L5 from the same pass over delta.
+Conv2dWeightBiasGrad is no fourth one, but L4 and L5 from the same pass over delta; and a depthwise
+layer's whole backward pass may be one operator (depthwise_ops.py).
 
 An activation g turns the gradient of what a layer puts out into its error signal (L3); L4 to L6
 take it from there, or L7 in a dense layer, whose matrix products are torch's.
@@ -24,12 +25,13 @@ Every Function saves only what the gradients asked for will need, and computes o
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from torch_convbp import activations, ops, recording, shapes
+from torch_convbp import activations, depthwise_ops, ops, recording, shapes
 from torch_convbp._single_level import (
     as_wanted,
     autograd_kernel,
@@ -56,6 +58,8 @@ def _gradients(
     bias_grad: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of a convolution's input, weight and bias, from its error signal."""
+    if bias_grad is None and _is_one_pass(ctx, delta):
+        return _all_gradients(ctx, delta, None, input, weight)
     needs_input_grad, needs_weight_grad, needs_bias_grad = ctx.needs_input_grad[:3]
     input_grad = weight_grad = None
     if needs_input_grad:  # L6
@@ -73,6 +77,31 @@ def _gradients(
     elif needs_bias_grad and bias_grad is None:  # L5, with the sign of L2: bias = -sum_k b_ok
         bias_grad = delta.sum((0, 2, 3))
     return input_grad, weight_grad, bias_grad
+
+
+def _is_one_pass(ctx: Any, grad: Tensor) -> bool:
+    """Is there one operator for all that follows from grad?"""
+    needs_input_grad, needs_weight_grad = ctx.needs_input_grad[:2]
+    return (
+        needs_input_grad
+        and needs_weight_grad
+        and depthwise_ops.is_one_pass(grad.device, ctx.weight_size, ctx.geometry[3])
+    )
+
+
+def _all_gradients(
+    ctx: Any,
+    grad: Tensor,
+    kept: Tensor | None,
+    input: Tensor,
+    weight: Tensor,
+    g: Sequence[Any] = ("", ()),
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """L3 to L6 in one pass, from the gradient of what the layer puts out."""
+    input_grad, weight_grad, bias_grad = depthwise_ops.depthwise_backward(
+        grad, kept, input, weight, *ctx.geometry, *g, memory_format=ctx.memory_format
+    )
+    return input_grad, weight_grad, bias_grad if ctx.needs_input_grad[2] else None
 
 
 def _tangent(ctx: Any, input: Tensor, weight: Tensor, input_t, weight_t, bias_t) -> Tensor:
@@ -154,14 +183,19 @@ class Conv2dActivation(torch.autograd.Function):
         delta = bias_grad = None
         gradients: tuple[Tensor | None, ...] = (None, None, None)
         with as_wanted(grad, p_grad, input, weight, kept):
-            # L3, and L5 in one pass
-            if grad is not None and p_grad is None and ctx.needs_input_grad[2]:
-                delta, bias_grad = ops.error_signal_bias_grad(grad, kept, *ctx.g)
-            elif grad is not None:  # L3
-                delta = ops.error_signal(grad, kept, *ctx.g)
-            delta = _sum(delta, p_grad)
-            if delta is not None:
-                gradients = _gradients(ctx, input, weight, delta, bias_grad)
+            if grad is not None and p_grad is None and _is_one_pass(ctx, grad):
+                gradients = _all_gradients(ctx, grad, kept, input, weight, ctx.g)
+                if ctx.layer is not None:  # what is recorded
+                    delta = ops.error_signal(grad, kept, *ctx.g)
+            else:
+                # L3, and L5 in one pass
+                if grad is not None and p_grad is None and ctx.needs_input_grad[2]:
+                    delta, bias_grad = ops.error_signal_bias_grad(grad, kept, *ctx.g)
+                elif grad is not None:  # L3
+                    delta = ops.error_signal(grad, kept, *ctx.g)
+                delta = _sum(delta, p_grad)
+                if delta is not None:
+                    gradients = _gradients(ctx, input, weight, delta, bias_grad)
         if delta is not None and ctx.layer is not None:
             recording.record(ctx.layer, delta, *gradients)
         return *gradients, None, None, None, None, None, None

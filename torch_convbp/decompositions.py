@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from torch_convbp import activations, ops, pool_ops, shapes
+from torch_convbp import activations, depthwise_ops, ops, pool_ops, shapes
 from torch_convbp.ops import Ints
 
 __all__ = ["decompositions"]
@@ -250,6 +250,7 @@ _TABLE: dict[Any, Callable[..., Any]] = {
     ops.conv2d_input_grad: conv2d_input_grad,
     ops.conv2d_weight_grad: conv2d_weight_grad,
     ops.conv2d_weight_bias_grad: conv2d_weight_bias_grad,
+    depthwise_ops.depthwise_backward: depthwise_ops.equations,
     ops.activation: activation,
     ops.error_signal: error_signal,
     ops.error_signal_bias_grad: error_signal_bias_grad,

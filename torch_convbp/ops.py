@@ -407,24 +407,24 @@ register(linear, "CompositeExplicitAutograd", _linear)
 # --- floating point operations (torch.utils.flop_counter) ------------------------------------
 
 
-def _flops(filters: Sequence[int], delta: Sequence[int]) -> int:
+def flops(filters: Sequence[int], delta: Sequence[int]) -> int:
     """A multiplication and an addition for each tap of each output element."""
     return 2 * math.prod(delta) * math.prod(filters[1:])
 
 
 @register_flop_formula([torch.ops.torch_convbp.conv2d, torch.ops.torch_convbp.conv2d_activation])
 def _(input: Ints, weight: Ints, *_: Any, out_shape: Ints, **__: Any) -> int:
-    return _flops(weight, out_shape)
+    return flops(weight, out_shape)
 
 
 @register_flop_formula([torch.ops.torch_convbp.conv2d_activation_pair])
 def _(input: Ints, weight: Ints, *_: Any, out_shape: Sequence[Ints], **__: Any) -> int:
-    return _flops(weight, out_shape[0])
+    return flops(weight, out_shape[0])
 
 
 @register_flop_formula([torch.ops.torch_convbp.conv2d_input_grad])
 def _(input_size: Ints, weight: Ints, delta: Ints, *_: Any, **__: Any) -> int:
-    return _flops(weight, delta)
+    return flops(weight, delta)
 
 
 @register_flop_formula(
@@ -434,7 +434,7 @@ def _(input_size: Ints, weight: Ints, delta: Ints, *_: Any, **__: Any) -> int:
     ]
 )
 def _(input: Ints, weight_size: Ints, delta: Ints, *_: Any, **__: Any) -> int:
-    return _flops(weight_size, delta)
+    return flops(weight_size, delta)
 
 
 @register_flop_formula([torch.ops.torch_convbp.linear])

@@ -421,6 +421,15 @@ def check_size(name: str, size: Sequence[int], like: str, expected: Sequence[int
     )
 
 
+def check_depthwise(weight_size: Sequence[int], groups: int) -> None:
+    """Raises RuntimeError unless each group has one channel and one filter."""
+    _check(
+        weight_size[1] == 1 and weight_size[0] == groups,
+        "Expected a depthwise layer, with weight of size [groups, 1, R, S], but got weight of size "
+        f"{list(weight_size)} and groups={groups}",
+    )
+
+
 def check_has_channels(kept_size: Sequence[int]) -> None:
     """Raises RuntimeError where there is no dimension 1 to have a bias gradient for."""
     _check(

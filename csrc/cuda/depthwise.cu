@@ -41,8 +41,8 @@ void start_channels(const Call<T>& call) {
                   (!kept.data || is_packed(kept, layer.channels, V));
   launch(call.context, "depthwise", kernels::channels<T, direction, taps, stride, kLength>,
          dim3(static_cast<unsigned>(others * blocks.chunks)), dim3(lanes, rows),
-         taps * taps * lanes * V * sizeof(Accumulator<T>), layer, call.source, call.weight,
-         call.epilogue, call.result, blocks);
+         Filters<taps, V, Accumulator<T>>(nullptr, lanes * V).size() * sizeof(Accumulator<T>),
+         layer, call.source, call.weight, call.epilogue, call.result, blocks);
 }
 
 template <typename T, Direction direction, int taps, int stride>

@@ -36,16 +36,12 @@ struct Layer {
 
 namespace kernels {
 
-// Sums to results. g is one loop that is not unrolled: it has the code of every activation.
+// Sums to results; they began with the bias. g is one loop that is not unrolled: it has the code of
+// every activation.
 template <int size, typename T>
-__device__ void finish(const Epilogue<T>& epilogue, Accumulator<T> (&sum)[size], int c, T* result,
+__device__ void finish(const Epilogue<T>& epilogue, Accumulator<T> (&sum)[size], T* result,
                        int64_t offset, const Vector& vector) {
   using A = Accumulator<T>;
-  if (epilogue.bias) {
-#pragma unroll
-    for (int v = 0; v < size; ++v)
-      if (v < vector.count) sum[v] += static_cast<A>(epilogue.bias[c + v]);
-  }
   if (epilogue.pre_activation) vector.store(epilogue.pre_activation + offset, sum);
   if (epilogue.activation.row >= 0) {
 #pragma unroll 1
@@ -89,13 +85,9 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int row = take(blocks.rows) * blockDim.y + threadIdx.y;
   const int64_t b = number;
 
-  A* const filter = shared_memory<A>();  // [taps, taps, channels of the block]
-  for (int e = threadIdx.y * blockDim.x + threadIdx.x; e < taps * taps * at_once;
-       e += blockDim.x * blockDim.y) {
-    const int c = first_channel + e % at_once, tap = e / at_once;
-    const int at = layer.turned ? taps * taps - 1 - tap : tap;
-    filter[e] = c < layer.channels ? static_cast<A>(weight.at(c, 0, at / taps, at % taps)) : A(0);
-  }
+  const Filters<taps, V, A> filters(shared_memory<A>(), at_once);
+  filters.take(weight, first_channel, layer.channels, layer.turned,
+               threadIdx.y * blockDim.x + threadIdx.x, blockDim.x * blockDim.y);
   barrier();
 
   const int c = first_channel + threadIdx.x * V;
@@ -103,12 +95,18 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int there = std::min(V, layer.channels - c);
   const Vector from{source.stride[1], there, blocks.packed};
   const Vector to{result.stride[1], there, blocks.packed};
+  A bias[V] = {};
+  if (epilogue.bias) Vector{1, there, false}.load(bias, epilogue.bias + c);
   const int end = std::min(first_strip + blocks.strips, S::count(width, length));
 #pragma unroll 1
   for (int strip = first_strip; strip < end; ++strip) {
     const int first = S::first_result(width, strip, length);
     const int n = S::first_source(width, first);
-    A sum[length][V] = {};
+    A sum[length][V];
+#pragma unroll
+    for (int p = 0; p < length; ++p)
+#pragma unroll
+      for (int v = 0; v < V; ++v) sum[p][v] = bias[v];
     each_tap<direction>(height, row, [&](int r, int m) {
       const T* const line = &source.at(b, c, m, 0);
       A x[kSources][V] = {};
@@ -118,8 +116,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 #pragma unroll
       for (int s = 0; s < taps; ++s) {
         A w[V];
-        const Vector packed{1, V, true};
-        packed.load(w, filter + (r * taps + s) * at_once + threadIdx.x * V);
+        filters.load(w, r * taps + s, threadIdx.x * V);
 #pragma unroll
         for (int p = 0; p < length; ++p)
 #pragma unroll
@@ -132,7 +129,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 #pragma unroll 1
     for (int p = 0; p < length; ++p) {
       if (inside(first + p, width.results))
-        finish(epilogue, sum[0], c, result.data,
+        finish(epilogue, sum[0], result.data,
                b * result.stride[0] + c * result.stride[1] + row * result.stride[2] +
                    (first + p) * result.stride[3],
                to);
@@ -172,12 +169,18 @@ __global__ void __launch_bounds__(kThreads, 1)
 
   A* const tile = shared_memory<A>() + threadIdx.z * (tile_rows * tile_columns + taps * taps);
   A* const filter = tile + tile_rows * tile_columns;
+  // Where neighbouring results meet every other column, those lie side by side, in different banks.
+  const auto place = [&](int column) {
+    const bool apart = S::kForward && stride == 2;
+    return apart ? column % 2 * ((tile_columns + 1) / 2) + column / 2 : column;
+  };
   if (is_there) {
     for (int i = threadIdx.y; i < tile_rows; i += blockDim.y)
       for (int j = threadIdx.x; j < tile_columns; j += blockDim.x)
-        tile[i * tile_columns + j] = inside(m + i, height.sources) && inside(n + j, width.sources)
-                                         ? static_cast<A>(source.at(b, c, m + i, n + j))
-                                         : A(0);
+        tile[i * tile_columns + place(j)] =
+            inside(m + i, height.sources) && inside(n + j, width.sources)
+                ? static_cast<A>(source.at(b, c, m + i, n + j))
+                : A(0);
     for (int tap = threadIdx.y * blockDim.x + threadIdx.x; tap < taps * taps;
          tap += blockDim.x * blockDim.y) {
       const int at = layer.turned ? taps * taps - 1 - tap : tap;
@@ -189,11 +192,14 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int column = first_column + threadIdx.x, first = first_row + threadIdx.y * length;
   if (!is_there || !inside(column, width.results) || first >= height.results) return;
   const A* const strip = tile + (S::first_source(height, first) - m) * tile_columns;
-  A sum[length][1] = {};
+  const A bias = epilogue.bias ? static_cast<A>(epilogue.bias[c]) : A(0);
+  A sum[length][1];
+#pragma unroll
+  for (int p = 0; p < length; ++p) sum[p][0] = bias;
   each_tap<direction>(width, column, [&](int s, int j) {
     A x[kSources];
 #pragma unroll
-    for (int k = 0; k < kSources; ++k) x[k] = strip[k * tile_columns + j - n];
+    for (int k = 0; k < kSources; ++k) x[k] = strip[k * tile_columns + place(j - n)];
 #pragma unroll
     for (int r = 0; r < taps; ++r) {
       const A w = filter[r * taps + s];
@@ -208,7 +214,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 #pragma unroll 1
   for (int p = 0; p < length; ++p) {
     if (inside(first + p, height.results))
-      finish(epilogue, sum[0], c, result.data,
+      finish(epilogue, sum[0], result.data,
              b * result.stride[0] + c * result.stride[1] + (first + p) * result.stride[2] +
                  column * result.stride[3],
              one);

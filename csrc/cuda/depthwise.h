@@ -23,4 +23,21 @@ template <typename T>
 void conv2d_weight_grad(Context&, const ConvProblem&, View<const T> input, View<const T> delta,
                         View<T> weight_grad, T* bias_grad);
 
+// What the error signal is computed from (L3): delta = g'(p) grad, where g' is known from what was
+// kept, p or g(p). Without an activation nothing is kept, and delta is grad.
+template <typename T>
+struct ErrorSignal {
+  activation::Activation<Accumulator<T>> g;
+  View<const T> grad, kept;
+};
+
+// L3 to L6 in one pass over memory, where there is a kernel for that. Returns whether there is.
+template <typename T>
+bool backward(Context&, const ConvProblem&, const ErrorSignal<T>&, View<const T> input,
+              View<const T> weight, View<T> input_grad, View<T> weight_grad, T* bias_grad);
+
+// L3 by itself: delta, in scratch memory where it is not grad.
+template <typename T>
+View<const T> error_signal(Context&, const ConvProblem&, const ErrorSignal<T>&);
+
 }  // namespace convbp::cuda::depthwise

@@ -130,6 +130,34 @@ struct Vector {
   }
 };
 
+// The filters of a block's channels, [taps * taps][a row of channels] in shared memory. They are
+// read in their own order; rows are V channels longer than the block has, so that the taps of a
+// channel, which neighbouring threads store, lie in different banks.
+template <int taps, int V, typename A>
+struct Filters {
+  A* data;
+  int channels, row;
+
+  CONVBP_BOTH Filters(A* data_, int channels_)
+      : data(data_), channels(channels_), row(channels_ + V) {}
+  CONVBP_BOTH int size() const { return taps * taps * row; }
+
+  template <typename T>
+  __device__ void take(const View<const T>& weight, int first, int all, bool turned, int thread,
+                       int threads) const {
+    for (int e = thread; e < taps * taps * channels; e += threads) {
+      const int c = e / (taps * taps), tap = e % (taps * taps);
+      const int at = turned ? taps * taps - 1 - tap : tap;
+      data[tap * row + c] =
+          first + c < all ? static_cast<A>(weight.at(first + c, 0, at / taps, at % taps)) : A(0);
+    }
+  }
+  // Of the V channels that begin with c.
+  __device__ void load(A (&to)[V], int tap, int c) const {
+    Vector{1, V, true}.load(to, data + tap * row + c);
+  }
+};
+
 // Are `size` neighbouring channels of `channels`, anywhere in the tensor, one aligned load?
 template <typename T>
 bool is_packed(const View<T>& t, int64_t channels, int size) {

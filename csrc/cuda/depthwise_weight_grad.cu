@@ -13,44 +13,14 @@ struct Call {
   Context& context;
   const ConvProblem& problem;
   Axis height, width;
-  int filters;
   View<const T> input, delta;
-  View<T> weight_grad;
-  T* bias_grad;
+  FilterGradients<T> gradients;
 };
-
-// The cut depends on the problem alone: so does the order of the sums.
-Pieces cut(int64_t lines, int64_t pixels_a_line, int64_t taps, int64_t other_blocks) {
-  constexpr int64_t kMost = 256, kBlocks = 2048;
-  const int64_t most = std::clamp<int64_t>(kBlocks / other_blocks, 1, kMost);
-  Pieces p{lines, 0, 0};
-  p.lines_a_piece =
-      std::max({int64_t{1}, divide_up(4 * taps, pixels_a_line), divide_up(lines, most)});
-  p.count = divide_up(lines, p.lines_a_piece);
-  return p;
-}
-
-// Memory for the pieces' sums, one for each tap and the bias.
-template <typename T>
-Accumulator<T>* partial_sums(const Call<T>& call, const Pieces& pieces) {
-  const int64_t sums = (int64_t{call.height.taps} * call.width.taps + 1) * call.filters;
-  return static_cast<Accumulator<T>*>(
-      call.context.scratch(pieces.count * sums * sizeof(Accumulator<T>)));
-}
-
-template <typename T>
-void add_pieces(const Call<T>& call, const Pieces& pieces, const Accumulator<T>* partial) {
-  const int64_t sums = (int64_t{call.height.taps} * call.width.taps + 1) * call.filters;
-  launch(call.context, "depthwise_add_pieces", kernels::add_pieces<T>,
-         dim3(static_cast<unsigned>(divide_up(sums, 32))), dim3(32, 8),
-         32 * 8 * sizeof(Accumulator<T>), partial, pieces.count, call.filters, call.height.taps,
-         call.width.taps, call.weight_grad, call.bias_grad);
-}
 
 template <typename T, int taps, int stride, bool along_height>
 void start_strips(const Call<T>& call) {
   constexpr int V = along_height ? 1 : kVector<T>, kLength = along_height ? 8 : 4;
-  const int channels = call.filters;
+  const int channels = call.gradients.filters;
   const int lanes = lanes_for(along_height ? call.width.results : divide_up(channels, V), 32);
   const int slots = 32 / lanes * std::max(1, 256 / (32 * taps));
   const int at_once = along_height ? 1 : lanes * V;
@@ -59,7 +29,7 @@ void start_strips(const Call<T>& call) {
   const int64_t pixels = int64_t{call.width.results} * (along_height ? kLength : 1);
   const Pieces pieces = cut(call.problem.batch * rows, pixels, taps * taps, blocks);
   const bool packed = is_packed(call.input, channels, V) && is_packed(call.delta, channels, V);
-  Accumulator<T>* const partial = partial_sums(call, pieces);
+  Accumulator<T>* const partial = partial_sums(call.context, pieces, call.gradients);
   if (pieces.count)
     launch(call.context, "depthwise_weight_grad",
            kernels::strips<T, taps, stride, kLength, V, along_height>,
@@ -67,22 +37,23 @@ void start_strips(const Call<T>& call) {
            dim3(lanes, taps, slots),
            int64_t{slots} * taps * (taps + 1) * at_once * sizeof(Accumulator<T>), call.height,
            call.width, channels, call.input, call.delta, pieces, packed, partial);
-  add_pieces(call, pieces, partial);
+  add_pieces(call.context, partial, pieces, call.gradients);
 }
 
 template <typename T>
 void start_general(const Call<T>& call) {
   const bool innermost = channels_innermost(call.input.stride);
-  const int64_t blocks = innermost ? (call.filters + 31) / 32 : call.filters;
+  const int64_t blocks = innermost ? (call.gradients.filters + 31) / 32 : call.gradients.filters;
   const Pieces pieces = cut(call.problem.batch * call.height.results, call.width.results,
                             int64_t{call.height.taps} * call.width.taps, blocks);
-  Accumulator<T>* const partial = partial_sums(call, pieces);
+  Accumulator<T>* const partial = partial_sums(call.context, pieces, call.gradients);
   if (pieces.count)
     launch(call.context, "depthwise_weight_grad", kernels::general<T>,
            dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(pieces.count)), dim3(32, 8), 0,
-           call.height, call.width, call.filters, static_cast<int>(call.problem.out_channels),
-           call.input, call.delta, pieces, innermost, partial);
-  add_pieces(call, pieces, partial);
+           call.height, call.width, call.gradients.filters,
+           static_cast<int>(call.problem.out_channels), call.input, call.delta, pieces, innermost,
+           partial);
+  add_pieces(call.context, partial, pieces, call.gradients);
 }
 
 template <typename T, int taps>
@@ -121,11 +92,9 @@ void conv2d_weight_grad(Context& context, const ConvProblem& p, View<const T> in
                      p,
                      {p, kHeight, false},
                      {p, kWidth, false},
-                     static_cast<int>(p.groups * p.out_channels),
                      input,
                      delta,
-                     weight_grad,
-                     bias_grad};
+                     filter_gradients(p, weight_grad, bias_grad)};
   if (!start_compiled(call)) start_general(call);
 }
 

@@ -6,10 +6,8 @@
 //       bias_grad[o] = the sum of delta[b, o, m, n]
 //
 // Bound by memory: input and delta are read once from DRAM, and what several taps need of them
-// comes from the L1 cache. The sum over the pixels is cut into pieces whose number depends on the
-// problem alone; a block sums a piece in a fixed order, and a second kernel adds the pieces in
-// theirs. A piece has at least four pixels for each tap, so that the partial sums are a small part
-// of the traffic.
+// comes from the L1 cache. The sum over the pixels is cut into pieces; a block sums a piece in a
+// fixed order, and a second kernel adds the pieces in theirs.
 //
 // - `strips`, compiled for R = S = 3, 5, 7 and strides 1 and 2: a thread has one tap of the axis
 //   across and all taps of the axis along a strip, whose input it loads once into registers. Where
@@ -21,19 +19,15 @@
 // The speed is not measured yet.
 #pragma once
 
+#include "depthwise_pieces.cuh"
 #include "depthwise_strip.cuh"
 
 namespace convbp::cuda::depthwise {
 
-// Lines are output rows of all samples; where a strip's axis is the height, rows of strips.
-struct Pieces {
-  int64_t lines, lines_a_piece;
-  int64_t count;
-};
-
 namespace kernels {
 
-// partial [pieces, taps * taps + 1, channels]: the last tap is the bias.
+// partial [pieces, taps * taps + 1, channels]: the last tap is the bias. Lines are output rows of
+// all samples; where a strip's axis is the height, rows of strips.
 template <typename T, int taps, int stride, int length, int V, bool along_height>
 __global__ void __launch_bounds__(256, 1)
     strips(Axis height, Axis width, int all_channels, View<const T> input, View<const T> delta,
@@ -108,10 +102,9 @@ __global__ void __launch_bounds__(256, 1)
   if (!along_height || lane == 0)
 #pragma unroll
     for (int k = 0; k <= taps; ++k)
-#pragma unroll
-      for (int v = 0; v < V; ++v)
-        shared[slot * sums + (tap_across * (taps + 1) + k) * at_once +
-               (along_height ? 0 : lane * V) + v] = sum[k][v];
+      Vector{1, V, true}.store(shared + slot * sums + (tap_across * (taps + 1) + k) * at_once +
+                                   (along_height ? 0 : lane * V),
+                               sum[k]);
   barrier();
   const int thread = (slot * taps + tap_across) * lanes + lane;
   for (int e = thread; e < sums; e += lanes * taps * slots) {
@@ -164,32 +157,6 @@ __global__ void __launch_bounds__(256, 1)
     if (o < filters && (channels_innermost || lane == 0))
       partial[(static_cast<int64_t>(blockIdx.y) * (taps + 1) + tap) * filters + o] = sum;
   }
-}
-
-// A block of 32 x 8 threads adds the pieces of 32 sums, every eighth piece a thread.
-template <typename T>
-__global__ void __launch_bounds__(256, 1)
-    add_pieces(const Accumulator<T>* partial, int64_t pieces, int filters, int rows, int columns,
-               View<T> weight_grad, T* bias_grad) {
-  using A = Accumulator<T>;
-  const int64_t sums = (static_cast<int64_t>(rows) * columns + 1) * filters;
-  const int64_t e = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  A sum = 0;
-  if (e < sums)
-    for (int64_t piece = threadIdx.y; piece < pieces; piece += blockDim.y)
-      sum += partial[piece * sums + e];
-  A* const shared = shared_memory<A>();
-  shared[threadIdx.y * blockDim.x + threadIdx.x] = sum;
-  barrier();
-  if (threadIdx.y > 0 || e >= sums) return;
-  sum = 0;
-  for (int y = 0; y < static_cast<int>(blockDim.y); ++y)
-    sum += shared[y * blockDim.x + threadIdx.x];
-  const int o = static_cast<int>(e % filters), tap = static_cast<int>(e / filters);
-  if (tap < rows * columns)
-    weight_grad.at(o, 0, tap / columns, tap % columns) = static_cast<T>(sum);
-  else if (bias_grad)
-    bias_grad[o] = static_cast<T>(sum);
 }
 
 }  // namespace kernels

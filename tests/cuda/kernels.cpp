@@ -461,6 +461,79 @@ void try_depthwise(Random& random) {
        &cuda::depthwise::conv2d_input_grad<T>, &cuda::depthwise::conv2d_weight_grad<T>});
 }
 
+// L3 to L6 in one pass, or L3 by itself where there is no such kernel.
+template <typename T>
+void try_depthwise_backward(Random& random) {
+  const Layout layout = dense_layout(random);
+  ConvProblem p = random_depthwise(random);
+  // Most are to be some that there is a kernel for.
+  for (int more = 8; more > 0; --more)
+    if (p.out_channels > 1 || !p.batch || p.kernel[0] != p.kernel[1] ||
+        p.stride[0] != p.stride[1] || p.dilation[0] > 1 || p.dilation[1] > 1 ||
+        (layout == Layout::kChannelsLast && p.groups % 2))
+      p = random_depthwise(random);
+  if (random.in(6))  // a block has several tiles, one after the other
+    p = {3, 66, 1, 1, {9, 17}, {7, 7}, {9, 17}, {1, 1}, {3, 3}, {1, 1}};
+  const Size of_input{p.batch, p.groups, p.in_size[0], p.in_size[1]};
+  const Size of_weight{p.groups * p.out_channels, 1, p.kernel[0], p.kernel[1]};
+  const Size of_output{p.batch, of_weight[0], p.out_size[0], p.out_size[1]};
+  const Size of_bias{1, 1, 1, of_weight[0]};
+  const auto like_it = [&] { return random.in(20) ? any_layout(random) : layout; };
+  Tensor<T> input(of_input, like_it()), weight(of_weight, any_layout(random));
+  Tensor<T> grad(of_output, like_it()), kept(of_output, like_it());
+  input.fill(random), weight.fill(random), grad.fill(random), kept.fill(random);
+  // With an activation that leaves no whole numbers, a filter of two taps: a sum of two is exact.
+  const bool exact = !random.in(3);
+  if (!exact)
+    each(weight, of_weight, [&](T& w, int64_t, int64_t, int64_t r, int64_t s) {
+      w = static_cast<T>(r == 0 && s < 2 ? 1.f : 0.f);
+    });
+  cuda::depthwise::ErrorSignal<T> signal{any_activation<Accumulator<T>>(random, exact), grad.read(),
+                                         kept.read()};
+  if (signal.g.row < 0) signal.kept.data = nullptr;
+  Tensor<T> delta(of_output);
+  each(delta, of_output, [&](T& to, int64_t a, int64_t b, int64_t c, int64_t d) {
+    to = grad.view().at(a, b, c, d);
+    if (signal.kept.data)
+      to = static_cast<T>(
+          signal.g.error_signal(static_cast<Accumulator<T>>(to),
+                                static_cast<Accumulator<T>>(kept.view().at(a, b, c, d))));
+  });
+  HostContext context(random);
+
+  Tensor<T> input_grad(of_input, layout), expected_input_grad(of_input);
+  Tensor<T> weight_grad(of_weight, layout), expected_weight_grad(of_weight);
+  Tensor<T> bias_grad(of_bias), expected_bias_grad(of_bias);
+  Tensor<double> wide_input = widened(input, of_input), wide_weight = widened(weight, of_weight);
+  Tensor<double> wide_delta = widened(delta, of_output), wide_input_grad(of_input);
+  Tensor<double> wide_weight_grad(of_weight), wide_bias_grad(of_bias);
+  const bool with_bias = random.in(2);
+  if (!cuda::depthwise::backward<T>(context, p, signal, input.read(), weight.read(),
+                                    input_grad.view(), weight_grad.view(),
+                                    with_bias ? bias_grad.view().data : nullptr)) {
+    const View<const T> ours = cuda::depthwise::error_signal<T>(context, p, signal);
+    Tensor<T> copy(of_output);
+    each(copy, of_output,
+         [&](T& to, int64_t a, int64_t b, int64_t c, int64_t d) { to = ours.at(a, b, c, d); });
+    return expect_equal(copy, delta, of_output, "depthwise error_signal");
+  }
+  const auto round_all = [](Tensor<double>& sums, Tensor<T>& to, const Size& size) {
+    each(sums, size, [&](double& sum, int64_t a, int64_t b, int64_t c, int64_t d) {
+      to.view().at(a, b, c, d) = rounded<T>(sum);
+    });
+  };
+  reference::conv2d_input_grad(p, wide_weight.read(), wide_delta.read(), wide_input_grad.view());
+  reference::conv2d_weight_grad(p, wide_input.read(), wide_delta.read(), wide_weight_grad.view(),
+                                wide_bias_grad.view().data);
+  round_all(wide_input_grad, expected_input_grad, of_input);
+  round_all(wide_weight_grad, expected_weight_grad, of_weight);
+  round_all(wide_bias_grad, expected_bias_grad, of_bias);
+  expect_equal(input_grad, expected_input_grad, of_input, "depthwise backward, input");
+  if (!exact) return;
+  expect_equal(weight_grad, expected_weight_grad, of_weight, "depthwise backward, weight");
+  if (with_bias) expect_equal(bias_grad, expected_bias_grad, of_bias, "depthwise backward, bias");
+}
+
 // --- pools ----------------------------------------------------------------------------------
 
 template <typename T, typename Offset>
@@ -621,6 +694,7 @@ const Family kFamilies[] = {
     CONVBP_FAMILY("gemm_invariance", try_gemm_invariance),
     {"gemm_invariance", "TF32", try_gemm_invariance_tf32},
     CONVBP_FAMILY("depthwise", try_depthwise),
+    CONVBP_FAMILY("depthwise_backward", try_depthwise_backward),
     CONVBP_FAMILY("pools", try_pools),
     CONVBP_FAMILY("elementwise", try_elementwise),
 };

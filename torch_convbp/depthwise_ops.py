@@ -1,0 +1,108 @@
+"""The backward pass of a depthwise layer, L3 to L6, as one operator.
+
+Such a layer has no more products than its filter has taps for each number it reads: memory is what
+it waits for. One after the other, L3 to L6 read or write eight tensors of the layer's size; in one
+pass they are four. csrc/cuda/depthwise_backward.cuh does it so on a GPU; elsewhere, and under
+torch.func, the operator is the four equations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from torch_convbp import activations, ops, shapes
+from torch_convbp._single_level import below_autograd, derivative_wanted
+from torch_convbp.ops import Ints
+
+depthwise_backward = torch.ops.torch_convbp.depthwise_backward.default
+
+# Where it is worth being called.
+ONE_PASS_ON = {"cuda"}
+
+
+def is_one_pass(device: torch.device, weight_size: Sequence[int], groups: int) -> bool:
+    """Is the layer one whose whole backward pass should be this operator?"""
+    return device.type in ONE_PASS_ON and weight_size[1] == 1 and weight_size[0] == groups > 1
+
+
+def equations(
+    grad: Tensor,
+    kept: Tensor | None,
+    input: Tensor,
+    weight: Tensor,
+    stride: Ints,
+    padding: Ints,
+    dilation: Ints,
+    groups: int,
+    activation: str,
+    parameters: Sequence[float],
+    memory_format: torch.memory_format | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same, one equation after the other.
+
+    Gradients of input [N, C, H, W], weight [C, 1, R, S] and bias [C], from ``grad`` and ``kept``
+    [N, C, M, N'], as ops.error_signal's; without an activation ``kept`` is None and grad is delta.
+    """
+    if kept is not None:
+        activations.check(activation, parameters)
+    shapes.check_tensors("depthwise_backward", grad=grad, input=input, weight=weight, kept=kept)
+    geometry = (stride, padding, dilation, groups)
+    size = shapes.conv2d_output_size(input.shape, weight.shape, *geometry, input.element_size())
+    shapes.check_depthwise(weight.shape, groups)
+    shapes.check_size("grad", grad.shape, "conv2d's output", size)
+    delta = grad
+    if kept is not None:
+        shapes.check_size("kept", kept.shape, "conv2d's output", size)
+        delta = ops.error_signal(grad, kept, activation, parameters)  # L3
+    input_grad = ops.conv2d_input_grad(  # L6
+        input.shape, weight, delta, *geometry, memory_format=memory_format
+    )
+    weight_grad, bias_grad = ops.conv2d_weight_bias_grad(  # L4, L5
+        input, weight.shape, delta, *geometry, memory_format=memory_format
+    )
+    return input_grad, weight_grad, bias_grad
+
+
+def _autograd(
+    grad: Tensor, kept: Tensor | None, input: Tensor, weight: Tensor, *rest: Any, **format: Any
+) -> Any:
+    # Its own derivative is that of the equations.
+    if derivative_wanted(grad, kept, input, weight):
+        return equations(grad, kept, input, weight, *rest, **format)
+    return below_autograd(depthwise_backward, grad, kept, input, weight, *rest, **format)
+
+
+torch.library.register_fake("torch_convbp::depthwise_backward")(equations)
+ops.register(depthwise_backward, "CPU", equations)
+ops.register(depthwise_backward, "Autograd", _autograd)
+ops.refuse_what_is_not_dense((depthwise_backward,))
+ops.refuse_cuda((depthwise_backward,))
+
+
+@torch.library.register_vmap("torch_convbp::depthwise_backward")
+def _(info: Any, in_dims: Any, *arguments: Any, **format: Any) -> Any:
+    # The indices become channels, as where ops.py wants a weight gradient for each.
+    size = info.batch_size
+    folded = [
+        None if tensor is None else ops.fold(tensor, dim, size, into)
+        for tensor, dim, into in zip(arguments[:4], in_dims, (1, 1, 1, 0), strict=False)
+    ]
+    stride, padding, dilation, groups, *row = arguments[4:]
+    gradients = depthwise_backward(
+        *folded, stride, padding, dilation, groups * size, *row, **format
+    )
+    dims = (1, 0, 0)
+    return tuple(
+        gradient.unflatten(dim, (size, groups))
+        for gradient, dim in zip(gradients, dims, strict=True)
+    ), dims
+
+
+@register_flop_formula([torch.ops.torch_convbp.depthwise_backward])
+def _(grad: Ints, kept: Ints | None, input: Ints, weight: Ints, *_: Any, **__: Any) -> int:
+    return 2 * ops.flops(weight, grad)
