@@ -59,8 +59,8 @@ BOUNDS = {
         Bound("pack", 0.8), Bound("add_pieces", 0.9, 2.0),
     ],
     "depthwise-3x3": [
-        Bound("depthwise", 0.4, 1.7), Bound("depthwise_weight_grad", 0.55, 2.9),
-        Bound("depthwise_add_pieces", 0.4),
+        Bound("depthwise", 0.8, 1.2), Bound("depthwise_weight_grad", 0.75),
+        Bound("depthwise_backward", 0.8, 1.05), Bound("depthwise_add_pieces", 0.3),
     ],
     "pool-2": [
         Bound("max_pool2d", 0.4), Bound("max_pool2d", 1.0, layout="channels_last"),
@@ -76,6 +76,7 @@ BOUNDS = {
 
 RESULTS = {
     "forward": {"output"}, "input gradient": {"input"}, "weight gradient": {"weight", "bias"},
+    "backward": {"input_grad", "weight_grad", "bias"},
     "max": {"output", "offset"}, "average": {"output"}, "average, input gradient": {"input"},
 }  # fmt: skip
 

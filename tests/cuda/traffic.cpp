@@ -1,29 +1,15 @@
 // What the CUDA kernels ask of memory, for layers of known networks: how many sectors of global
 // memory and turns of shared memory they take, and how many they would take at least (accesses.h).
-// It is no time, and says nothing of what the caches keep.
+// It is no time, and says nothing of what the caches keep. It prints a table (table.h).
 //
 //   traffic [layer [type]]   all layers and element types, or those of this name
-//
-// A line for each kernel that an operator starts, with columns
-//
-//   layer; type; layout; operator; kernel;
-//   global: the least sectors, as a share of those that move;
-//   shared: the turns, as a multiple of the least;
-//   of each tensor, in multiples of its size: bytes that lanes ask for / sectors that a block moves
-//   for the first time
-//
-// and below it an indented line for each instruction that wastes more than is stated here.
-#include <cstdio>
-#include <cstdlib>
+#include <algorithm>
 #include <deque>
 #include <map>
 #include <memory>
-#include <set>
-#include <sstream>
 #include <string>
+#include <utility>
 #include <vector>
-
-#include <unistd.h>
 
 #include "../../csrc/cuda/depthwise.h"
 #include "../../csrc/cuda/elementwise.h"
@@ -32,6 +18,7 @@
 #include "../../csrc/cuda/pool.h"
 #include "../sanitize/tensor.h"
 #include "accesses.h"
+#include "table.h"
 
 namespace convbp::traffic {
 namespace {
@@ -41,93 +28,6 @@ using sanitize::Random;
 using sanitize::Size;
 using sanitize::Tensor;
 
-constexpr double kGoodGlobal = 0.8, kGoodShared = 1.1;
-
-// --- what was counted -----------------------------------------------------------------------
-
-struct Line {
-  std::string title;  // layer, type, layout, operator
-  std::string kernel;
-  std::map<std::string, int64_t> size;  // of each tensor, in bytes
-  std::vector<Requests> requests;
-};
-
-// The kernel's source line of a return address, and the lines that it was inlined into, from
-// addr2line; other files are not of interest.
-std::map<uintptr_t, std::string> source_lines(const std::set<uintptr_t>& addresses) {
-  char program[4096] = {};
-  if (readlink("/proc/self/exe", program, sizeof program - 1) < 0) return {};
-  std::string command = std::string("addr2line -a -i -s -e '") + program + "'";
-  for (const uintptr_t address : addresses) {
-    char text[32];
-    std::snprintf(text, sizeof text, " 0x%zx", address - 1);  // in the call, not behind it
-    command += text;
-  }
-  std::map<uintptr_t, std::string> lines;
-  FILE* const pipe = popen(command.c_str(), "r");
-  if (!pipe) return {};
-  char text[4096];
-  uintptr_t address = 0;
-  while (std::fgets(text, sizeof text, pipe)) {
-    const std::string line(text, std::string(text).find_first_of(" \n"));
-    if (line.rfind("0x", 0) == 0)
-      address = std::strtoull(text, nullptr, 16) + 1;
-    else if (line.find(".cuh:") != std::string::npos)
-      lines[address] += (lines[address].empty() ? "" : " < ") + line;
-  }
-  pclose(pipe);
-  return lines;
-}
-
-double ratio(int64_t a, int64_t b) {
-  return b ? static_cast<double>(a) / static_cast<double>(b) : 1;
-}
-
-bool wasteful(const Requests& r) {
-  return r.shared ? ratio(r.cost, r.least) > kGoodShared : ratio(r.least, r.cost) < kGoodGlobal;
-}
-
-void print(const std::vector<Line>& lines) {
-  std::set<uintptr_t> addresses;
-  for (const Line& line : lines)
-    for (const Requests& r : line.requests)
-      if (wasteful(r)) addresses.insert(r.callers.begin() + 1, r.callers.end());
-  const auto sources = source_lines(addresses);
-  for (const Line& line : lines) {
-    int64_t least = 0, moved = 0, turns = 0, least_turns = 0;
-    std::map<std::string, std::pair<int64_t, int64_t>> tensors;
-    for (const Requests& r : line.requests) {
-      if (r.shared) {
-        turns += r.cost, least_turns += r.least;
-        continue;
-      }
-      least += r.least, moved += r.cost;
-      auto& [asked, fresh] = tensors[(r.write ? "to " : "from ") + r.memory];
-      asked += r.asked, fresh += 32 * r.fresh;
-    }
-    std::printf("%s; %s; %.2f; %.2f;", line.title.c_str(), line.kernel.c_str(), ratio(least, moved),
-                ratio(turns, least_turns));
-    for (const auto& [name, bytes] : tensors) {
-      const int64_t size = line.size.at(name.substr(name.find(' ') + 1));
-      std::printf(" %s %.2f/%.2f", name.c_str(), ratio(bytes.first, size),
-                  ratio(bytes.second, size));
-    }
-    std::printf("\n");
-    for (const Requests& r : line.requests) {
-      if (!wasteful(r)) continue;
-      std::string where;
-      for (auto at = r.callers.rbegin(); at + 1 != r.callers.rend(); ++at)
-        if (const auto found = sources.find(*at); found != sources.end())
-          where += (where.empty() ? "" : " < ") + found->second;
-      std::printf(
-          "    %s %s, %d bytes a lane: %lld requests of %.1f lanes, %.2f %s where %.2f do, %s\n",
-          r.write ? "to" : "from", r.memory.c_str(), r.bytes, static_cast<long long>(r.count),
-          ratio(r.asked, r.count * r.bytes), ratio(r.cost, r.count), r.shared ? "turns" : "sectors",
-          ratio(r.least, r.count), where.c_str());
-    }
-  }
-}
-
 // --- a launch -------------------------------------------------------------------------------
 
 // Runs one operator, and keeps what its kernels asked for.
@@ -135,7 +35,7 @@ class Run final : public cuda::Context {
  public:
   Run(std::vector<Line>& lines, std::string title) : lines_(lines), title_(std::move(title)) {
     stream = nullptr;
-    multiprocessors = 132;
+    multiprocessors = 132;  // an H100
   }
   void* scratch(int64_t bytes) override {
     held_.emplace_back(new char[bytes]());
@@ -155,7 +55,11 @@ class Run final : public cuda::Context {
       line.title = title_, line.kernel = r.kernel, line.size = size_;
       line.requests.push_back(std::move(r));
     }
-    for (auto& [kernel, line] : by_kernel) lines_.push_back(std::move(line));
+    for (auto& [kernel, line] : by_kernel) {
+      std::sort(line.requests.begin(), line.requests.end(),
+                [](const auto& a, const auto& b) { return a.cost - a.least > b.cost - b.least; });
+      lines_.push_back(std::move(line));
+    }
   }
 
  private:
@@ -219,8 +123,9 @@ void run_convolution(std::vector<Line>& lines, const Layer& layer, const std::st
                       {pad, pad},
                       {1, 1}};
   const int64_t filters = layer.groups * layer.out_channels;
-  Tensor<T> input({layer.batch, layer.groups * layer.in_channels, layer.size, layer.size}, layout);
-  Tensor<T> weight({filters, layer.in_channels, layer.kernel, layer.kernel}, layout);
+  const Size of_input{layer.batch, layer.groups * layer.in_channels, layer.size, layer.size};
+  const Size of_weight{filters, layer.in_channels, layer.kernel, layer.kernel};
+  Tensor<T> input(of_input, layout), weight(of_weight, layout);
   Tensor<T> output({layer.batch, filters, out, out}, layout), bias({1, 1, 1, filters});
   Epilogue<T> epilogue;
   epilogue.bias = bias.read().data;
@@ -244,6 +149,17 @@ void run_convolution(std::vector<Line>& lines, const Layer& layer, const std::st
   CONVBP_RUN("weight gradient", conv2d_weight_grad, p, input.read(), output.read(), weight.view(),
              bias.view().data);
 #undef CONVBP_RUN
+  if (layer.algorithm == Algorithm::kDepthwise) {
+    Tensor<T> kept({layer.batch, filters, out, out}, layout), input_grad(of_input, layout);
+    Tensor<T> weight_grad(of_weight, layout);
+    Run run(lines, title + "backward");
+    run.tensor("input", input).tensor("weight", weight).tensor("grad", output).tensor("kept", kept);
+    run.tensor("input_grad", input_grad).tensor("weight_grad", weight_grad).tensor("bias", bias);
+    cuda::depthwise::backward<T>(run, p, {{0}, output.read(), kept.read()}, input.read(),
+                                 weight.read(), input_grad.view(), weight_grad.view(),
+                                 bias.view().data);
+    run.finish();
+  }
 }
 
 template <typename T>
