@@ -77,16 +77,20 @@ __global__ void error_signal_columns(activation::Activation<Accumulator<T>> g, c
 template <typename T>
 __global__ void error_signal_planes(activation::Activation<Accumulator<T>> g, const T* grad,
                                     const T* kept, T* delta, Sums s, Accumulator<T>* partial) {
-  const int64_t c = blockIdx.x, step = Sums::kColumns * Sums::kRows;
-  const int64_t count = s.size.outer * s.size.inner;
-  const int64_t end = std::min((blockIdx.y + 1) * s.rows * Sums::kColumns, count);
+  const int64_t c = blockIdx.x, step = Sums::kColumns * Sums::kRows, inner = s.size.inner;
+  const int64_t begin = blockIdx.y * s.rows * Sums::kColumns;
+  const int64_t end = std::min(begin + s.rows * Sums::kColumns, s.size.outer * inner);
+  int64_t e = begin + threadIdx.y * Sums::kColumns + threadIdx.x;
+  // A division for each element would cost more than the memory does.
+  int64_t sample = e / inner, pixel = e % inner;
+  const int64_t samples = step / inner, pixels = step % inner;
   Accumulator<T> sum = 0;
-  for (int64_t e =
-           blockIdx.y * s.rows * Sums::kColumns + threadIdx.y * Sums::kColumns + threadIdx.x;
-       e < end; e += step) {
-    const int64_t i = (e / s.size.inner * s.size.channels + c) * s.size.inner + e % s.size.inner;
+  for (; e < end; e += step) {
+    const int64_t i = (sample * s.size.channels + c) * inner + pixel;
     delta[i] = delta_of(g, grad[i], kept[i]);
     sum += static_cast<Accumulator<T>>(delta[i]);
+    sample += samples, pixel += pixels;
+    if (pixel >= inner) pixel -= inner, ++sample;
   }
   sum = sum_of_rows(sum);
   if (threadIdx.y == 0) {

@@ -3,8 +3,11 @@
 //
 //     packed[group][item][row][pixel][channel] = source[group, item, channel, row, pixel]
 //
-// A block turns tiles of 32 positions x 32 channels round through shared memory (a row of 33, so
-// that columns are in different banks), and reads and writes neighbours with neighbouring threads.
+// Bound by memory: a block turns tiles of 32 places (an item's position) x 32 channels round through
+// shared memory, and reads and writes neighbours with neighbouring lanes. Places are numbered in the
+// order in which the source has them: a tile is full where an item is a filter of a few taps. Rows
+// of the tile are an odd number of words long: a column, too, lies in 32 banks. An address is
+// calculated once for the four elements that a thread moves.
 #pragma once
 
 #include <algorithm>
@@ -18,52 +21,84 @@ namespace convbp::cuda::gemm {
 struct PackSize {
   int64_t groups, items, channels, padded, rows, pixels;
 
-  static constexpr int kTile = 32;
-  CONVBP_BOTH int64_t position_tiles() const { return divide_up(rows * pixels, kTile); }
-  CONVBP_BOTH int64_t channel_tiles() const { return divide_up(padded, kTile); }
-  CONVBP_BOTH int64_t tiles() const { return groups * items * position_tiles() * channel_tiles(); }
+  // (b + c, i, j) is (item, row, pixel).
+  Positions places(bool items_innermost) const {
+    if (items_innermost) return {{1, items, rows, pixels}, true};
+    return {{items, 1, rows, pixels}, false};
+  }
 };
 
 namespace kernels {
 
+constexpr int kPackTile = 32;
 template <typename T>
-__global__ void pack(PackSize size, Operand<const T> source, Operand<T> packed) {
-  constexpr int kTile = PackSize::kTile;
-  T* const tile = shared_memory<T>();
-  const bool channels_innermost = source.channel < source.pixel;
-  for (int64_t number = blockIdx.x; number < size.tiles(); number += gridDim.x) {
-    int64_t rest = number;
-    const int64_t first_channel = rest % size.channel_tiles() * kTile;
-    rest /= size.channel_tiles();
-    const int64_t first_position = rest % size.position_tiles() * kTile;
-    rest /= size.position_tiles();
-    const int64_t item = rest % size.items, group = rest / size.items;
-    const T* const from = source.data + group * source.group + item * source.item;
-    T* const to = packed.data + group * packed.group + item * packed.item;
+constexpr int kPackRow = kPackTile + (sizeof(T) < 4 ? 4 / sizeof(T) : 1);
 
-    for (int e = threadIdx.x; e < kTile * kTile; e += kThreads) {
-      const int c = channels_innermost ? e % kTile : e / kTile;
-      const int p = channels_innermost ? e / kTile : e % kTile;
-      const int64_t channel = first_channel + c, position = first_position + p;
+template <typename T>
+__global__ void pack(PackSize size, Positions places, int tile_places, uint32_t channel_tiles,
+                     uint32_t place_tiles, Operand<const T> source, T* packed) {
+  constexpr int kTile = kPackTile, kRow = kPackRow<T>, kWarps = kThreads / kTile;
+  T* const tile = shared_memory<T>();
+  const bool channels_innermost = source.channel <= source.pixel && source.channel <= source.item;
+  const int lane = threadIdx.x % kTile, warp = threadIdx.x / kTile;
+  const uint32_t tiles = static_cast<uint32_t>(size.groups) * place_tiles * channel_tiles;
+  for (uint32_t number = blockIdx.x; number < tiles; number += gridDim.x) {
+    const uint32_t rest = number / channel_tiles, group = rest / place_tiles;
+    const int64_t first_channel = int64_t{number - rest * channel_tiles} * kTile;
+    const int64_t first_place = int64_t{rest - group * place_tiles} * tile_places;
+    const auto read = [&](const T* place, int p, int c) {
       T value = static_cast<T>(0.f);
-      if (channel < size.channels && position < size.rows * size.pixels)
-        value = from[channel * source.channel + position / size.pixels * source.row +
-                     position % size.pixels * source.pixel];
-      tile[p * (kTile + 1) + c] = value;
+      const int64_t channel = first_channel + c;
+      if (place && channel < size.channels) value = place[channel * source.channel];
+      tile[p * kRow + c] = value;
+    };
+    const auto place = [&](int p) -> const T* {
+      if (p >= tile_places || first_place + p >= places.count) return nullptr;
+      const Position at = places.position(first_place + p);
+      return source.data + group * source.group + (at.b + at.c) * source.item + at.i * source.row +
+             at.j * source.pixel;
+    };
+    if (channels_innermost) {
+#pragma unroll 1
+      for (int p = warp; p < tile_places; p += kWarps) read(place(p), p, lane);
+    } else {
+      const T* const from = place(lane);
+#pragma unroll
+      for (int c = warp; c < kTile; c += kWarps) read(from, lane, c);
     }
     barrier();
-    const int channels = static_cast<int>(std::min<int64_t>(kTile, size.padded - first_channel));
-    for (int e = threadIdx.x; e < kTile * channels; e += kThreads) {
-      const int p = e / channels, c = e % channels;
-      const int64_t position = first_position + p;
-      if (position < size.rows * size.pixels)
-        to[position / size.pixels * packed.row + position % size.pixels * packed.pixel +
-           first_channel + c] = tile[p * (kTile + 1) + c];
+#pragma unroll 1
+    for (int p = warp; p < tile_places; p += kWarps) {
+      int64_t to = first_place + p;
+      if (to >= places.count || first_channel + lane >= size.padded) continue;
+      if (places.channels_innermost) {
+        const Position at = places.position(to);
+        to = (at.c * size.rows + at.i) * size.pixels + at.j;
+      }
+      packed[(group * places.count + to) * size.padded + first_channel + lane] =
+          tile[p * kRow + lane];
     }
     barrier();
   }
 }
 
 }  // namespace kernels
+
+template <typename T>
+void pack(Context& context, const PackSize& size, const Operand<const T>& source, T* packed) {
+  constexpr int kTile = kernels::kPackTile;
+  const Positions places = size.places(source.item < source.pixel);
+  // Where a filter of a few taps lies by itself, a tile has whole ones, so that no two blocks read
+  // the same sectors.
+  const int64_t positions = std::max<int64_t>(size.rows * size.pixels, 1);
+  const bool whole = positions < kTile && source.item > positions;
+  const int64_t tile_places = whole ? kTile / positions * positions : kTile;
+  const int64_t place_tiles = divide_up(places.count, tile_places);
+  const int64_t channel_tiles = divide_up(size.padded, kTile);
+  launch(context, "pack", kernels::pack<T>,
+         blocks_for(size.groups * place_tiles * channel_tiles * kThreads, context), kThreads,
+         kTile * kernels::kPackRow<T> * sizeof(T), size, places, static_cast<int>(tile_places),
+         static_cast<uint32_t>(channel_tiles), static_cast<uint32_t>(place_tiles), source, packed);
+}
 
 }  // namespace convbp::cuda::gemm

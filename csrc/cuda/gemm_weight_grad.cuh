@@ -12,8 +12,8 @@
 // at its tap: from pixel to pixel only a pointer and a position step.
 //
 // There are few tiles and many pixels, so these are cut into pieces, as many as the problem's size
-// says, whatever the GPU; each block sums one piece, and another kernel adds the pieces in their
-// order: the same bits in every run. How fast this is has not been measured yet.
+// says, whatever the GPU; each block sums one piece, and another kernel (gemm_add_pieces.cuh) adds
+// the pieces in their order: the same bits in every run. How fast this is has not been measured yet.
 #pragma once
 
 #include <type_traits>
@@ -217,27 +217,6 @@ __global__ void __launch_bounds__(S::kThreads) weight_grad(WeightGrad<typename S
       const int filter = first_filter + S::warp_row() + row;
       if (filter < w.filters) w.bias_partial[first + filter] = sum;
     });
-}
-
-// Adds the pieces. `unit`: the channels of a tap are padded to a multiple of it.
-template <typename T>
-__global__ void add_pieces(WeightGrad<T> w, Positions sums, int unit, View<T> weight_grad,
-                           T* bias_grad) {
-  using A = Accumulator<T>;
-  const int64_t filters = sums.size[0], padded = divide_up(w.channels, unit) * unit;
-  each(sums.count + (bias_grad ? filters : 0), [&](int64_t number) {
-    A sum = 0;
-    if (number < sums.count) {
-      const auto [o, k, r, s] = sums.position(number);
-      const A* const partial = w.partial + o * w.columns + (r * sums.size[3] + s) * padded + k;
-      for (int piece = 0; piece < w.pieces; ++piece) sum += partial[piece * filters * w.columns];
-      weight_grad.at(o, k, r, s) = static_cast<T>(sum);
-    } else {
-      const int64_t o = number - sums.count;
-      for (int piece = 0; piece < w.pieces; ++piece) sum += w.bias_partial[piece * filters + o];
-      bias_grad[o] = static_cast<T>(sum);
-    }
-  });
 }
 
 }  // namespace kernels

@@ -6,6 +6,7 @@
 #include <type_traits>
 #include <utility>
 
+#include "gemm_add_pieces.cuh"
 #include "gemm_convolve.cuh"
 #include "gemm_pack.cuh"
 #include "gemm_weight_grad.cuh"
@@ -102,9 +103,7 @@ Operand<const T> packed(Context& context, const Operand<const T>& source, int64_
             pixels == 1 ? 0 : source.pixel};
   const int64_t pixel = size.padded, row = pixels * pixel, item = rows * row, group = items * item;
   T* const data = static_cast<T*>(context.scratch(groups * group * sizeof(T)));
-  launch(context, "pack", kernels::pack<T>, blocks_for(size.tiles() * kThreads, context), kThreads,
-         PackSize::kTile * (PackSize::kTile + 1) * sizeof(T), size, source,
-         Operand<T>{data, group, item, 1, row, pixel});
+  pack(context, size, source, data);
   return {data, group, item, 1, row, pixel};
 }
 
@@ -236,10 +235,11 @@ void conv2d_weight_grad(Context& context, const ConvProblem& p, View<const T> in
           });
     });
   }
-  const Positions sums({all_filters, p.in_channels, p.kernel[0], p.kernel[1]}, true);
+  const PieceTiles sums(all_filters, p.in_channels, divide_up(p.in_channels, unit) * unit,
+                        p.kernel[0] * p.kernel[1], p.kernel[1]);
   launch(context, "add_pieces", kernels::add_pieces<T>,
-         blocks_for(sums.count + all_filters, context), kThreads, 0, w, sums, unit, weight_grad,
-         bias_grad);
+         blocks_for(int64_t{sums.tiles()} * kThreads + all_filters, context), kThreads,
+         sums.kPlaces * sizeof(Accumulator<T>), w, sums, weight_grad, bias_grad);
 }
 
 #define CONVBP_INSTANTIATE_IMPLICIT_GEMM(T)                                                    \

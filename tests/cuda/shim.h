@@ -9,6 +9,8 @@
 // - Shared memory is as large as the launch says, on the heap, where AddressSanitizer watches it;
 //   so is the scratch memory. Misaligned addresses, lanes that do not meet at a collective
 //   instruction and copies nobody waits for are errors.
+//
+// Compiled with -fsanitize=thread, every access to memory calls accesses.cpp, which counts.
 #pragma once
 
 #include <ucontext.h>
@@ -94,6 +96,26 @@ struct Block {
 inline Block* block = nullptr;
 inline Fiber* current = nullptr;
 inline dim3 block_index, block_size, grid_size;
+inline const char* kernel_name = "";
+inline int64_t blocks_started = 0;  // of all launches
+
+#if defined(__SANITIZE_THREAD__)
+extern "C" void __tsan_read16(void*);
+extern "C" void __tsan_write16(void*);
+#endif
+
+// What an instruction reads or writes that is a function here.
+inline void reads_16([[maybe_unused]] const void* address) {
+#if defined(__SANITIZE_THREAD__)
+  __tsan_read16(const_cast<void*>(address));
+#endif
+}
+
+inline void writes_16([[maybe_unused]] void* address) {
+#if defined(__SANITIZE_THREAD__)
+  __tsan_write16(address);
+#endif
+}
 
 inline void start_switch([[maybe_unused]] void** fake, [[maybe_unused]] const void* stack,
                          [[maybe_unused]] size_t bytes) {
@@ -109,8 +131,9 @@ inline void finish_switch([[maybe_unused]] void* fake, [[maybe_unused]] const vo
 #endif
 }
 
-// From the running fiber to the scheduler, until it is resumed.
-inline void yield(State state) {
+// From the running fiber to the scheduler, until it is resumed. A call of its own: what the
+// scheduler does meanwhile is not in the kernel's loop.
+[[gnu::noinline]] inline void yield(State state) {
   Fiber& self = *current;
   self.state = state;
   start_switch(state == State::kDone ? nullptr : &self.fake_stack, block->scheduler_stack,
@@ -206,6 +229,8 @@ inline void check_alignment(const void* address, int bytes, const char* what) {
 inline void copy_async(void* shared, const void* global, bool valid, int bytes) {
   check_alignment(shared, bytes, "an asynchronous copy to shared memory");
   check_alignment(global, bytes, "an asynchronous copy");
+  if (valid) reads_16(global);
+  writes_16(shared);
   current->begun.push_back({shared, global, bytes, valid});
 }
 
@@ -272,6 +297,7 @@ namespace shim {
 template <bool transposed>
 void load_matrices(uint32_t (&out)[4], const void* row) {
   check_alignment(row, 16, "a matrix row");
+  reads_16(row);
   struct Operands {
     uint32_t* out;
     const uint16_t* row;
@@ -397,10 +423,12 @@ void launch(const Context&, const char* name, void (*kernel)(Parameters...), dim
   shim::block = &block;
   shim::block_size = threads;
   shim::grid_size = blocks;
+  shim::kernel_name = name;
   for (unsigned z = 0; z < blocks.z; ++z)
     for (unsigned y = 0; y < blocks.y; ++y)
       for (unsigned x = 0; x < blocks.x; ++x) {
         shim::block_index = dim3(x, y, z);
+        ++shim::blocks_started;
         block.shared.reset(new char[shared_bytes]);
         std::memset(block.shared.get(), 0xff, shared_bytes);  // NaN
         for (unsigned i = 0; i < count; ++i)
