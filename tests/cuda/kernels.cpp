@@ -246,12 +246,11 @@ std::string text(double value) {
 }
 
 // |ours - exact| <= bound * (the same sum of absolute values); where the exact result is infinite
-// or NaN, ours is too. Below the smallest normal number rounding errors shrink no further.
+// or NaN, ours is too. Below `smallest` rounding errors shrink no further.
 template <typename T>
 void expect_close(Tensor<T>& ours, Tensor<double>& exact, Tensor<double>& absolute,
-                  const Size& size, double bound, const std::string& what) {
+                  const Size& size, double bound, double smallest, const std::string& what) {
   ++comparisons;
-  constexpr double smallest = std::numeric_limits<Accumulator<T>>::min();
   each(ours, size, [&](T& mine, int64_t a, int64_t b, int64_t c, int64_t d) {
     const double x = number(mine), y = exact.view().at(a, b, c, d);
     const double allowed = bound * std::max(absolute.view().at(a, b, c, d), smallest);
@@ -297,6 +296,8 @@ void try_rounding(Random& random, bool tf32) {
   const auto bound = [&](int64_t depth) {
     return 2 * (depth + 2) * unit + of_result + (tf32 ? 0x1p-10 : 0);
   };
+  // Of a subnormal number TF32 has nothing below 2^-136, not even in two parts.
+  const double smallest = tf32 ? 0x1p-116 : std::numeric_limits<Accumulator<T>>::min();
   const std::string name = tf32 ? "TF32 " : "";
   const auto ours = gemm_with<T>(any_options(random, tf32));
   HostContext context(random);
@@ -309,7 +310,7 @@ void try_rounding(Random& random, bool tf32) {
   const bool narrow = sizeof(T) == 2;  // what is huge or tiny leaves the range of the result
   if (!narrow || std::isnan(odd))
     expect_close(output, exact, absolute, of_output,
-                 bound(p.in_channels * p.kernel[0] * p.kernel[1]), name + "conv2d");
+                 bound(p.in_channels * p.kernel[0] * p.kernel[1]), smallest, name + "conv2d");
 
   Tensor<T> grad(of_input);
   Tensor<double> exact_grad(of_input), absolute_grad(of_input);
@@ -318,7 +319,8 @@ void try_rounding(Random& random, bool tf32) {
   reference::conv2d_input_grad(p, abs_w.read(), abs_d.read(), absolute_grad.view());
   if (!narrow || std::isnan(odd))
     expect_close(grad, exact_grad, absolute_grad, of_input,
-                 bound(p.out_channels * p.kernel[0] * p.kernel[1]), name + "conv2d_input_grad");
+                 bound(p.out_channels * p.kernel[0] * p.kernel[1]), smallest,
+                 name + "conv2d_input_grad");
 
   // An infinite delta meets the zeros of the padding, which makes NaN: only the bias gradient has
   // one.
@@ -332,7 +334,7 @@ void try_rounding(Random& random, bool tf32) {
   const int64_t pixels = p.batch * p.out_size[0] * p.out_size[1];
   if (!narrow || std::isnan(odd))
     expect_close(bias, bias_exact, bias_absolute, {1, 1, 1, of_weight[0]},
-                 2 * (pixels + 2) * unit + of_result + (tf32 ? 0x1p-20 : 0),
+                 2 * (pixels + 2) * unit + of_result + (tf32 ? 0x1p-20 : 0), smallest,
                  name + "conv2d_weight_grad, bias");
   delta.each(fraction);
   d = widened(delta, of_output), abs_d = magnitude(d, of_output);
@@ -341,7 +343,7 @@ void try_rounding(Random& random, bool tf32) {
   reference::conv2d_weight_grad(p, abs_a.read(), abs_d.read(), weight_absolute.view(),
                                 bias_absolute.view().data);
   if (!narrow || std::isnan(odd))
-    expect_close(weight_grad, weight_exact, weight_absolute, of_weight, bound(pixels),
+    expect_close(weight_grad, weight_exact, weight_absolute, of_weight, bound(pixels), smallest,
                  name + "conv2d_weight_grad");
 }
 
