@@ -57,7 +57,8 @@ void start_planes(const Call<T>& call) {
   blocks.columns = S::count(layer.width, columns);
   blocks.rows = S::count(layer.height, rows * kLength);
   blocks.planes = static_cast<int>(call.batch * layer.channels);
-  const int tile = S::sources(columns) * S::sources(rows * kLength) + taps * taps;
+  blocks.pitch = pitch_for(S::sources(columns), columns, S::sources_apart(kLength));
+  const int tile = blocks.pitch * S::sources(rows * kLength) + taps * taps;
   const int64_t groups = divide_up(blocks.planes, planes);
   launch(call.context, "depthwise", kernels::planes<T, direction, taps, stride, kLength>,
          dim3(static_cast<unsigned>(groups * blocks.rows * blocks.columns)),

@@ -146,6 +146,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 struct PlaneBlocks {
   int columns, rows;  // blocks across a plane
   int planes;         // of the whole tensor
+  int pitch;          // of a tile's rows
 };
 
 template <typename T, Direction direction, int taps, int stride, int length>
@@ -167,8 +168,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   const bool is_there = plane < blocks.planes;
   const int b = plane / layer.channels, c = plane % layer.channels;
 
-  A* const tile = shared_memory<A>() + threadIdx.z * (tile_rows * tile_columns + taps * taps);
-  A* const filter = tile + tile_rows * tile_columns;
+  A* const tile = shared_memory<A>() + threadIdx.z * (tile_rows * blocks.pitch + taps * taps);
+  A* const filter = tile + tile_rows * blocks.pitch;
   // Where neighbouring results meet every other column, those lie side by side, in different banks.
   const auto place = [&](int column) {
     const bool apart = S::kForward && stride == 2;
@@ -177,7 +178,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (is_there) {
     for (int i = threadIdx.y; i < tile_rows; i += blockDim.y)
       for (int j = threadIdx.x; j < tile_columns; j += blockDim.x)
-        tile[i * tile_columns + place(j)] =
+        tile[i * blocks.pitch + place(j)] =
             inside(m + i, height.sources) && inside(n + j, width.sources)
                 ? static_cast<A>(source.at(b, c, m + i, n + j))
                 : A(0);
@@ -191,7 +192,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 
   const int column = first_column + threadIdx.x, first = first_row + threadIdx.y * length;
   if (!is_there || !inside(column, width.results) || first >= height.results) return;
-  const A* const strip = tile + (S::first_source(height, first) - m) * tile_columns;
+  const A* const strip = tile + (S::first_source(height, first) - m) * blocks.pitch;
   const A bias = epilogue.bias ? static_cast<A>(epilogue.bias[c]) : A(0);
   A sum[length][1];
 #pragma unroll
@@ -199,7 +200,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   each_tap<direction>(width, column, [&](int s, int j) {
     A x[kSources];
 #pragma unroll
-    for (int k = 0; k < kSources; ++k) x[k] = strip[k * tile_columns + place(j - n)];
+    for (int k = 0; k < kSources; ++k) x[k] = strip[k * blocks.pitch + place(j - n)];
 #pragma unroll
     for (int r = 0; r < taps; ++r) {
       const A w = filter[r * taps + s];

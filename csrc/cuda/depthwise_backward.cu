@@ -34,8 +34,9 @@ bool start_tiles(const Call<T>& call) {
     threads.y = lanes_for(S::count(height, kLength), kThreads / 32);
   }
   threads.z = kThreads / (threads.x * threads.y);  // tiles that a block has at once
-  const TileOf tile(threads);
   Tiles tiles;
+  tiles.pitch = pitch_for(S::sources(threads.x), threads.x, S::sources_apart(kLength));
+  const TileOf tile(threads, tiles.pitch);
   tiles.rows = S::count(height, tile.rows);
   tiles.columns = S::count(width, tile.columns);
   const int64_t count = call.batch * tiles.rows * tiles.columns;

@@ -72,6 +72,10 @@ struct Strip {
   CONVBP_BOTH static constexpr int sources(int length) {
     return kForward ? (length - 1) * stride + taps : kBehind + (length - 1) / stride + 1;
   }
+  // From a strip's first source to the next one's.
+  CONVBP_BOTH static constexpr int sources_apart(int length) {
+    return kForward ? length * stride : length / stride;
+  }
   // Result p meets source k at this tap; where it is not in [0, taps) they do not meet.
   CONVBP_BOTH static constexpr int tap(int p, int k) {
     return kForward ? k - p * stride : p + (kBehind - k) * stride;
@@ -164,6 +168,15 @@ bool is_packed(const View<T>& t, int64_t channels, int size) {
   return t.stride[1] == 1 && channels % size == 0 && t.stride[0] % size == 0 &&
          t.stride[2] % size == 0 && t.stride[3] % size == 0 &&
          reinterpret_cast<uintptr_t>(t.data) % (size * sizeof(T)) == 0;
+}
+
+// How far the rows of a tile in shared memory are apart. A warp has `lanes` columns, the next of its
+// lanes those of the strip `rows` further down: together they are to find different banks.
+inline int pitch_for(int columns, int lanes, int rows) {
+  constexpr int kBanks = 32;
+  for (int pitch = columns; lanes < kBanks && pitch < columns + kBanks; ++pitch)
+    if (pitch * rows % kBanks == lanes) return pitch;
+  return columns;
 }
 
 // The least power of two that is not below n, at most `most`.
