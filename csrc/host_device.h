@@ -1,5 +1,5 @@
-// Marks what the CPU and the CUDA kernels both call, and loops there over what a GPU has in
-// registers.
+// Marks what the CPU's and the CUDA kernels both call, and in it the loops that a GPU needs
+// unrolled, since it has what they go over in registers.
 #pragma once
 
 #if defined(__CUDACC__)

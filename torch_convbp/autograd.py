@@ -59,7 +59,7 @@ def _gradients(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of a convolution's input, weight and bias, from its error signal."""
     if bias_grad is None and _is_one_pass(ctx, delta):
-        return _all_gradients(ctx, delta, None, input, weight)
+        return _in_one_pass(ctx, delta, None, input, weight)
     needs_input_grad, needs_weight_grad, needs_bias_grad = ctx.needs_input_grad[:3]
     input_grad = weight_grad = None
     if needs_input_grad:  # L6
@@ -89,7 +89,7 @@ def _is_one_pass(ctx: Any, grad: Tensor) -> bool:
     )
 
 
-def _all_gradients(
+def _in_one_pass(
     ctx: Any,
     grad: Tensor,
     kept: Tensor | None,
@@ -184,7 +184,7 @@ class Conv2dActivation(torch.autograd.Function):
         gradients: tuple[Tensor | None, ...] = (None, None, None)
         with as_wanted(grad, p_grad, input, weight, kept):
             if grad is not None and p_grad is None and _is_one_pass(ctx, grad):
-                gradients = _all_gradients(ctx, grad, kept, input, weight, ctx.g)
+                gradients = _in_one_pass(ctx, grad, kept, input, weight, ctx.g)
                 if ctx.layer is not None:  # what is recorded
                     delta = ops.error_signal(grad, kept, *ctx.g)
             else:

@@ -103,7 +103,8 @@ template <typename T, Direction direction>
 bool start_compiled(Call<T> call) {
   const auto& [height, width, channels, filters, turned] = call.layer;
   if (filters != 1 || height.taps != width.taps || height.stride != width.stride ||
-      height.dilation != 1 || width.dilation != 1 || call.batch * channels >= int64_t{1} << 31)
+      height.dilation != 1 || width.dilation != 1 ||
+      call.batch * channels >= (int64_t{1} << 31) - kThreads)
     return false;
   if (height.stride == 2) return start_with_stride<T, direction, 2>(call);
   if (height.stride != 1) return false;

@@ -110,7 +110,7 @@ bool backward(Context& context, const ConvProblem& p, const ErrorSignal<T>& sign
     // do.
     for (const Axis& axis : {height, width})
       compiled = compiled && axis.pad < axis.taps &&
-                 (axis.sources - 1) * axis.stride - axis.pad < axis.results;
+                 int64_t{axis.sources - 1} * axis.stride - axis.pad < axis.results;
     if (!compiled) return false;
     if (height.taps == 3) return start_with_taps<T, 3>(call);
     if (height.taps == 5) return start_with_taps<T, 5>(call);

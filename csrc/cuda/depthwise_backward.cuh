@@ -8,9 +8,9 @@
 //         input_grad[b, c, i, j] += delta[b, c, m, n] * w[c, r, s]
 //         weight_grad[c, r, s] += delta[b, c, m, n] * a[b, c, i, j]
 //
-// Bound by memory: one after the other, the four read grad, p, a and three times delta, and write
-// delta and input_grad. Here grad, p and a are read and input_grad is written, four tensors instead
-// of eight.
+// Bound by memory: one after the other, L3 with L5, L4 and L6 read grad, p, a and twice delta, and
+// write delta and input_grad. Here grad, p and a are read and input_grad is written, four tensors
+// instead of seven; without an activation, three instead of four.
 //
 // A block takes tiles of input positions. The deltas they meet, tile and halo, are computed once
 // and go to shared memory, rounded as L3 by itself rounds them. Both sums read them there: an input
@@ -22,11 +22,12 @@
 // - columns innermost: tiles of up to 32 x 32 positions of a plane, or of several planes; the lanes
 //   are columns.
 //
-// Compiled for R = S = 3, 5, 7 and strides 1 and 2, and for planes in which 32 bits count: products
-// of 64 bits for the addresses would be as many instructions as the convolution. The halo is read
-// again by the tiles around, from the L2 cache as a rule: counted for 3x3 of 96x28x28, channels
-// innermost, grad and p are read 1.30 times, a and input_grad once; columns innermost, all once. The
-// speed is not measured yet.
+// Compiled for R = S = 3, 5, 7 and strides 1 and 2, a padding less than the filter, and tensors
+// that all have their channels innermost, an even number of them, or all their columns; and for
+// planes in which 32 bits count: products of 64 bits for the addresses would be as many
+// instructions as the convolution. The halo is read again by the tiles around, from the L2 cache as a rule: counted
+// for 3x3 of 96x28x28, channels innermost, grad and p are read 1.30 times, a and input_grad once;
+// columns innermost, all once. The speed is not measured yet.
 #pragma once
 
 #include "depthwise.h"

@@ -10,6 +10,7 @@
 #include "../conv_problem.h"
 #include "epilogue.h"
 #include "grid.h"
+#include "pack.h"
 
 // The kernels' __launch_bounds__ ask for one block a multiprocessor: told nothing, nvcc aims at
 // more and spills a register or two for them.
@@ -65,8 +66,7 @@ __device__ void each_tap(const Axis& a, int result, const Body& body) {
 template <Direction direction, int taps, int stride>
 struct Strip {
   static constexpr bool kForward = direction == Direction::kForward;
-  // A strip's first result meets so many sources in front of the one that it meets at tap 0 ..
-  // stride.
+  // How many sources in front of the one at its first tap a strip's first result meets.
   static constexpr int kBehind = kForward ? 0 : (taps - 1) / stride;
 
   CONVBP_BOTH static constexpr int sources(int length) {
@@ -95,11 +95,6 @@ struct Strip {
 // Channels that one thread computes together. Packed, they are one load of 8 or 16 bytes.
 template <typename T>
 constexpr int kVector = sizeof(T) == 8 ? 2 : 4;
-
-template <typename T, int size>
-struct alignas(size * sizeof(T)) Pack {
-  T element[size];
-};
 
 // `count` of the channels are there; what is not counts as zero.
 struct Vector {
@@ -135,8 +130,8 @@ struct Vector {
 };
 
 // The filters of a block's channels, [taps * taps][a row of channels] in shared memory. They are
-// read in their own order; rows are V channels longer than the block has, so that the taps of a
-// channel, which neighbouring threads store, lie in different banks.
+// read in their own order; rows are V channels longer than the block has, so that of the taps of a
+// channel, which neighbouring threads store, few meet in a bank.
 template <int taps, int V, typename A>
 struct Filters {
   A* data;
@@ -170,8 +165,8 @@ bool is_packed(const View<T>& t, int64_t channels, int size) {
          reinterpret_cast<uintptr_t>(t.data) % (size * sizeof(T)) == 0;
 }
 
-// How far the rows of a tile in shared memory are apart. A warp has `lanes` columns, the next of its
-// lanes those of the strip `rows` further down: together they are to find different banks.
+// How far the rows of a tile in shared memory are apart. A warp has `lanes` columns, the next of
+// its lanes those of the strip `rows` further down: together they are to find different banks.
 inline int pitch_for(int columns, int lanes, int rows) {
   constexpr int kBanks = 32;
   for (int pitch = columns; lanes < kBanks && pitch < columns + kBanks; ++pitch)

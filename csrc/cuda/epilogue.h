@@ -5,6 +5,7 @@
 #include "../activation.h"
 #include "../element.h"
 #include "../host_device.h"
+#include "pack.h"
 
 namespace convbp {
 
@@ -62,16 +63,17 @@ struct Epilogue {
   // Finishes the sum of channel o, whose result lies `offset` elements into the output.
   CONVBP_BOTH T finish(Accumulator<T> sum, int64_t o, int64_t offset) const {
     Accumulator<T> one[] = {sum};
-    finish(one, o, false, offset);
+    finish_all(one, o, false, offset);
     return static_cast<T>(one[0]);
   }
-  // Finishes n sums whose results lie side by side: of channels o, o + 1, ..., or all of channel o.
+  // Finishes, in their place, n sums whose results lie side by side: of channels o, o + 1, ..., or
+  // all of channel o.
   // What is read or written of n elements has an address that is a multiple of their bytes.
   template <int n>
-  CONVBP_BOTH void finish(Accumulator<T> (&sum)[n], int64_t o, bool channels,
-                          int64_t offset) const {
+  CONVBP_BOTH void finish_all(Accumulator<T> (&sum)[n], int64_t o, bool channels,
+                              int64_t offset) const {
     if (bias && channels) {
-      const auto biases = *reinterpret_cast<const Elements<n>*>(bias + o);
+      const auto biases = *reinterpret_cast<const cuda::Pack<T, n>*>(bias + o);
       CONVBP_UNROLL
       for (int i = 0; i < n; ++i) sum[i] += static_cast<Accumulator<T>>(biases.element[i]);
     } else if (bias) {
@@ -84,17 +86,11 @@ struct Epilogue {
   }
   template <int n>
   CONVBP_BOTH static void store(const Accumulator<T> (&values)[n], T* to) {
-    Elements<n> all;
+    cuda::Pack<T, n> all;
     CONVBP_UNROLL
     for (int i = 0; i < n; ++i) all.element[i] = static_cast<T>(values[i]);
-    *reinterpret_cast<Elements<n>*>(to) = all;
+    *reinterpret_cast<cuda::Pack<T, n>*>(to) = all;
   }
-
- private:
-  template <int n>
-  struct alignas(n * sizeof(T)) Elements {
-    T element[n];
-  };
 };
 
 }  // namespace convbp

@@ -5,9 +5,9 @@
 //
 // Bound by memory. Partial sums are a matrix of rows, one for each tap of a filter, and channels:
 // neighbouring lanes read neighbouring channels. Where the gradient's taps lie closer together than
-// its channels, as torch has them unless told otherwise, neighbouring lanes write neighbouring taps:
-// a block turns tiles round through shared memory, 32 channels of a *run* of rows, the taps of one
-// filter or 32 of them; several runs where those are fewer sums than a block has threads.
+// its channels, as torch has them unless told otherwise, neighbouring lanes write neighbouring
+// taps: a block turns tiles round through shared memory, 32 channels of a *run* of rows, the taps
+// of one filter or 32 of them; several runs where those are fewer sums than a block has threads.
 #pragma once
 
 #include <algorithm>

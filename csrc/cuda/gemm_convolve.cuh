@@ -11,9 +11,9 @@
 // Tiles of 128x128, 128x64 and 64x64 pixels x columns by a depth of 32 (TF32, float64: 16): up to
 // 128 sums a thread for reuse from shared memory, fewer where there are few columns or tiles.
 // Channels are read 16 bytes at a time from memory that has them innermost; the depth counts chunks
-// of (t, u, channels) without gaps. Where there are four channels or fewer, as in a first layer,
-// padding them to a chunk would multiply by zeros mostly: then the depth counts single elements,
-// which are read one by one from the tensors as they are.
+// of (t, u, channels) without gaps. Where there are few channels and no whole chunk of them, as in
+// a first layer, padding them to one would multiply by zeros mostly: then the depth counts single
+// elements, which are read one by one from the tensors as they are.
 //
 // A tap outside the source is a zero that is multiplied: where it meets an infinite or NaN filter,
 // the result is NaN; plain.cuh leaves the product out.
@@ -62,12 +62,12 @@ __device__ void store_sums(const Convolution<T>& c, const Epilogue<T>& epilogue,
     Sum sum[n];
 #pragma unroll
     for (int i = 0; i < n; i += kRead) {
-      const auto read = *reinterpret_cast<const Vector<Sum, kRead>*>(from + i);
+      const auto read = *reinterpret_cast<const Pack<Sum, kRead>*>(from + i);
 #pragma unroll
       for (int k = 0; k < kRead; ++k) sum[i + k] = read.element[k];
     }
     const int64_t at = offset[row] + channel * c.result.channel;
-    epilogue.finish(sum, int64_t{group} * c.columns + channel, by_rows, at);
+    epilogue.finish_all(sum, int64_t{group} * c.columns + channel, by_rows, at);
     epilogue.store(sum, c.result.data + at);
   }
 }

@@ -3,11 +3,11 @@
 //
 //     packed[group][item][row][pixel][channel] = source[group, item, channel, row, pixel]
 //
-// Bound by memory: a block turns tiles of 32 places (an item's position) x 32 channels round through
-// shared memory, and reads and writes neighbours with neighbouring lanes. Places are numbered in the
-// order in which the source has them: a tile is full where an item is a filter of a few taps. Rows
-// of the tile are an odd number of words long: a column, too, lies in 32 banks. An address is
-// calculated once for the four elements that a thread moves.
+// Bound by memory: a block turns tiles of 32 places (an item's position) x 32 channels round
+// through shared memory, and reads and writes neighbours with neighbouring lanes. Places are
+// numbered in the order in which the source has them: a tile is full where an item is a filter of a
+// few taps. Rows of the tile are an element, of 16 bits two, longer than they need be: a column,
+// too, lies in different banks.
 #pragma once
 
 #include <algorithm>

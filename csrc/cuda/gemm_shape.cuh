@@ -11,7 +11,8 @@
 namespace convbp::cuda::gemm {
 
 // Rows x columns sums a block, shared out among warps_down x warps_across warps. `elements`: the
-// operands are read element by element, from any strides, not in chunks.
+// convolution's operands, or the weight gradient's input, are read element by element, from any
+// strides, not in chunks.
 template <typename Arithmetic, int rows, int columns, int warps_down, int warps_across,
           bool elements, Innermost innermost>
 struct Shape {
@@ -26,6 +27,7 @@ struct Shape {
   using Sums = typename Arithmetic::template Sums<kWarpRows, kWarpColumns, innermost>;
   using Sum = typename Sums::Sum;
   static constexpr int kRingBytes = kStages * (A::kBytes + B::kBytes);
+  static_assert(kRingBytes <= 99 << 10, "more than a block has with compute capability 8.6");
 
   __device__ static int warp_row() { return threadIdx.x / 32 / warps_across * kWarpRows; }
   __device__ static int warp_column() { return threadIdx.x / 32 % warps_across * kWarpColumns; }

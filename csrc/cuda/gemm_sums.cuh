@@ -180,7 +180,7 @@ class TensorCoreSums {
 #pragma unroll
         for (int e = 0; e < 4; e += 2)
           body(16 * i + e / 2 * 8 + lane / 4, 8 * j + lane % 4 * 2,
-               Vector<Sum, 2>{sum_[i][j][e], sum_[i][j][e + 1]});
+               Pack<Sum, 2>{sum_[i][j][e], sum_[i][j][e + 1]});
   }
 
   template <typename Body>
@@ -271,7 +271,7 @@ class MultiplyAddSums {
     for (int i = 0; i < kRows; ++i)
 #pragma unroll
       for (int j = 0; j < kColumns; j += kNeighbours) {
-        Vector<Sum, kNeighbours> sums;
+        Pack<Sum, kNeighbours> sums;
 #pragma unroll
         for (int e = 0; e < kNeighbours; ++e) sums.element[e] = sum_[i][j + e];
         body(row_of(i), column_of(j), sums);

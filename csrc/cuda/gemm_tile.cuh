@@ -11,6 +11,7 @@
 #pragma once
 
 #include "device.h"
+#include "pack.h"
 
 namespace convbp::cuda::gemm {
 
@@ -19,13 +20,8 @@ enum class Innermost { kDepth, kLength };
 template <typename T>
 constexpr int kPack = 16 / sizeof(T);  // elements of a chunk
 
-template <typename T, int n>
-struct alignas(n * sizeof(T)) Vector {
-  T element[n];
-};
-
 template <typename T>
-using Chunk = Vector<T, kPack<T>>;
+using Chunk = Pack<T, kPack<T>>;
 
 template <typename T, int length, int depth, Innermost innermost>
 struct SharedTile {

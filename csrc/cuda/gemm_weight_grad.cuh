@@ -8,12 +8,13 @@
 // The plain form is plain.cuh. Tiles of 128x128, 128x64 and 64x64 filters x columns (r, s, channel)
 // by a depth of 32 pixels (TF32 and float64: 16). Filters and channels are read 16 bytes at a time
 // from memory that has them innermost, and lie so in shared memory; where a group of the input has
-// four channels or fewer, its elements are read one by one from the tensor as it is. A thread stays
-// at its tap: from pixel to pixel only a pointer and a position step.
+// few channels and no whole chunk of them, its elements are read one by one from the tensor as it
+// is. A thread stays at its tap: from pixel to pixel only a pointer and a position step.
 //
 // There are few tiles and many pixels, so these are cut into pieces, as many as the problem's size
 // says, whatever the GPU; each block sums one piece, and another kernel (gemm_add_pieces.cuh) adds
-// the pieces in their order: the same bits in every run. How fast this is has not been measured yet.
+// the pieces in their order: the same bits in every run. How fast this is has not been measured
+// yet.
 #pragma once
 
 #include <type_traits>

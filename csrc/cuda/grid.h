@@ -1,4 +1,4 @@
-// How a kernel without shared memory spreads a run of numbers over its threads.
+// Runs of numbers spread over threads, and which position of a tensor a number is.
 #pragma once
 
 #include <algorithm>
@@ -100,7 +100,7 @@ CONVBP_BOTH inline bool inside(int position, int size) {
 
 // Are channels what lies closest together?
 inline bool channels_innermost(const int64_t (&stride)[4]) {
-  return stride[1] < stride[3];
+  return stride[1] <= stride[3];
 }
 
 }  // namespace convbp::cuda

@@ -89,18 +89,15 @@ Operand<const T> packed(Context& context, const Operand<const T>& source, int64_
                         bool side_by_side = false) {
   const PackSize size{groups, items, channels, divide_up(channels, kPack<T>) * kPack<T>,
                       rows,   pixels};
-  // A tap outside the only row or pixel is not read, but its address is a multiple of 16 as well.
+  // What lies outside of the only item, row or pixel is not read, but its address has to be a
+  // multiple of 16 as well.
   const bool readable = in_chunks(source, size);
   if (side_by_side && readable && source.pixel % kPack<T> == 0 &&
       source.row == pixels * source.pixel && source.item == rows * source.row)
     return source;
   if (!side_by_side && readable)
-    return {source.data,
-            source.group,
-            source.item,
-            1,
-            rows == 1 ? 0 : source.row,
-            pixels == 1 ? 0 : source.pixel};
+    return {source.data, groups == 1 ? 0 : source.group, items == 1 ? 0 : source.item,
+            1,           rows == 1 ? 0 : source.row,     pixels == 1 ? 0 : source.pixel};
   const int64_t pixel = size.padded, row = pixels * pixel, item = rows * row, group = items * item;
   T* const data = static_cast<T*>(context.scratch(groups * group * sizeof(T)));
   pack(context, size, source, data);

@@ -412,7 +412,7 @@ void launch(const Context&, const char* name, void (*kernel)(Parameters...), dim
   if (!count || count > 1024 || count % shim::kLanes)
     throw std::logic_error(std::string(name) + ": " + std::to_string(count) + " threads a block");
   if (!blocks.x || !blocks.y || !blocks.z || blocks.x > 0x7fffffff || blocks.y > 65535 ||
-      blocks.z > 65535 || shared_bytes > (163 << 10))
+      blocks.z > 65535 || shared_bytes > (99 << 10))
     throw std::logic_error(std::string(name) + ": a grid or shared memory that no GPU has");
   static std::vector<shim::Fiber> pool;  // stacks are kept
   shim::Block block;

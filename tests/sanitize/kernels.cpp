@@ -145,7 +145,9 @@ void try_operators(Random& random, const ConvProblem& p, const Operators<T>& our
   // Layouts that differ are mostly refused where strides matter.
   const Layout of_all = any_layout(random);
   const auto layout = [&] { return random.in(3) ? any_layout(random) : of_all; };
-  const Layout of_results = of_all == Layout::kChannelsLast || of_all == Layout::kChannelsLastView
+  const Layout of_results = of_all == Layout::kChannelsLast ||
+                                    of_all == Layout::kChannelsLastView ||
+                                    of_all == Layout::kChannelsLastWideView
                                 ? Layout::kChannelsLast
                                 : Layout::kContiguous;
   Tensor<T> input(of_input, layout()), weight(of_weight, any_layout(random));

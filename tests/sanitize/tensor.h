@@ -32,13 +32,21 @@ class Random {
 };
 
 // A view is a part of something larger in every dimension. Strided: every stride is unusual, and
-// there are gaps.
-enum class Layout { kContiguous, kChannelsLast, kContiguousView, kChannelsLastView, kStrided };
+// there are gaps. In a wide view they are as long as a vector, so that it can be read in place.
+enum class Layout {
+  kContiguous,
+  kChannelsLast,
+  kContiguousView,
+  kChannelsLastView,
+  kChannelsLastWideView,
+  kStrided
+};
 using Size = std::array<int64_t, 4>;
 
 inline Layout any_layout(Random& random) {
   return random.one_of({Layout::kContiguous, Layout::kChannelsLast, Layout::kContiguousView,
-                        Layout::kChannelsLastView, Layout::kStrided});
+                        Layout::kChannelsLastView, Layout::kChannelsLastWideView,
+                        Layout::kStrided});
 }
 
 inline Layout dense_layout(Random& random) {
@@ -51,10 +59,10 @@ class Tensor {
   // `missing`: elements that are left out at the end of its memory, for a lie.
   explicit Tensor(const Size& size, Layout layout = Layout::kContiguous, int64_t missing = 0)
       : size_(size) {
-    static constexpr int kOrder[5][4] = {
-        {0, 1, 2, 3}, {0, 2, 3, 1}, {0, 1, 2, 3}, {0, 2, 3, 1}, {3, 0, 2, 1}};
+    static constexpr int kOrder[6][4] = {{0, 1, 2, 3}, {0, 2, 3, 1}, {0, 1, 2, 3},
+                                         {0, 2, 3, 1}, {0, 2, 3, 1}, {3, 0, 2, 1}};
     const bool dense = layout == Layout::kContiguous || layout == Layout::kChannelsLast;
-    const int64_t gap = dense ? 1 : 2;
+    const int64_t gap = dense ? 1 : layout == Layout::kChannelsLastWideView ? 9 : 2;
     int64_t step = layout == Layout::kStrided ? gap : 1;
     for (int i = 3; i >= 0; --i) {
       const int d = kOrder[static_cast<int>(layout)][i];
