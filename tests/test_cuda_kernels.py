@@ -67,6 +67,23 @@ def test_nothing_is_wrong_on_many_problems(shim: Path, order: str) -> None:
     assert "all equal" in done.stdout
 
 
+@pytest.mark.slow
+def test_the_program_for_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `make cuda-check` runs: it builds anywhere, and says so where there is no GPU."""
+    if not shutil.which("nvcc"):
+        pytest.skip("nvcc is needed")
+    if not torch.cuda.is_available():
+        monkeypatch.setenv("ARCH", "sm_90")
+    make(tmp_path, ROOT / "csrc" / "cuda", "gpu")
+    done = run(tmp_path / "gpu", "forward", "2")
+    if torch.cuda.is_available():
+        assert done.returncode == 0, done.stderr
+        assert "all equal" in done.stdout
+    else:
+        assert done.returncode == 2
+        assert "there is no GPU: " in done.stderr
+
+
 class Bug(NamedTuple):
     """``old`` is replaced by ``new`` in ``file``; seen by this family of problems."""
 
