@@ -266,10 +266,12 @@ BUGS = {
 }  # fmt: skip
 
 
-# What a family's kernels are compiled into; the implicit GEMM's, a file for each element type.
+# What a family's kernels are compiled into, all that share a template; the implicit GEMM's, a file
+# for each element type.
+DEPTHWISE = ["depthwise.o", "depthwise_weight_grad.o", "depthwise_backward.o"]
 OBJECTS = {
-    "depthwise": ["depthwise.o", "depthwise_weight_grad.o"],
-    "depthwise_backward": ["depthwise_backward.o"],
+    "depthwise": DEPTHWISE,
+    "depthwise_backward": DEPTHWISE,
     "elementwise": ["elementwise.o"],
     "plain": ["plain.o"],
     "pools": ["pool.o"],
