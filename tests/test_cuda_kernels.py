@@ -231,8 +231,8 @@ BUGS = {
     ),
     "depthwise backward: a delta that is not rounded": Bug(
         "depthwise_backward.cuh",
-        "static_cast<A>(static_cast<T>(g.error_signal(grad[0], kept[0])))",
-        "g.error_signal(grad[0], kept[0])", "depthwise_backward",
+        "static_cast<A>(delta_of<T>(g, grad[0], kept[0]))", "g.error_signal(grad[0], kept[0])",
+        "depthwise_backward",
     ),
     "depthwise backward: half of the threads left out": Bug(
         "depthwise_backward.cuh", "kThreads * V / at_once / 2; half > 0",
@@ -278,28 +278,34 @@ OBJECTS = {
 }
 
 
-def copy_with(to: Path, file: str, old: str, new: str) -> None:
-    """csrc/, with ``old`` replaced by ``new``, once."""
-    shutil.copytree(ROOT / "csrc", to)
-    changed = to / "cuda" / file
+def make_changed(
+    built: Path, out: Path, change: tuple[str, str, str], objects: list[str], target: str = "build"
+) -> None:
+    """What ``target`` makes of csrc/ where in a file, once, something is replaced.
+
+    ``built``: what it made of csrc/ as it is, of which these objects are concerned.
+    """
+    file, old, new = change
+    sources = out.with_name("csrc")
+    shutil.copytree(ROOT / "csrc", sources)
+    changed = sources / "cuda" / file
     text = changed.read_text()
     assert text.count(old) == 1, f"{file} says {text.count(old)} times: {old}"
     changed.write_text(text.replace(old, new))
+    # What is not concerned has not to be compiled again: copied now, it is newer.
+    shutil.copytree(built, out, copy_function=shutil.copy)
+    for made in objects:
+        (out / made).unlink()
+    make(out, sources / "cuda", target)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", BUGS)
 def test_a_bug_is_noticed(shim: Path, tmp_path: Path, name: str) -> None:
-    bug = BUGS[name]
-    sources = tmp_path / "csrc"
-    copy_with(sources, bug.file, bug.old, bug.new)
-    # What the bug does not concern has not to be compiled again: copied now, it is newer.
-    out = tmp_path / "out"
-    shutil.copytree(shim, out, copy_function=shutil.copy)
+    bug, out = BUGS[name], tmp_path / "out"
     element = "float32" if bug.type == "TF32" else bug.type
-    for built in (*OBJECTS.get(bug.family, [f"implicit_gemm_{element}.o"]), "kernels"):
-        (out / built).unlink()
-    make(out, sources / "cuda")
+    objects = OBJECTS.get(bug.family, [f"implicit_gemm_{element}.o"])
+    make_changed(shim, out, bug[:3], [*objects, "kernels"])
     runs = [run(out, order, "24", "0", bug.family, bug.type) for order in ORDERS]
     assert any(done.returncode for done in runs), runs[0].stdout
     print(f"{name}: {next(done.stderr for done in runs if done.returncode)[-300:]}")

@@ -7,13 +7,12 @@ Faults: a copy of csrc/ in which one such arrangement is lost has to be beyond t
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from test_cuda_kernels import OBJECTS, ROOT, copy_with, make
+from test_cuda_kernels import OBJECTS, ROOT, make, make_changed
 
 pytestmark = pytest.mark.slow
 
@@ -167,15 +166,9 @@ FAULTS = {
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_fault_is_noticed(built: Path, tmp_path: Path, name: str) -> None:
-    fault = FAULTS[name]
-    sources = tmp_path / "csrc"
-    copy_with(sources, fault.file, fault.old, fault.new)
-    # What the fault does not concern has not to be compiled again: copied now, it is newer.
-    out = tmp_path / "out"
-    shutil.copytree(built / "traffic", out / "traffic", copy_function=shutil.copy)
-    for item in (*OBJECTS.get(fault.family, ["implicit_gemm_bfloat16.o"]), "traffic"):
-        (out / "traffic" / item).unlink()
-    make(out, sources / "cuda", "traffic")
+    fault, out = FAULTS[name], tmp_path / "out"
+    objects = [*OBJECTS.get(fault.family, ["implicit_gemm_bfloat16.o"]), "traffic"]
+    make_changed(built, out, fault[:3], [f"traffic/{made}" for made in objects], "traffic")
     found = wasteful(count(out, fault.layer, "bfloat16"), fault.layer)
     assert found
     print(f"{name}: {found[0]}")

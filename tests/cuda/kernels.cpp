@@ -78,6 +78,16 @@ Tensor<double> widened(Tensor<T>& tensor, const Size& size) {
   return wide;
 }
 
+// The same of a whole tensor.
+template <typename T>
+Tensor<T> rounded(Tensor<double>& sums, const Size& size) {
+  Tensor<T> result(size);
+  each(sums, size, [&](double& sum, int64_t a, int64_t b, int64_t c, int64_t d) {
+    result.view().at(a, b, c, d) = rounded<T>(sum);
+  });
+  return result;
+}
+
 template <typename T, typename U>
 void expect_equal(Tensor<T>& ours, Tensor<U>& expected, const Size& size, const std::string& what) {
   ++comparisons;
@@ -195,30 +205,24 @@ void try_operators(Random& random, const ConvProblem& p, const Operators<T>& our
     expect_equal(output, expected, of_output, ours.name + " conv2d");
     if (keep) expect_equal(kept, expected_kept, of_output, ours.name + " conv2d, pre-activation");
 
-    Tensor<T> grad(of_input, layout), expected_grad(of_input);
+    Tensor<T> grad(of_input, layout);
     Tensor<double> wide_grad(of_input);
     ours.input_grad(context, p, weight.read(), delta.read(), grad.view());
     reference::conv2d_input_grad(p, wide_weight.read(), wide_delta.read(), wide_grad.view());
-    each(wide_grad, of_input, [&](double& sum, int64_t a, int64_t b, int64_t c, int64_t d) {
-      expected_grad.view().at(a, b, c, d) = rounded<T>(sum);
-    });
+    Tensor<T> expected_grad = rounded<T>(wide_grad, of_input);
     expect_equal(grad, expected_grad, of_input, ours.name + " conv2d_input_grad");
   }
 
-  Tensor<T> weight_grad(of_weight, layout), expected_weight_grad(of_weight);
-  Tensor<T> bias_grad(of_bias), expected_bias_grad(of_bias);
+  Tensor<T> weight_grad(of_weight, layout);
+  Tensor<T> bias_grad(of_bias);
   Tensor<double> wide_weight_grad(of_weight), wide_bias_grad(of_bias);
   const bool with_bias = random.in(2);
   ours.weight_grad(context, p, input.read(), delta.read(), weight_grad.view(),
                    with_bias ? bias_grad.view().data : nullptr);
   reference::conv2d_weight_grad(p, wide_input.read(), wide_delta.read(), wide_weight_grad.view(),
                                 wide_bias_grad.view().data);
-  each(wide_weight_grad, of_weight, [&](double& sum, int64_t a, int64_t b, int64_t c, int64_t d) {
-    expected_weight_grad.view().at(a, b, c, d) = rounded<T>(sum);
-  });
-  each(wide_bias_grad, of_bias, [&](double& sum, int64_t a, int64_t b, int64_t c, int64_t d) {
-    expected_bias_grad.view().at(a, b, c, d) = rounded<T>(sum);
-  });
+  Tensor<T> expected_weight_grad = rounded<T>(wide_weight_grad, of_weight);
+  Tensor<T> expected_bias_grad = rounded<T>(wide_bias_grad, of_bias);
   expect_equal(weight_grad, expected_weight_grad, of_weight, ours.name + " conv2d_weight_grad");
   if (with_bias)
     expect_equal(bias_grad, expected_bias_grad, of_bias, ours.name + " conv2d_weight_grad, bias");
@@ -523,9 +527,9 @@ void try_depthwise_backward(Random& random) {
   });
   HostContext context(random);
 
-  Tensor<T> input_grad(of_input, layout), expected_input_grad(of_input);
-  Tensor<T> weight_grad(of_weight, layout), expected_weight_grad(of_weight);
-  Tensor<T> bias_grad(of_bias), expected_bias_grad(of_bias);
+  Tensor<T> input_grad(of_input, layout);
+  Tensor<T> weight_grad(of_weight, layout);
+  Tensor<T> bias_grad(of_bias);
   Tensor<double> wide_input = widened(input, of_input), wide_weight = widened(weight, of_weight);
   Tensor<double> wide_delta = widened(delta, of_output), wide_input_grad(of_input);
   Tensor<double> wide_weight_grad(of_weight), wide_bias_grad(of_bias);
@@ -539,17 +543,12 @@ void try_depthwise_backward(Random& random) {
          [&](T& to, int64_t a, int64_t b, int64_t c, int64_t d) { to = ours.at(a, b, c, d); });
     return expect_of_g(copy, delta, of_output, exact, "depthwise error_signal");
   }
-  const auto round_all = [](Tensor<double>& sums, Tensor<T>& to, const Size& size) {
-    each(sums, size, [&](double& sum, int64_t a, int64_t b, int64_t c, int64_t d) {
-      to.view().at(a, b, c, d) = rounded<T>(sum);
-    });
-  };
   reference::conv2d_input_grad(p, wide_weight.read(), wide_delta.read(), wide_input_grad.view());
   reference::conv2d_weight_grad(p, wide_input.read(), wide_delta.read(), wide_weight_grad.view(),
                                 wide_bias_grad.view().data);
-  round_all(wide_input_grad, expected_input_grad, of_input);
-  round_all(wide_weight_grad, expected_weight_grad, of_weight);
-  round_all(wide_bias_grad, expected_bias_grad, of_bias);
+  Tensor<T> expected_input_grad = rounded<T>(wide_input_grad, of_input);
+  Tensor<T> expected_weight_grad = rounded<T>(wide_weight_grad, of_weight);
+  Tensor<T> expected_bias_grad = rounded<T>(wide_bias_grad, of_bias);
   expect_of_g(input_grad, expected_input_grad, of_input, exact, "depthwise backward, input");
   if (!exact) return;
   expect_equal(weight_grad, expected_weight_grad, of_weight, "depthwise backward, weight");
@@ -597,14 +596,12 @@ void try_max_pool(const PoolProblem& p, Random& random) {
   each(wide_offset, of_output, [&](uint32_t& tap, int64_t a, int64_t b, int64_t c, int64_t d) {
     tap = offset.view().at(a, b, c, d);
   });
-  Tensor<T> grad(of_input, layout), expected(of_input);
+  Tensor<T> grad(of_input, layout);
   Tensor<double> wide_grad(of_input);
   cuda::pool::max_pool2d_input_grad<T, Offset>(context, p, delta.read(), offset.read(),
                                                grad.view());
   reference::max_pool2d_input_grad(p, wide_delta.read(), wide_offset.read(), wide_grad.view());
-  each(wide_grad, of_input, [&](double& sum, int64_t a, int64_t b, int64_t c, int64_t d) {
-    expected.view().at(a, b, c, d) = rounded<T>(sum);
-  });
+  Tensor<T> expected = rounded<T>(wide_grad, of_input);
   expect_equal(grad, expected, of_input, "max_pool2d_input_grad");
 }
 
@@ -623,22 +620,18 @@ void try_average_pool(PoolProblem p, Random& random) {
   input.fill(random), delta.fill(random, 2, divisible ? 3600 : 1);
   Tensor<double> wide_input = widened(input, of_input), wide_delta = widened(delta, of_output);
 
-  Tensor<T> output(of_output, layout), expected(of_output);
+  Tensor<T> output(of_output, layout);
   Tensor<double> wide_output(of_output);
   cuda::pool::avg_pool2d<T>(context, p, input.read(), output.view());
   reference::avg_pool2d(p, wide_input.read(), wide_output.view());
-  each(wide_output, of_output, [&](double& sum, int64_t a, int64_t b, int64_t c, int64_t d) {
-    expected.view().at(a, b, c, d) = rounded<T>(sum);
-  });
+  Tensor<T> expected = rounded<T>(wide_output, of_output);
   expect_equal(output, expected, of_output, "avg_pool2d");
 
-  Tensor<T> grad(of_input, layout), expected_grad(of_input);
+  Tensor<T> grad(of_input, layout);
   Tensor<double> wide_grad(of_input);
   cuda::pool::avg_pool2d_input_grad<T>(context, p, delta.read(), grad.view());
   reference::avg_pool2d_input_grad(p, wide_delta.read(), wide_grad.view());
-  each(wide_grad, of_input, [&](double& sum, int64_t a, int64_t b, int64_t c, int64_t d) {
-    expected_grad.view().at(a, b, c, d) = rounded<T>(sum);
-  });
+  Tensor<T> expected_grad = rounded<T>(wide_grad, of_input);
   expect_equal(grad, expected_grad, of_input, "avg_pool2d_input_grad");
 }
 
