@@ -85,7 +85,7 @@ def _is_one_pass(ctx: Any, grad: Tensor) -> bool:
     return (
         needs_input_grad
         and needs_weight_grad
-        and depthwise_ops.is_one_pass(grad.device, ctx.weight_size, ctx.geometry[3])
+        and depthwise_ops.is_one_pass(grad, ctx.weight_size, ctx.geometry[3])
     )
 
 

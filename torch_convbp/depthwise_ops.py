@@ -25,9 +25,12 @@ depthwise_backward = torch.ops.torch_convbp.depthwise_backward.default
 ONE_PASS_ON = {"cuda"}
 
 
-def is_one_pass(device: torch.device, weight_size: Sequence[int], groups: int) -> bool:
+def is_one_pass(grad: Tensor, weight_size: Sequence[int], groups: int) -> bool:
     """Is the layer one whose whole backward pass should be this operator?"""
-    return device.type in ONE_PASS_ON and weight_size[1] == 1 and weight_size[0] == groups > 1
+    # Every layer asks, and most are not depthwise: the cheapest question first.
+    return groups > 1 and (
+        weight_size[1] == 1 and weight_size[0] == groups and grad.device.type in ONE_PASS_ON
+    )
 
 
 def equations(

@@ -58,7 +58,8 @@ void start_planes(const Call<T>& call) {
   blocks.rows = S::count(layer.height, rows * kLength);
   blocks.planes = static_cast<int>(call.batch * layer.channels);
   blocks.pitch = pitch_for(S::sources(columns), columns, S::sources_apart(kLength));
-  const int tile = blocks.pitch * S::sources(rows * kLength) + taps * taps;
+  const int tile = blocks.pitch * S::sources(rows * kLength) +
+                   Filters<taps, 1, Accumulator<T>>(nullptr, 1).size();
   const int64_t groups = divide_up(blocks.planes, planes);
   launch(call.context, "depthwise", kernels::planes<T, direction, taps, stride, kLength>,
          dim3(static_cast<unsigned>(groups * blocks.rows * blocks.columns)),
@@ -84,42 +85,27 @@ void start_known(const Call<T>& call) {
     start_planes<T, direction, taps, stride>(call);
 }
 
-template <typename T, Direction direction, int stride>
-bool start_with_stride(const Call<T>& call) {
-  const int taps = call.layer.height.taps;
-  if (taps == 3)
-    start_known<T, direction, 3, stride>(call);
-  else if (taps == 5)
-    start_known<T, direction, 5, stride>(call);
-  else if (taps == 7)
-    start_known<T, direction, 7, stride>(call);
-  else
-    return false;
-  return true;
-}
-
-// Is there a kernel that was compiled for it?
-template <typename T, Direction direction>
-bool start_compiled(Call<T> call) {
-  const auto& [height, width, channels, filters, turned] = call.layer;
-  if (filters != 1 || height.taps != width.taps || height.stride != width.stride ||
-      height.dilation != 1 || width.dilation != 1 ||
-      call.batch * channels >= (int64_t{1} << 31) - kThreads)
-    return false;
-  if (height.stride == 2) return start_with_stride<T, direction, 2>(call);
-  if (height.stride != 1) return false;
-  if (direction == Direction::kBackward) {
-    call.layer.turned = true;
-    for (Axis* axis : {&call.layer.height, &call.layer.width})
-      axis->pad = axis->taps - 1 - axis->pad;
-  }
-  return start_with_stride<T, Direction::kForward, 1>(call);
-}
-
 template <typename T, Direction direction>
 void start(const Call<T>& call) {
-  if constexpr (sizeof(T) != 8)  // float64 is for checking
-    if (start_compiled<T, direction>(call)) return;
+  const auto& [height, width, channels, filters, turned] = call.layer;
+  // float64 is for checking
+  if constexpr (sizeof(T) != 8)
+    if (filters == 1 && call.batch * channels < (int64_t{1} << 31) - kThreads &&
+        start_compiled(
+            height, width,
+            [&](auto taps, auto stride) {
+              if constexpr (direction == Direction::kBackward && stride == 1) {
+                Call<T> forward = call;
+                forward.layer.turned = true;
+                for (Axis* axis : {&forward.layer.height, &forward.layer.width})
+                  axis->pad = axis->taps - 1 - axis->pad;
+                start_known<T, Direction::kForward, taps, stride>(forward);
+              } else {
+                start_known<T, direction, taps, stride>(call);
+              }
+              return true;
+            }))
+      return;
   start_general<T, direction>(call);
 }
 

@@ -168,8 +168,10 @@ __global__ void __launch_bounds__(kThreads, 1)
   const bool is_there = plane < blocks.planes;
   const int b = plane / layer.channels, c = plane % layer.channels;
 
-  A* const tile = shared_memory<A>() + threadIdx.z * (tile_rows * blocks.pitch + taps * taps);
-  A* const filter = tile + tile_rows * blocks.pitch;
+  const int tile_size = tile_rows * blocks.pitch;
+  Filters<taps, 1, A> filters(nullptr, 1);
+  A* const tile = shared_memory<A>() + threadIdx.z * (tile_size + filters.size());
+  filters.data = tile + tile_size;
   // Where neighbouring results meet every other column, those lie side by side, in different banks.
   const auto place = [&](int column) {
     const bool apart = S::kForward && stride == 2;
@@ -182,11 +184,8 @@ __global__ void __launch_bounds__(kThreads, 1)
             inside(m + i, height.sources) && inside(n + j, width.sources)
                 ? static_cast<A>(source.at(b, c, m + i, n + j))
                 : A(0);
-    for (int tap = threadIdx.y * blockDim.x + threadIdx.x; tap < taps * taps;
-         tap += blockDim.x * blockDim.y) {
-      const int at = layer.turned ? taps * taps - 1 - tap : tap;
-      filter[tap] = static_cast<A>(weight.at(c, 0, at / taps, at % taps));
-    }
+    filters.take(weight, c, layer.channels, layer.turned, threadIdx.y * blockDim.x + threadIdx.x,
+                 blockDim.x * blockDim.y);
   }
   barrier();
 
@@ -203,12 +202,13 @@ __global__ void __launch_bounds__(kThreads, 1)
     for (int k = 0; k < kSources; ++k) x[k] = strip[k * blocks.pitch + place(j - n)];
 #pragma unroll
     for (int r = 0; r < taps; ++r) {
-      const A w = filter[r * taps + s];
+      A w[1];
+      filters.load(w, r * taps + s, 0);
 #pragma unroll
       for (int p = 0; p < length; ++p)
 #pragma unroll
         for (int k = 0; k < kSources; ++k)
-          if (S::tap(p, k) == r) sum[p][0] += x[k] * w;
+          if (S::tap(p, k) == r) sum[p][0] += x[k] * w[0];
     }
   });
   const Vector one{1, 1, false};

@@ -80,13 +80,6 @@ bool start_known(const Call<T>& call) {
                    : start_tiles<T, taps, stride, false>(call);
 }
 
-template <typename T, int taps>
-bool start_with_taps(const Call<T>& call) {
-  if (call.height.stride == 1) return start_known<T, taps, 1>(call);
-  if (call.height.stride == 2) return start_known<T, taps, 2>(call);
-  return false;
-}
-
 }  // namespace
 
 template <typename T>
@@ -104,17 +97,15 @@ bool backward(Context& context, const ConvProblem& p, const ErrorSignal<T>& sign
                        input_grad,
                        filter_gradients(p, weight_grad, bias_grad)};
     const Axis &height = call.height, &width = call.width;
-    bool compiled = p.out_channels == 1 && height.taps == width.taps &&
-                    height.stride == width.stride && height.dilation == 1 && width.dilation == 1;
     // Every delta is among those of a tile: it meets an input position, or lies between two that
     // do.
+    bool met = true;
     for (const Axis& axis : {height, width})
-      compiled = compiled && axis.pad < axis.taps &&
-                 int64_t{axis.sources - 1} * axis.stride - axis.pad < axis.results;
-    if (!compiled) return false;
-    if (height.taps == 3) return start_with_taps<T, 3>(call);
-    if (height.taps == 5) return start_with_taps<T, 5>(call);
-    if (height.taps == 7) return start_with_taps<T, 7>(call);
+      met = met && axis.pad < axis.taps &&
+            int64_t{axis.sources - 1} * axis.stride - axis.pad < axis.results;
+    return met && p.out_channels == 1 && start_compiled(height, width, [&](auto taps, auto stride) {
+             return start_known<T, taps, stride>(call);
+           });
   }
   return false;
 }

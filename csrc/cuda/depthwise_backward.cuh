@@ -96,7 +96,7 @@ template <typename T, int V, typename A>
 __device__ void to_error_signal(const activation::Activation<A>& g, A (&grad)[V], A (&kept)[V]) {
 #pragma unroll 1
   for (int times = 0; times < V; ++times) {
-    const A delta = static_cast<A>(static_cast<T>(g.error_signal(grad[0], kept[0])));
+    const A delta = static_cast<A>(delta_of<T>(g, grad[0], kept[0]));
 #pragma unroll
     for (int v = 0; v + 1 < V; ++v) grad[v] = grad[v + 1], kept[v] = kept[v + 1];
     grad[V - 1] = delta;
@@ -255,9 +255,8 @@ template <typename T>
 __global__ void error_signal(ErrorSignal<T> signal, View<T> delta, Positions positions) {
   each(positions.count, [&](int64_t number) {
     const auto [b, c, m, n] = positions.position(number);
-    delta.at(b, c, m, n) = static_cast<T>(
-        signal.g.error_signal(static_cast<Accumulator<T>>(signal.grad.at(b, c, m, n)),
-                              static_cast<Accumulator<T>>(signal.kept.at(b, c, m, n))));
+    delta.at(b, c, m, n) =
+        delta_of<T>(signal.g, signal.grad.at(b, c, m, n), signal.kept.at(b, c, m, n));
   });
 }
 

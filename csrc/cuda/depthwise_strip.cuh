@@ -6,6 +6,7 @@
 #pragma once
 
 #include <numeric>
+#include <type_traits>
 
 #include "../conv_problem.h"
 #include "epilogue.h"
@@ -59,6 +60,22 @@ __device__ void each_tap(const Axis& a, int result, const Body& body) {
 #pragma unroll 1
   for (; tap < a.taps; tap += tap_step, source += source_step)
     if (0 <= source && source < a.sources) body(tap, source);
+}
+
+// Calls start(taps, stride), as constants, where kernels are compiled for such filters; returns what
+// it returns, or false.
+template <typename Start>
+bool start_compiled(const Axis& height, const Axis& width, const Start& start) {
+  if (height.taps != width.taps || height.stride != width.stride || height.dilation != 1 ||
+      width.dilation != 1)
+    return false;
+  const auto with_stride = [&](auto taps) {
+    if (height.stride == 1) return start(taps, std::integral_constant<int, 1>());
+    return height.stride == 2 && start(taps, std::integral_constant<int, 2>());
+  };
+  if (height.taps == 3) return with_stride(std::integral_constant<int, 3>());
+  if (height.taps == 5) return with_stride(std::integral_constant<int, 5>());
+  return height.taps == 7 && with_stride(std::integral_constant<int, 7>());
 }
 
 // Neighbouring results on one axis, computed together: which of the sources between them meet which

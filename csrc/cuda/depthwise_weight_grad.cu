@@ -56,33 +56,6 @@ void start_general(const Call<T>& call) {
   add_pieces(call.context, partial, pieces, call.gradients);
 }
 
-template <typename T, int taps>
-bool start_with_taps(const Call<T>& call) {
-  const bool innermost = channels_innermost(call.input.stride);
-  if (call.height.stride == 1)
-    innermost ? start_strips<T, taps, 1, false>(call) : start_strips<T, taps, 1, true>(call);
-  else if (call.height.stride == 2)
-    innermost ? start_strips<T, taps, 2, false>(call) : start_strips<T, taps, 2, true>(call);
-  else
-    return false;
-  return true;
-}
-
-// Is there a kernel that was compiled for it?
-template <typename T>
-bool start_compiled(const Call<T>& call) {
-  if constexpr (sizeof(T) != 8) {
-    const Axis &height = call.height, &width = call.width;
-    if (call.problem.out_channels != 1 || height.taps != width.taps ||
-        height.stride != width.stride || height.dilation != 1 || width.dilation != 1)
-      return false;
-    if (height.taps == 3) return start_with_taps<T, 3>(call);
-    if (height.taps == 5) return start_with_taps<T, 5>(call);
-    if (height.taps == 7) return start_with_taps<T, 7>(call);
-  }
-  return false;  // float64 is for checking
-}
-
 }  // namespace
 
 template <typename T>
@@ -95,7 +68,15 @@ void conv2d_weight_grad(Context& context, const ConvProblem& p, View<const T> in
                      input,
                      delta,
                      filter_gradients(p, weight_grad, bias_grad)};
-  if (!start_compiled(call)) start_general(call);
+  // float64 is for checking
+  if constexpr (sizeof(T) != 8)
+    if (p.out_channels == 1 && start_compiled(call.height, call.width, [&](auto taps, auto stride) {
+          channels_innermost(input.stride) ? start_strips<T, taps, stride, false>(call)
+                                           : start_strips<T, taps, stride, true>(call);
+          return true;
+        }))
+      return;
+  start_general(call);
 }
 
 #define INSTANTIATE(T)                                                                         \

@@ -21,15 +21,10 @@ __global__ void activate(activation::Activation<Accumulator<T>> g, const T* inpu
   });
 }
 
-template <typename A, typename T>
-__device__ T delta_of(const activation::Activation<A>& g, T grad, T kept) {
-  return static_cast<T>(g.error_signal(static_cast<A>(grad), static_cast<A>(kept)));
-}
-
 template <typename T>
 __global__ void error_signal(activation::Activation<Accumulator<T>> g, const T* grad, const T* kept,
                              T* delta, int64_t count) {
-  each(count, [&](int64_t i) { delta[i] = delta_of(g, grad[i], kept[i]); });
+  each(count, [&](int64_t i) { delta[i] = delta_of<T>(g, grad[i], kept[i]); });
 }
 
 // The cut of the sums: a block of 32 x 8 threads takes 32 columns, neighbours in memory, of
@@ -65,7 +60,7 @@ __global__ void error_signal_columns(activation::Activation<Accumulator<T>> g, c
   if (c < s.size.channels)
     for (int64_t row = blockIdx.y * s.rows + threadIdx.y; row < end; row += Sums::kRows) {
       const int64_t i = row * s.size.channels + c;
-      delta[i] = delta_of(g, grad[i], kept[i]);
+      delta[i] = delta_of<T>(g, grad[i], kept[i]);
       sum += static_cast<Accumulator<T>>(delta[i]);
     }
   sum = sum_of_rows(sum);
@@ -87,7 +82,7 @@ __global__ void error_signal_planes(activation::Activation<Accumulator<T>> g, co
   Accumulator<T> sum = 0;
   for (; e < end; e += step) {
     const int64_t i = (sample * s.size.channels + c) * inner + pixel;
-    delta[i] = delta_of(g, grad[i], kept[i]);
+    delta[i] = delta_of<T>(g, grad[i], kept[i]);
     sum += static_cast<Accumulator<T>>(delta[i]);
     sample += samples, pixel += pixels;
     if (pixel >= inner) pixel -= inner, ++sample;

@@ -53,6 +53,12 @@ struct Activation {
 
 }  // namespace activation
 
+// L3, rounded to the element type: what is stored, and what L4 to L6 take it for.
+template <typename T, typename A, typename U>
+CONVBP_BOTH T delta_of(const activation::Activation<A>& g, U grad, U kept) {
+  return static_cast<T>(g.error_signal(static_cast<A>(grad), static_cast<A>(kept)));
+}
+
 template <typename T>
 struct Epilogue {
   const T* bias = nullptr;  // one a result channel, or null
