@@ -11,6 +11,9 @@ Capability processor() {
 #if defined(__x86_64__)
   if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma"))
     return Capability::kDefault;
+#if defined(CONVBP_EMULATE_AVX512)  // isa_avx512.h
+  return Capability::kAvx512;
+#endif
   for (const bool has : {__builtin_cpu_supports("avx512f"), __builtin_cpu_supports("avx512bw"),
                          __builtin_cpu_supports("avx512dq"), __builtin_cpu_supports("avx512vl")})
     if (!has) return Capability::kAvx2;
