@@ -43,7 +43,7 @@ Algorithm choose_algorithm(const ConvProblem& p, Operator op, Element element,
   if (now == kPlainOnly) return Algorithm::kPlain;
   if (element != Element::kHalf && depthwise::takes(p, source_stride, other_stride))
     return Algorithm::kDepthwise;
-  const bool winograd_can = element != Element::kFloat64 && winograd::takes(p);
+  const bool winograd_can = element != Element::kFloat64 && winograd::takes(p, op);
   if (now == kWinogradWherePossible && winograd_can) return Algorithm::kWinograd;
   if (element != Element::kHalf && grouped::takes(p, element == Element::kFloat64 ? 8 : 4))
     return Algorithm::kGrouped;

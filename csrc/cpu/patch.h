@@ -10,6 +10,7 @@
 
 #include "../element.h"
 #include "register_tile.h"
+#include "stream.h"
 #include "tap_conv.h"
 
 namespace convbp::CONVBP_ISA {
@@ -270,6 +271,187 @@ CONVBP_TARGET void fill_zero(Acc* to, int64_t count) {
   for (int64_t i = 0; i < count; ++i) to[i] = Acc(0);
 }
 
+// Rows of pixels in scratch memory, channels last.
+template <typename Acc>
+struct PixelRows {
+  Acc* data;
+  int64_t rows, width;
+  int64_t apart;  // from a row to the next, in numbers
+  int64_t pitch;  // from a pixel to the next
+};
+
+// Goes over such pixels in the order in which planes hold them, a vector of pixels at a time.
+template <typename Acc>
+struct PixelWalk {
+  const PixelRows<Acc>& rows;
+  Acc* at;
+  int64_t x;
+
+  CONVBP_INLINE PixelWalk(const PixelRows<Acc>& rows, int64_t pixel)
+      : rows(rows),
+        at(rows.data + pixel / rows.width * rows.apart + pixel % rows.width * rows.pitch),
+        x(pixel % rows.width) {}
+
+  template <int kCount>
+  CONVBP_INLINE void next(Acc* (&pixel)[kCount]) {
+    if (x + kCount < rows.width) {
+#pragma GCC unroll 16
+      for (int j = 0; j < kCount; ++j) pixel[j] = at + j * rows.pitch;
+      at += kCount * rows.pitch;
+      x += kCount;
+      return;
+    }
+    for (int j = 0; j < kCount; ++j) {
+      pixel[j] = at;
+      at += rows.pitch;
+      if (++x < rows.width) continue;
+      x = 0;
+      at += rows.apart - rows.width * rows.pitch;
+    }
+  }
+};
+
+// Calls body(first pixel, addresses of a vector of pixels) over all rows; the last vector ends with
+// the last pixel.
+template <typename Acc, typename Body>
+CONVBP_INLINE void for_vectors_of_pixels(const PixelRows<Acc>& rows, const Body& body) {
+  constexpr int kLanes = Simd<float>::kLanes;
+  const int64_t count = rows.rows * rows.width;
+  PixelWalk<Acc> walk(rows, 0);
+  Acc* pixel[kLanes];
+  int64_t p = 0;
+  for (; p + kLanes <= count; p += kLanes) {
+    walk.next(pixel);
+    body(p, pixel);
+  }
+  if (p == count) return;
+  PixelWalk<Acc>(rows, count - kLanes).next(pixel);
+  body(count - kLanes, pixel);
+}
+
+// Rows of planes, where pixels and rows lie side by side, to channels last, by transposes in
+// registers; `channels` are whole vectors. 16 planes at a time, each in its own order, which the
+// processor fetches ahead; what it does not see coming is the next plane's row: fetched 16 planes
+// before it is read. Twice as fast as all planes a row at a time (64 channels of 32x32).
+CONVBP_TARGET inline void pack_planes(const float* from, int64_t plane, int64_t channels,
+                                      const PixelRows<float>& to) {
+  constexpr int kLanes = Simd<float>::kLanes;
+  constexpr int64_t kPlanes = 16;
+  for (int64_t k0 = 0; k0 < channels; k0 += kPlanes)
+    for_vectors_of_pixels(to, [&](int64_t p, float* const(&pixel)[kLanes]) CONVBP_INLINE_LAMBDA {
+      for (int64_t k = k0; k < std::min(channels, k0 + kPlanes); k += kLanes) {
+        Simd<float>::Vector row[kLanes];
+#pragma GCC unroll 16
+        for (int i = 0; i < kLanes; ++i) {
+          const float* const first = from + (k + i) * plane + p;
+          row[i] = vector_at(first);
+          __builtin_prefetch(first + kPlanes * plane, 0, 2);
+        }
+        swap_all_lanes<kLanes / 2>(row);
+#pragma GCC unroll 16
+        for (int j = 0; j < kLanes; ++j) vector_at(pixel[j] + k) = row[j];
+      }
+    });
+}
+
+// The way back, past the caches where that is wanted and vectors lie in them whole.
+CONVBP_TARGET inline void unpack_planes(const PixelRows<const float>& from, int64_t channels,
+                                        float* to, int64_t plane, bool streamed) {
+  constexpr int kLanes = Simd<float>::kLanes;
+  streamed = streamed && plane % kLanes == 0 && from.rows * from.width % kLanes == 0 &&
+             reinterpret_cast<uintptr_t>(to) % CONVBP_VECTOR_BYTES == 0;
+  for (int64_t c = 0; c < channels; c += kLanes)
+    for_vectors_of_pixels(from,
+                          [&](int64_t p, const float* const(&pixel)[kLanes]) CONVBP_INLINE_LAMBDA {
+                            Simd<float>::Vector row[kLanes];
+#pragma GCC unroll 16
+                            for (int j = 0; j < kLanes; ++j) row[j] = vector_at(pixel[j] + c);
+                            swap_all_lanes<kLanes / 2>(row);
+                            float* const first = to + c * plane + p;
+                            if (streamed)
+#pragma GCC unroll 16
+                              for (int i = 0; i < kLanes; ++i) stream(row[i], first + i * plane);
+                            else
+#pragma GCC unroll 16
+                              for (int i = 0; i < kLanes; ++i)
+                                vector_at(first + i * plane) = row[i];
+                          });
+}
+
+// How many channels of such rows the two above can take; with rows apart in the plane they take
+// them one by one.
+template <typename Acc>
+CONVBP_INLINE int64_t plane_channels(const PixelRows<Acc>& rows, const int64_t* stride,
+                                     int64_t channels) {
+  constexpr int kLanes = Simd<float>::kLanes;
+  const int64_t run = stride[2] == rows.width ? rows.rows * rows.width : rows.width;
+  return stride[3] == 1 && stride[1] != 1 && run >= kLanes ? channels / kLanes * kLanes : 0;
+}
+// Calls body(rows, first of them) for rows that lie side by side in a plane.
+template <typename Acc, typename Body>
+CONVBP_INLINE void for_rows_side_by_side(const PixelRows<Acc>& rows, const int64_t* stride,
+                                         const Body& body) {
+  if (stride[2] == rows.width) return body(rows, int64_t{0});
+  for (int64_t y = 0; y < rows.rows; ++y)
+    body(PixelRows<Acc>{rows.data + y * rows.apart, 1, rows.width, rows.apart, rows.pitch}, y);
+}
+
+// Rows of pixels to channels last, with strides as a View has them; channels that a pixel has room
+// for and that do not exist are zero.
+template <typename T, typename Acc>
+CONVBP_TARGET void pack_rows(const T* from, const int64_t* stride, int64_t channels,
+                             const PixelRows<Acc>& to) {
+  int64_t done = 0;
+  if constexpr (std::is_same_v<T, float> && std::is_same_v<Acc, float>) {
+    done = plane_channels(to, stride, channels);
+    if (done > 0)
+      for_rows_side_by_side(to, stride, [&](const PixelRows<Acc>& rows, int64_t y) CONVBP_TARGET {
+        pack_planes(from + y * stride[2], stride[1], done, rows);
+      });
+    if (done == to.pitch) return;
+  }
+  for (int64_t y = 0; y < to.rows; ++y) {
+    Acc* const row = to.data + y * to.apart;
+    if (done == 0) {
+      pack_row(from + y * stride[2], stride[1], stride[3], channels, to.width, row, to.pitch);
+      continue;
+    }
+    for (int64_t x = 0; x < to.width; ++x)
+      for (int64_t c = channels; c < to.pitch; ++c) row[x * to.pitch + c] = Acc(0);
+    copy_row(from + y * stride[2] + done * stride[1], stride[1], stride[3], channels - done,
+             to.width, row + done, 1, to.pitch);
+  }
+}
+
+// The way back: past the caches where `streamed` says so, which wants a stream_fence in the end.
+template <typename T>
+CONVBP_TARGET void unpack_rows(const PixelRows<const float>& from, int64_t channels, T* to,
+                               const int64_t* stride, bool streamed) {
+  int64_t done = 0;
+  if constexpr (std::is_same_v<T, float>) {
+    constexpr int kLanes = Simd<float>::kLanes;
+    done = plane_channels(from, stride, channels);
+    if (done > 0)
+      for_rows_side_by_side(from, stride,
+                            [&](const PixelRows<const float>& rows, int64_t y) CONVBP_TARGET {
+                              unpack_planes(rows, done, to + y * stride[2], stride[1], streamed);
+                            });
+    if (done == channels) return;
+    if (streamed && stride[1] == 1 && channels % kLanes == 0 && stride[2] % kLanes == 0 &&
+        stride[3] % kLanes == 0 && reinterpret_cast<uintptr_t>(to) % CONVBP_VECTOR_BYTES == 0) {
+      for (int64_t y = 0; y < from.rows; ++y)
+        for (int64_t x = 0; x < from.width; ++x)
+          for (int64_t c = 0; c < channels; c += kLanes)
+            stream(vector_at(from.data + y * from.apart + x * from.pitch + c),
+                   to + y * stride[2] + x * stride[3] + c);
+      return;
+    }
+  }
+  for (int64_t y = 0; y < from.rows; ++y)
+    unpack_row(from.data + y * from.apart + done, from.pitch, channels - done, from.width,
+               to + y * stride[2] + done * stride[1], stride[1], stride[3]);
+}
+
 // Packs what the tile `e` reads of some channels: [image][patch row][patch column][channel], where
 // a pixel has room for `pitch` channels. Those beyond go to further panels of the same form, which
 // are `panel_size` numbers apart.
@@ -278,38 +460,45 @@ CONVBP_TARGET void pack_patch(const TapConv& c, const TileExtent& e, View<const 
                               int64_t channel0, int64_t channels, Acc* patch, int64_t pitch,
                               int64_t panel_size = 0) {
   const int64_t rows = c.h.patch_rows(e.rows), columns = c.w.patch_rows(e.columns);
-  const auto pack_columns = [&](const T* from, int64_t channels, Acc* patch) CONVBP_TARGET {
-    if (c.w.dense) {
-      const int64_t j0 = c.w.source_position(0, e.w0);
-      const int64_t left = std::min(columns, std::max<int64_t>(0, -j0));
-      const int64_t end = std::max(left, std::min(columns, c.w.source_size - j0));
-      fill_zero(patch, left * pitch);
-      if (left < end)
-        pack_row(from + (j0 + left) * source.stride[3], source.stride[1], source.stride[3],
-                 channels, end - left, patch + left * pitch, pitch);
-      fill_zero(patch + end * pitch, (columns - end) * pitch);
-    } else {
-      for (int64_t column = 0; column < columns; ++column) {
-        const int64_t j = c.w.source_position(column, e.w0);
-        if (j < 0 || j >= c.w.source_size)
-          fill_zero(patch + column * pitch, pitch);
-        else
-          pack_row(from + j * source.stride[3], source.stride[1], source.stride[3], channels, 1,
-                   patch + column * pitch, pitch);
-      }
-    }
-  };
-  for (int64_t b = 0; b < e.images; ++b)
-    for (int64_t row = 0; row < rows; ++row, patch += columns * pitch) {
-      const int64_t i = c.h.source_position(row, e.h0);
+  if (c.h.dense && c.w.dense) {
+    // A window of the source, zero where it reaches out.
+    const int64_t i0 = c.h.source_position(0, e.h0), j0 = c.w.source_position(0, e.w0);
+    const int64_t top = std::min(rows, std::max<int64_t>(0, -i0));
+    const int64_t bottom = std::max(top, std::min(rows, c.h.source_size - i0));
+    const int64_t left = std::min(columns, std::max<int64_t>(0, -j0));
+    const int64_t right = std::max(left, std::min(columns, c.w.source_size - j0));
+    const int64_t apart = columns * pitch;
+    for (int64_t b = 0; b < e.images; ++b, patch += rows * apart)
       for (int64_t k = 0; k < channels; k += pitch) {
         Acc* const to = patch + k / pitch * panel_size;
-        if (i < 0 || i >= c.h.source_size)
-          fill_zero(to, columns * pitch);
-        else
-          pack_columns(&source.at(e.b0 + b, channel0 + k, i, 0), std::min(pitch, channels - k), to);
+        fill_zero(to, top * apart);
+        for (int64_t row = top; row < bottom; ++row) {
+          fill_zero(to + row * apart, left * pitch);
+          fill_zero(to + row * apart + right * pitch, (columns - right) * pitch);
+        }
+        fill_zero(to + bottom * apart, (rows - bottom) * apart);
+        if (top < bottom && left < right)
+          pack_rows(&source.at(e.b0 + b, channel0 + k, i0 + top, j0 + left), source.stride,
+                    std::min(pitch, channels - k),
+                    PixelRows<Acc>{to + top * apart + left * pitch, bottom - top, right - left,
+                                   apart, pitch});
       }
-    }
+    return;
+  }
+  for (int64_t b = 0; b < e.images; ++b)
+    for (int64_t row = 0; row < rows; ++row)
+      for (int64_t column = 0; column < columns; ++column, patch += pitch) {
+        const int64_t i = c.h.source_position(row, e.h0), j = c.w.source_position(column, e.w0);
+        const bool outside = i < 0 || i >= c.h.source_size || j < 0 || j >= c.w.source_size;
+        for (int64_t k = 0; k < channels; k += pitch) {
+          Acc* const to = patch + k / pitch * panel_size;
+          if (outside)
+            fill_zero(to, pitch);
+          else
+            pack_row(&source.at(e.b0 + b, channel0 + k, i, j), source.stride[1], source.stride[3],
+                     std::min(pitch, channels - k), 1, to, pitch);
+        }
+      }
 }
 
 }  // namespace convbp::CONVBP_ISA

@@ -18,6 +18,10 @@ namespace {
 // filters.
 constexpr int64_t kTaskBytes = 640 * 1024;
 constexpr int64_t kMostTiles = 64;
+// Transformed filters of more bytes come from memory, for each task anew.
+constexpr int64_t kFiltersBytes = 16 * 1024 * 1024;
+// Results of more bytes leave the caches before they are read.
+constexpr int64_t kStreamedBytes = 8 * 1024 * 1024;
 // As for the direct algorithm: the cut fixes the order of the sums, so it depends on the problem
 // alone. Each chunk has sums of its own, as many as all filters have points: with fewer tiles, to
 // write them and to add them up takes longer than to compute them.
@@ -31,13 +35,20 @@ template <typename T>
 Table<T> table(const Form& form, int64_t lanes) {
 #if defined(__x86_64__)
   // They fill two of the shorter vectors, and would leave half of the longer ones' lanes empty.
-  if (lanes <= 16 && capability() >= Capability::kAvx2) return avx2::make_table<T>(form);
+  if (lanes <= 16 && capability() >= Capability::kAvx2) return avx2::make_table<T>(form, lanes);
 #endif
-  return CONVBP_IN_BEST_ISA(make_table<T>(form));
+  return CONVBP_IN_BEST_ISA(make_table<T>(form, lanes));
 }
 
-// Of the tile sizes the larger one, unless its tiles would be mostly outside the result.
-void choose_out(Winograd& p) {
+// F(m, n) for a filter's taps on an axis: of a phase, where there are two. Tiles have at most 6
+// points, since those of more lose too many digits (F(6, 3): 8e-6 and more of the largest result).
+// For 3 taps the larger of two tile sizes, unless its tiles would be mostly outside the result.
+void choose_form(Winograd& p, int64_t kernel, int64_t phases) {
+  p.form.taps = divide_up(kernel, phases);
+  if (kernel != 3) {
+    p.form.out = 7 - p.form.taps;
+    return;
+  }
   const auto products = [&](int64_t out) {
     Form form = p.form;
     form.out = out;
@@ -52,10 +63,9 @@ TileAxis source_phases(const Axis& axis) {
   TileAxis a;
   a.results = axis.count;
   a.source_step = axis.step;
-  if (axis.step == 1)
-    a.phases[0].taps = {axis.taps[0], axis.taps[1], axis.taps[2]};
-  else
-    a.phases = {TileAxis::Phase{{0, 2}, 0, 0}, TileAxis::Phase{{1}, 1, 0}};
+  for (int64_t tap = 0; tap < axis.tap_count(); ++tap)
+    a.phases[tap % axis.step].taps[tap / axis.step] = axis.taps[tap];
+  a.phases[1].source = 1;
   return a;
 }
 
@@ -64,7 +74,7 @@ Winograd forward(const ConvProblem& problem) {
   p.tap = make_tap_conv(problem, forward_axis(problem, kHeight), forward_axis(problem, kWidth),
                         problem.in_channels, problem.out_channels, 1);
   p.form.source_phases = problem.stride[kHeight];
-  choose_out(p);
+  choose_form(p, problem.kernel[kHeight], problem.stride[kHeight]);
   p.h = source_phases(p.tap.h);
   p.w = source_phases(p.tap.w);
   return p;
@@ -108,7 +118,7 @@ Winograd input_grad(const ConvProblem& problem) {
   p.tap = make_tap_conv(problem, axis(kHeight), axis(kWidth), problem.out_channels,
                         problem.in_channels, 1);
   p.form.result_phases = problem.stride[kHeight];
-  choose_out(p);
+  choose_form(p, problem.kernel[kHeight], problem.stride[kHeight]);
   p.h = whole ? source_phases(p.tap.h) : result_phases(problem, kHeight, p.form.out);
   p.w = whole ? source_phases(p.tap.w) : result_phases(problem, kWidth, p.form.out);
   return p;
@@ -124,7 +134,7 @@ void choose_tiles(Winograd& p, const Table<T>& kernels, int64_t channels, int64_
   p.lanes = kernels.vector_bytes / static_cast<int64_t>(sizeof(float));
   TapConv& c = p.tap;
   const int64_t out = p.form.out;
-  c.block = 2 * p.lanes;
+  c.block = kernels.vectors * p.lanes;
   p.channels_a_task = balanced_tile(c.reduce, channels);
   p.lanes_a_task = std::min(lanes, Winograd::round_up(c.lanes, c.block));
   const int64_t tile_bytes =
@@ -160,11 +170,17 @@ template <typename T>
 void run_tap_conv(Winograd p, View<const T> source, const T* weight, const WeightStrides& strides,
                   const Epilogue<T>& epilogue, View<T> result) {
   const auto kernels = table<T>(p.form, p.tap.lanes);
-  // All tiles in one task, where that is possible, read the filters once: that saves more than
-  // tiles that leave the second-level cache cost.
-  choose_tiles(p, kernels, p.tap.reduce, 2 * kernels.vector_bytes / sizeof(float),
-               all_tiles(p) <= kMostTiles ? kMostTiles : kernels.rows);
+  // All tiles in one task, where that is possible, read the filters once, and many read filters
+  // that leave the cache less often: that saves more than tiles that leave the second-level cache
+  // cost.
   TapConv& c = p.tap;
+  const int64_t filters_bytes =
+      p.form.filter_points() * c.groups * c.reduce * c.lanes * static_cast<int64_t>(sizeof(float));
+  const bool few_tasks = all_tiles(p) <= kMostTiles || filters_bytes > kFiltersBytes;
+  choose_tiles(p, kernels, c.reduce, kernels.vectors * kernels.vector_bytes / sizeof(float),
+               few_tasks ? kMostTiles : kernels.rows);
+  const int64_t results = c.batch * c.groups * c.lanes * p.h.results * p.w.results;
+  p.streamed = results * static_cast<int64_t>(sizeof(T)) >= kStreamedBytes;
   spread(p);
   const int64_t blocks = c.groups * c.blocks();
   // Filters that one task alone uses are transformed by it: they need not leave the cache.
@@ -183,11 +199,12 @@ void run_tap_conv(Winograd p, View<const T> source, const T* weight, const Weigh
 
 }  // namespace
 
-bool takes(const ConvProblem& p) {
+bool takes(const ConvProblem& p, Operator op) {
+  const int64_t kernel = p.kernel[kHeight], stride = p.stride[kHeight];
   for (const Spatial axis : {kHeight, kWidth})
-    if (p.kernel[axis] != 3 || p.dilation[axis] != 1) return false;
-  const int64_t stride = p.stride[kHeight];
-  if (stride > 2 || p.stride[kWidth] != stride) return false;
+    if (p.kernel[axis] != kernel || p.stride[axis] != stride || p.dilation[axis] != 1) return false;
+  const bool stem = kernel == 7 && stride == 2 && op != Operator::kInputGrad;
+  if (!(kernel == 3 && stride <= 2) && !(kernel == 5 && stride == 1) && !stem) return false;
   // Without channels there is nothing to transform; with one a group, make_tap_conv takes groups
   // for lanes.
   return p.in_channels > 0 && (p.in_channels > 1 || p.out_channels > 1 || p.groups == 1);

@@ -1,4 +1,5 @@
-// The Winograd algorithm: 3x3 filters, stride 1 or 2, dilation 1, sums in float32.
+// The Winograd algorithm: 3x3 filters with stride 1 or 2, 5x5 with stride 1, 7x7 with stride 2, sums
+// in float32.
 #pragma once
 
 #include "algorithm.h"
@@ -7,7 +8,7 @@
 namespace convbp::winograd {
 
 // Is the problem one it can take?
-bool takes(const ConvProblem& problem);
+bool takes(const ConvProblem& problem, Operator op);
 
 // Is it then faster than the direct algorithm? Asked of a problem that it takes.
 bool pays(const ConvProblem& problem, Operator op);

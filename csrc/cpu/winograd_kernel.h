@@ -4,8 +4,8 @@
 // of one task, all of it in the second-level cache:
 //
 //   transform   the patch's tiles, channels in lanes: [position][tile][channel]
-//   multiply    at each of the 36 (16) positions, tiles in the rows of the register tile and result
-//               channels in its lanes, summed over the source channels
+//   multiply    at each of a tile's points, 36 of F(4x4, 3x3), tiles in the rows of the register tile
+//               and result channels in its lanes, summed over the source channels
 //   transform   back to pixels of a row of tiles, then bias, activation, store
 //
 // The weight gradient multiplies, at each position, transformed input (channels in the rows) by
@@ -21,6 +21,7 @@
 #include "patch.h"
 #include "register_tile.h"
 #include "scratch.h"
+#include "stream.h"
 #include "winograd_table.h"
 #include "winograd_transform.h"
 
@@ -29,16 +30,20 @@ namespace convbp::winograd::CONVBP_ISA {
 using namespace convbp::CONVBP_ISA;
 
 using Vector = Simd<float>::Vector;
-constexpr int kLanes = Simd<float>::kLanes, kVectors = 2, kBlock = kVectors * kLanes;
+constexpr int kLanes = Simd<float>::kLanes;
 
-// The Form that a kernel is compiled for.
-template <int kOut_, int kSourcePhases_, int kResultPhases_>
+// The Form that a kernel is compiled for, and the vectors of a row of its register tile.
+template <int kOut_, int kTaps, int kSourcePhases_, int kResultPhases_, int kVectors_>
 struct FormOf {
   static constexpr int kOut = kOut_, kSourcePhases = kSourcePhases_;
   static constexpr int kResultPhases = kResultPhases_, kPhases = kSourcePhases * kResultPhases;
+  static constexpr int kKernel = kPhases == 1 ? kTaps : 2 * kTaps - 1;
+  static constexpr int kVectors = kVectors_, kBlock = kVectors * kLanes;
+  // Rows of the register tile.
+  static constexpr int kRows = 2 * CONVBP_ISA::kRows / kVectors;
   // The minimal filtering of a phase of an axis.
   template <int kPhase>
-  using Axis = Minimal<kOut, kPhases == 1 ? 3 : 2 - kPhase>;
+  using Axis = Minimal<kOut, kTaps, kPhase == 1>;
   static constexpr int kTile = Axis<0>::kTile;
   // Where point (y, x) of phases (a, b) stands, of an axis that has so many phases.
   static constexpr int point(int phases, int a, int b, int y, int x) {
@@ -110,43 +115,56 @@ struct Runs {
   std::array<int64_t, 4> rows{}, lane{};
 };
 
+// Products that are added up in registers before what they make is added to the sum: the rounding
+// of a sum of many channels grows with these, and hardly with the channels.
+constexpr int64_t kAddedInRegisters = 64;
+
 // product[i][:] (+)= sum_q row_i[q * step] * lane[q][:], over all runs; row i starts at
 // rows + i * apart.
-template <int kTileRows, bool kAdd>
+template <int kTileRows, int kVectors, bool kAdd>
 CONVBP_TARGET void multiply_rows(const Runs& runs, const float* rows, int64_t apart, int64_t step,
                                  const float* lane, int64_t count, float* product,
                                  int64_t product_apart) {
   using Row = TileRow<float, 2 * kVectors>;
-  Row acc[kTileRows] = {};
+  constexpr int kBlock = kVectors * kLanes;
   if constexpr (kAdd)  // sums lie far away, and are not wanted before the end
-#pragma GCC unroll 2
+#pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) prefetch<1>(product + v * kLanes, product_apart, kTileRows);
-  for (int run = 0; run < runs.count; ++run) {
-    const float* row[kTileRows];
+  bool add = kAdd;
+  // A part: what is added up in registers, of one run or of several short ones.
+  const int runs_a_part = std::max<int>(1, kAddedInRegisters / count);
+  for (int run = 0; run < runs.count; run += runs_a_part)
+    for (int64_t q = 0; q < count; q += kAddedInRegisters, add = true) {
+      Row acc[kTileRows] = {};
+      for (int r = run; r < std::min(runs.count, run + runs_a_part); ++r) {
+        const float* row[kTileRows];
 #pragma GCC unroll 16
-    for (int i = 0; i < kTileRows; ++i) row[i] = rows + runs.rows[run] + i * apart;
-    accumulate<false>(acc, row, step, lane + runs.lane[run], count);
-  }
+        for (int i = 0; i < kTileRows; ++i) row[i] = rows + runs.rows[r] + i * apart + q * step;
+        accumulate<false>(acc, row, step, lane + runs.lane[r] + q * kBlock,
+                          std::min(kAddedInRegisters, count - q));
+      }
 #pragma GCC unroll 16
-  for (int i = 0; i < kTileRows; ++i) {
-    if constexpr (kAdd) acc[i].add(Row::at(product + i * product_apart));
-    acc[i].store(product + i * product_apart);
-  }
+      for (int i = 0; i < kTileRows; ++i) {
+        if (add) acc[i].add(Row::at(product + i * product_apart));
+        acc[i].store(product + i * product_apart);
+      }
+    }
 }
 
-template <bool kAdd>
+template <int kVectors, bool kAdd>
 struct MultiplyRows {
   template <int kTileRows>
-  static constexpr auto kFunction = &multiply_rows<kTileRows, kAdd>;
+  static constexpr auto kFunction = &multiply_rows<kTileRows, kVectors, kAdd>;
 };
 
 // Any number of rows, a register tile at a time.
-template <bool kAdd>
+template <typename F, bool kAdd>
 CONVBP_TARGET void multiply(const Runs& runs, int64_t row_count, const float* rows, int64_t apart,
                             int64_t step, const float* lane, int64_t count, float* product,
                             int64_t product_apart) {
-  for (int64_t i = 0; i < row_count; i += kRows) {
-    const auto kernel = tile_function<MultiplyRows<kAdd>>(std::min<int64_t>(kRows, row_count - i));
+  for (int64_t i = 0; i < row_count; i += F::kRows) {
+    const auto kernel = tile_function<MultiplyRows<F::kVectors, kAdd>, F::kRows>(
+        std::min<int64_t>(F::kRows, row_count - i));
     kernel(runs, rows + i * apart, apart, step, lane, count, product + i * product_apart,
            product_apart);
   }
@@ -159,9 +177,12 @@ CONVBP_TARGET void transform_filters(const Winograd& p, const T* weight,
                                      const WeightStrides& stride, float* transformed, int64_t begin,
                                      int64_t end) {
   const TapConv& c = p.tap;
-  constexpr int64_t kChannels = 8;  // read together: they share cache lines
-  float filters[kChannels][3][3][kBlock] = {};
-  const bool whole_filters = stride.r == 3 && stride.s == 1;
+  constexpr int kBlock = F::kBlock, kSide = F::kKernel;
+  constexpr int64_t kFilter = kSide * kSide;
+  // Read together: they share cache lines.
+  constexpr int64_t kChannels = F::kKernel == 3 ? 8 : 2;
+  float filters[kChannels][kSide][kSide][kBlock] = {};
+  const bool whole_filters = stride.r == kSide && stride.s == 1;
   for (int64_t task = begin; task < end; ++task) {
     const int64_t g = task / c.blocks(), lane0 = task % c.blocks() * kBlock;
     const int64_t lanes = std::min<int64_t>(kBlock, c.lanes - lane0);
@@ -171,29 +192,29 @@ CONVBP_TARGET void transform_filters(const Winograd& p, const T* weight,
       const int64_t channels = std::min(kChannels, c.reduce - k0);
       float* const first = &filters[0][0][0][0];
       // Along what lies side by side in the weight.
-      if (whole_filters && stride.reduce == 9) {
-        copy_row(from, int64_t{1}, stride.lane, channels * 9, lanes, first, kBlock, 1);
+      if (whole_filters && stride.reduce == kFilter) {
+        copy_row(from, int64_t{1}, stride.lane, channels * kFilter, lanes, first, kBlock, 1);
       } else if (whole_filters) {
         for (int64_t k = 0; k < channels; ++k)
-          copy_row(from + k * stride.reduce, int64_t{1}, stride.lane, int64_t{9}, lanes,
+          copy_row(from + k * stride.reduce, int64_t{1}, stride.lane, kFilter, lanes,
                    &filters[k][0][0][0], kBlock, 1);
       } else {
-        for (int r = 0; r < 3; ++r)
-          for (int s = 0; s < 3; ++s) {
+        for (int r = 0; r < kSide; ++r)
+          for (int s = 0; s < kSide; ++s) {
             const T* tap = from + r * stride.r + s * stride.s;
             if (stride.lane == 1)
               copy_row(tap, int64_t{1}, stride.reduce, lanes, channels, &filters[0][r][s][0], 1,
-                       9 * kBlock);
+                       kFilter * kBlock);
             else
               copy_row(tap, stride.reduce, stride.lane, channels, lanes, &filters[0][r][s][0],
-                       9 * kBlock, 1);
+                       kFilter * kBlock, 1);
           }
       }
       for (int64_t lane = lanes; lane < kBlock; ++lane)
-        for (int64_t tap = 0; tap < kChannels * 9; ++tap)
+        for (int64_t tap = 0; tap < kChannels * kFilter; ++tap)
           (&filters[0][0][0][lane])[tap * kBlock] = 0;
       for (int64_t k = 0; k < channels; ++k)
-        for (int v = 0; v < kVectors; ++v)
+        for (int v = 0; v < F::kVectors; ++v)
           for_phases<F::kPhases>([&](auto kA, auto kB) CONVBP_TARGET {
             using Y = typename F::template Axis<kA>;
             using X = typename F::template Axis<kB>;
@@ -227,9 +248,9 @@ CONVBP_TARGET void multiply_points(const Winograd& p, int64_t tiles, const float
                 p.source_stream() * (kSum ? F::point(2, a, b, y, x) : F::point(1, 0, 0, y, x));
             runs.lane[runs.count] = p.filter_stream() * F::point(F::kPhases, a, b, y, x);
           }
-        multiply<false>(runs, tiles, transformed, p.pitch(), 1, filters, p.tap.reduce,
-                        product + F::point(F::kResultPhases, kA, kB, y, x) * p.product_stream(),
-                        kBlock);
+        multiply<F, false>(runs, tiles, transformed, p.pitch(), 1, filters, p.tap.reduce,
+                           product + F::point(F::kResultPhases, kA, kB, y, x) * p.product_stream(),
+                           F::kBlock);
       }
   });
 }
@@ -239,7 +260,7 @@ CONVBP_TARGET void tap_conv_tasks(const Winograd& p, View<const T> source, const
                                   const WeightStrides& stride, const float* filters,
                                   const Epilogue<T>& epilogue, View<T> result, int64_t begin,
                                   int64_t end) {
-  constexpr int kSpacing = F::kResultPhases;
+  constexpr int kSpacing = F::kResultPhases, kBlock = F::kBlock;
   const TapConv& c = p.tap;
   const int64_t blocks_a_task = divide_up(c.blocks(), c.lane_split);
   const int64_t most_columns = p.whole(c.w.tile);
@@ -297,8 +318,8 @@ CONVBP_TARGET void tap_conv_tasks(const Winograd& p, View<const T> source, const
       for (int64_t b = 0; b < e.images; ++b)
         for (int64_t h = h0; h < h1; h += F::kOut * kSpacing) {
           for (int64_t j = 0; j < across; ++j, tile_product += kBlock)
-#pragma GCC unroll 2
-            for (int v = 0; v < kVectors; ++v) {
+#pragma GCC unroll 4
+            for (int v = 0; v < F::kVectors; ++v) {
               const float* from = tile_product + v * kLanes;
               const Vector b_v = vector_at(bias + v * kLanes);
               for_phases<F::kResultPhases>([&](auto kA, auto kB) CONVBP_TARGET {
@@ -320,36 +341,35 @@ CONVBP_TARGET void tap_conv_tasks(const Winograd& p, View<const T> source, const
                         CONVBP_TARGET { vector_at(to + y * down + x * right) = sum + b_v; });
               });
             }
-          for (int64_t y = 0; y < std::min<int64_t>(F::kOut * kSpacing, h1 - h); ++y) {
-            float* const row = pixels + y * apart * kBlock;
-            const int64_t to = (e.b0 + b) * result.stride[0] + channel0 * result.stride[1] +
-                               (h + y) * result.stride[2] + w0 * result.stride[3];
-            if (epilogue.pre_activation)
-              unpack_row(row, kBlock, lanes, w1 - w0, epilogue.pre_activation + to,
-                         result.stride[1], result.stride[3]);
-            epilogue.activation.apply(row, (w1 - w0) * kBlock);
-            unpack_row(row, kBlock, lanes, w1 - w0, result.data + to, result.stride[1],
-                       result.stride[3]);
-          }
+          const int64_t rows = std::min<int64_t>(F::kOut * kSpacing, h1 - h), width = w1 - w0;
+          const int64_t to = (e.b0 + b) * result.stride[0] + channel0 * result.stride[1] +
+                             h * result.stride[2] + w0 * result.stride[3];
+          const PixelRows<const float> from_rows{pixels, rows, width, apart * kBlock, kBlock};
+          if (epilogue.pre_activation)
+            unpack_rows(from_rows, lanes, epilogue.pre_activation + to, result.stride, p.streamed);
+          for (int64_t y = 0; y < rows; ++y)
+            epilogue.activation.apply(pixels + y * apart * kBlock, width * kBlock);
+          unpack_rows(from_rows, lanes, result.data + to, result.stride, p.streamed);
         }
     }
   }
+  if (p.streamed) stream_fence();
 }
 
 // Delta of an extent in lane blocks: [block][image][row][column][lane], zero outside.
-template <typename T>
+template <int kBlock, typename T>
 CONVBP_TARGET void pack_delta(const TileExtent& e, const TileExtent& whole, View<const T> delta,
                               int64_t channel0, int64_t lanes, float* to) {
+  const int64_t row = whole.columns * kBlock;
   for (int64_t lane = 0; lane < lanes; lane += kBlock)
-    for (int64_t b = 0; b < e.images; ++b)
-      for (int64_t i = 0; i < whole.rows; ++i, to += whole.columns * kBlock) {
-        const int64_t columns = i < e.rows ? e.columns : 0;
-        if (columns)
-          pack_row(&delta.at(e.b0 + b, channel0 + lane, e.h0 + i, e.w0), delta.stride[1],
-                   delta.stride[3], std::min<int64_t>(kBlock, lanes - lane), columns, to,
-                   int64_t{kBlock});
-        fill_zero(to + columns * kBlock, (whole.columns - columns) * kBlock);
-      }
+    for (int64_t b = 0; b < e.images; ++b, to += whole.rows * row) {
+      for (int64_t i = 0; i < e.rows; ++i)
+        fill_zero(to + i * row + e.columns * kBlock, (whole.columns - e.columns) * kBlock);
+      fill_zero(to + e.rows * row, (whole.rows - e.rows) * row);
+      pack_rows(&delta.at(e.b0 + b, channel0 + lane, e.h0, e.w0), delta.stride,
+                std::min<int64_t>(kBlock, lanes - lane),
+                PixelRows<float>{to, e.rows, e.columns, row, kBlock});
+    }
 }
 
 // The chunks' sums, added in their order and transformed to filters. Task: kTotalChannels of a
@@ -366,7 +386,8 @@ CONVBP_TARGET void weight_grad_total(const Winograd& p, const float* sums, View<
     for (int64_t chunk = 1; chunk < p.chunks; ++chunk) sum += vector_at(from + chunk * chunk_apart);
     return sum;
   };
-  float filters[3][3][kTotalChannels][kLanes];
+  constexpr int kSide = F::kKernel;
+  float filters[kTotalChannels][kSide][kSide][kLanes];
   for (int64_t task = begin; task < end; ++task) {
     const int64_t lane_task = task / blocks % p.lane_tasks();
     const int64_t part = task / blocks / p.lane_tasks();
@@ -392,22 +413,20 @@ CONVBP_TARGET void weight_grad_total(const Winograd& p, const float* sums, View<
                 return total(task_sums + row * p.lanes_a_task + v);
               },
               [&](int r, int s, Vector grad)
-                  CONVBP_TARGET { vector_at(filters[h_taps[r]][w_taps[s]][k]) = grad; });
+                  CONVBP_TARGET { vector_at(filters[k][h_taps[r]][w_taps[s]]) = grad; });
         });
-      const auto put = [&](int64_t lane, int64_t k, int r, int s) CONVBP_TARGET {
-        weight_grad.at(channel + lane, k0 + first + k, r, s) = store<T>(filters[r][s][k][lane]);
-      };
       // Along what lies side by side in the weight.
-      for (int64_t lane = 0; lane < lanes; ++lane)
-        if (weight_grad.stride[1] == 1) {
-          for (int r = 0; r < 3; ++r)
-            for (int s = 0; s < 3; ++s)
-              for (int64_t k = 0; k < channels; ++k) put(lane, k, r, s);
-        } else {
-          for (int64_t k = 0; k < channels; ++k)
-            for (int r = 0; r < 3; ++r)
-              for (int s = 0; s < 3; ++s) put(lane, k, r, s);
-        }
+      T* const to = &weight_grad.at(channel, k0 + first, 0, 0);
+      const int64_t* const stride = weight_grad.stride;
+      const float* const from = &filters[0][0][0][0];
+      if (stride[3] == 1 && stride[2] == kSide && stride[1] == kSide * kSide) {
+        unpack_row(from, kLanes, lanes, channels * kSide * kSide, to, stride[0], 1);
+      } else {
+        for (int r = 0; r < kSide; ++r)
+          for (int s = 0; s < kSide; ++s)
+            unpack_row(&filters[0][r][s][0], kSide * kSide * kLanes, lanes, channels,
+                       to + r * stride[2] + s * stride[3], stride[0], stride[1]);
+      }
       if (bias_grad && k0 + first == 0) {
         float bias[kLanes];
         vector_at(bias) =
@@ -425,7 +444,7 @@ CONVBP_TARGET void weight_grad_tasks(const Winograd& p, View<const T> input, Vie
                                      float* sums, View<T> weight_grad, T* bias_grad, int64_t begin,
                                      int64_t end) {
   using Axis = typename F::template Axis<0>;  // all phases share its points
-  constexpr int kPoints = F::kTile * F::kTile;
+  constexpr int kPoints = F::kTile * F::kTile, kVectors = F::kVectors, kBlock = F::kBlock;
   const TapConv& c = p.tap;
   const int64_t most_rows = p.whole(c.h.tile), most_columns = p.whole(c.w.tile);
   const int64_t most_pixels = c.batch_tile * most_rows * most_columns;
@@ -470,7 +489,7 @@ CONVBP_TARGET void weight_grad_tasks(const Winograd& p, View<const T> input, Vie
       const int64_t tiles = whole.pixels() / (F::kOut * F::kOut);
       pack_patch(c, whole, input, g * c.reduce + k0, channels, patch, p.channels_a_task);
       transform_input<F>(p, whole, patch, transformed);
-      pack_delta(e, whole, delta, g * c.lanes + lane0, lanes, packed_delta);
+      pack_delta<kBlock>(e, whole, delta, g * c.lanes + lane0, lanes, packed_delta);
 
       for (int64_t block = 0; block * kBlock < lanes; ++block) {
         const float* const block_delta = packed_delta + block * whole.pixels() * kBlock;
@@ -479,7 +498,7 @@ CONVBP_TARGET void weight_grad_tasks(const Winograd& p, View<const T> input, Vie
           const float* from =
               block_delta + ((b * whole.rows + i * F::kOut) * whole.columns + j * F::kOut) * kBlock;
           float* to = streams + tile * kBlock;
-#pragma GCC unroll 2
+#pragma GCC unroll 4
           for (int v = 0; v < kVectors; ++v)
             both_axes<transform::delta<Axis>, transform::delta<Axis>, Vector>(
                 [&](int y, int x) CONVBP_TARGET {
@@ -492,14 +511,14 @@ CONVBP_TARGET void weight_grad_tasks(const Winograd& p, View<const T> input, Vie
         if (bias_grad) {
           Vector sum[kVectors] = {};
           for (int64_t pixel = 0; pixel < whole.pixels(); ++pixel)
-#pragma GCC unroll 2
+#pragma GCC unroll 4
             for (int v = 0; v < kVectors; ++v)
               sum[v] += vector_at(block_delta + pixel * kBlock + v * kLanes);
           for (int v = 0; v < kVectors; ++v)
             vector_at(bias_sums + block * kBlock + v * kLanes) += sum[v];
         }
       }
-      const auto multiply_extent = extent == first ? &multiply<false> : &multiply<true>;
+      const auto multiply_extent = extent == first ? &multiply<F, false> : &multiply<F, true>;
       for_phases<F::kPhases>([&](auto kA, auto kB) CONVBP_TARGET {
         for (int y = 0; y < F::kTile - kA; ++y)
           for (int x = 0; x < F::kTile - kB; ++x)
@@ -522,8 +541,8 @@ CONVBP_TARGET void weight_grad_tasks(const Winograd& p, View<const T> input, Vie
 
 template <typename T, typename F>
 Table<T> make_table_of() {
-  Table<T> table = {CONVBP_VECTOR_BYTES,   kRows,   &transform_filters<T, F>,
-                    &tap_conv_tasks<T, F>, nullptr, nullptr};
+  Table<T> table = {CONVBP_VECTOR_BYTES,   F::kVectors, F::kRows, &transform_filters<T, F>,
+                    &tap_conv_tasks<T, F>, nullptr,     nullptr};
   if constexpr (F::kResultPhases == 1) {
     table.weight_grad = &weight_grad_tasks<T, F>;
     table.weight_grad_total = &weight_grad_total<T, F>;
@@ -531,21 +550,34 @@ Table<T> make_table_of() {
   return table;
 }
 
-template <typename T, int kOut>
+template <typename T, int kVectors>
 Table<T> make_table_of(const Form& form) {
-  return form.phases() == 1        ? make_table_of<T, FormOf<kOut, 1, 1>>()
-         : form.source_phases == 2 ? make_table_of<T, FormOf<kOut, 2, 1>>()
-                                   : make_table_of<T, FormOf<kOut, 1, 2>>();
+  const auto is = [&](int64_t out, int64_t taps) { return form.out == out && form.taps == taps; };
+  if (is(2, 5)) return make_table_of<T, FormOf<2, 5, 1, 1, kVectors>>();
+  if (is(3, 4)) return make_table_of<T, FormOf<3, 4, 2, 1, kVectors>>();
+  if (form.source_phases == 2)
+    return is(4, 2) ? make_table_of<T, FormOf<4, 2, 2, 1, kVectors>>()
+                    : make_table_of<T, FormOf<2, 2, 2, 1, kVectors>>();
+  if (form.result_phases == 2)
+    return is(4, 2) ? make_table_of<T, FormOf<4, 2, 1, 2, kVectors>>()
+                    : make_table_of<T, FormOf<2, 2, 1, 2, kVectors>>();
+  return is(4, 3) ? make_table_of<T, FormOf<4, 3, 1, 1, kVectors>>()
+                  : make_table_of<T, FormOf<2, 3, 1, 1, kVectors>>();
 }
 
 template <typename T>
-Table<T> make_table(const Form& form) {
-  return form.out == 4 ? make_table_of<T, 4>(form) : make_table_of<T, 2>(form);
+Table<T> make_table(const Form& form, [[maybe_unused]] int64_t lanes) {
+  // Where there are registers for it, four vectors of lanes and half as many rows, if no more lanes
+  // stay empty so: of two vectors and 12 rows, addresses of the rows are spilled.
+  if constexpr (CONVBP_VECTOR_BYTES == 64 && std::is_same_v<T, float>)
+    if (divide_up(lanes, 4 * kLanes) * 2 == divide_up(lanes, 2 * kLanes))
+      return make_table_of<T, 4>(form);
+  return make_table_of<T, 2>(form);
 }
 
 // The element types every instruction set is compiled for: those whose sums are float32.
-template Table<float> make_table(const Form&);
-template Table<BFloat16> make_table(const Form&);
-template Table<Half> make_table(const Form&);
+template Table<float> make_table(const Form&, int64_t);
+template Table<BFloat16> make_table(const Form&, int64_t);
+template Table<Half> make_table(const Form&, int64_t);
 
 }  // namespace convbp::winograd::CONVBP_ISA

@@ -17,13 +17,15 @@ constexpr int64_t kTotalChannels = 16;
 // What the kernels are compiled for. With stride 2 each axis has two phases (winograd_transform.h),
 // of the source or of the result.
 struct Form {
-  int64_t out = 4;  // results a tile, axis and phase
+  int64_t out = 4;   // results a tile, axis and phase
+  int64_t taps = 3;  // of an axis' first phase
   int64_t source_phases = 1, result_phases = 1;
 
   int64_t phases() const { return source_phases * result_phases; }
   // Points of an axis that has so many phases, the second with one point less than the first.
   int64_t points(int64_t axis_phases) const {
-    return axis_phases == 2 ? 2 * out + 1 : out + 3 - phases();
+    const int64_t points = out + taps - 1;
+    return axis_phases == 2 ? 2 * points - 1 : points;
   }
   // Points of a tile: of its transformed source, of its filters, of its sums.
   int64_t source_points() const { return points(source_phases) * points(source_phases); }
@@ -34,7 +36,7 @@ struct Form {
 // What a tile reads and writes along an axis.
 struct TileAxis {
   struct Phase {
-    std::array<int64_t, 3> taps;     // the filter's own index of each
+    std::array<int64_t, 5> taps;     // the filter's own index of each
     int64_t source = 0, result = 0;  // the first position and the first result
   };
   std::array<Phase, 2> phases;
@@ -47,6 +49,7 @@ struct Winograd {
   Form form;
   TileAxis h, w;
   int64_t lanes = 1;       // of a vector
+  bool streamed = false;   // is the result stored past the caches?
   int64_t most_tiles = 1;  // of a task
   // Source channels a task takes: all of a group, but for the weight gradient, whose sums of a task
   // should stay in the cache. Its chunks and lanes are as in direct::WeightGrad.

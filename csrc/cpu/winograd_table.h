@@ -14,7 +14,8 @@ namespace convbp::winograd {
 template <typename T>
 struct Table {
   int vector_bytes;
-  int rows;  // of the register tile
+  int vectors;  // of a row of the register tile
+  int rows;     // of the register tile
   void (*filters)(const Winograd&, const T* weight, const WeightStrides&, float* transformed,
                   int64_t begin, int64_t end);
   // `filters` as `filters` above left them; null: transformed from the weight where they are used.
@@ -29,6 +30,7 @@ struct Table {
                             int64_t begin, int64_t end);
 };
 
-CONVBP_IN_EACH_ISA(template <typename T> Table<T> make_table(const Form& form);)
+// Kernels for so many result channels a group.
+CONVBP_IN_EACH_ISA(template <typename T> Table<T> make_table(const Form& form, int64_t lanes);)
 
 }  // namespace convbp::winograd
