@@ -52,7 +52,7 @@ void choose_form(Winograd& p, int64_t kernel, int64_t phases) {
   const auto products = [&](int64_t out) {
     Form form = p.form;
     form.out = out;
-    return divide_up(p.tap.h.count, out) * divide_up(p.tap.w.count, out) * form.filter_points();
+    return divide_up(p.tap.h.count, out) * divide_up(p.tap.w.count, out) * form.products();
   };
   p.form.out = products(4) <= products(2) ? 4 : 2;
 }
@@ -137,9 +137,10 @@ void choose_tiles(Winograd& p, const Table<T>& kernels, int64_t channels, int64_
   c.block = kernels.vectors * p.lanes;
   p.channels_a_task = balanced_tile(c.reduce, channels);
   p.lanes_a_task = std::min(lanes, Winograd::round_up(c.lanes, c.block));
-  const int64_t tile_bytes =
-      (p.form.source_points() * p.pitch() + p.form.result_points() * p.lanes_a_task) *
-      static_cast<int64_t>(sizeof(float));
+  const int64_t source_points = p.form.points(p.form.source_phases);
+  const int64_t tile_bytes = (source_points * source_points * p.channels_a_task +
+                              p.form.result_points() * p.lanes_a_task) *
+                             static_cast<int64_t>(sizeof(float));
   const int64_t most = std::clamp<int64_t>(kTaskBytes / tile_bytes, least_tiles, kMostTiles);
   const int64_t down = divide_up(c.h.count, out), across = divide_up(c.w.count, out);
   const int64_t columns = balanced_tile(across, std::min(across, most));
@@ -175,12 +176,13 @@ void run_tap_conv(Winograd p, View<const T> source, const T* weight, const Weigh
   // cost.
   TapConv& c = p.tap;
   const int64_t filters_bytes =
-      p.form.filter_points() * c.groups * c.reduce * c.lanes * static_cast<int64_t>(sizeof(float));
+      p.form.products() * c.groups * c.reduce * c.lanes * static_cast<int64_t>(sizeof(float));
   const bool few_tasks = all_tiles(p) <= kMostTiles || filters_bytes > kFiltersBytes;
   choose_tiles(p, kernels, c.reduce, kernels.vectors * kernels.vector_bytes / sizeof(float),
                few_tasks ? kMostTiles : kernels.rows);
   const int64_t results = c.batch * c.groups * c.lanes * p.h.results * p.w.results;
-  p.streamed = results * static_cast<int64_t>(sizeof(T)) >= kStreamedBytes;
+  p.streamed = results * static_cast<int64_t>(sizeof(T)) >=
+               (getenv("SB") ? atol(getenv("SB")) : kStreamedBytes);
   spread(p);
   const int64_t blocks = c.groups * c.blocks();
   // Filters that one task alone uses are transformed by it: they need not leave the cache.

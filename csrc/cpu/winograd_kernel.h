@@ -45,10 +45,17 @@ struct FormOf {
   template <int kPhase>
   using Axis = Minimal<kOut, kTaps, kPhase == 1>;
   static constexpr int kTile = Axis<0>::kTile;
-  // Where point (y, x) of phases (a, b) stands, of an axis that has so many phases.
-  static constexpr int point(int phases, int a, int b, int y, int x) {
-    const int axis = phases == 2 ? 2 * kTile - 1 : kTile;
-    return a * kTile * axis + b * kTile * (kTile - a) + y * (kTile - b) + x;
+  // Where point (y, x) of phases (a, b) of the results stands, and of their filters.
+  static constexpr int result_point(int a, int b, int y, int x) {
+    if (kResultPhases == 1) return y * kTile + x;
+    return a * kTile * (2 * kTile - 1) + b * kTile * (kTile - a) + y * (kTile - b) + x;
+  }
+  // Phases of the source that have a point; and how many of them come before (a, b).
+  static constexpr int slots(int y, int x) {
+    return kSourcePhases == 1 ? 1 : (y + 1 < kTile ? 2 : 1) * (x + 1 < kTile ? 2 : 1);
+  }
+  static constexpr int slot(int a, int b, int x) {
+    return kSourcePhases == 1 ? 0 : a * (x + 1 < kTile ? 2 : 1) + b;
   }
 };
 
@@ -81,8 +88,8 @@ CONVBP_INLINE void for_tiles(const Winograd& p, const TileExtent& e, const Body&
       for (int64_t j = 0; j < e.columns / p.form.out; ++j) body(tile++, b, i, j);
 }
 
-// transformed[point][tile][channel] = B^T d B. A pixel's last vector may reach into the next
-// pixel, or behind the patch: what it brings is not read.
+// transformed[point][tile][slot][channel] = B^T d B. A pixel's last vector may reach into the next
+// pixel, or behind the patch; what it brings is written over by the next slot or tile, or not read.
 template <typename F>
 CONVBP_TARGET void transform_input(const Winograd& p, const TileExtent& e, const float* patch,
                                    float* transformed) {
@@ -99,56 +106,34 @@ CONVBP_TARGET void transform_input(const Winograd& p, const TileExtent& e, const
       using Y = typename F::template Axis<kA>;
       using X = typename F::template Axis<kB>;
       const float* from = first + p.h.phases[kA].source * row + p.w.phases[kB].source * pixel;
-      for (int64_t k = 0; k < pitch; k += kLanes)
+      for (int64_t k = 0; k < pixel; k += kLanes)
         both_axes<transform::input<Y>, transform::input<X>, Vector>(
             [&](int y, int x) CONVBP_TARGET { return vector_at(from + y * down + x * right + k); },
             [&](int y, int x, Vector v) CONVBP_TARGET {
-              vector_at(to + F::point(F::kSourcePhases, kA, kB, y, x) * stream + k) = v;
+              vector_at(to + (y * F::kTile + x) * stream + F::slot(kA, kB, x) * pixel + k) = v;
             });
     });
   });
 }
 
-// What is summed into one product: the phases' rows and lanes, each so far from the first's.
-struct Runs {
-  int count = 1;
-  std::array<int64_t, 4> rows{}, lane{};
-};
-
-// Products that are added up in registers before what they make is added to the sum: the rounding
-// of a sum of many channels grows with these, and hardly with the channels.
-constexpr int64_t kAddedInRegisters = 64;
-
-// product[i][:] (+)= sum_q row_i[q * step] * lane[q][:], over all runs; row i starts at
-// rows + i * apart.
+// product[i][:] (+)= sum_q row_i[q * step] * lane[q][:]; row i starts at rows + i * apart.
 template <int kTileRows, int kVectors, bool kAdd>
-CONVBP_TARGET void multiply_rows(const Runs& runs, const float* rows, int64_t apart, int64_t step,
-                                 const float* lane, int64_t count, float* product,
-                                 int64_t product_apart) {
+CONVBP_TARGET void multiply_rows(const float* rows, int64_t apart, int64_t step, const float* lane,
+                                 int64_t count, float* product, int64_t product_apart) {
   using Row = TileRow<float, 2 * kVectors>;
-  constexpr int kBlock = kVectors * kLanes;
+  Row acc[kTileRows] = {};
   if constexpr (kAdd)  // sums lie far away, and are not wanted before the end
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) prefetch<1>(product + v * kLanes, product_apart, kTileRows);
-  bool add = kAdd;
-  // A part: what is added up in registers, of one run or of several short ones.
-  const int runs_a_part = std::max<int>(1, kAddedInRegisters / count);
-  for (int run = 0; run < runs.count; run += runs_a_part)
-    for (int64_t q = 0; q < count; q += kAddedInRegisters, add = true) {
-      Row acc[kTileRows] = {};
-      for (int r = run; r < std::min(runs.count, run + runs_a_part); ++r) {
-        const float* row[kTileRows];
+  const float* row[kTileRows];
 #pragma GCC unroll 16
-        for (int i = 0; i < kTileRows; ++i) row[i] = rows + runs.rows[r] + i * apart + q * step;
-        accumulate<false>(acc, row, step, lane + runs.lane[r] + q * kBlock,
-                          std::min(kAddedInRegisters, count - q));
-      }
+  for (int i = 0; i < kTileRows; ++i) row[i] = rows + i * apart;
+  accumulate<false>(acc, row, step, lane, count);
 #pragma GCC unroll 16
-      for (int i = 0; i < kTileRows; ++i) {
-        if (add) acc[i].add(Row::at(product + i * product_apart));
-        acc[i].store(product + i * product_apart);
-      }
-    }
+  for (int i = 0; i < kTileRows; ++i) {
+    if constexpr (kAdd) acc[i].add(Row::at(product + i * product_apart));
+    acc[i].store(product + i * product_apart);
+  }
 }
 
 template <int kVectors, bool kAdd>
@@ -157,20 +142,27 @@ struct MultiplyRows {
   static constexpr auto kFunction = &multiply_rows<kTileRows, kVectors, kAdd>;
 };
 
+// Products that are added up in registers before the sum of them is added to the others: what is
+// rounded away grows with these, and hardly with the channels.
+constexpr int64_t kAddedInRegisters = 64;
+
 // Any number of rows, a register tile at a time.
 template <typename F, bool kAdd>
-CONVBP_TARGET void multiply(const Runs& runs, int64_t row_count, const float* rows, int64_t apart,
-                            int64_t step, const float* lane, int64_t count, float* product,
+CONVBP_TARGET void multiply(int64_t row_count, const float* rows, int64_t apart, int64_t step,
+                            const float* lane, int64_t count, float* product,
                             int64_t product_apart) {
   for (int64_t i = 0; i < row_count; i += F::kRows) {
-    const auto kernel = tile_function<MultiplyRows<F::kVectors, kAdd>, F::kRows>(
-        std::min<int64_t>(F::kRows, row_count - i));
-    kernel(runs, rows + i * apart, apart, step, lane, count, product + i * product_apart,
-           product_apart);
+    const int64_t tile_rows = std::min<int64_t>(F::kRows, row_count - i);
+    auto kernel = tile_function<MultiplyRows<F::kVectors, kAdd>, F::kRows>(tile_rows);
+    for (int64_t q = 0; q < count; q += kAddedInRegisters) {
+      kernel(rows + i * apart + q * step, apart, step, lane + q * F::kBlock,
+             std::min(kAddedInRegisters, count - q), product + i * product_apart, product_apart);
+      kernel = tile_function<MultiplyRows<F::kVectors, true>, F::kRows>(tile_rows);
+    }
   }
 }
 
-// Task: a lane block of a group. [point][channel][lane of the block], zero in lanes that do not
+// Task: a lane block of a group. [point][slot][channel][lane of the block], zero in lanes that do not
 // exist; `transformed` is that of the first task.
 template <typename T, typename F>
 CONVBP_TARGET void transform_filters(const Winograd& p, const T* weight,
@@ -224,33 +216,27 @@ CONVBP_TARGET void transform_filters(const Winograd& p, const T* weight,
                   return vector_at(&filters[k][h_taps[r]][w_taps[s]][v * kLanes]);
                 },
                 [&](int y, int x, Vector u) CONVBP_TARGET {
-                  vector_at(to + F::point(F::kPhases, kA, kB, y, x) * p.filter_stream() +
-                            (k0 + k) * kBlock + v * kLanes) = u;
+                  const int64_t channel = F::slot(kA, kB, x) * c.reduce + k0 + k;
+                  const int64_t point = F::kSourcePhases == 2 ? F::result_point(0, 0, y, x)
+                                                              : F::result_point(kA, kB, y, x);
+                  vector_at(to + point * p.filter_stream() + channel * kBlock + v * kLanes) = u;
                 });
           });
     }
   }
 }
 
-// The products of a task's tiles with a lane block's filters, [point][tile][lane]: with source
-// phases, a sum over those that have the point.
+// The products of a task's tiles with a lane block's filters, [point][tile][lane].
 template <typename F>
 CONVBP_TARGET void multiply_points(const Winograd& p, int64_t tiles, const float* transformed,
                                    const float* filters, float* product) {
-  constexpr bool kSum = F::kSourcePhases == 2;
   for_phases<F::kResultPhases>([&](auto kA, auto kB) CONVBP_TARGET {
     for (int y = 0; y < F::kTile - kA; ++y)
       for (int x = 0; x < F::kTile - kB; ++x) {
-        Runs runs{0};
-        for (int a = kA; a <= (kSum && y + 1 < F::kTile ? 1 : kA); ++a)
-          for (int b = kB; b <= (kSum && x + 1 < F::kTile ? 1 : kB); ++b, ++runs.count) {
-            runs.rows[runs.count] =
-                p.source_stream() * (kSum ? F::point(2, a, b, y, x) : F::point(1, 0, 0, y, x));
-            runs.lane[runs.count] = p.filter_stream() * F::point(F::kPhases, a, b, y, x);
-          }
-        multiply<F, false>(runs, tiles, transformed, p.pitch(), 1, filters, p.tap.reduce,
-                           product + F::point(F::kResultPhases, kA, kB, y, x) * p.product_stream(),
-                           F::kBlock);
+        const int64_t point = F::result_point(kA, kB, y, x);
+        multiply<F, false>(tiles, transformed + (y * F::kTile + x) * p.source_stream(), p.pitch(),
+                           1, filters + point * p.filter_stream(), F::slots(y, x) * p.tap.reduce,
+                           product + point * p.product_stream(), F::kBlock);
       }
   });
 }
@@ -334,8 +320,7 @@ CONVBP_TARGET void tap_conv_tasks(const Winograd& p, View<const T> source, const
                 const int64_t right = p.w.result_step * kBlock;
                 both_axes<transform::output<Y>, transform::output<X>, Vector>(
                     [&](int y, int x) CONVBP_TARGET {
-                      return vector_at(from + F::point(F::kResultPhases, kA, kB, y, x) *
-                                                  p.product_stream());
+                      return vector_at(from + F::result_point(kA, kB, y, x) * p.product_stream());
                     },
                     [&](int y, int x, Vector sum)
                         CONVBP_TARGET { vector_at(to + y * down + x * right) = sum + b_v; });
@@ -408,8 +393,8 @@ CONVBP_TARGET void weight_grad_total(const Winograd& p, const float* sums, View<
           const auto &h_taps = p.h.phases[kA].taps, &w_taps = p.w.phases[kB].taps;
           both_axes<transform::filter_grad<Y>, transform::filter_grad<X>, Vector>(
               [&](int y, int x) CONVBP_TARGET {
-                const int64_t row =
-                    F::point(F::kPhases, kA, kB, y, x) * p.channels_a_task + first + k;
+                const int64_t row = (y * F::kTile + x) * p.pitch() +
+                                    F::slot(kA, kB, x) * p.channels_a_task + first + k;
                 return total(task_sums + row * p.lanes_a_task + v);
               },
               [&](int r, int s, Vector grad)
@@ -429,8 +414,7 @@ CONVBP_TARGET void weight_grad_total(const Winograd& p, const float* sums, View<
       }
       if (bias_grad && k0 + first == 0) {
         float bias[kLanes];
-        vector_at(bias) =
-            total(task_sums + p.form.filter_points() * p.channels_a_task * p.lanes_a_task + v);
+        vector_at(bias) = total(task_sums + p.bias_sums() + v);
         for (int64_t lane = 0; lane < lanes; ++lane)
           bias_grad[channel + lane] = store<T>(bias[lane]);
       }
@@ -476,8 +460,7 @@ CONVBP_TARGET void weight_grad_tasks(const Winograd& p, View<const T> input, Vie
     const int64_t lane0 = lane_task * p.lanes_a_task;
     const int64_t lanes = std::min(p.lanes_a_task, c.lanes - lane0);
     float* const task_sums = sums ? sums + task * p.sums_a_task() : sums_block.data<float>();
-    float* const bias_sums =
-        task_sums + p.form.filter_points() * p.channels_a_task * p.lanes_a_task;
+    float* const bias_sums = task_sums + p.bias_sums();
     const int64_t first = chunk * p.extents() / p.chunks;
     const int64_t last = (chunk + 1) * p.extents() / p.chunks;
     // The first extent's products begin the sums.
@@ -519,19 +502,16 @@ CONVBP_TARGET void weight_grad_tasks(const Winograd& p, View<const T> input, Vie
         }
       }
       const auto multiply_extent = extent == first ? &multiply<F, false> : &multiply<F, true>;
-      for_phases<F::kPhases>([&](auto kA, auto kB) CONVBP_TARGET {
-        for (int y = 0; y < F::kTile - kA; ++y)
-          for (int x = 0; x < F::kTile - kB; ++x)
-            for (int64_t block = 0; block * kBlock < lanes; ++block) {
-              const int64_t point = F::point(F::kPhases, kA, kB, y, x);
-              const int64_t delta_point = block * kPoints + F::point(1, 0, 0, y, x);
-              multiply_extent(
-                  Runs{}, channels, transformed + point * p.source_stream(), 1, p.pitch(),
-                  transformed_delta + delta_point * delta_stream, tiles,
-                  task_sums + point * p.channels_a_task * p.lanes_a_task + block * kBlock,
-                  p.lanes_a_task);
-            }
-      });
+      for (int y = 0; y < F::kTile; ++y)
+        for (int x = 0; x < F::kTile; ++x)
+          for (int64_t block = 0; block * kBlock < lanes; ++block) {
+            const int64_t point = y * F::kTile + x;
+            const int64_t rows = (F::slots(y, x) - 1) * p.channels_a_task + channels;
+            multiply_extent(rows, transformed + point * p.source_stream(), 1, p.pitch(),
+                            transformed_delta + (block * kPoints + point) * delta_stream, tiles,
+                            task_sums + point * p.pitch() * p.lanes_a_task + block * kBlock,
+                            p.lanes_a_task);
+          }
     }
     if (!sums)
       weight_grad_total<T, F>(p, task_sums, weight_grad, bias_grad, task * p.parts_a_task(),

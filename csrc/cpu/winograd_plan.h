@@ -9,7 +9,8 @@
 
 namespace convbp::winograd {
 
-// Streams a power of two apart meet in the same cache set: one line more keeps them apart.
+// Streams a power of two apart meet in the same cache set: one line more keeps them apart. A vector
+// that ends behind its stream ends there.
 constexpr int64_t kApart = 16;
 // Channels whose share of the weight gradient is written together.
 constexpr int64_t kTotalChannels = 16;
@@ -22,15 +23,17 @@ struct Form {
   int64_t source_phases = 1, result_phases = 1;
 
   int64_t phases() const { return source_phases * result_phases; }
-  // Points of an axis that has so many phases, the second with one point less than the first.
-  int64_t points(int64_t axis_phases) const {
-    const int64_t points = out + taps - 1;
-    return axis_phases == 2 ? 2 * points - 1 : points;
-  }
+  // Points of a tile's axis, and of an axis with two phases, the second with one point less.
+  int64_t tile() const { return out + taps - 1; }
+  int64_t points(int64_t axis_phases) const { return axis_phases == 2 ? 2 * tile() - 1 : tile(); }
+  // Products of a tile, a channel and a filter.
+  int64_t products() const { return points(phases()) * points(phases()); }
+  // At a point of the tile, the products of all source phases are one sum: these are its slots.
+  int64_t slots() const { return source_phases * source_phases; }
   // Points of a tile: of its transformed source, of its filters, of its sums.
-  int64_t source_points() const { return points(source_phases) * points(source_phases); }
-  int64_t filter_points() const { return points(phases()) * points(phases()); }
-  int64_t result_points() const { return points(result_phases) * points(result_phases); }
+  int64_t source_points() const { return tile() * tile(); }
+  int64_t filter_points() const { return points(result_phases) * points(result_phases); }
+  int64_t result_points() const { return filter_points(); }
 };
 
 // What a tile reads and writes along an axis.
@@ -58,12 +61,12 @@ struct Winograd {
   int64_t chunks = 1;
 
   static int64_t round_up(int64_t a, int64_t b) { return divide_up(a, b) * b; }
-  // Channels of a transformed source pixel, whole vectors.
-  int64_t pitch() const { return round_up(channels_a_task, lanes); }
+  // Numbers of a transformed tile at a point: [slot][channel].
+  int64_t pitch() const { return form.slots() * channels_a_task; }
   int64_t source_stream() const { return most_tiles * pitch() + kApart; }
   int64_t product_stream() const { return most_tiles * tap.block + kApart; }
-  // Transformed filters of a lane block: [point][channel][lane of the block].
-  int64_t filter_stream() const { return tap.reduce * tap.block + kApart; }
+  // Transformed filters of a lane block: [point][slot][channel][lane of the block].
+  int64_t filter_stream() const { return form.slots() * tap.reduce * tap.block + kApart; }
   int64_t filter_block() const { return form.filter_points() * filter_stream(); }
   // An extent's rows and columns up to whole tiles.
   int64_t whole(int64_t count) const { return round_up(count, form.out); }
@@ -75,10 +78,9 @@ struct Winograd {
   int64_t tasks() const { return chunks * tasks_a_chunk(); }
   // What is written of a task's share of the weight gradient, kTotalChannels at a time.
   int64_t parts_a_task() const { return divide_up(channels_a_task, kTotalChannels); }
-  // Sums of a task: [point][channel][lane], then the bias gradient's lanes.
-  int64_t sums_a_task() const {
-    return (form.filter_points() * channels_a_task + 1) * lanes_a_task;
-  }
+  // Sums of a task: [point][slot][channel][lane], then the bias gradient's lanes.
+  int64_t bias_sums() const { return form.filter_points() * pitch() * lanes_a_task; }
+  int64_t sums_a_task() const { return bias_sums() + lanes_a_task; }
 };
 
 }  // namespace convbp::winograd
