@@ -116,24 +116,34 @@ CONVBP_TARGET void transform_input(const Winograd& p, const TileExtent& e, const
   });
 }
 
-// product[i][:] (+)= sum_q row_i[q * step] * lane[q][:]; row i starts at rows + i * apart.
+// Products that are added up in registers before their sum is added to the others, about: what is
+// rounded away grows with these, and hardly with the channels.
+constexpr int64_t kAddedInRegisters = 64;
+
+// product[i][:] (+)= sum_q row_i[q * step] * lane[q][:], `part` products at a time; row i starts at
+// rows + i * apart.
 template <int kTileRows, int kVectors, bool kAdd>
 CONVBP_TARGET void multiply_rows(const float* rows, int64_t apart, int64_t step, const float* lane,
-                                 int64_t count, float* product, int64_t product_apart) {
+                                 int64_t count, int64_t part, float* product,
+                                 int64_t product_apart) {
   using Row = TileRow<float, 2 * kVectors>;
-  Row acc[kTileRows] = {};
   if constexpr (kAdd)  // sums lie far away, and are not wanted before the end
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) prefetch<1>(product + v * kLanes, product_apart, kTileRows);
-  const float* row[kTileRows];
+  const auto add_up = [&](auto add, int64_t q) CONVBP_INLINE_LAMBDA {
+    Row acc[kTileRows] = {};
+    const float* row[kTileRows];
 #pragma GCC unroll 16
-  for (int i = 0; i < kTileRows; ++i) row[i] = rows + i * apart;
-  accumulate<false>(acc, row, step, lane, count);
+    for (int i = 0; i < kTileRows; ++i) row[i] = rows + i * apart + q * step;
+    accumulate<false>(acc, row, step, lane + q * kVectors * kLanes, std::min(part, count - q));
 #pragma GCC unroll 16
-  for (int i = 0; i < kTileRows; ++i) {
-    if constexpr (kAdd) acc[i].add(Row::at(product + i * product_apart));
-    acc[i].store(product + i * product_apart);
-  }
+    for (int i = 0; i < kTileRows; ++i) {
+      if constexpr (add) acc[i].add(Row::at(product + i * product_apart));
+      acc[i].store(product + i * product_apart);
+    }
+  };
+  add_up(std::bool_constant<kAdd>(), 0);
+  for (int64_t q = part; q < count; q += part) add_up(std::true_type(), q);
 }
 
 template <int kVectors, bool kAdd>
@@ -142,23 +152,18 @@ struct MultiplyRows {
   static constexpr auto kFunction = &multiply_rows<kTileRows, kVectors, kAdd>;
 };
 
-// Products that are added up in registers before the sum of them is added to the others: what is
-// rounded away grows with these, and hardly with the channels.
-constexpr int64_t kAddedInRegisters = 64;
-
 // Any number of rows, a register tile at a time.
 template <typename F, bool kAdd>
 CONVBP_TARGET void multiply(int64_t row_count, const float* rows, int64_t apart, int64_t step,
                             const float* lane, int64_t count, float* product,
                             int64_t product_apart) {
+  const int64_t parts = (count + kAddedInRegisters / 2) / kAddedInRegisters;
+  const int64_t part = divide_up(count, std::max<int64_t>(1, parts));
   for (int64_t i = 0; i < row_count; i += F::kRows) {
-    const int64_t tile_rows = std::min<int64_t>(F::kRows, row_count - i);
-    auto kernel = tile_function<MultiplyRows<F::kVectors, kAdd>, F::kRows>(tile_rows);
-    for (int64_t q = 0; q < count; q += kAddedInRegisters) {
-      kernel(rows + i * apart + q * step, apart, step, lane + q * F::kBlock,
-             std::min(kAddedInRegisters, count - q), product + i * product_apart, product_apart);
-      kernel = tile_function<MultiplyRows<F::kVectors, true>, F::kRows>(tile_rows);
-    }
+    const auto kernel = tile_function<MultiplyRows<F::kVectors, kAdd>, F::kRows>(
+        std::min<int64_t>(F::kRows, row_count - i));
+    kernel(rows + i * apart, apart, step, lane, count, part, product + i * product_apart,
+           product_apart);
   }
 }
 
