@@ -339,18 +339,20 @@ CONVBP_INLINE void for_vectors_of_pixels(const PixelRows<Acc>& rows, const Body&
 
 // Rows of planes, where pixels and rows lie side by side, to channels last, by transposes in
 // registers; `channels` are whole vectors. 16 planes at a time, each in its own order, which the
-// processor fetches ahead; what it does not see coming is the next plane's row: fetched 16 planes
-// before it is read.
+// processor fetches ahead; what it does not see coming is the next 16 planes: fetched here, and
+// with the last 16 the first ones' next rows, which the next tile begins with.
 CONVBP_TARGET inline void pack_planes(const float* from, int64_t plane, int64_t channels,
                                       const PixelRows<float>& to) {
   constexpr int kLanes = Simd<float>::kLanes;
   constexpr int64_t kPlanes = 16;
+  const int64_t next_tile = to.rows * to.width - (channels - 1) / kPlanes * kPlanes * plane;
   for (int64_t k0 = 0; k0 < channels; k0 += kPlanes)
     for_vectors_of_pixels(
         to, [&](int64_t p, float* const* pixel, int vectors) CONVBP_INLINE_LAMBDA {
           for (int64_t k = k0; k < std::min(channels, k0 + kPlanes); k += kLanes) {
             const float* const first = from + k * plane + p;
-            prefetch<0, 2>(first + kPlanes * plane, plane, kLanes);
+            prefetch<0, 2>(first + (k0 + kPlanes < channels ? kPlanes * plane : next_tile), plane,
+                           kLanes);
             for (int v = 0; v < vectors; ++v) {
               Simd<float>::Vector row[kLanes];
 #pragma GCC unroll 16
