@@ -220,10 +220,19 @@ bool takes(const ConvProblem& p, Operator op) {
 // With stride 2 a tile takes 81 products for those 16 results, 1.8 times fewer, and has 81 points
 // to transform: it wants twice the channels, and on small pictures, where a picture's few tiles use
 // the transformed filters a few times only, whole tiles.
+// 5x5 filters take 36 products for 4 results of 25, 2.8 times fewer: twice the channels too. 7x7
+// filters with stride 2 take 121 for 9 results of 49, and each channel is four, its phases: 3
+// channels are enough, with 32 filters.
 bool pays(const ConvProblem& p, Operator op) {
-  const int64_t stride = p.stride[kHeight];
+  const int64_t stride = p.stride[kHeight], kernel = p.kernel[kHeight];
   const int64_t fewer = std::min(p.in_channels, p.out_channels);
-  if (fewer < 8 || std::max(p.in_channels, p.out_channels) < 16 * stride) return false;
+  const int64_t more = std::max(p.in_channels, p.out_channels);
+  if (kernel == 7) {
+    if (p.in_channels < 3 || p.out_channels < 16 || p.in_channels * p.out_channels < 96)
+      return false;
+  } else if (fewer < (kernel == 5 ? 16 : 8) || more < 16 * stride) {
+    return false;
+  }
   int64_t results = 1, whole = 1;
   bool tiny = true;
   for (const Spatial axis : {kHeight, kWidth}) {
