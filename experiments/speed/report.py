@@ -36,7 +36,8 @@ def write_report(folder: Path, results: Results) -> None:
         (
             f"{s.geometric_mean:.2f}",
             f"{s.operator}, {s.layout}: geometric mean of the ratios against {s.against}; "
-            f"worst {s.worst:.2f}",
+            f"worst {s.worst:.2f}"
+            + (f"; {table.percent(s.share)} of the floor" if s.share else ""),
         )
         for s in results.summaries()
     ]
@@ -56,7 +57,8 @@ def write_report(folder: Path, results: Results) -> None:
                     "machine": results.machine,
                     "versions": dict(results.versions),
                     "most reached": {
-                        c.of: f"{c.arithmetic / 1e9:.0f} GF/s, copying {c.copy / 1e9:.0f} GB/s"
+                        c.of: f"{c.arithmetic / 1e9:.0f} GF/s, copying {c.copy / 1e9:.0f} GB/s; "
+                        f"at most {table.bandwidths(c)}"
                         for c in results.ceilings
                     },
                 }
