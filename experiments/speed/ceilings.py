@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 import torch_convbp as bp
-from experiments.speed import bandwidth, clocks
+from experiments.speed import bandwidth, clocks, timing
 
 COPIED = {"cpu": 1 << 27, "cuda": 1 << 30}  # bytes, beyond any cache
 
@@ -22,6 +22,7 @@ class Ceiling:
     by: str  # what reached it
     copy: float  # bytes that torch's copy reads and writes a second
     memory: list[tuple[int, float]]  # bytes of a working set; of them read and written a second
+    disturbed: bool = False  # other programs used the CPUs meanwhile
 
     def memory_rate(self, bytes: float) -> float:
         """As measured with the largest working set that is no larger: no floor is too high."""
@@ -34,8 +35,11 @@ def ceilings(threads: int, dtype: torch.dtype, runs: int) -> list[Ceiling]:
     for count in sorted({1, threads}):
         torch.set_num_threads(count)
         of = f"{count} thread{'s' if count > 1 else ''}"
-        memory = bandwidth.rates(count, runs)
-        found.append(Ceiling(of, *arithmetic(dtype, runs), copy_rate(runs), memory))
+        watch = timing.Watch()
+        most, by = arithmetic(dtype, runs)
+        copy, memory = copy_rate(runs), bandwidth.rates(count, runs)
+        _, disturbed = watch.foreign()
+        found.append(Ceiling(of, most, by, copy, memory, disturbed))
     torch.set_num_threads(threads)
     return found
 

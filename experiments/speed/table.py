@@ -27,6 +27,16 @@ MEANINGS = {
     "direct": "torch_convbp, direct",
     "winograd": "torch_convbp, winograd",
 }
+SHARE = (
+    "The share is the floor over the time of torch_convbp. The floor is the longer of two times: "
+    "of the multiply-adds of the algorithm that it chose, and of the bytes that must be read or "
+    "written once, each at the most reached (of bytes, with a working set as large). Above 100 %, "
+    "bytes were still in a cache, or other programs ran while the most was measured."
+)
+
+
+def has_shares(results: Results) -> bool:
+    return any(row.plans for row in results.rows)
 
 
 def caption(results: Results) -> str:
@@ -45,16 +55,10 @@ def caption(results: Results) -> str:
         lines.append(
             f"- The most that {c.of} reached: {c.arithmetic / 1e9:.0f} GF/s "
             f"({c.by}), copying {c.copy / 1e9:.0f} GB/s (read and written); at most "
-            f"{bandwidths(c)}."
+            f"{bandwidths(c)}{'; disturbed by other programs' if c.disturbed else ''}."
         )
-    if any(row.plans for row in results.rows):
-        lines.append(
-            "- The share is the floor over the time of torch_convbp. The floor is the longer of "
-            "two times: of the multiply-adds of the algorithm that it chose, and of the bytes that "
-            "must be read or written once, each at the most reached (of bytes, with a working set "
-            "as large). Above 100 %, bytes were still in a cache, or other programs ran while the "
-            "most was measured."
-        )
+    if has_shares(results):
+        lines.append(f"- {SHARE}")
     disturbed = sum(row.measured.disturbed for row in results.rows)
     unknown = any(row.measured.foreign_share is None for row in results.rows)
     lines.append(
@@ -97,7 +101,7 @@ def compact(results: Results) -> tuple[str, list[list[str]]]:
     order = " / ".join(MEANINGS[side] for side in names)
     text = (
         f"Times in milliseconds: {order} = ratio of eager torch to torch_convbp"
-        f"{' (share)' if any(row.plans for row in results.rows) else ''}. Medians; error: "
+        f"{' (share)' if has_shares(results) else ''}. Medians; error: "
         "largest difference from float64 over the largest entry, the worst of the operators; "
         f"memory: peak of one call of {operators[-1]} in a fresh process, in MiB."
     )
