@@ -76,6 +76,9 @@ STABLE_TORCH_LIBRARY(torch_convbp, m) {
   m.def("_cpu_capability() -> str");
   m.def("_cpu_conv_algorithm() -> str");
   m.def("_set_cpu_conv_algorithm(str name) -> ()");
+  m.def(
+      "_cpu_chosen_algorithm(str operator, Tensor input, Tensor weight, int[2] stride, "
+      "int[4] padding, int[2] dilation, int groups) -> (str name, float multiply_adds)");
   m.def("_cuda_conv_algorithm() -> str");
   m.def("_set_cuda_conv_algorithm(str name) -> ()");
   m.def("_allow_tf32() -> bool");

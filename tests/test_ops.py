@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -333,6 +334,42 @@ def test_infinite_weights_at_the_border(algorithm: str) -> None:
     assert torch.equal(output[0, 0].isnan(), multiplied)
     assert torch.equal(grad[0, 0].isnan(), multiplied.flip(0, 1))
     assert not torch.nn.grad.conv2d_input(picture.shape, weight, picture, padding=1).isnan().any()
+
+
+IMAGES, FILTERS = (2, 64, 32, 32), (64, 64, 3, 3)
+# name: (setting, dtype, size of the input, of the weight, geometry, algorithm)
+CHOSEN = {
+    "3x3": ("auto", torch.float32, IMAGES, FILTERS, (1, 1), "winograd"),
+    "3x3_stride_2": ("auto", torch.float32, IMAGES, FILTERS, (2, 1), "winograd"),
+    "3x3_same": ("auto", torch.float32, IMAGES, FILTERS, (1, "same"), "winograd"),
+    "3x3_bfloat16": ("auto", torch.bfloat16, IMAGES, FILTERS, (1, 1), "winograd"),
+    "3x3_float64": ("auto", torch.float64, IMAGES, FILTERS, (1, 1), "direct"),
+    "3x3_direct": ("direct", torch.float32, IMAGES, FILTERS, (1, 1), "direct"),
+    "3x3_plain": ("plain", torch.float32, IMAGES, FILTERS, (1, 1), "plain"),
+    "first": ("auto", torch.float32, (2, 3, 32, 32), (64, 3, 7, 7), (2, 3), "direct"),
+    "1x1": ("auto", torch.float32, IMAGES, (64, 64, 1, 1), (), "pointwise"),
+    "depthwise": ("auto", torch.float32, IMAGES, (64, 1, 3, 3), (1, 1, 1, 64), "depthwise"),
+    "grouped": ("auto", torch.float32, IMAGES, (64, 4, 3, 3), (1, 1, 1, 16), "grouped"),
+}
+
+
+@pytest.mark.parametrize("operator", ["forward", "input_grad", "weight_grad"])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("name", CHOSEN)
+def test_chosen_algorithm(name: str, layout: str, operator: str) -> None:
+    setting, dtype, input_size, weight_size, geometry, expected = CHOSEN[name]
+    input = in_layout(torch.zeros(input_size, dtype=dtype), layout)
+    weight = torch.zeros(weight_size, dtype=dtype, requires_grad=True)
+    products = F.conv2d(input, weight, None, *geometry).numel() * weight[0].numel()
+    with bp.backends.cpu.flags(conv_algorithm=setting):
+        choose = partial(bp.backends.cpu.chosen_algorithm, operator=operator)
+        chosen = choose(input, weight, *geometry)
+        assert choose(input[0].contiguous(), weight, *geometry).name == expected
+    assert chosen.name == expected
+    if expected == "winograd":
+        assert 0 < chosen.multiply_adds < products
+    else:
+        assert chosen.multiply_adds == products
 
 
 def test_conv_algorithm_switch() -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,8 +15,10 @@ pytest.importorskip("matplotlib", reason="the experiments need torch_convbp[expe
 pytest.importorskip("torchvision", reason="the experiments need torch_convbp[experiments]")
 
 import torch_convbp as bp
-from experiments.speed import options, sides, timing
+from experiments.speed import bandwidth, floors, options, sides, table, timing
 from experiments.speed.cases import NETWORKS, SUITES, Network, parse
+from experiments.speed.ceilings import Ceiling
+from experiments.speed.floors import Floor, Plan
 from experiments.speed.measure import make_setup, measure_row
 from experiments.speed.results import Results, Row, geometric_mean
 from experiments.speed.timing import Measured, Spread
@@ -242,6 +245,89 @@ def test_the_choice_of_an_algorithm_against_the_best() -> None:
     assert row("a", "NCHW", torch=9, auto=6, direct=6).best_algorithm() == ("direct", 1)
 
 
+# --- the floor ---------------------------------------------------------------------------------
+
+WINOGRAD = 64 * 8 * 8 * 36 * 64 * 64  # tiles, points, channels, filters
+DIRECT = 64 * 32 * 32 * 9 * 64 * 64
+
+
+@pytest.mark.parametrize(
+    "name, operator, algorithm, expected",
+    [
+        ("64x64x32-64k3", "forward", "auto", Plan("winograd", WINOGRAD)),
+        ("64x64x32-64k3", "layer", "auto", Plan("winograd", WINOGRAD)),
+        ("64x64x32-64k3", "weight gradient", "auto", Plan("winograd", WINOGRAD)),
+        ("64x64x32-64k3", "block", "auto", Plan("winograd", 3 * WINOGRAD)),
+        ("64x64x32-64k3f", "block", "auto", Plan("winograd", 2 * WINOGRAD)),
+        ("64x64x32-64k3", "input gradient", "direct", Plan("direct", DIRECT)),
+        ("64x96x32-96k3g96", "forward", "auto", Plan("depthwise", 64 * 32 * 32 * 9 * 96)),
+        ("64x64x32-64k1", "block", "auto", Plan("pointwise", 3 * 64 * 32 * 32 * 64 * 64)),
+        ("max64x64x32-k2s2p0", "forward", "auto", Plan("pooling", 0)),
+    ],
+)
+def test_the_multiply_adds_of_the_chosen_algorithm(
+    name: str, operator: str, algorithm: str, expected: Plan
+) -> None:
+    with bp.backends.cpu.flags(conv_algorithm=algorithm):
+        assert floors.plan(parse(name), operator, setup()) == expected
+
+
+# 2e9 operations a second; 8e9 bytes a second within 1000 bytes, 1e9 beyond.
+CEILING = Ceiling("1 thread", 2e9, "", 1e9, [(100, 8e9), (1000, 1e9)])
+
+
+@pytest.mark.parametrize(
+    "multiply_adds, bytes, expected",
+    [
+        (5000, 4000, Floor(5e-6, "arithmetic")),
+        (3000, 4000, Floor(4e-6, "memory")),
+        (0, 1000, Floor(1e-6, "memory")),
+        (0, 800, Floor(1e-7, "memory")),  # at the rate of the smaller working set
+        (0, 80, Floor(1e-8, "memory")),
+    ],
+)
+def test_the_floor_is_the_longer_time(multiply_adds: int, bytes: int, expected: Floor) -> None:
+    found = floors.floor(Plan("direct", multiply_adds), bytes, CEILING)
+    assert found.seconds == pytest.approx(expected.seconds) and found.bound == expected.bound
+
+
+def test_the_share_of_the_floor_and_its_mean() -> None:
+    rows = [row("a", "NCHW", torch=8, ours=4), row("b", "NCHW", torch=16, ours=1)]
+    rows += [row("a", "channels_last", torch=3, ours=2)]
+    rows[0].plans = {"ours": Plan("direct", 1e9)}  # a second of arithmetic, 1 ms of memory
+    rows[1].plans = rows[2].plans = {"ours": Plan("winograd", 5e8)}
+    results = Results("core", "", "", {}, {}, {}, [CEILING], rows)
+    assert [results.share(r) for r in rows] == pytest.approx([0.25, 0.5, 0.25])
+    shares = [s.share for s in results.summaries()]  # last, "b" and the faster layout of "a"
+    assert shares == pytest.approx([0.125**0.5, 0.25, 0.125**0.5])
+    assert table.times(results, rows[0], ["torch", "ours"]) == "8000 / 4000 = 2.00 (25 %)"
+    assert [line[-1] for line in table.summaries(results)] == ["mean share", "35 %", "25 %", "35 %"]
+    plain = results.plain()["rows"][0]
+    assert plain["floors"] == {"ours": {"seconds": 1.0, "bound": "arithmetic"}}
+    assert plain["share"] == 0.25
+
+
+def test_on_a_gpu_all_arithmetic_is_direct() -> None:
+    gpu = replace(setup(), device="cuda")
+    assert floors.plan(parse("64x64x32-64k3"), "block", gpu) == Plan("direct", 3 * DIRECT)
+
+
+def test_a_network_has_no_floor() -> None:
+    assert floors.plan(NETWORKS["vgg"], "training step", setup()) is None
+    results = Results("", "", "", {}, {}, {}, [CEILING], [row("a", "NCHW", torch=8, ours=4)])
+    assert results.share(results.rows[0]) is None
+    assert table.summaries(results)[-1][-1] == "–"
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_bandwidth_falls_with_the_size_of_the_working_set(monkeypatch, threads: int) -> None:
+    monkeypatch.setattr(bandwidth, "SIZES", [1 << 12, 1 << 14, 1 << 16])
+    monkeypatch.setattr(bandwidth, "LEAST", 1 << 16)
+    sizes, rates = zip(*bandwidth.rates(threads, runs=1), strict=True)
+    assert list(sizes) == bandwidth.SIZES
+    assert list(rates) == sorted(rates, reverse=True) and rates[-1] > 0
+
+
 # --- the program -------------------------------------------------------------------------------
 
 
@@ -285,6 +371,7 @@ def test_a_run_writes_table_pictures_and_json_and_fills_a_document(tmp_path: Pat
     assert torch.__version__.startswith(results["versions"]["torch"])
     assert results["machine"]["threads"] == 1 and results["machine"]["load_after"]
     assert all(c["arithmetic"] > 0 and c["copy"] > 0 for c in results["ceilings"])
+    assert all(rate > 0 for c in results["ceilings"] for _, rate in c["memory"])
     operators = ("forward", "input gradient", "weight gradient", "block")
     measured = [(r["case"], r["layout"], r["operator"]) for r in results["rows"]]
     assert measured == [
@@ -297,6 +384,9 @@ def test_a_run_writes_table_pictures_and_json_and_fills_a_document(tmp_path: Pat
             assert 0 < spread["first_quartile"] <= spread["median"] <= spread["third_quartile"]
             assert spread["samples"] == 2
         assert all(0 <= error < 1e-5 for error in found["errors"].values())
+        assert found["share"] * spreads["ours"]["median"] == pytest.approx(
+            found["floors"]["ours"]["seconds"]
+        )
     assert len(results["summaries"]) == 4 * 3
     assert "| block | fastest | fastest of torch |" in out
 
@@ -305,6 +395,9 @@ def test_a_run_writes_table_pictures_and_json_and_fills_a_document(tmp_path: Pat
     assert text.endswith("<!-- end of speed -->\nafter\n") and "old" not in text
     assert all((tmp_path / path).is_file() for path in images(text)) and len(images(text)) == 2
     assert "| 1x3x8-4k3f | channels_last |" in text
+    assert " = ratio of eager torch to torch_convbp (share)." in text
+    everything = (folder / "table.md").read_text()
+    assert "| algorithm | floor | bound by |" in everything and "| depthwise |" in everything
 
 
 def images(markdown: str) -> list[str]:
@@ -318,7 +411,11 @@ def test_a_sweep_says_what_auto_took_and_what_memory_a_call_takes(tmp_path: Path
     assert results["title"].startswith("core, some shapes, forward, NCHW, algorithms")
     (found,) = results["rows"]
     assert list(found["measured"]["spreads"]) == ["torch", "auto", "direct", "winograd"]
-    assert found["chosen"] in ("direct", "winograd")
+    assert [plan["algorithm"] for plan in found["plans"].values()] == [
+        "winograd",
+        "direct",
+        "winograd",
+    ]
     assert "| auto took | fastest | auto / fastest |" in (tmp_path / "sweep/table.md").read_text()
     if sys.platform == "linux":
         output = 4 * 32 * 32 * 32
@@ -331,7 +428,7 @@ def test_an_algorithm_that_is_not_possible_is_no_side_of_a_sweep() -> None:
     with bp.backends.cpu.flags(conv_algorithm="auto"):
         found = measure_row(wanted.cases[0], "block", make_setup(wanted, "NCHW"), wanted)
     assert list(found.measured.spreads) == list(found.errors) == ["torch", "auto", "direct"]
-    assert found.chosen == "direct"
+    assert [plan.algorithm for plan in found.plans.values()] == ["direct", "direct"]
 
 
 @pytest.mark.parametrize("suite", SUITES)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
-from torch_convbp import _library
+from torch_convbp import _library, shapes
 
-__all__ = ["cpu", "cuda"]
+__all__ = ["ConvAlgorithm", "cpu", "cuda"]
 
 _operators = torch.ops.torch_convbp
 
@@ -39,6 +41,20 @@ class _Backend:
             self.conv_algorithm = before  # type: ignore[misc]
 
 
+class ConvAlgorithm(NamedTuple):
+    """The algorithm that computes an operator of a convolution.
+
+    Attributes:
+        name: "direct", "depthwise", "grouped" or "pointwise" (direct arithmetic in kernels of their
+            own), "winograd" or "plain".
+        multiply_adds: products that it computes and adds up, those with padding included;
+            Winograd's transforms are not counted.
+    """
+
+    name: str
+    multiply_adds: int
+
+
 class _CPU(_Backend):
     """The CPU kernels."""
 
@@ -65,6 +81,47 @@ class _CPU(_Backend):
     @conv_algorithm.setter
     def conv_algorithm(self, name: str) -> None:
         _operators._set_cpu_conv_algorithm(_checked(name))
+
+    def chosen_algorithm(
+        self,
+        input: Tensor,
+        weight: Tensor,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: int = 1,
+        *,
+        operator: str = "forward",
+    ) -> ConvAlgorithm:
+        """Which algorithm computes a convolution under the present ``conv_algorithm``.
+
+        Nothing is computed; sizes, dtype and memory format of the tensors count, their values do
+        not. Of a layer it is ``chosen_algorithm(x, layer.weight, layer.stride, layer.padding,
+        layer.dilation, layer.groups)``.
+
+        Args:
+            input: [N, K, H, W] or [K, H, W]; float32, float64, bfloat16 or float16, on the CPU.
+            weight: [O, K / groups, R, S], of input's dtype.
+            stride, padding, dilation, groups: as ``bp.functional.conv2d`` takes them.
+            operator: "forward", "input_grad" or "weight_grad"; the output's gradient is taken to
+                have the output's memory format.
+
+        Raises:
+            TypeError: an argument is of another type.
+            RuntimeError: sizes, dtypes or devices do not fit together, or a value is out of range.
+        """
+        function = "chosen_algorithm"
+        shapes.check_is_tensor(function, input=input, weight=weight)
+        shapes.check_dim("conv2d", "input", input.shape)
+        shapes.check_weight_dim(weight.shape)
+        geometry = shapes.geometry(function, weight.shape, stride, padding, dilation, groups)
+        if not isinstance(operator, str):
+            raise TypeError(
+                f"{function}(): argument 'operator' must be str, not {type(operator).__name__}"
+            )
+        batched = input if input.dim() == 4 else input.unsqueeze(0)
+        name, multiply_adds = _operators._cpu_chosen_algorithm(operator, batched, weight, *geometry)
+        return ConvAlgorithm(name, int(multiply_adds))
 
     def capability(self) -> str:
         """The instruction set in use: "AVX512_BF16" (AVX512, and products of pairs of bfloat16),

@@ -38,21 +38,6 @@ for _name in __all__:
     torch.fx.wrap(_name)
 
 
-def _geometry(
-    function: str,
-    weight_size: Sequence[int],
-    stride: IntOrPair,
-    padding: IntOrPair | str,
-    dilation: IntOrPair,
-    groups: int,
-) -> tuple[Any, ...]:
-    """The operators' own last four arguments."""
-    stride = shapes.pair(function, "stride", stride)
-    dilation = shapes.pair(function, "dilation", dilation)
-    padding = shapes.four_paddings(function, padding, weight_size, stride, dilation)
-    return stride, padding, dilation, shapes.whole_number(function, "groups", groups)
-
-
 def _activated(output: Tensor, g: activations.Activation | None) -> Tensor:
     if g is None:
         return output
@@ -145,7 +130,7 @@ def conv2d(
         shapes.check_is_tensor("conv2d", bias=bias)
     shapes.check_dim("conv2d", "input", input.shape)
     shapes.check_weight_dim(weight.shape)
-    geometry = _geometry("conv2d", weight.shape, stride, padding, dilation, groups)
+    geometry = shapes.geometry("conv2d", weight.shape, stride, padding, dilation, groups)
     g = activations.parse("conv2d", activation)
     batched = input if input.dim() == 4 else input.unsqueeze(0)
     if input.is_complex():
@@ -233,7 +218,7 @@ def conv2d_input_grad(
     shapes.check_dim(name, "input_size", input_size)
     shapes.check_same_dim(name, "input_size", input_size, "delta", delta.shape)
     shapes.check_weight_dim(weight.shape)
-    geometry = _geometry(name, weight.shape, stride, padding, dilation, groups)
+    geometry = shapes.geometry(name, weight.shape, stride, padding, dilation, groups)
     if len(input_size) == 3:
         return ops.conv2d_input_grad(
             [1, *input_size], weight, delta.unsqueeze(0), *geometry
@@ -277,7 +262,7 @@ def conv2d_weight_grad(
     shapes.check_same_dim(name, "input", input.shape, "delta", delta.shape)
     weight_size = shapes.size_list(name, "weight_size", weight_size)
     shapes.check_weight_dim(weight_size)
-    geometry = _geometry(name, weight_size, stride, padding, dilation, groups)
+    geometry = shapes.geometry(name, weight_size, stride, padding, dilation, groups)
     if input.dim() == 3:
         input, delta = input.unsqueeze(0), delta.unsqueeze(0)
     return ops.conv2d_weight_grad(input, weight_size, delta, *geometry)

@@ -184,6 +184,21 @@ def four_paddings(
     return result
 
 
+def geometry(
+    function: str,
+    weight_size: Sequence[int],
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: Any,
+) -> tuple[Any, ...]:
+    """The operators' own last four arguments."""
+    stride = pair(function, "stride", stride)
+    dilation = pair(function, "dilation", dilation)
+    padding = four_paddings(function, padding, weight_size, stride, dilation)
+    return stride, padding, dilation, whole_number(function, "groups", groups)
+
+
 def check_dim(function: str, name: str, size: Sequence[int]) -> None:
     """Raises RuntimeError for a size that is no map's: [K, H, W], or [N, K, H, W] with a batch."""
     if len(size) not in (3, 4):

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <string>
+#include <type_traits>
 
 #include "../conv_problem.h"
 
@@ -11,6 +12,12 @@ enum class Algorithm { kPlain, kDirect, kDepthwise, kGrouped, kPointwise, kWinog
 // The type of the elements, where an algorithm's choice looks at it.
 enum class Element { kFloat32, kFloat64, kHalf };
 enum class Operator { kForward, kInputGrad, kWeightGrad };
+
+template <typename T>
+constexpr Element element_of() {
+  if (std::is_same_v<T, float>) return Element::kFloat32;
+  return std::is_same_v<T, double> ? Element::kFloat64 : Element::kHalf;
+}
 
 // What torch_convbp.backends.cpu.conv_algorithm says: "auto", "direct", "winograd" or "plain".
 void set_algorithm(const std::string& name);

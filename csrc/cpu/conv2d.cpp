@@ -14,12 +14,6 @@ namespace convbp {
 
 namespace {
 
-template <typename T>
-constexpr Element element_of() {
-  if (std::is_same_v<T, float>) return Element::kFloat32;
-  return std::is_same_v<T, double> ? Element::kFloat64 : Element::kHalf;
-}
-
 // Runs an operator of the algorithm that was chosen, each for the element types that it is compiled
 // for.
 #define CONVBP_IN_ALGORITHM(T, chosen, ...)                        \

@@ -295,4 +295,9 @@ CONVBP_INSTANTIATE_OPERATORS(float)
 CONVBP_INSTANTIATE_OPERATORS(BFloat16)
 CONVBP_INSTANTIATE_OPERATORS(Half)
 
+int64_t products(const ConvProblem& problem, Operator op) {
+  const Winograd p = op == Operator::kInputGrad ? input_grad(problem) : forward(problem);
+  return all_tiles(p) * p.form.filter_points() * p.tap.groups * p.tap.reduce * p.tap.lanes;
+}
+
 }  // namespace convbp::winograd

@@ -15,4 +15,8 @@ bool pays(const ConvProblem& problem, Operator op);
 
 CONVBP_DECLARE_OPERATORS
 
+// The multiplications of an operator of a problem that it takes; those of its transforms are not
+// counted.
+int64_t products(const ConvProblem& problem, Operator op);
+
 }  // namespace convbp::winograd

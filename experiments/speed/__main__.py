@@ -61,7 +61,7 @@ def run(options: Namespace, arguments: list[str]) -> int:
         names = list(row.measured.spreads)
         share = row.measured.foreign_share
         print(
-            f"{row.case}, {row.layout}, {row.operator}: {table.times(row, names)} "
+            f"{row.case}, {row.layout}, {row.operator}: {table.times(results, row, names)} "
             f"({' / '.join(names)}, ms)"
             + (f", disturbed: others took {share:.0%}" if row.measured.disturbed else ""),
             flush=True,
@@ -80,9 +80,9 @@ def run(options: Namespace, arguments: list[str]) -> int:
 def most(options: Namespace, runs: int) -> list[Ceiling]:
     from experiments.speed import ceilings, measure, sides
 
-    if options.device == "cpu":
-        return ceilings.ceilings(options.threads, runs)
     setup = measure.make_setup(options, options.layouts[0])
+    if options.device == "cpu":
+        return ceilings.ceilings(options.threads, setup.dtype, runs)
     sides.set_precision(setup)
     return ceilings.gpu_ceilings(setup.dtype, runs)
 

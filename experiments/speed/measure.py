@@ -5,12 +5,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 
-import torch
-
 from experiments.speed import sides
 from experiments.speed.cases import Case
+from experiments.speed.floors import Plan, plan
 from experiments.speed.peak import peak_bytes
-from experiments.speed.results import FORCED, Row
+from experiments.speed.results import FORCED, TORCH, Row
 from experiments.speed.timing import ATTEMPTS, measure
 
 
@@ -48,23 +47,17 @@ def measure_row(case: Case, operator: str, setup: sides.Setup, options: argparse
     def prepare(side: str) -> None:
         sides.switch(side, setup)
 
-    errors, chosen = {}, None
-    values: dict[str, sides.Values] = {}
-    for side, run in work.runs.items():
+    errors: dict[str, float] = {}
+    plans: dict[str, Plan] = {}
+    for side, run in [*work.runs.items()]:
         prepare(side)
-        # Copies: the next step of a network writes where this one did.
-        result = tuple(value.clone() for value in run())
-        errors[side] = work.error(result)
-        if side in ("auto", *FORCED):
-            values[side] = result
-    if values:
-        if same_bits(values["winograd"], values["direct"]):  # this problem has no other algorithm
-            for found in (work.runs, errors, values):
-                del found["winograd"]
-        chosen = next(
-            (n for n in FORCED if n in values and same_bits(values[n], values["auto"])), None
-        )
-        values.clear()
+        planned = None if side in TORCH else plan(case, operator, setup)
+        if planned:
+            if side == "winograd" and planned == plans["direct"]:  # there is no other algorithm
+                del work.runs[side]
+                continue
+            plans[side] = planned
+        errors[side] = work.error(run())
     measured = measure(
         work.runs,
         prepare,
@@ -84,10 +77,4 @@ def measure_row(case: Case, operator: str, setup: sides.Setup, options: argparse
     }
     operations, bytes = case.work(operator)
     bytes *= setup.dtype.itemsize / 4  # the case counts in float32
-    return Row(
-        case.name, setup.layout, operator, operations, bytes, measured, errors, peaks, chosen
-    )
-
-
-def same_bits(a: sides.Values, b: sides.Values) -> bool:
-    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+    return Row(case.name, setup.layout, operator, operations, bytes, measured, errors, peaks, plans)

@@ -150,13 +150,13 @@ def draw_rates(drawn: Picture, axes: Axes, row: Row) -> None:
 
 def draw_roofs(axes: Axes, results: Results, low: float, high: float) -> None:
     for ceiling in results.ceilings:
-        peak, copy = ceiling.arithmetic / 1e9, ceiling.copy / 1e9
-        knee = peak / copy
+        peak, memory = ceiling.arithmetic / 1e9, ceiling.memory[-1][1] / 1e9
+        knee = peak / memory
         line = "-" if ceiling is results.ceilings[-1] else ":"
         left, right = min(low, knee), max(high, knee)
-        roof = [copy * left, peak, peak]
+        roof = [memory * left, peak, peak]
         axes.plot([left, knee, right], roof, line, color="#1d2129", linewidth=1, zorder=0)
-        text = f"{ceiling.of}: {peak:.0f} GF/s, {copy:.0f} GB/s"
+        text = f"{ceiling.of}: {peak:.0f} GF/s, {memory:.0f} GB/s"
         below = {"xytext": (4, -9 if line == ":" else 3), "textcoords": "offset points"}
         axes.annotate(text, (knee, peak), fontsize=7, **below)  # type: ignore[arg-type]
 

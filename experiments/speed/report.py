@@ -36,14 +36,15 @@ def write_report(folder: Path, results: Results) -> None:
         (
             f"{s.geometric_mean:.2f}",
             f"{s.operator}, {s.layout}: geometric mean of the ratios against {s.against}; "
-            f"worst {s.worst:.2f}",
+            f"worst {s.worst:.2f}" + (f"; mean share {table.percent(s.share)}" if s.share else ""),
         )
         for s in results.summaries()
     ]
+    shares = [page.paragraph(table.SHARE)] if table.has_shares(results) else []
     body = [
         page.tiles(figures[:8]),
         page.section("Ratios", *pictures),
-        page.section("All means", html_table(table.summaries(results))),
+        page.section("All means", html_table(table.summaries(results)), *shares),
         page.section("Every case", page.paragraph(text), html_table(lines, "sift")),
         f"<details><summary>Every side</summary>{page.paragraph(sides)}"
         f"{html_table(side_lines, 'sift')}</details>",
@@ -56,7 +57,8 @@ def write_report(folder: Path, results: Results) -> None:
                     "machine": results.machine,
                     "versions": dict(results.versions),
                     "most reached": {
-                        c.of: f"{c.arithmetic / 1e9:.0f} GF/s, copying {c.copy / 1e9:.0f} GB/s"
+                        c.of: f"{c.arithmetic / 1e9:.0f} GF/s, copying {c.copy / 1e9:.0f} GB/s; "
+                        f"at most {table.bandwidths(c)}"
                         for c in results.ceilings
                     },
                 }

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from experiments.speed.ceilings import Ceiling
+from experiments.speed.floors import Floor, Plan, floor
 from experiments.speed.timing import Measured
 
 TORCH = ("torch", "benchmarked", "compiled")
@@ -26,7 +28,7 @@ class Row:
     measured: Measured
     errors: dict[str, float]
     peaks: dict[str, int | None]
-    chosen: str | None = None  # in a sweep: the algorithm that gives the bits of auto
+    plans: dict[str, Plan] = field(default_factory=dict)  # of the sides that are torch_convbp's
 
     @property
     def ours(self) -> str:
@@ -65,6 +67,7 @@ class Summary:
     geometric_mean: float
     worst: float
     worst_case: str
+    share: float | None  # of the floor, geometric mean over the cases
 
 
 @dataclass
@@ -75,8 +78,22 @@ class Results:
     versions: dict[str, str]
     machine: dict[str, Any]
     settings: dict[str, Any]
-    ceilings: list[Any]
+    ceilings: list[Ceiling]
     rows: list[Row] = field(default_factory=list)
+
+    def floor(self, row: Row, side: str) -> Floor | None:
+        """Of a side's algorithm with all threads; None where that is not known."""
+        plan = row.plans.get(side)
+        return floor(plan, row.bytes, self.ceilings[-1]) if plan else None
+
+    def share(self, row: Row) -> float | None:
+        """The floor over the time of torch_convbp."""
+        floor = self.floor(row, row.ours)
+        return floor.seconds / row.seconds(row.ours) if floor else None
+
+    def mean_share(self, rows: Iterable[Row]) -> float | None:
+        shares = [share for row in rows if (share := self.share(row)) is not None]
+        return geometric_mean(shares) if shares else None
 
     def summaries(self) -> list[Summary]:
         """By operator, layout and side of torch; last, the fastest of each over all layouts."""
@@ -85,33 +102,51 @@ class Results:
             rows = [row for row in self.rows if row.operator == operator]
             for layout in unique(row.layout for row in rows):
                 here = [row for row in rows if row.layout == layout]
+                share = self.mean_share(here)
                 for theirs in TORCH:
                     ratios = {r.case: r.ratio(theirs) for r in here if theirs in r.torch}
                     if ratios:
-                        found.append(summary(operator, layout, theirs, ratios))
+                        found.append(summary(operator, layout, theirs, ratios, share))
             if len({(row.layout, side) for row in rows for side in row.torch}) > 1:
-                found.append(summary(operator, "fastest", "fastest of torch", fastest(rows)))
+                ratios, share = fastest(rows), self.mean_share(fastest_of_ours(rows))
+                found.append(summary(operator, "fastest", "fastest of torch", ratios, share))
         return found
 
     def plain(self) -> dict[str, Any]:
         """For results.json."""
-        return {"schema": 1} | asdict(self) | {"summaries": [asdict(s) for s in self.summaries()]}
+        found = {"schema": 1} | asdict(self) | {"summaries": [asdict(s) for s in self.summaries()]}
+        for plain, row in zip(found["rows"], self.rows, strict=True):
+            floors = {side: floor for side in row.plans if (floor := self.floor(row, side))}
+            plain["floors"] = {side: asdict(floor) for side, floor in floors.items()}
+            plain["share"] = self.share(row)
+        return found
 
 
-def summary(operator: str, layout: str, against: str, ratios: dict[str, float]) -> Summary:
+def summary(
+    operator: str, layout: str, against: str, ratios: dict[str, float], share: float | None
+) -> Summary:
     worst = min(ratios, key=lambda case: ratios[case])
     mean = geometric_mean(ratios.values())
-    return Summary(operator, layout, against, mean, ratios[worst], worst)
+    return Summary(operator, layout, against, mean, ratios[worst], worst, share)
 
 
 def fastest(rows: Sequence[Row]) -> dict[str, float]:
     """Of each case, torch's fastest way over ours: any layout, compiled or not."""
-    ratios = {}
-    for case in unique(row.case for row in rows):
-        here = [row for row in rows if row.case == case]
-        theirs = min(row.seconds(side) for row in here for side in row.torch)
-        ratios[case] = theirs / min(row.seconds(row.ours) for row in here)
-    return ratios
+    return {
+        ours.case: min(
+            row.seconds(side) for row in rows if row.case == ours.case for side in row.torch
+        )
+        / ours.seconds(ours.ours)
+        for ours in fastest_of_ours(rows)
+    }
+
+
+def fastest_of_ours(rows: Sequence[Row]) -> list[Row]:
+    """Of each case the layout in which torch_convbp is fastest."""
+    return [
+        min((row for row in rows if row.case == case), key=lambda row: row.seconds(row.ours))
+        for case in unique(row.case for row in rows)
+    ]
 
 
 def geometric_mean(values: Iterable[float]) -> float:

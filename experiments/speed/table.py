@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from experiments.speed.ceilings import Ceiling
 from experiments.speed.results import Results, Row, unique
 
 END = "<!-- end of speed -->"
@@ -26,6 +27,16 @@ MEANINGS = {
     "direct": "torch_convbp, direct",
     "winograd": "torch_convbp, winograd",
 }
+SHARE = (
+    "The share is the floor over the time of torch_convbp. The floor is the longer of two times: "
+    "of the multiply-adds of the algorithm that it chose, and of the bytes that must be read or "
+    "written once, each at the most reached (of bytes, with a working set as large). Above 100 %, "
+    "bytes were still in a cache, or other programs ran while the most was measured."
+)
+
+
+def has_shares(results: Results) -> bool:
+    return any(row.plans for row in results.rows)
 
 
 def caption(results: Results) -> str:
@@ -43,8 +54,11 @@ def caption(results: Results) -> str:
     for c in results.ceilings:
         lines.append(
             f"- The most that {c.of} reached: {c.arithmetic / 1e9:.0f} GF/s "
-            f"({c.by}), copying {c.copy / 1e9:.0f} GB/s (read and written)."
+            f"({c.by}), copying {c.copy / 1e9:.0f} GB/s (read and written); at most "
+            f"{bandwidths(c)}{'; disturbed by other programs' if c.disturbed else ''}."
         )
+    if has_shares(results):
+        lines.append(f"- {SHARE}")
     disturbed = sum(row.measured.disturbed for row in results.rows)
     unknown = any(row.measured.foreign_share is None for row in results.rows)
     lines.append(
@@ -56,6 +70,12 @@ def caption(results: Results) -> str:
     return "\n".join(lines)
 
 
+def bandwidths(ceiling: Ceiling) -> str:
+    """Rates by the size of the working set."""
+    measured = (f"{rate / 1e9:.0f} GB/s on {size / 2**20:g} MiB" for size, rate in ceiling.memory)
+    return ", ".join(measured)
+
+
 def cpu_of(machine: dict[str, Any]) -> str:
     m = machine
     return f"{m['processor']}, {m['threads']} threads on {m['cpus']} CPUs, {m['capability']}"
@@ -63,10 +83,11 @@ def cpu_of(machine: dict[str, Any]) -> str:
 
 def summaries(results: Results) -> list[list[str]]:
     """Means over all cases; last, the fastest of each side over all layouts."""
-    lines = [["operator", "layout", "against", "geometric mean", "worst", ""]]
+    lines = [["operator", "layout", "against", "geometric mean", "worst", "", "mean share"]]
     for s in results.summaries():
         labels = [s.operator, s.layout, s.against]
-        lines.append([*labels, f"{s.geometric_mean:.2f}", f"{s.worst:.2f}", s.worst_case])
+        mean, worst = f"{s.geometric_mean:.2f}", f"{s.worst:.2f}"
+        lines.append([*labels, mean, worst, s.worst_case, percent(s.share)])
     return lines
 
 
@@ -79,7 +100,8 @@ def compact(results: Results) -> tuple[str, list[list[str]]]:
     names = unique(side for row in results.rows for side in row.measured.spreads)
     order = " / ".join(MEANINGS[side] for side in names)
     text = (
-        f"Times in milliseconds: {order} = ratio of eager torch to torch_convbp. Medians; error: "
+        f"Times in milliseconds: {order} = ratio of eager torch to torch_convbp"
+        f"{' (share)' if has_shares(results) else ''}. Medians; error: "
         "largest difference from float64 over the largest entry, the worst of the operators; "
         f"memory: peak of one call of {operators[-1]} in a fresh process, in MiB."
     )
@@ -87,7 +109,7 @@ def compact(results: Results) -> tuple[str, list[list[str]]]:
     lines = [head]
     for case, layout in dict.fromkeys((row.case, row.layout) for row in results.rows):
         rows = [row for row in results.rows if (row.case, row.layout) == (case, layout)]
-        cells = {row.operator: times(row, names) for row in rows}
+        cells = {row.operator: times(results, row, names) for row in rows}
         errors = {n: [row.errors[n] for row in rows if n in row.errors] for n in names}
         worst = [f"{max(e):.0e}" if e else "–" for e in errors.values()]
         memory = [mebibytes(rows[-1].peaks.get(name)) for name in names]
@@ -96,17 +118,19 @@ def compact(results: Results) -> tuple[str, list[list[str]]]:
     return text, lines
 
 
-def times(row: Row, names: list[str]) -> str:
+def times(results: Results, row: Row, names: list[str]) -> str:
     spreads = row.measured.spreads
     taken = [f"{digits(1e3 * row.seconds(n))}" if n in spreads else "–" for n in names]
     star = "†" if row.measured.disturbed else ""
-    return f"{' / '.join(taken)} = {row.ratio():.2f}{star}"
+    share = f" ({percent(results.share(row))})" if row.plans else ""
+    return f"{' / '.join(taken)} = {row.ratio():.2f}{star}{share}"
 
 
 def full(results: Results) -> tuple[str, list[list[str]]]:
     """What the table says, and one line an operator and side."""
     peak = results.ceilings[-1]
     head = ["case", "layout", "operator", "side", "ms", "quartiles", "calls", "page faults a call"]
+    head += ["algorithm", "floor", "bound by"]
     head += ["GF/s", "of the most", "GB/s", "of copying", "error", "peak MiB"]
     lines = [head]
     for row in results.rows:
@@ -114,15 +138,21 @@ def full(results: Results) -> tuple[str, list[list[str]]]:
             cells = [row.case, row.layout, row.operator, side, digits(1e3 * s.median)]
             cells += [f"{digits(1e3 * s.first_quartile)}–{digits(1e3 * s.third_quartile)}"]
             cells += [str(s.samples), f"{s.page_faults:.0f}"]
+            floor = results.floor(row, side)
+            cells += (
+                [row.plans[side].algorithm, digits(1e3 * floor.seconds), floor.bound]
+                if floor
+                else ["–"] * 3
+            )
             for amount, ceiling in ((row.operations, peak.arithmetic), (row.bytes, peak.copy)):
                 rate = amount / s.median
                 cells += [f"{rate / 1e9:.1f}", f"{rate / ceiling:.0%}"] if amount else ["–", "–"]
             cells += [f"{row.errors[side]:.1e}", mebibytes(row.peaks.get(side))]
             lines.append(cells)
     return (
-        "Operations are those of the direct arithmetic: Winograd's algorithms do fewer, and may "
-        "come above the most the machine can do. Bytes are those that must be read or written "
-        "once.",
+        "Floors are in milliseconds. Operations are those of the direct arithmetic: Winograd's "
+        "algorithms do fewer, and may come above the most the machine can do. Bytes are those that "
+        "must be read or written once.",
         lines,
     )
 
@@ -136,12 +166,13 @@ def sweep(results: Results) -> tuple[str, list[list[str]]]:
         taken = [digits(1e3 * row.seconds(n)) if n in spreads else "–" for n in head[3:6]]
         best, cost = row.best_algorithm()
         star = "†" if row.measured.disturbed else ""
-        chosen = row.chosen or "some of each"
+        chosen = row.plans["auto"].algorithm if row.plans else "some of each"
         labels = [row.case, row.layout, row.operator, *taken]
         lines.append([*labels, chosen, best, f"{cost:.2f}{star}"])
     worst = max(results.rows, key=lambda row: row.best_algorithm()[1])
     return (
-        "Milliseconds. Where auto took the fastest, what departs from 1 is noise. The dearest "
+        "Milliseconds; depthwise, grouped and pointwise kernels are direct's. Where auto took the "
+        "fastest, what departs from 1 is noise. The dearest "
         f"choice: {worst.case}, {worst.layout}, {worst.operator}, "
         f"{worst.best_algorithm()[1]:.2f} times the fastest algorithm's time.",
         lines,
@@ -151,6 +182,10 @@ def sweep(results: Results) -> tuple[str, list[list[str]]]:
 def digits(value: float) -> str:
     """Three significant digits."""
     return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
+
+
+def percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.0f} %"
 
 
 def mebibytes(count: int | None) -> str:
