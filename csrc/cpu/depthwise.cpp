@@ -8,6 +8,7 @@
 #include "depthwise_table.h"
 #include "parallel.h"
 #include "scratch.h"
+#include "stream_rule.h"
 
 namespace convbp::depthwise {
 namespace {
@@ -85,9 +86,12 @@ void run(const ConvProblem& p, const std::vector<Axis>& h, const std::vector<Axi
     band = divide_up(band, 2);
   band = balanced_tile(first.h.count, band);
   if (last) band = divide_up(band, 2) * 2;
+  const int64_t pixel_bytes = p.groups * static_cast<int64_t>(sizeof(T));
+  const bool past = last && goes_past_caches(p.batch * result_size[kHeight] * result_size[kWidth] * pixel_bytes, result.data, pixel_bytes);
   int64_t taps = 0;
   for (Depthwise& d : phases) {
     d.band = band;
+    d.past = past;
     taps += d.taps();
   }
 

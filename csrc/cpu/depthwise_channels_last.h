@@ -22,6 +22,7 @@
 
 #include "depthwise_table.h"
 #include "register_tile.h"
+#include "stream.h"
 
 namespace convbp::depthwise::CONVBP_ISA {
 
@@ -202,6 +203,29 @@ CONVBP_INLINE void gather(const Depthwise& d, const TapRow<T>& row, int64_t t, i
   }
 }
 
+// A vector of channels from c on of neighbouring pixels, which are `apart`. What goes past the
+// caches is gathered in `lines` until there are whole ones: half a line costs as much as one.
+template <int kCount, typename T>
+CONVBP_INLINE void put_pixels(const Vector<T> (&values)[kCount], int64_t c, T* lines, int64_t apart,
+                              T* to) {
+  constexpr int kLanes = Simd<T>::kLanes;
+  if (!lines) {
+#pragma GCC unroll 8
+    for (int i = 0; i < kCount; ++i) vector_at(to + i * apart) = values[i];
+    return;
+  }
+  const int64_t at = c % kLine<T>;
+#pragma GCC unroll 8
+  for (int i = 0; i < kCount; ++i) vector_at(lines + i * kLine<T> + at) = values[i];
+  if (at + kLanes < kLine<T>) return;
+#pragma GCC unroll 8
+  for (int i = 0; i < kCount; ++i)
+#pragma GCC unroll 8
+    for (int64_t l = 0; l < kLine<T>; l += kLanes)
+      stream((Vector<float>)vector_at(lines + i * kLine<T> + l),
+             reinterpret_cast<float*>(to + i * apart + l - at));
+}
+
 // A tile's rows of results, `count_rows` of them. kTaps = 0: any.
 template <int kTaps, int kStep, int kApart, typename T>
 CONVBP_TARGET void channels_last_rows(const Depthwise& d, int64_t count_rows,
@@ -213,13 +237,14 @@ CONVBP_TARGET void channels_last_rows(const Depthwise& d, int64_t count_rows,
   const int64_t rows_apart = d.h.spacing * result.stride[2];
   overlapping_runs(d.w.count, [&](auto count, int64_t t) CONVBP_TARGET {
     constexpr int kCount = count;
+    T lines[kRowsTogether][2][kCount * kLine<T>];
     // The last vector of channels ends with the last channel: some are computed twice.
     for (int64_t c0 = 0; c0 < d.channels; c0 += kLanes) {
       const int64_t c = std::min(c0, d.channels - kLanes);
       const int64_t at = at_row + c + t * apart;
       for (int64_t y = 0; y < next.count; ++y)
         prefetch<0>(next.first + y * next.apart + t * kStep * pixel + c, pixel, kCount * kStep);
-      for (int64_t y = 0; next.first && y < count_rows; ++y)
+      for (int64_t y = 0; !d.past && next.first && y < count_rows; ++y)
         prefetch<1>(result.data + at + (count_rows + y) * rows_apart, apart, kCount);
       const Vector<T> bias = epilogue.bias ? vector_at(epilogue.bias + c) : Vector<T>{};
       Vector<T> sums[kRowsTogether][kCount];
@@ -239,9 +264,7 @@ CONVBP_TARGET void channels_last_rows(const Depthwise& d, int64_t count_rows,
         if (y >= count_rows) break;
         const int64_t to = at + y * rows_apart;
         if (epilogue.pre_activation)
-#pragma GCC unroll 8
-          for (int i = 0; i < kCount; ++i)
-            vector_at(epilogue.pre_activation + to + i * apart) = sums[y][i];
+          put_pixels<kCount, T>(sums[y], c, d.past ? lines[y][0] : nullptr, apart, epilogue.pre_activation + to);
         if (epilogue.activation.functions) {
           T values[kCount * kLanes];
 #pragma GCC unroll 8
@@ -250,8 +273,7 @@ CONVBP_TARGET void channels_last_rows(const Depthwise& d, int64_t count_rows,
 #pragma GCC unroll 8
           for (int i = 0; i < kCount; ++i) sums[y][i] = vector_at(values + i * kLanes);
         }
-#pragma GCC unroll 8
-        for (int i = 0; i < kCount; ++i) vector_at(result.data + to + i * apart) = sums[y][i];
+        put_pixels<kCount, T>(sums[y], c, d.past ? lines[y][1] : nullptr, apart, result.data + to);
       }
     }
   });
@@ -315,6 +337,7 @@ CONVBP_TARGET void channels_last_tasks(const std::vector<Depthwise>& phases, Vie
       }
     }
   }
+  if (phases.front().past) stream_fence();
 }
 
 // What a source row adds to the sums of the taps that meet it from rows [kFirst, kEnd) of delta, of
