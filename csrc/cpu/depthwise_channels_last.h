@@ -134,10 +134,18 @@ struct Columns {
         last(std::min(count, w.source_size - origin)) {}
 };
 
+// Are they all?
+template <int kTaps, int kStep, int kApart>
+bool all_inside(const Axis& w, int64_t t, int64_t count) {
+  const int64_t met = (count - 1) * kStep + (kTaps - 1) * kApart + 1;
+  const Columns columns(w, t, met);
+  return columns.first == 0 && columns.last == met;
+}
+
 // Calls meet(i, s, x) for each source vector x from column `origin` on that is inside, and each of
 // kCount neighbouring positions i and kTaps taps s, kApart apart, that meet there. A vector is
 // loaded once.
-template <int kTaps, int kStep, int kApart, int kCount, typename T, typename Meet>
+template <bool kInside, int kTaps, int kStep, int kApart, int kCount, typename T, typename Meet>
 CONVBP_INLINE void slide(const Depthwise& d, int64_t t, const T* row, int64_t pixel,
                          const Meet& meet) {
   constexpr int kColumns = (kCount - 1) * kStep + (kTaps - 1) * kApart + 1;
@@ -145,7 +153,7 @@ CONVBP_INLINE void slide(const Depthwise& d, int64_t t, const T* row, int64_t pi
   const T* const from = row + columns.origin * pixel;
 #pragma GCC unroll 32
   for (int u = 0; u < kColumns; ++u) {
-    if (u < columns.first || u >= columns.last) continue;
+    if (!kInside && (u < columns.first || u >= columns.last)) continue;
     const Vector<T> x = vector_at(from + u * pixel);
 #pragma GCC unroll 8
     for (int i = 0; i < kCount; ++i) {
@@ -157,7 +165,8 @@ CONVBP_INLINE void slide(const Depthwise& d, int64_t t, const T* row, int64_t pi
 
 // What a source row adds to the sums of the tile's rows [kFirst, kEnd), kCount neighbouring
 // positions each, whose kTaps taps are kApart apart.
-template <int kFirst, int kEnd, int kTaps, int kStep, int kApart, int kCount, typename T>
+template <bool kInside, int kFirst, int kEnd, int kTaps, int kStep, int kApart, int kCount,
+          typename T>
 CONVBP_INLINE void sum_row(const Depthwise& d, const TapRow<T>& row, int64_t t, int64_t pixel,
                            int64_t channel, Vector<T> (&sums)[kRowsTogether][kCount]) {
   Vector<T> filter[kRowsTogether][kTaps];
@@ -170,7 +179,7 @@ CONVBP_INLINE void sum_row(const Depthwise& d, const TapRow<T>& row, int64_t t, 
 #pragma GCC unroll 2
     for (int i = kFirst; i < kEnd; ++i) sums[i][position] += x * filter[i][s];
   };
-  slide<kTaps, kStep, kApart, kCount>(d, t, row.source + channel, pixel, meet);
+  slide<kInside, kTaps, kStep, kApart, kCount>(d, t, row.source + channel, pixel, meet);
 }
 
 // Calls body(first, end) with the rows of a tile that meet a source row, as constants.
@@ -235,7 +244,8 @@ CONVBP_TARGET void channels_last_rows(const Depthwise& d, int64_t count_rows,
   constexpr int kLanes = Simd<T>::kLanes;
   const int64_t apart = d.w.spacing * result.stride[3];
   const int64_t rows_apart = d.h.spacing * result.stride[2];
-  overlapping_runs(d.w.count, [&](auto count, int64_t t) CONVBP_TARGET {
+  const auto tile = [&](auto inside, auto count, int64_t t) CONVBP_TARGET {
+    constexpr bool kInside = inside;
     constexpr int kCount = count;
     T lines[kRowsTogether][2][kCount * kLine<T>];
     // The last vector of channels ends with the last channel: some are computed twice.
@@ -257,7 +267,7 @@ CONVBP_TARGET void channels_last_rows(const Depthwise& d, int64_t count_rows,
           gather<kCount, T>(d, row, t, pixel, c, sums);
         else
           with_rows(row, [&](auto first, auto end) CONVBP_INLINE_LAMBDA {
-            sum_row<first, end, kTaps, kStep, kApart, kCount, T>(d, row, t, pixel, c, sums);
+            sum_row<kInside, first, end, kTaps, kStep, kApart, kCount, T>(d, row, t, pixel, c, sums);
           });
 #pragma GCC unroll 2
       for (int y = 0; y < kRowsTogether; ++y) {
@@ -276,6 +286,12 @@ CONVBP_TARGET void channels_last_rows(const Depthwise& d, int64_t count_rows,
         put_pixels<kCount, T>(sums[y], c, d.past ? lines[y][1] : nullptr, apart, result.data + to);
       }
     }
+  };
+  overlapping_runs(d.w.count, [&](auto count, int64_t t) CONVBP_TARGET {
+    if (kTaps > 0 && count == kRun && all_inside<kTaps, kStep, kApart>(d.w, t, count))
+      tile(std::true_type(), count, t);
+    else
+      tile(std::false_type(), count, t);
   });
 }
 
@@ -342,7 +358,8 @@ CONVBP_TARGET void channels_last_tasks(const std::vector<Depthwise>& phases, Vie
 
 // What a source row adds to the sums of the taps that meet it from rows [kFirst, kEnd) of delta, of
 // which `own` are kCount neighbouring positions.
-template <int kFirst, int kEnd, int kTaps, int kStep, int kApart, int kCount, typename T>
+template <bool kInside, int kFirst, int kEnd, int kTaps, int kStep, int kApart, int kCount,
+          typename T>
 CONVBP_INLINE void add_products(const Depthwise& d, const TapRow<T, T>& row, int64_t t,
                                 int64_t pixel, int64_t c, int64_t c0, int64_t room,
                                 const Vector<T> (&own)[kRowsTogether][kCount]) {
@@ -355,7 +372,7 @@ CONVBP_INLINE void add_products(const Depthwise& d, const TapRow<T, T>& row, int
 #pragma GCC unroll 2
     for (int y = kFirst; y < kEnd; ++y) acc[y][s] += x * own[y][i];
   };
-  slide<kTaps, kStep, kApart, kCount>(d, t, row.source + c, pixel, meet);
+  slide<kInside, kTaps, kStep, kApart, kCount>(d, t, row.source + c, pixel, meet);
 #pragma GCC unroll 2
   for (int y = kFirst; y < kEnd; ++y)
 #pragma GCC unroll 8
@@ -387,7 +404,8 @@ CONVBP_TARGET void add_rows(const Depthwise& d, int64_t count_rows,
                             int64_t pixel, const T* delta, int64_t delta_row, int64_t delta_pixel,
                             int64_t c_begin, int64_t c_end, int64_t room, T* bias_sums) {
   constexpr int kLanes = Simd<T>::kLanes;
-  const auto add = [&](auto count, int64_t t) CONVBP_TARGET {
+  const auto add = [&](auto inside, auto count, int64_t t) CONVBP_TARGET {
+    constexpr bool kInside = inside;
     constexpr int kCount = count;
     for (int64_t c0 = c_begin; c0 < c_end; c0 += kLanes) {
       const int64_t c = std::min(c0, d.channels - kLanes);
@@ -412,16 +430,20 @@ CONVBP_TARGET void add_rows(const Depthwise& d, int64_t count_rows,
           add_any<kCount, T>(d, row, t, pixel, c, c0, room, own);
         else
           with_rows(row, [&](auto first, auto end) CONVBP_INLINE_LAMBDA {
-            add_products<first, end, kTaps, kStep, kApart, kCount, T>(d, row, t, pixel, c, c0, room,
+            add_products<kInside, first, end, kTaps, kStep, kApart, kCount, T>(d, row, t, pixel, c, c0, room,
                                                                       own);
           });
     }
   };
   int64_t t = 0;
-  for (; t + kRun <= d.w.count; t += kRun) add(std::integral_constant<int, kRun>(), t);
+  for (; t + kRun <= d.w.count; t += kRun)
+    if (kTaps > 0 && all_inside<kTaps, kStep, kApart>(d.w, t, kRun))
+      add(std::true_type(), std::integral_constant<int, kRun>(), t);
+    else
+      add(std::false_type(), std::integral_constant<int, kRun>(), t);
   for (; t + kShortRun <= d.w.count; t += kShortRun)
-    add(std::integral_constant<int, kShortRun>(), t);
-  for (; t < d.w.count; ++t) add(std::integral_constant<int, 1>(), t);
+    add(std::false_type(), std::integral_constant<int, kShortRun>(), t);
+  for (; t < d.w.count; ++t) add(std::false_type(), std::integral_constant<int, 1>(), t);
 }
 
 template <typename T>
