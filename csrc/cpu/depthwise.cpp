@@ -87,7 +87,9 @@ void run(const ConvProblem& p, const std::vector<Axis>& h, const std::vector<Axi
   band = balanced_tile(first.h.count, band);
   if (last) band = divide_up(band, 2) * 2;
   const int64_t pixel_bytes = p.groups * static_cast<int64_t>(sizeof(T));
-  const bool past = last && goes_past_caches(p.batch * result_size[kHeight] * result_size[kWidth] * pixel_bytes, result.data, pixel_bytes);
+  const bool past =
+      last && goes_past_caches(p.batch * result_size[kHeight] * result_size[kWidth] * pixel_bytes,
+                               result.data, pixel_bytes);
   int64_t taps = 0;
   for (Depthwise& d : phases) {
     d.band = band;

@@ -267,14 +267,16 @@ CONVBP_TARGET void channels_last_rows(const Depthwise& d, int64_t count_rows,
           gather<kCount, T>(d, row, t, pixel, c, sums);
         else
           with_rows(row, [&](auto first, auto end) CONVBP_INLINE_LAMBDA {
-            sum_row<kInside, first, end, kTaps, kStep, kApart, kCount, T>(d, row, t, pixel, c, sums);
+            sum_row<kInside, first, end, kTaps, kStep, kApart, kCount, T>(d, row, t, pixel, c,
+                                                                          sums);
           });
 #pragma GCC unroll 2
       for (int y = 0; y < kRowsTogether; ++y) {
         if (y >= count_rows) break;
         const int64_t to = at + y * rows_apart;
         if (epilogue.pre_activation)
-          put_pixels<kCount, T>(sums[y], c, d.past ? lines[y][0] : nullptr, apart, epilogue.pre_activation + to);
+          put_pixels<kCount, T>(sums[y], c, d.past ? lines[y][0] : nullptr, apart,
+                                epilogue.pre_activation + to);
         if (epilogue.activation.functions) {
           T values[kCount * kLanes];
 #pragma GCC unroll 8
@@ -430,8 +432,8 @@ CONVBP_TARGET void add_rows(const Depthwise& d, int64_t count_rows,
           add_any<kCount, T>(d, row, t, pixel, c, c0, room, own);
         else
           with_rows(row, [&](auto first, auto end) CONVBP_INLINE_LAMBDA {
-            add_products<kInside, first, end, kTaps, kStep, kApart, kCount, T>(d, row, t, pixel, c, c0, room,
-                                                                      own);
+            add_products<kInside, first, end, kTaps, kStep, kApart, kCount, T>(d, row, t, pixel, c,
+                                                                               c0, room, own);
           });
     }
   };

@@ -141,10 +141,12 @@ struct PixelsTile {
 
 constexpr int64_t kNear = 16 * 1024;
 
-// Rows this far apart share few sets of the first-level cache.
+// Rows a multiple of so many bytes apart share few sets of the first-level cache: those of a tile,
+// and those of a panel of the weight gradient.
+constexpr int64_t kTileApart = 2048, kPanelApart = 256;
 template <typename T>
-bool is_crowded(int64_t stride) {
-  return stride * sizeof(T) % 2048 == 0;
+bool is_crowded(int64_t stride, int64_t apart) {
+  return stride * sizeof(T) % apart == 0;
 }
 
 template <typename T, int kHalves>
@@ -167,7 +169,7 @@ CONVBP_TARGET void channels_last_tasks(const Product& p, View<const T> source, c
     const int64_t g = pixel_task / pixel_blocks, first = pixel_task % pixel_blocks * p.pixel_block;
     const int64_t pixels = std::min(p.pixel_block, p.pixels() - first);
     find_runs(p, first, pixels, source.stride, result.stride, runs);
-    const bool copies = runs.size() > 1 || is_crowded<T>(source.stride[3]);
+    const bool copies = runs.size() > 1 || is_crowded<T>(source.stride[3], kTileApart);
     for (const Run& run : runs)
       for (int64_t i = 0; i < run.count; ++i) {
         in_result[run.first + i] = run.b + i * result.stride[3] + g * p.channels;
@@ -327,14 +329,10 @@ CONVBP_TARGET void planes_tasks(const Product& p, View<const T> source, const T*
 // rows are neighbours and `step` apart from pixel to pixel; of planes it is the other way round.
 template <int kTileRows, typename T, int kHalves, bool kPlanes>
 CONVBP_TARGET void outer_tile(const T* rows, int64_t step, const T* lane, int64_t lane_step,
-                              int64_t count, T* sums, int64_t pitch, Ahead<T> next_row,
-                              Ahead<T> next_lane) {
+                              int64_t count, T* sums, int64_t pitch) {
   using Row = TileRow<T, kHalves>;
   Row acc[kTileRows] = {};
-  if constexpr (kPlanes)
-    multiply<0, T>(acc, rows, step, 1, lane, lane_step, count);
-  else
-    multiply<0, T>(acc, rows, 1, step, lane, lane_step, count, next_row, next_lane);
+  multiply<0, T>(acc, rows, kPlanes ? step : 1, kPlanes ? 1 : step, lane, lane_step, count);
 #pragma GCC unroll 16
   for (int i = 0; i < kTileRows; ++i) {
     acc[i].add(Row::at(sums + i * pitch));
@@ -382,7 +380,7 @@ CONVBP_TARGET void outer_tasks(const Outer& p, View<const T> rows_view, View<con
       const bool even = !kPlanes && runs.size() == 1;
       const T* row = row_panel;
       int64_t row_step = row_pitch;
-      if (even && !is_crowded<T>(rows_view.stride[3])) {
+      if (even && !is_crowded<T>(rows_view.stride[3], kPanelApart)) {
         row = from_rows + runs[0].a;
         row_step = rows_view.stride[3];
       } else {
@@ -396,10 +394,12 @@ CONVBP_TARGET void outer_tasks(const Outer& p, View<const T> rows_view, View<con
               std::memcpy(row_panel + (run.first + i) * row_pitch,
                           from_rows + run.a + i * rows_view.stride[3], rows * sizeof(T));
       }
-      const bool lanes_in_place = even && !is_crowded<T>(lanes_view.stride[3]);
-      // The pixels of the next panel.
+      const bool lanes_in_place = even && !is_crowded<T>(lanes_view.stride[3], kPanelApart);
+      // Each tile fetches some pixels of the next panel.
       const T* const next_rows = from_rows + runs[0].a + pixels * rows_view.stride[3];
       const T* const next_lanes = from_lanes + runs[0].b + pixels * lanes_view.stride[3];
+      const int64_t tiles = divide_up(rows, rows_at_once) * divide_up(lanes, kBlock);
+      int64_t tile = 0;
       for (int64_t l = 0; l < lanes; l += kBlock) {
         const int64_t width = std::min(kBlock, lanes - l);
         const T* lane = lane_panel;
@@ -413,14 +413,18 @@ CONVBP_TARGET void outer_tasks(const Outer& p, View<const T> rows_view, View<con
                      lanes_view.stride[3], width, run.count, lane_panel + run.first * kBlock,
                      kBlock);
         }
-        for (int64_t r = 0; r < rows; r += rows_at_once)
+        for (int64_t r = 0; r < rows; r += rows_at_once, ++tile) {
+          if constexpr (!kPlanes)
+            for (int64_t q = tile * pixels / tiles; q < (tile + 1) * pixels / tiles; ++q) {
+              prefetch<0>(next_rows + q * rows_view.stride[3], kLine<T>, divide_up(rows, kLine<T>));
+              prefetch<0>(next_lanes + q * lanes_view.stride[3], kLine<T>,
+                          divide_up(lanes, kLine<T>));
+            }
           tile_function<OuterTile<T, kHalves, kPlanes>, kTileRows>(
-              std::min(rows_at_once, rows - r))(
-              row + r * (kPlanes ? row_step : 1), row_step, lane, lane_step, pixels,
-              part_sums + r * p.lane_range() + l, p.lane_range(),
-              Ahead<T>{next_rows + r, rows_view.stride[3]},
-              Ahead<T>{next_lanes + l + r / rows_at_once % 2 * Simd<T>::kLanes,
-                       lanes_view.stride[3]});
+              std::min(rows_at_once, rows - r))(row + r * (kPlanes ? row_step : 1), row_step, lane,
+                                                lane_step, pixels,
+                                                part_sums + r * p.lane_range() + l, p.lane_range());
+        }
         if (with_bias && !p.rows_are_o && row0 == 0) {
           Row sum = Row::at(bias_sums + l);
           for (int64_t q = 0; q < pixels; ++q) sum.add(Row::at(lane + q * lane_step));
