@@ -2,6 +2,8 @@
 #include "pointwise.h"
 
 #include <algorithm>
+#include <type_traits>
+#include <vector>
 
 #include "capability.h"
 #include "parallel.h"
@@ -37,6 +39,95 @@ View<T> every(View<T> v, const int64_t* stride) {
   return v;
 }
 
+// Channels of a patch, a group.
+int64_t patch_channels(const ConvProblem& p) {
+  return p.in_channels * p.kernel[kHeight] * p.kernel[kWidth];
+}
+
+// The channels of a tensor of the smaller picture.
+Channels channels_of(int64_t channels, const int64_t* stride) {
+  if (is_channels_last(stride)) return {channels, {0}};
+  Channels c{1, {}};
+  for (int64_t channel = 0; channel < channels; ++channel) c.at.push_back(channel * stride[1]);
+  return c;
+}
+
+// The channels of the input's patches, in the order in which they lie in memory: (r, s, k) channels
+// last, (k, r, s) in planes.
+Channels channels_of_patches(const ConvProblem& p, const int64_t* stride) {
+  const int64_t height = p.kernel[kHeight], width = p.kernel[kWidth];
+  if (height * width == 1) return channels_of(p.groups * p.in_channels, stride);
+  const bool last = is_channels_last(stride);
+  const bool whole_rows = last && stride[3] == p.in_channels;
+  Channels c{!last ? 1 : whole_rows ? width * p.in_channels : p.in_channels, {}};
+  for (int64_t k = 0; k < (last ? 1 : p.in_channels); ++k)
+    for (int64_t r = 0; r < height; ++r)
+      for (int64_t s = 0; s < (whole_rows ? 1 : width); ++s)
+        c.at.push_back(k * stride[1] + r * stride[2] + s * stride[3]);
+  return c;
+}
+
+// Where output 0's weight of each channel of a patch lies, in that order.
+std::vector<int64_t> weights_of_patch(const ConvProblem& p, bool last, const int64_t* stride) {
+  const int64_t size[] = {0, p.in_channels, p.kernel[kHeight], p.kernel[kWidth]};
+  const int a = last ? 2 : 1, b = a % 3 + 1, c = b % 3 + 1;
+  std::vector<int64_t> at;
+  for (int64_t i = 0; i < size[a]; ++i)
+    for (int64_t j = 0; j < size[b]; ++j)
+      for (int64_t k = 0; k < size[c]; ++k)
+        at.push_back(i * stride[a] + j * stride[b] + k * stride[c]);
+  return at;
+}
+
+// Filters as a matrix [output][channel of a patch]: as they lie where channels are evenly spaced,
+// else in scratch memory.
+template <typename T>
+class FilterMatrix {
+ public:
+  FilterMatrix(const ConvProblem& p, bool last, View<T> filters)
+      : filters_(filters),
+        outputs_(p.groups * p.out_channels),
+        at_(weights_of_patch(p, last, filters.stride)),
+        in_place_(is_even()),
+        block_(Scratch::take<Number>(ScratchName::kFilters, in_place_ ? 0 : outputs_ * size())) {
+    if constexpr (std::is_const_v<T>)
+      if (!in_place_) copy([](T& filter, Number& copied) { copied = filter; });
+  }
+  // The matrix; its strides are those of outputs and of channels.
+  View<T> view() const {
+    if (in_place_) return {filters_.data, {filters_.stride[0], at_.size() > 1 ? at_[1] : 1, 0, 0}};
+    return {block_.template data<Number>(), {size(), 1, 0, 0}};
+  }
+  // What was written into the matrix, to the filters.
+  void put() const {
+    if (!in_place_) copy([](T& filter, const Number& computed) { filter = computed; });
+  }
+
+ private:
+  using Number = std::remove_const_t<T>;
+  int64_t size() const { return static_cast<int64_t>(at_.size()); }
+  bool is_even() const {
+    for (int64_t q = 2; q < size(); ++q)
+      if (at_[q] != q * at_[1]) return false;
+    return true;
+  }
+  template <typename Copy>
+  void copy(const Copy& copy_one) const {
+    Number* const matrix = block_.template data<Number>();
+    parallel_for(outputs_, [&](int64_t begin, int64_t end) {
+      for (int64_t o = begin; o < end; ++o)
+        for (int64_t q = 0; q < size(); ++q)
+          copy_one(filters_.data[o * filters_.stride[0] + at_[q]], matrix[o * size() + q]);
+    });
+  }
+
+  View<T> filters_;
+  int64_t outputs_;
+  std::vector<int64_t> at_;
+  bool in_place_;
+  Scratch block_;
+};
+
 template <typename T>
 void run(const ConvProblem& c, int64_t reduce, int64_t channels, bool last, View<const T> source,
          const T* weight, const WeightStrides& strides, const Epilogue<T>& epilogue,
@@ -51,6 +142,8 @@ void run(const ConvProblem& c, int64_t reduce, int64_t channels, bool last, View
             c.groups,
             reduce,
             channels,
+            source_channels,
+            result_channels,
             last ? lane_block : kernels.rows};
   if (p.pixels() == 0) return;
   const int64_t row_bytes = reduce * static_cast<int64_t>(sizeof(T));
@@ -78,11 +171,15 @@ void run(const ConvProblem& c, int64_t reduce, int64_t channels, bool last, View
 }  // namespace
 
 bool takes(const ConvProblem& p, const int64_t* source_stride, const int64_t* result_stride) {
-  for (const Spatial axis : {kHeight, kWidth})
-    if (p.kernel[axis] != 1 || p.pad[axis] != 0 ||
-        p.out_size[axis] != (p.in_size[axis] - 1) / p.stride[axis] + 1)
+  for (const Spatial axis : {kHeight, kWidth}) {
+    const int64_t kernel = p.kernel[axis];
+    if (p.pad[axis] != 0 || p.in_size[axis] < kernel ||
+        p.out_size[axis] != (p.in_size[axis] - kernel) / p.stride[axis] + 1)
       return false;
-  if (std::min(p.in_channels, p.out_channels) < kLeastChannels) return false;
+    if (kernel > 1 && (kernel != p.stride[axis] || p.dilation[axis] != 1 || p.groups > 1))
+      return false;
+  }
+  if (std::min(patch_channels(p), p.out_channels) < kLeastChannels) return false;
   if (is_channels_last(source_stride) || is_channels_last(result_stride))
     return is_channels_last(source_stride) && is_channels_last(result_stride);
   return source_stride[3] == 1 && result_stride[3] == 1;
@@ -91,18 +188,23 @@ bool takes(const ConvProblem& p, const int64_t* source_stride, const int64_t* re
 template <typename T>
 void conv2d(const ConvProblem& p, View<const T> input, View<const T> weight,
             const Epilogue<T>& epilogue, View<T> output) {
-  run<T>(p, p.in_channels, p.out_channels, is_channels_last(input.stride), every(input, p.stride),
-         weight.data, {p.out_channels * weight.stride[0], weight.stride[0], weight.stride[1], 0, 0},
-         epilogue, output);
+  const FilterMatrix<const T> matrix(p, is_channels_last(input.stride), weight);
+  const View<const T> filters = matrix.view();
+  run<T>(p, patch_channels(p), p.out_channels, channels_of_patches(p, input.stride),
+         channels_of(p.groups * p.out_channels, output.stride), every(input, p.stride),
+         filters.data,
+         {p.out_channels * filters.stride[0], filters.stride[0], filters.stride[1], 0, 0}, epilogue,
+         output);
 }
 
 template <typename T>
 void conv2d_input_grad(const ConvProblem& p, View<const T> weight, View<const T> delta,
                        View<T> input_grad) {
-  // Pixels that the stride leaves out.
-  if (p.stride[kHeight] > 1 || p.stride[kWidth] > 1)
+  const bool last = is_channels_last(input_grad.stride);
+  // Pixels that the filters leave out.
+  if (p.in_size[kHeight] > p.out_size[kHeight] * p.kernel[kHeight] ||
+      p.in_size[kWidth] > p.out_size[kWidth] * p.kernel[kWidth])
     parallel_for(p.batch * p.in_size[kHeight], [&](int64_t begin, int64_t end) {
-      const bool last = is_channels_last(input_grad.stride);
       const int64_t channels = p.groups * p.in_channels, width = p.in_size[kWidth];
       for (int64_t line = begin; line < end; ++line)
         for (int64_t i = 0; i < (last ? width : channels); ++i) {
@@ -111,9 +213,25 @@ void conv2d_input_grad(const ConvProblem& p, View<const T> weight, View<const T>
           std::fill_n(to, last ? channels : width, T(0));
         }
     });
-  run<T>(p, p.out_channels, p.in_channels, is_channels_last(delta.stride), delta, weight.data,
-         {p.out_channels * weight.stride[0], weight.stride[1], weight.stride[0], 0, 0}, {},
-         every(input_grad, p.stride));
+  const FilterMatrix<const T> matrix(p, last, weight);
+  const View<const T> filters = matrix.view();
+  const Channels delta_channels = channels_of(p.groups * p.out_channels, delta.stride);
+  const WeightStrides strides{p.out_channels * filters.stride[0], filters.stride[1],
+                              filters.stride[0], 0, 0};
+  const Channels patch = channels_of_patches(p, input_grad.stride);
+  View<T> result = every(input_grad, p.stride);
+  if (!last) {
+    run<T>(p, p.out_channels, patch_channels(p), delta_channels, patch, delta, filters.data,
+           strides, {}, result);
+    return;
+  }
+  // A product for each piece of a patch: blocks of lanes are neighbours.
+  const int64_t channels = patch_channels(p) / static_cast<int64_t>(patch.at.size());
+  for (size_t i = 0; i < patch.at.size(); ++i) {
+    result.data = input_grad.data + patch.at[i];
+    run<T>(p, p.out_channels, channels, delta_channels, {patch.piece, {0}}, delta,
+           filters.data + i * channels * filters.stride[1], strides, {}, result);
+  }
 }
 
 template <typename T>
@@ -123,14 +241,18 @@ void conv2d_weight_grad(const ConvProblem& c, View<const T> input, View<const T>
   const bool planes = !is_channels_last(input.stride);
   const View<const T> source = every(input, c.stride);
   // Of planes, lanes are transposed: the fewer, the better.
-  const bool rows_are_o = planes && c.out_channels > c.in_channels;
+  const bool rows_are_o =
+      planes && c.kernel[kHeight] * c.kernel[kWidth] == 1 && c.out_channels > c.in_channels;
   const int64_t lanes = rows_are_o ? c.in_channels : c.out_channels;
+  const FilterMatrix<T> matrix(c, !planes, weight_grad);
   Outer p{c.batch,
           c.out_size[kHeight],
           c.out_size[kWidth],
           c.groups,
-          rows_are_o ? c.out_channels : c.in_channels,
+          rows_are_o ? c.out_channels : patch_channels(c),
           lanes,
+          rows_are_o ? channels_of(c.groups * c.out_channels, delta.stride)
+                     : channels_of_patches(c, input.stride),
           fitting_lane_block(lanes, kernels.lanes(), kernels.vector_bytes),
           rows_are_o};
   p.chunks = std::clamp<int64_t>(
@@ -145,8 +267,9 @@ void conv2d_weight_grad(const ConvProblem& c, View<const T> input, View<const T>
           begin, end);
   });
   parallel_for(p.parts(), [&](int64_t begin, int64_t end) {
-    kernels.finish(p, sums, weight_grad, bias_grad, begin, end);
+    kernels.finish(p, sums, matrix.view(), bias_grad, begin, end);
   });
+  matrix.put();
 }
 
 CONVBP_INSTANTIATE_OPERATORS(float)

@@ -1,5 +1,7 @@
-// 1x1 convolutions without padding: matrix products of pixels and channels, whose operands are read
-// from where they lie, or copied once without being transposed.
+// Convolutions whose filters neither overlap nor reach over an edge: 1x1, and patches, where the
+// filter is as large as the stride. Matrix products of pixels and channels, whose operands are read
+// from where they lie, or copied once without being transposed. A patch is a pixel of the smaller
+// picture that has channels * height * width channels.
 #pragma once
 
 #include "operators.h"

@@ -139,12 +139,26 @@ struct PixelsTile {
   static constexpr auto kFunction = &pixels_tile<kTileRows, T, kHalves, kFar>;
 };
 
+// Channels [first, first + count) of the pixel that lies at `from`, as one run.
+template <typename T>
+CONVBP_INLINE void copy_channels(const T* from, const Channels& channels, int64_t first,
+                                 int64_t count, T* to) {
+  while (count > 0) {
+    const int64_t length = std::min(count, channels.piece - first % channels.piece);
+    copy_few(from + channels(first), to, length);
+    first += length;
+    count -= length;
+    to += length;
+  }
+}
+
 constexpr int64_t kNear = 16 * 1024;
 
-// Rows this far apart share few sets of the first-level cache.
+// Do pixels this far apart share few sets of the first-level cache? Of 64 sets of 8 lines, the rows
+// of a register tile may share two, the pixels of a panel need 16.
 template <typename T>
-bool is_crowded(int64_t stride) {
-  return stride * sizeof(T) % 2048 == 0;
+bool is_crowded(int64_t stride, int64_t pixels) {
+  return stride * sizeof(T) % (pixels <= kRows ? 2048 : 256) == 0;
 }
 
 template <typename T, int kHalves>
@@ -167,16 +181,16 @@ CONVBP_TARGET void channels_last_tasks(const Product& p, View<const T> source, c
     const int64_t g = pixel_task / pixel_blocks, first = pixel_task % pixel_blocks * p.pixel_block;
     const int64_t pixels = std::min(p.pixel_block, p.pixels() - first);
     find_runs(p, first, pixels, source.stride, result.stride, runs);
-    const bool copies = runs.size() > 1 || is_crowded<T>(source.stride[3]);
+    const bool copies =
+        p.source.at.size() > 1 || runs.size() > 1 || is_crowded<T>(source.stride[3], kTileRows);
     for (const Run& run : runs)
       for (int64_t i = 0; i < run.count; ++i) {
         in_result[run.first + i] = run.b + i * result.stride[3] + g * p.channels;
         if (copies)
-          std::memcpy(patch + (run.first + i) * pitch,
-                      source.data + run.a + i * source.stride[3] + g * p.reduce,
-                      p.reduce * sizeof(T));
+          copy_channels(source.data + run.a + i * source.stride[3], p.source, g * p.reduce,
+                        p.reduce, patch + (run.first + i) * pitch);
       }
-    const T* const rows = copies ? patch : source.data + runs[0].a + g * p.reduce;
+    const T* const rows = copies ? patch : source.data + runs[0].a + p.source(g * p.reduce);
     const int64_t step = copies ? pitch : source.stride[3];
 
     const int64_t first_block = split * p.blocks() / p.channel_split;
@@ -232,6 +246,11 @@ struct ChannelsTile {
 template <typename T>
 CONVBP_TARGET void copy_run(const T* from, int64_t from_step, int64_t count, T* to,
                             int64_t to_step) {
+  if constexpr (std::is_same_v<T, float>)
+    if (to_step == 1 && (from_step == 2 || from_step == 4)) {
+      (from_step == 2 ? copy_every<2> : copy_every<4>)(from, count, to);
+      return;
+    }
   if (from_step == 1 && to_step == 1)
     for (int64_t i = 0; i < count; ++i) to[i] = from[i];
   else
@@ -263,7 +282,7 @@ CONVBP_TARGET void planes_tasks(const Product& p, View<const T> source, const T*
       }
     };
     for (int64_t q = 0; q < p.reduce; ++q) {
-      const T* const from = source.data + (g * p.reduce + q) * source.stride[1];
+      const T* const from = source.data + p.source(g * p.reduce + q);
       for (int64_t j = 0; j < pixels; j += kPanel) {
         T* const to = panels + j * p.reduce + q * kPanel;
         for_pieces(j, j + kPanel, [&](const Run& run, int64_t i, int64_t count) CONVBP_TARGET {
@@ -295,22 +314,22 @@ CONVBP_TARGET void planes_tasks(const Product& p, View<const T> source, const T*
         for_pieces(j, j + kPanel, [&](const Run& run, int64_t i, int64_t count) CONVBP_TARGET {
           const T* const panel = panels + j * p.reduce;
           const int64_t step = result.stride[3];
-          T* const to = result.data + channel0 * result.stride[1] + run.b + (i - run.first) * step;
+          T* const to = result.data + run.b + (i - run.first) * step;
           if (count == kPanel && step == 1) {
-            tile(panel, p.reduce, weight, bias, to, result.stride[1]);
+            tile(panel, p.reduce, weight, bias, to + p.result(channel0), result.stride[1]);
             return;
           }
           if (!computed) tile(panel, p.reduce, weight, bias, sums, kPanel);
           computed = true;
           for (int64_t row = 0; row < rows; ++row)
-            copy_run(sums + row * kPanel + i - j, 1, count, to + row * result.stride[1], step);
+            copy_run(sums + row * kPanel + i - j, 1, count, to + p.result(channel0 + row), step);
         });
       }
     }
     if (!epilogue.pre_activation && !epilogue.activation.functions) continue;
     for (int64_t c = first_block * p.block; c < std::min(last_block * p.block, p.channels); ++c)
       for (const Run& run : runs) {
-        const int64_t at = (g * p.channels + c) * result.stride[1] + run.b;
+        const int64_t at = p.result(g * p.channels + c) + run.b;
         if (epilogue.pre_activation)
           copy_run(result.data + at, result.stride[3], run.count, epilogue.pre_activation + at,
                    result.stride[3]);
@@ -372,7 +391,8 @@ CONVBP_TARGET void outer_tasks(const Outer& p, View<const T> rows_view, View<con
     T* const part_sums = sums + task * p.sums_a_part();
     T* const bias_sums = part_sums + p.row_range() * p.lane_range();
     fill_zero(part_sums, p.sums_a_part());
-    const T* const from_rows = rows_view.data + (g * p.rows + row0) * rows_view.stride[1];
+    const int64_t first_row = g * p.rows + row0;
+    const T* const from_rows = rows_view.data + p.row_channels(first_row);
     const T* const from_lanes = lanes_view.data + (g * p.lanes + lane0) * lanes_view.stride[1];
 
     const int64_t last = (chunk + 1) * p.pixels() / p.chunks;
@@ -382,22 +402,23 @@ CONVBP_TARGET void outer_tasks(const Outer& p, View<const T> rows_view, View<con
       const bool even = !kPlanes && runs.size() == 1;
       const T* row = row_panel;
       int64_t row_step = row_pitch;
-      if (even && !is_crowded<T>(rows_view.stride[3])) {
+      if (even && p.row_channels.at.size() == 1 &&
+          !is_crowded<T>(rows_view.stride[3], Outer::kPanel)) {
         row = from_rows + runs[0].a;
         row_step = rows_view.stride[3];
       } else {
         for (const Run& run : runs)
           if constexpr (kPlanes)
             for (int64_t i = 0; i < rows; ++i)
-              copy_run(from_rows + run.a + i * rows_view.stride[1], rows_view.stride[3], run.count,
-                       row_panel + i * row_pitch + run.first, 1);
+              copy_run(rows_view.data + run.a + p.row_channels(first_row + i), rows_view.stride[3],
+                       run.count, row_panel + i * row_pitch + run.first, 1);
           else
             for (int64_t i = 0; i < run.count; ++i)
-              std::memcpy(row_panel + (run.first + i) * row_pitch,
-                          from_rows + run.a + i * rows_view.stride[3], rows * sizeof(T));
+              copy_channels(rows_view.data + run.a + i * rows_view.stride[3], p.row_channels,
+                            first_row, rows, row_panel + (run.first + i) * row_pitch);
       }
-      const bool lanes_in_place = even && !is_crowded<T>(lanes_view.stride[3]);
-      // The pixels of the next panel.
+      const bool lanes_in_place = even && !is_crowded<T>(lanes_view.stride[3], Outer::kPanel);
+      // The pixels of the next panel, each line once.
       const T* const next_rows = from_rows + runs[0].a + pixels * rows_view.stride[3];
       const T* const next_lanes = from_lanes + runs[0].b + pixels * lanes_view.stride[3];
       for (int64_t l = 0; l < lanes; l += kBlock) {
@@ -418,9 +439,9 @@ CONVBP_TARGET void outer_tasks(const Outer& p, View<const T> rows_view, View<con
               std::min(rows_at_once, rows - r))(
               row + r * (kPlanes ? row_step : 1), row_step, lane, lane_step, pixels,
               part_sums + r * p.lane_range() + l, p.lane_range(),
-              Ahead<T>{next_rows + r, rows_view.stride[3]},
+              Ahead<T>{next_rows + r, l == 0 ? rows_view.stride[3] : 0},
               Ahead<T>{next_lanes + l + r / rows_at_once % 2 * Simd<T>::kLanes,
-                       lanes_view.stride[3]});
+                       r / rows_at_once < 2 ? lanes_view.stride[3] : 0});
         if (with_bias && !p.rows_are_o && row0 == 0) {
           Row sum = Row::at(bias_sums + l);
           for (int64_t q = 0; q < pixels; ++q) sum.add(Row::at(lane + q * lane_step));
