@@ -44,38 +44,24 @@ int64_t patch_channels(const ConvProblem& p) {
   return p.in_channels * p.kernel[kHeight] * p.kernel[kWidth];
 }
 
-// The channels of a tensor of the smaller picture.
-Channels channels_of(int64_t channels, const int64_t* stride) {
-  if (is_channels_last(stride)) return {channels, {0}};
-  Channels c{1, {}};
-  for (int64_t channel = 0; channel < channels; ++channel) c.at.push_back(channel * stride[1]);
-  return c;
-}
-
-// The channels of the input's patches, in the order in which they lie in memory: (r, s, k) channels
-// last, (k, r, s) in planes.
+// The channels of the input's patches, of one that is channels last: (r, s, k), in that order.
 Channels channels_of_patches(const ConvProblem& p, const int64_t* stride) {
-  const int64_t height = p.kernel[kHeight], width = p.kernel[kWidth];
-  if (height * width == 1) return channels_of(p.groups * p.in_channels, stride);
-  const bool last = is_channels_last(stride);
-  const bool whole_rows = last && stride[3] == p.in_channels;
-  Channels c{!last ? 1 : whole_rows ? width * p.in_channels : p.in_channels, {}};
-  for (int64_t k = 0; k < (last ? 1 : p.in_channels); ++k)
-    for (int64_t r = 0; r < height; ++r)
-      for (int64_t s = 0; s < (whole_rows ? 1 : width); ++s)
-        c.at.push_back(k * stride[1] + r * stride[2] + s * stride[3]);
+  const int64_t width = p.kernel[kWidth], channels = p.groups * p.in_channels;
+  const bool whole_rows = stride[3] == channels;
+  Channels c{whole_rows ? width * channels : channels, {}};
+  for (int64_t r = 0; r < p.kernel[kHeight]; ++r)
+    for (int64_t s = 0; s < (whole_rows ? 1 : width); ++s)
+      c.at.push_back(r * stride[2] + s * stride[3]);
   return c;
 }
 
-// Where output 0's weight of each channel of a patch lies, in that order.
-std::vector<int64_t> weights_of_patch(const ConvProblem& p, bool last, const int64_t* stride) {
-  const int64_t size[] = {0, p.in_channels, p.kernel[kHeight], p.kernel[kWidth]};
-  const int a = last ? 2 : 1, b = a % 3 + 1, c = b % 3 + 1;
+// Where output 0's weight of each of these channels lies.
+std::vector<int64_t> weights_of_patch(const ConvProblem& p, const int64_t* stride) {
   std::vector<int64_t> at;
-  for (int64_t i = 0; i < size[a]; ++i)
-    for (int64_t j = 0; j < size[b]; ++j)
-      for (int64_t k = 0; k < size[c]; ++k)
-        at.push_back(i * stride[a] + j * stride[b] + k * stride[c]);
+  for (int64_t r = 0; r < p.kernel[kHeight]; ++r)
+    for (int64_t s = 0; s < p.kernel[kWidth]; ++s)
+      for (int64_t k = 0; k < p.in_channels; ++k)
+        at.push_back(r * stride[2] + s * stride[3] + k * stride[1]);
   return at;
 }
 
@@ -84,10 +70,10 @@ std::vector<int64_t> weights_of_patch(const ConvProblem& p, bool last, const int
 template <typename T>
 class FilterMatrix {
  public:
-  FilterMatrix(const ConvProblem& p, bool last, View<T> filters)
+  FilterMatrix(const ConvProblem& p, View<T> filters)
       : filters_(filters),
         outputs_(p.groups * p.out_channels),
-        at_(weights_of_patch(p, last, filters.stride)),
+        at_(weights_of_patch(p, filters.stride)),
         in_place_(is_even()),
         block_(Scratch::take<Number>(ScratchName::kFilters, in_place_ ? 0 : outputs_ * size())) {
     if constexpr (std::is_const_v<T>)
@@ -129,9 +115,10 @@ class FilterMatrix {
 };
 
 template <typename T>
-void run(const ConvProblem& c, int64_t reduce, int64_t channels, bool last, View<const T> source,
-         const T* weight, const WeightStrides& strides, const Epilogue<T>& epilogue,
-         View<T> result) {
+void run(const ConvProblem& c, int64_t reduce, int64_t channels, View<const T> source,
+         const Channels& source_channels, const T* weight, const WeightStrides& strides,
+         const Epilogue<T>& epilogue, View<T> result) {
+  const bool last = is_channels_last(source.stride);
   const Table<T> kernels = table<T>();
   const int64_t lane_block = fitting_lane_block(channels, kernels.lanes(), kernels.vector_bytes);
   const LaneKernels<T> lane_kernels = kernels.kernels_for(lane_block);
@@ -143,7 +130,6 @@ void run(const ConvProblem& c, int64_t reduce, int64_t channels, bool last, View
             reduce,
             channels,
             source_channels,
-            result_channels,
             last ? lane_block : kernels.rows};
   if (p.pixels() == 0) return;
   const int64_t row_bytes = reduce * static_cast<int64_t>(sizeof(T));
@@ -182,17 +168,17 @@ bool takes(const ConvProblem& p, const int64_t* source_stride, const int64_t* re
   if (std::min(patch_channels(p), p.out_channels) < kLeastChannels) return false;
   if (is_channels_last(source_stride) || is_channels_last(result_stride))
     return is_channels_last(source_stride) && is_channels_last(result_stride);
-  return source_stride[3] == 1 && result_stride[3] == 1;
+  return p.kernel[kHeight] * p.kernel[kWidth] == 1 && source_stride[3] == 1 &&
+         result_stride[3] == 1;
 }
 
 template <typename T>
 void conv2d(const ConvProblem& p, View<const T> input, View<const T> weight,
             const Epilogue<T>& epilogue, View<T> output) {
-  const FilterMatrix<const T> matrix(p, is_channels_last(input.stride), weight);
+  const FilterMatrix<const T> matrix(p, weight);
   const View<const T> filters = matrix.view();
-  run<T>(p, patch_channels(p), p.out_channels, channels_of_patches(p, input.stride),
-         channels_of(p.groups * p.out_channels, output.stride), every(input, p.stride),
-         filters.data,
+  run<T>(p, patch_channels(p), p.out_channels, every(input, p.stride),
+         channels_of_patches(p, input.stride), filters.data,
          {p.out_channels * filters.stride[0], filters.stride[0], filters.stride[1], 0, 0}, epilogue,
          output);
 }
@@ -213,23 +199,17 @@ void conv2d_input_grad(const ConvProblem& p, View<const T> weight, View<const T>
           std::fill_n(to, last ? channels : width, T(0));
         }
     });
-  const FilterMatrix<const T> matrix(p, last, weight);
+  const FilterMatrix<const T> matrix(p, weight);
   const View<const T> filters = matrix.view();
-  const Channels delta_channels = channels_of(p.groups * p.out_channels, delta.stride);
   const WeightStrides strides{p.out_channels * filters.stride[0], filters.stride[1],
                               filters.stride[0], 0, 0};
+  // A product for each piece of a patch.
   const Channels patch = channels_of_patches(p, input_grad.stride);
-  View<T> result = every(input_grad, p.stride);
-  if (!last) {
-    run<T>(p, p.out_channels, patch_channels(p), delta_channels, patch, delta, filters.data,
-           strides, {}, result);
-    return;
-  }
-  // A product for each piece of a patch: blocks of lanes are neighbours.
   const int64_t channels = patch_channels(p) / static_cast<int64_t>(patch.at.size());
+  View<T> result = every(input_grad, p.stride);
   for (size_t i = 0; i < patch.at.size(); ++i) {
     result.data = input_grad.data + patch.at[i];
-    run<T>(p, p.out_channels, channels, delta_channels, {patch.piece, {0}}, delta,
+    run<T>(p, p.out_channels, channels, delta, {p.groups * p.out_channels, {0}},
            filters.data + i * channels * filters.stride[1], strides, {}, result);
   }
 }
@@ -241,18 +221,16 @@ void conv2d_weight_grad(const ConvProblem& c, View<const T> input, View<const T>
   const bool planes = !is_channels_last(input.stride);
   const View<const T> source = every(input, c.stride);
   // Of planes, lanes are transposed: the fewer, the better.
-  const bool rows_are_o =
-      planes && c.kernel[kHeight] * c.kernel[kWidth] == 1 && c.out_channels > c.in_channels;
+  const bool rows_are_o = planes && c.out_channels > c.in_channels;
   const int64_t lanes = rows_are_o ? c.in_channels : c.out_channels;
-  const FilterMatrix<T> matrix(c, !planes, weight_grad);
+  const FilterMatrix<T> matrix(c, weight_grad);
   Outer p{c.batch,
           c.out_size[kHeight],
           c.out_size[kWidth],
           c.groups,
           rows_are_o ? c.out_channels : patch_channels(c),
           lanes,
-          rows_are_o ? channels_of(c.groups * c.out_channels, delta.stride)
-                     : channels_of_patches(c, input.stride),
+          channels_of_patches(c, input.stride),
           fitting_lane_block(lanes, kernels.lanes(), kernels.vector_bytes),
           rows_are_o};
   p.chunks = std::clamp<int64_t>(

@@ -1,7 +1,7 @@
-// Convolutions whose filters neither overlap nor reach over an edge: 1x1, and patches, where the
-// filter is as large as the stride. Matrix products of pixels and channels, whose operands are read
-// from where they lie, or copied once without being transposed. A patch is a pixel of the smaller
-// picture that has channels * height * width channels.
+// Convolutions whose filters neither overlap nor reach over an edge: 1x1, and, channels last,
+// filters as large as their stride, to which a patch is a pixel of channels * height * width
+// channels. Matrix products of pixels and channels, whose operands are read from where they lie, or
+// copied once without being transposed.
 #pragma once
 
 #include "operators.h"

@@ -246,11 +246,6 @@ struct ChannelsTile {
 template <typename T>
 CONVBP_TARGET void copy_run(const T* from, int64_t from_step, int64_t count, T* to,
                             int64_t to_step) {
-  if constexpr (std::is_same_v<T, float>)
-    if (to_step == 1 && (from_step == 2 || from_step == 4)) {
-      (from_step == 2 ? copy_every<2> : copy_every<4>)(from, count, to);
-      return;
-    }
   if (from_step == 1 && to_step == 1)
     for (int64_t i = 0; i < count; ++i) to[i] = from[i];
   else
@@ -282,7 +277,7 @@ CONVBP_TARGET void planes_tasks(const Product& p, View<const T> source, const T*
       }
     };
     for (int64_t q = 0; q < p.reduce; ++q) {
-      const T* const from = source.data + p.source(g * p.reduce + q);
+      const T* const from = source.data + (g * p.reduce + q) * source.stride[1];
       for (int64_t j = 0; j < pixels; j += kPanel) {
         T* const to = panels + j * p.reduce + q * kPanel;
         for_pieces(j, j + kPanel, [&](const Run& run, int64_t i, int64_t count) CONVBP_TARGET {
@@ -314,22 +309,22 @@ CONVBP_TARGET void planes_tasks(const Product& p, View<const T> source, const T*
         for_pieces(j, j + kPanel, [&](const Run& run, int64_t i, int64_t count) CONVBP_TARGET {
           const T* const panel = panels + j * p.reduce;
           const int64_t step = result.stride[3];
-          T* const to = result.data + run.b + (i - run.first) * step;
+          T* const to = result.data + channel0 * result.stride[1] + run.b + (i - run.first) * step;
           if (count == kPanel && step == 1) {
-            tile(panel, p.reduce, weight, bias, to + p.result(channel0), result.stride[1]);
+            tile(panel, p.reduce, weight, bias, to, result.stride[1]);
             return;
           }
           if (!computed) tile(panel, p.reduce, weight, bias, sums, kPanel);
           computed = true;
           for (int64_t row = 0; row < rows; ++row)
-            copy_run(sums + row * kPanel + i - j, 1, count, to + p.result(channel0 + row), step);
+            copy_run(sums + row * kPanel + i - j, 1, count, to + row * result.stride[1], step);
         });
       }
     }
     if (!epilogue.pre_activation && !epilogue.activation.functions) continue;
     for (int64_t c = first_block * p.block; c < std::min(last_block * p.block, p.channels); ++c)
       for (const Run& run : runs) {
-        const int64_t at = p.result(g * p.channels + c) + run.b;
+        const int64_t at = (g * p.channels + c) * result.stride[1] + run.b;
         if (epilogue.pre_activation)
           copy_run(result.data + at, result.stride[3], run.count, epilogue.pre_activation + at,
                    result.stride[3]);
@@ -392,7 +387,8 @@ CONVBP_TARGET void outer_tasks(const Outer& p, View<const T> rows_view, View<con
     T* const bias_sums = part_sums + p.row_range() * p.lane_range();
     fill_zero(part_sums, p.sums_a_part());
     const int64_t first_row = g * p.rows + row0;
-    const T* const from_rows = rows_view.data + p.row_channels(first_row);
+    const T* const from_rows =
+        rows_view.data + (kPlanes ? first_row * rows_view.stride[1] : p.row_channels(first_row));
     const T* const from_lanes = lanes_view.data + (g * p.lanes + lane0) * lanes_view.stride[1];
 
     const int64_t last = (chunk + 1) * p.pixels() / p.chunks;
@@ -410,8 +406,8 @@ CONVBP_TARGET void outer_tasks(const Outer& p, View<const T> rows_view, View<con
         for (const Run& run : runs)
           if constexpr (kPlanes)
             for (int64_t i = 0; i < rows; ++i)
-              copy_run(rows_view.data + run.a + p.row_channels(first_row + i), rows_view.stride[3],
-                       run.count, row_panel + i * row_pitch + run.first, 1);
+              copy_run(from_rows + run.a + i * rows_view.stride[1], rows_view.stride[3], run.count,
+                       row_panel + i * row_pitch + run.first, 1);
           else
             for (int64_t i = 0; i < run.count; ++i)
               copy_channels(rows_view.data + run.a + i * rows_view.stride[3], p.row_channels,

@@ -13,7 +13,8 @@
 
 namespace convbp::pointwise {
 
-// Where the channels of a pixel lie, all groups': pieces of so many neighbours begin at `at`.
+// Where the channels of a pixel lie, channels last, all groups': pieces of so many neighbours begin
+// at `at`. A pixel has one piece, a patch one for each row of the filter.
 struct Channels {
   int64_t piece;
   std::vector<int64_t> at;
@@ -27,7 +28,7 @@ struct Product {
   int64_t groups;
   int64_t reduce;
   int64_t channels;
-  Channels source, result;
+  Channels source;
   int64_t block;              // channels of a block of packed weights
   int64_t pixel_block = 1;    // pixels a task takes
   int64_t channel_split = 1;  // tasks that share them, each with some of the channel blocks
