@@ -1,6 +1,6 @@
 // The pointwise kernels. Included once per instruction set, as register_tile.h.
 //
-// What is computed stands in plain.h, with R = S = 1: matrix products. How:
+// What is computed stands in plain.h, with R = S = 1 or without overlap: matrix products. How:
 //
 //   channels_last  rows are pixels, read in place; lanes are the computed channels, from packed
 //                  weights
@@ -155,7 +155,8 @@ CONVBP_INLINE void copy_channels(const T* from, const Channels& channels, int64_
 constexpr int64_t kNear = 16 * 1024;
 
 // Do pixels this far apart share few sets of the first-level cache? Of 64 sets of 8 lines, the rows
-// of a register tile may share two, the pixels of a panel need 16.
+// of a register tile may share two; the pixels of a panel, read again by every tile, need more than
+// 16 (weight gradient of 8x384x28-192k1, channels last, AVX2: 17.5 ms as they lie, 12.5 ms copied).
 template <typename T>
 bool is_crowded(int64_t stride, int64_t pixels) {
   return stride * sizeof(T) % (pixels <= kRows ? 2048 : 256) == 0;
