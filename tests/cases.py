@@ -160,6 +160,14 @@ RAGGED = [
     Case("pointwise_deep", batch=3, in_channels=144, out_channels=32, size=(7, 7), kernel=(1, 1)),
     Case("pointwise_groups", in_channels=80, out_channels=34, groups=2, size=(9, 7),
          kernel=(1, 1), stride=(2, 2)),
+    # Filters as large as their stride.
+    Case("patches", in_channels=24, out_channels=20, size=(9, 14), kernel=(2, 2), stride=(2, 2)),
+    Case("patches_stem", in_channels=3, out_channels=40, size=(16, 21), kernel=(4, 4),
+         stride=(4, 4)),
+    Case("patches_many_rows", in_channels=70, out_channels=33, size=(6, 9), kernel=(2, 3),
+         stride=(2, 3)),
+    Case("patches_one_axis", in_channels=17, out_channels=18, size=(7, 9), kernel=(1, 2),
+         stride=(3, 2)),
     Case("pointwise_no_image", batch=0, in_channels=16, out_channels=16, kernel=(1, 1)),
 ]  # fmt: skip
 

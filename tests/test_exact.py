@@ -121,6 +121,12 @@ def test_ragged(case: Case, layout: str, dtype: torch.dtype, algorithm: str) -> 
     assert check(case, layout, dtype, algorithm) > 0.3
 
 
+def test_ragged_past_the_caches_float32() -> None:
+    """More than 8 MB, channels last, behind an activation: not left in the caches."""
+    case = Case("large", in_channels=3, out_channels=64, size=(133, 131), padding=(1, 1, 1, 1))
+    check(case, "channels_last", torch.float32, "direct")
+
+
 @pytest.mark.slow
 @in_every_way(GRID)
 def test_grid(case: Case, layout: str, dtype: torch.dtype, algorithm: str) -> None:

@@ -33,6 +33,7 @@
 #include "patch.h"
 #include "register_tile.h"
 #include "scratch.h"
+#include "stream.h"
 
 namespace convbp::direct::CONVBP_ISA {
 
@@ -271,6 +272,13 @@ CONVBP_TARGET void tap_conv_tasks(const DirectConv& conv, View<const T> source, 
       };
       if (epilogue.pre_activation) put(epilogue.pre_activation);
       epilogue.activation.apply(&sums[0][0], count * kBlock);
+      if constexpr (std::is_same_v<T, float>)
+        if (conv.past && lanes == kBlock) {
+          for (int64_t i = 0; i < count; ++i)
+            for (int v = 0; v < kBlock; v += Simd<float>::kLanes)
+              stream(vector_at(sums[i] + v), result.data + to + pixels[i].in_result + v);
+          return;
+        }
       put(result.data);
     };
     const int64_t last_block = std::min(c.blocks(), (split + 1) * blocks_a_task);
@@ -301,6 +309,7 @@ CONVBP_TARGET void tap_conv_tasks(const DirectConv& conv, View<const T> source, 
       }
     }
   }
+  if (conv.past) stream_fence();
 }
 
 constexpr int64_t kNearPixels = 128;

@@ -1,5 +1,7 @@
-// 1x1 convolutions without padding: matrix products of pixels and channels, whose operands are read
-// from where they lie, or copied once without being transposed.
+// Convolutions whose filters neither overlap nor reach over an edge: 1x1, and, channels last,
+// filters as large as their stride, to which a patch is a pixel of channels * height * width
+// channels. Matrix products of pixels and channels, whose operands are read from where they lie, or
+// copied once without being transposed.
 #pragma once
 
 #include "operators.h"

@@ -1,6 +1,6 @@
 // The pointwise kernels. Included once per instruction set, as register_tile.h.
 //
-// What is computed stands in plain.h, with R = S = 1: matrix products. How:
+// What is computed stands in plain.h, with R = S = 1 or without overlap: matrix products. How:
 //
 //   channels_last  rows are pixels, read in place; lanes are the computed channels, from packed
 //                  weights
@@ -140,6 +140,19 @@ struct PixelsTile {
   static constexpr auto kFunction = &pixels_tile<kTileRows, T, kHalves, kFar>;
 };
 
+// Channels [first, first + count) of the pixel that lies at `from`, as one run.
+template <typename T>
+CONVBP_INLINE void copy_channels(const T* from, const Channels& channels, int64_t first,
+                                 int64_t count, T* to) {
+  while (count > 0) {
+    const int64_t length = std::min(count, channels.piece - first % channels.piece);
+    copy_few(from + channels(first), to, length);
+    first += length;
+    count -= length;
+    to += length;
+  }
+}
+
 constexpr int64_t kNear = 16 * 1024;
 
 // Rows a multiple of so many bytes apart share few sets of the first-level cache: those of a tile,
@@ -170,16 +183,16 @@ CONVBP_TARGET void channels_last_tasks(const Product& p, View<const T> source, c
     const int64_t g = pixel_task / pixel_blocks, first = pixel_task % pixel_blocks * p.pixel_block;
     const int64_t pixels = std::min(p.pixel_block, p.pixels() - first);
     find_runs(p, first, pixels, source.stride, result.stride, runs);
-    const bool copies = runs.size() > 1 || is_crowded<T>(source.stride[3], kTileApart);
+    const bool copies =
+        p.source.at.size() > 1 || runs.size() > 1 || is_crowded<T>(source.stride[3], kTileApart);
     for (const Run& run : runs)
       for (int64_t i = 0; i < run.count; ++i) {
         in_result[run.first + i] = run.b + i * result.stride[3] + g * p.channels;
         if (copies)
-          std::memcpy(patch + (run.first + i) * pitch,
-                      source.data + run.a + i * source.stride[3] + g * p.reduce,
-                      p.reduce * sizeof(T));
+          copy_channels(source.data + run.a + i * source.stride[3], p.source, g * p.reduce,
+                        p.reduce, patch + (run.first + i) * pitch);
       }
-    const T* const rows = copies ? patch : source.data + runs[0].a + g * p.reduce;
+    const T* const rows = copies ? patch : source.data + runs[0].a + p.source(g * p.reduce);
     const int64_t step = copies ? pitch : source.stride[3];
 
     const int64_t first_block = split * p.blocks() / p.channel_split;
@@ -387,7 +400,9 @@ CONVBP_TARGET void outer_tasks(const Outer& p, View<const T> rows_view, View<con
     T* const part_sums = sums + task * p.sums_a_part();
     T* const bias_sums = part_sums + p.row_range() * p.lane_range();
     fill_zero(part_sums, p.sums_a_part());
-    const T* const from_rows = rows_view.data + (g * p.rows + row0) * rows_view.stride[1];
+    const int64_t first_row = g * p.rows + row0;
+    const T* const from_rows =
+        rows_view.data + (kPlanes ? first_row * rows_view.stride[1] : p.row_channels(first_row));
     const T* const from_lanes = lanes_view.data + (g * p.lanes + lane0) * lanes_view.stride[1];
 
     const int64_t last = (chunk + 1) * p.pixels() / p.chunks;
@@ -397,7 +412,8 @@ CONVBP_TARGET void outer_tasks(const Outer& p, View<const T> rows_view, View<con
       const bool even = !kPlanes && runs.size() == 1;
       const T* row = row_panel;
       int64_t row_step = row_pitch;
-      if (even && !is_crowded<T>(rows_view.stride[3], kPanelApart)) {
+      if (even && p.row_channels.at.size() == 1 &&
+          !is_crowded<T>(rows_view.stride[3], kPanelApart)) {
         row = from_rows + runs[0].a;
         row_step = rows_view.stride[3];
       } else {
@@ -408,8 +424,8 @@ CONVBP_TARGET void outer_tasks(const Outer& p, View<const T> rows_view, View<con
                        row_panel + i * row_pitch + run.first, 1);
           else
             for (int64_t i = 0; i < run.count; ++i)
-              std::memcpy(row_panel + (run.first + i) * row_pitch,
-                          from_rows + run.a + i * rows_view.stride[3], rows * sizeof(T));
+              copy_channels(rows_view.data + run.a + i * rows_view.stride[3], p.row_channels,
+                            first_row, rows, row_panel + (run.first + i) * row_pitch);
       }
       const bool lanes_in_place = even && !is_crowded<T>(lanes_view.stride[3], kPanelApart);
       // Every line of the next panel is fetched once: by every tile took up to 1.4 times as long.

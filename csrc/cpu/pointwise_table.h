@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <vector>
 
 #include "../conv_problem.h"
 #include "capability.h"
@@ -12,6 +13,14 @@
 
 namespace convbp::pointwise {
 
+// Where the channels of a pixel lie, channels last, all groups': pieces of so many neighbours begin
+// at `at`. A pixel has one piece, a patch one for each row of the filter.
+struct Channels {
+  int64_t piece;
+  std::vector<int64_t> at;
+  int64_t operator()(int64_t channel) const { return at[channel / piece] + channel % piece; }
+};
+
 // result[pixel, channel] = sum over `reduce` of source[pixel, :] weight[channel, :]. A stride is in
 // the strides of the views: height and width are those of the smaller tensor.
 struct Product {
@@ -19,6 +28,7 @@ struct Product {
   int64_t groups;
   int64_t reduce;
   int64_t channels;
+  Channels source;
   int64_t block;              // channels of a block of packed weights
   int64_t pixel_block = 1;    // pixels a task takes
   int64_t channel_split = 1;  // tasks that share them, each with some of the channel blocks
@@ -40,6 +50,7 @@ struct Outer {
   int64_t batch, height, width;
   int64_t groups;
   int64_t rows, lanes;
+  Channels row_channels;
   int64_t block;    // lanes computed together
   bool rows_are_o;  // rows are output channels and lanes are input channels, or the other way round
   int64_t chunks = 1;

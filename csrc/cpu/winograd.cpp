@@ -8,6 +8,7 @@
 #include "../element.h"
 #include "parallel.h"
 #include "scratch.h"
+#include "stream_rule.h"
 #include "winograd_plan.h"
 #include "winograd_table.h"
 
@@ -20,8 +21,6 @@ constexpr int64_t kTaskBytes = 640 * 1024;
 constexpr int64_t kMostTiles = 64;
 // Transformed filters of more bytes come from memory, for each task anew.
 constexpr int64_t kFiltersBytes = 16 * 1024 * 1024;
-// Results of more bytes leave the caches before they are read.
-constexpr int64_t kStreamedBytes = 8 * 1024 * 1024;
 // As for the direct algorithm: the cut fixes the order of the sums, so it depends on the problem
 // alone. Each chunk has sums of its own, as many as all filters have points: with fewer tiles, to
 // write them and to add them up takes longer than to compute them.
@@ -297,7 +296,7 @@ CONVBP_INSTANTIATE_OPERATORS(Half)
 
 int64_t products(const ConvProblem& problem, Operator op) {
   const Winograd p = op == Operator::kInputGrad ? input_grad(problem) : forward(problem);
-  return all_tiles(p) * p.form.filter_points() * p.tap.groups * p.tap.reduce * p.tap.lanes;
+  return all_tiles(p) * p.form.products() * p.tap.groups * p.tap.reduce * p.tap.lanes;
 }
 
 }  // namespace convbp::winograd

@@ -244,10 +244,13 @@ void try_pointwise(Random& random) {
   };
   p.groups = random.one_of<int64_t>({1, 1, 2, 3});
   p.in_channels = channels(), p.out_channels = channels();
+  const bool patches = random.in(2);
+  if (patches) p.groups = 1, p.in_channels = random.number(1, 100);
   for (const Spatial axis : {kHeight, kWidth}) {
-    p.kernel[axis] = 1, p.pad[axis] = 0;
-    p.in_size[axis] = std::min<int64_t>(p.in_size[axis], 40);
-    p.out_size[axis] = (p.in_size[axis] - 1) / p.stride[axis] + 1;
+    p.kernel[axis] = patches ? random.number(1, 4) : 1, p.pad[axis] = 0;
+    if (p.kernel[axis] > 1) p.stride[axis] = p.kernel[axis], p.dilation[axis] = 1;
+    p.in_size[axis] = std::clamp<int64_t>(p.in_size[axis], p.kernel[axis], 40);
+    p.out_size[axis] = (p.in_size[axis] - p.kernel[axis]) / p.stride[axis] + 1;
   }
   if (!is_small(p)) return;
   try_operators<T>(
