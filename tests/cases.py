@@ -61,7 +61,10 @@ class Case:
     @property
     def has_winograd(self) -> bool:
         """Is it one that the Winograd algorithm can compute?"""
-        return (self.kernel, self.stride, self.dilation) == ((3, 3), (1, 1), (1, 1))
+        kernel, stride = self.kernel[0], self.stride[0]
+        square = self.kernel == (kernel, kernel) and self.stride == (stride, stride)
+        of_filters = (kernel, stride) in ((3, 1), (3, 2), (5, 1), (7, 2))
+        return square and of_filters and self.dilation == (1, 1)
 
     def reduction(self, operator: str) -> int:
         """How many products one element of the operator's result sums."""

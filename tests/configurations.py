@@ -29,7 +29,7 @@ from torch_convbp import ops
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 ALGORITHMS = ("auto", "direct", "winograd", "plain")
-NEAR = 2e-5  # how far Winograd's algorithm may lie from exact results, in units of the largest
+NEAR = 3e-6  # how far Winograd's algorithm may lie from exact results, in units of the largest
 VALUES = ("integers", "normal")
 
 # As users write them, and in torch's words.
