@@ -346,7 +346,9 @@ CHOSEN = {
     "3x3_float64": ("auto", torch.float64, IMAGES, FILTERS, (1, 1), "direct"),
     "3x3_direct": ("direct", torch.float32, IMAGES, FILTERS, (1, 1), "direct"),
     "3x3_plain": ("plain", torch.float32, IMAGES, FILTERS, (1, 1), "plain"),
-    "first": ("auto", torch.float32, (2, 3, 32, 32), (64, 3, 7, 7), (2, 3), "direct"),
+    "5x5": ("auto", torch.float32, IMAGES, (64, 64, 5, 5), (1, 2), "winograd"),
+    "5x5_stride_2": ("auto", torch.float32, IMAGES, (64, 64, 5, 5), (2, 2), "direct"),
+    "first": ("auto", torch.float32, (2, 3, 32, 32), (64, 3, 3, 3), (1, 1), "direct"),
     "1x1": ("auto", torch.float32, IMAGES, (64, 64, 1, 1), (), "pointwise"),
     "depthwise": ("auto", torch.float32, IMAGES, (64, 1, 3, 3), (1, 1, 1, 64), "depthwise"),
     "grouped": ("auto", torch.float32, IMAGES, (64, 4, 3, 3), (1, 1, 1, 16), "grouped"),
@@ -370,6 +372,19 @@ def test_chosen_algorithm(name: str, layout: str, operator: str) -> None:
         assert 0 < chosen.multiply_adds < products
     else:
         assert chosen.multiply_adds == products
+
+
+def test_chosen_algorithm_of_a_stem() -> None:
+    """7x7 with stride 2: minimal filtering but for the input gradient, which no stem needs."""
+    input, weight = torch.zeros(2, 3, 64, 64), torch.zeros(64, 3, 7, 7)
+    chosen = {
+        operator: bp.backends.cpu.chosen_algorithm(input, weight, 2, 3, operator=operator)
+        for operator in ("forward", "input_grad", "weight_grad")
+    }
+    names = {operator: algorithm.name for operator, algorithm in chosen.items()}
+    assert names == {"forward": "winograd", "input_grad": "direct", "weight_grad": "winograd"}
+    # 11 tiles of 3x3 results an axis (32 / 3), 121 points.
+    assert chosen["forward"].multiply_adds == 2 * 11 * 11 * 121 * 3 * 64
 
 
 def test_conv_algorithm_switch() -> None:
