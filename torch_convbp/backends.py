@@ -67,10 +67,11 @@ class _CPU(_Backend):
         - "auto": the fastest algorithm for each problem, by its shape and element type alone;
         - "direct": every product of the sum is computed and added (depthwise, grouped and 1x1
           convolutions have kernels of their own for it);
-        - "winograd": Winograd's F(4x4, 3x3) and F(2x2, 3x3) for every 3x3 filter with stride 1 or
-          2 (on its phases) and dilation 1 whose sums are kept in float32, direct for all else. Its
-          error is within 2e-5 of the largest result, and what is infinite or NaN spoils its tile
-          (of 6x6 pixels; with stride 2, of 9x9);
+        - "winograd": Winograd's minimal filtering wherever there is one and sums are kept in
+          float32: 3x3 filters with stride 1 or 2, 5x5 with stride 1, 7x7 with stride 2 (not its
+          input gradient), dilation 1; direct for all else. Its error is within 3e-6 of the largest
+          result, and what is infinite or NaN spoils its tile (of 6x6 pixels; with stride 2, of 9x9
+          and 11x11);
         - "plain": the loop nests of csrc/cpu/plain.h and pool_plain.h, for reading along; slow.
 
         Raises:
