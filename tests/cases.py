@@ -63,8 +63,9 @@ class Case:
         """Is it one that the Winograd algorithm can compute?"""
         kernel, stride = self.kernel[0], self.stride[0]
         square = self.kernel == (kernel, kernel) and self.stride == (stride, stride)
-        of_filters = (kernel, stride) in ((3, 1), (3, 2), (5, 1), (7, 2))
-        return square and of_filters and self.dilation == (1, 1)
+        if self.dilation != (1, 1):  # but for the weight gradient
+            return square and (kernel, stride) == (3, 1) and len(set(self.dilation)) == 1
+        return square and (kernel, stride) in ((3, 1), (3, 2), (5, 1), (7, 2))
 
     def reduction(self, operator: str) -> int:
         """How many products one element of the operator's result sums."""

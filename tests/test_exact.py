@@ -14,7 +14,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import GRID, RAGGED, SMALL, Case, in_every_way, in_layout, integers
+from cases import GRID, RAGGED, SMALL, Case, in_every_way, in_layout, integers, parameters
 from memory import poisoned
 from torch import Tensor
 
@@ -121,9 +121,17 @@ def test_ragged(case: Case, layout: str, dtype: torch.dtype, algorithm: str) -> 
     assert check(case, layout, dtype, algorithm) > 0.3
 
 
-def test_ragged_past_the_caches_float32() -> None:
-    """More than 8 MB, channels last, behind an activation: not left in the caches."""
-    case = Case("large", in_channels=3, out_channels=64, size=(133, 131), padding=(1, 1, 1, 1))
+LARGE = [  # results of more than 8 MB, behind an activation too: not left in the caches
+    Case("first_layer", in_channels=3, out_channels=64, size=(133, 131), padding=(1, 1, 1, 1)),
+    Case("depthwise", in_channels=64, out_channels=64, groups=64, size=(133, 131), kernel=(3, 3),
+         padding=(1, 1, 1, 1)),
+    Case("depthwise_half_lines", in_channels=72, out_channels=72, groups=72, size=(123, 121),
+         kernel=(3, 3), padding=(1, 1, 1, 1)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", parameters(LARGE))
+def test_ragged_past_the_caches_float32(case: Case) -> None:
     check(case, "channels_last", torch.float32, "direct")
 
 

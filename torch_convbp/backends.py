@@ -69,7 +69,7 @@ class _CPU(_Backend):
           convolutions have kernels of their own for it);
         - "winograd": Winograd's minimal filtering wherever there is one and sums are kept in
           float32: 3x3 filters with stride 1 or 2, 5x5 with stride 1, 7x7 with stride 2 (not its
-          input gradient), dilation 1; direct for all else. Its error is within 3e-6 of the largest
+          input gradient), dilated 3x3 (not their weight gradient); direct for all else. Its error is within 3e-6 of the largest
           result, and what is infinite or NaN spoils its tile (of 6x6 pixels; with stride 2, of 9x9
           and 11x11);
         - "plain": the loop nests of csrc/cpu/plain.h and pool_plain.h, for reading along; slow.
@@ -113,7 +113,7 @@ class _CPU(_Backend):
         """
         function = "chosen_algorithm"
         shapes.check_is_tensor(function, input=input, weight=weight)
-        shapes.check_dim("conv2d", "input", input.shape)
+        shapes.check_dim(function, "input", input.shape)
         shapes.check_weight_dim(weight.shape)
         geometry = shapes.geometry(function, weight.shape, stride, padding, dilation, groups)
         if not isinstance(operator, str):

@@ -32,7 +32,7 @@ std::array<int64_t, 4> strides_of(const Ints& size, MemoryFormat format) {
 
 // As a double, which no size makes overflow.
 double multiply_adds(const ConvProblem& p, Operator op, Algorithm algorithm) {
-  if (algorithm == Algorithm::kWinograd) return static_cast<double>(winograd::products(p, op));
+  if (algorithm == Algorithm::kWinograd) return winograd::products(p, op);
   return bytes_of({p.batch, p.groups, p.out_channels, p.in_channels, p.out_size[0], p.out_size[1],
                    p.kernel[0], p.kernel[1]},
                   1);

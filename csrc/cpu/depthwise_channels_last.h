@@ -8,9 +8,8 @@
 //   order          all channels of some pixels before the next pixels: memory is read in its own
 //                  order, which alone doubles the speed
 //
-// Reached (Zen 4, 2 cores, copying 44 GB/s): 3x3 of 64x96x32x32, 18 GB/s of input and output, 27
-// with the output's lines, which are read before they are written; 7x7 of 8x96x56x56, 160 of 240
-// GF/s.
+// Reached (Zen 4, 2 cores, copying 44 GB/s): 3x3 of 64x96x32x32, 18 GB/s of input and output
+// before results went past the caches; 7x7 of 8x96x56x56, 160 of 240 GF/s.
 #pragma once
 
 #include <algorithm>
@@ -204,7 +203,7 @@ CONVBP_INLINE void with_rows(const Row& row, const Body& body) {
     body(zero, all);
 }
 
-// The same for any taps and step.
+// `sum_row` for any taps and step.
 template <int kCount, typename T>
 CONVBP_INLINE void gather(const Depthwise& d, const TapRow<T>& row, int64_t t, int64_t pixel,
                           int64_t channel, Vector<T> (&sums)[kRowsTogether][kCount]) {

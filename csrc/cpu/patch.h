@@ -11,6 +11,7 @@
 #include "../element.h"
 #include "register_tile.h"
 #include "stream.h"
+#include "stream_rule.h"
 #include "tap_conv.h"
 
 namespace convbp::CONVBP_ISA {
@@ -248,14 +249,20 @@ CONVBP_TARGET void copy_row(const From* from, int64_t from_c, int64_t from_x, in
     }
 }
 
+// Zeros for the channels of a row of pixels from `first` on, which do not exist.
+template <typename Acc>
+CONVBP_TARGET void clear_channels(Acc* to, int64_t first, int64_t pitch, int64_t width) {
+  if (first == pitch) return;
+  for (int64_t x = 0; x < width; ++x)
+    for (int64_t c = first; c < pitch; ++c) to[x * pitch + c] = Acc(0);
+}
+
 // A row of pixels to channels last: to[x * pitch + c] = from[c * stride_c + x * stride_x]. Of the
 // `pitch` channels that a pixel of the patch has, those that do not exist are zero.
 template <typename T, typename Acc>
 CONVBP_TARGET void pack_row(const T* from, int64_t stride_c, int64_t stride_x, int64_t channels,
                             int64_t width, Acc* to, int64_t pitch) {
-  if (channels < pitch)
-    for (int64_t x = 0; x < width; ++x)
-      for (int64_t c = channels; c < pitch; ++c) to[x * pitch + c] = Acc(0);
+  clear_channels(to, channels, pitch, width);
   copy_row(from, stride_c, stride_x, channels, width, to, 1, pitch);
 }
 
@@ -280,7 +287,7 @@ struct PixelRows {
   int64_t pitch;  // from a pixel to the next
 };
 
-// Goes over such pixels in the order in which planes hold them, a vector of pixels at a time.
+// Goes over such pixels in the order in which planes hold them.
 template <typename Acc>
 struct PixelWalk {
   const PixelRows<Acc>& rows;
@@ -294,28 +301,32 @@ struct PixelWalk {
 
   template <int kCount>
   CONVBP_INLINE void next(Acc* (&pixel)[kCount]) {
-    if (x + kCount < rows.width) {
+    if (x + kCount <= rows.width) {
 #pragma GCC unroll 16
       for (int j = 0; j < kCount; ++j) pixel[j] = at + j * rows.pitch;
-      at += kCount * rows.pitch;
-      x += kCount;
+      step(kCount);
       return;
     }
     for (int j = 0; j < kCount; ++j) {
       pixel[j] = at;
-      at += rows.pitch;
-      if (++x < rows.width) continue;
-      x = 0;
-      at += rows.apart - rows.width * rows.pitch;
+      step(1);
     }
+  }
+  // To a pixel of this row, or to the next row's first.
+  CONVBP_INLINE void step(int64_t count) {
+    at += count * rows.pitch;
+    x += count;
+    if (x < rows.width) return;
+    x = 0;
+    at += rows.apart - rows.width * rows.pitch;
   }
 };
 
 // Pixels of a plane's cache line.
 constexpr int kLinePixels = 16;
 
-// Calls body(first pixel, addresses, vectors) for so many vectors of pixels at a time: those of a
-// line, then one by one; the last vector ends with the last pixel.
+// Calls body(first pixel, addresses, vectors) for a line of pixels at a time, then for single vectors;
+// the last vector ends with the last pixel.
 template <typename Acc, typename Body>
 CONVBP_INLINE void for_vectors_of_pixels(const PixelRows<Acc>& rows, const Body& body) {
   constexpr int kLanes = Simd<float>::kLanes;
@@ -337,10 +348,10 @@ CONVBP_INLINE void for_vectors_of_pixels(const PixelRows<Acc>& rows, const Body&
   body(count - kLanes, rest, 1);
 }
 
-// Rows of planes, where pixels and rows lie side by side, to channels last, by transposes in
-// registers; `channels` are whole vectors. 16 planes at a time, each in its own order, which the
-// processor fetches ahead; what it does not see coming is the next 16 planes: fetched here, and
-// with the last 16 the first ones' next rows, which the next tile begins with.
+// Planes to channels last, by transposes in registers: pixels and rows lie side by side, `channels`
+// are whole vectors. It takes 16 planes at a time, which the processor fetches ahead. It does not
+// foresee the next 16 planes, so they are fetched here; with the last 16, the next rows of the first
+// 16, where the next tile begins.
 CONVBP_TARGET inline void pack_planes(const float* from, int64_t plane, int64_t channels,
                                       const PixelRows<float>& to) {
   constexpr int kLanes = Simd<float>::kLanes;
@@ -365,13 +376,12 @@ CONVBP_TARGET inline void pack_planes(const float* from, int64_t plane, int64_t 
         });
 }
 
-// The way back, past the caches where that is wanted and each store fills a line.
+// The way back. Where `streamed` and where vectors lie whole, results go past the caches.
 CONVBP_TARGET inline void unpack_planes(const PixelRows<const float>& from, int64_t channels,
                                         float* to, int64_t plane, bool streamed) {
   constexpr int kLanes = Simd<float>::kLanes;
-  streamed = streamed && CONVBP_VECTOR_BYTES == 64 && plane % kLanes == 0 &&
-             from.rows * from.width % kLanes == 0 &&
-             reinterpret_cast<uintptr_t>(to) % CONVBP_VECTOR_BYTES == 0;
+  const bool whole = plane % kLanes == 0 && from.rows * from.width % kLanes == 0 &&
+                     reinterpret_cast<uintptr_t>(to) % CONVBP_VECTOR_BYTES == 0;
   for (int64_t c = 0; c < channels; c += kLanes)
     for_vectors_of_pixels(
         from, [&](int64_t p, const float* const* pixel, int vectors) CONVBP_INLINE_LAMBDA {
@@ -381,7 +391,7 @@ CONVBP_TARGET inline void unpack_planes(const PixelRows<const float>& from, int6
             for (int j = 0; j < kLanes; ++j) row[j] = vector_at(pixel[v * kLanes + j] + c);
             swap_all_lanes<kLanes / 2>(row);
             float* const first = to + c * plane + p + v * kLanes;
-            if (streamed)
+            if (streamed && whole)
 #pragma GCC unroll 16
               for (int i = 0; i < kLanes; ++i) stream(row[i], first + i * plane);
             else
@@ -391,8 +401,8 @@ CONVBP_TARGET inline void unpack_planes(const PixelRows<const float>& from, int6
         });
 }
 
-// How many channels of such rows the two above can take; with rows apart in the plane they take
-// them one by one.
+// The channels that pack_planes and unpack_planes take: whole vectors. None, where the rows that lie
+// side by side have fewer pixels than a vector.
 template <typename Acc>
 CONVBP_INLINE int64_t plane_channels(const PixelRows<Acc>& rows, const int64_t* stride,
                                      int64_t channels) {
@@ -400,6 +410,7 @@ CONVBP_INLINE int64_t plane_channels(const PixelRows<Acc>& rows, const int64_t* 
   const int64_t run = stride[2] == rows.width ? rows.rows * rows.width : rows.width;
   return stride[3] == 1 && stride[1] != 1 && run >= kLanes ? channels / kLanes * kLanes : 0;
 }
+
 // Calls body(rows, first of them) for rows that lie side by side in a plane.
 template <typename Acc, typename Body>
 CONVBP_INLINE void for_rows_side_by_side(const PixelRows<Acc>& rows, const int64_t* stride,
@@ -425,18 +436,14 @@ CONVBP_TARGET void pack_rows(const T* from, const int64_t* stride, int64_t chann
   }
   for (int64_t y = 0; y < to.rows; ++y) {
     Acc* const row = to.data + y * to.apart;
-    if (done == 0) {
-      pack_row(from + y * stride[2], stride[1], stride[3], channels, to.width, row, to.pitch);
-      continue;
-    }
-    for (int64_t x = 0; x < to.width; ++x)
-      for (int64_t c = channels; c < to.pitch; ++c) row[x * to.pitch + c] = Acc(0);
+    clear_channels(row, channels, to.pitch, to.width);
     copy_row(from + y * stride[2] + done * stride[1], stride[1], stride[3], channels - done,
              to.width, row + done, 1, to.pitch);
   }
 }
 
-// The way back: past the caches where `streamed` says so, which wants a stream_fence in the end.
+// The way back. Where `streamed`, results go past the caches, and the caller ends with a
+// stream_fence().
 template <typename T>
 CONVBP_TARGET void unpack_rows(const PixelRows<const float>& from, int64_t channels, T* to,
                                const int64_t* stride, bool streamed) {
@@ -450,8 +457,7 @@ CONVBP_TARGET void unpack_rows(const PixelRows<const float>& from, int64_t chann
                               unpack_planes(rows, done, to + y * stride[2], stride[1], streamed);
                             });
     if (done == channels) return;
-    if (streamed && stride[1] == 1 && channels % kLanes == 0 && stride[2] % kLanes == 0 &&
-        stride[3] % kLanes == 0 && reinterpret_cast<uintptr_t>(to) % CONVBP_VECTOR_BYTES == 0) {
+    if (streamed && stride[1] == 1 && has_whole_lines(to, stride, channels)) {
       for (int64_t y = 0; y < from.rows; ++y)
         for (int64_t x = 0; x < from.width; ++x)
           for (int64_t c = 0; c < channels; c += kLanes)

@@ -1,6 +1,6 @@
-// Stores past the caches (non-temporal). A line that is written whole need not be read first, and
-// what nobody reads before it would be evicted need not evict anything: memory then takes twice as
-// many bytes a second. Included once per instruction set, as register_tile.h.
+// Stores past the caches (non-temporal). A line that is written whole is then not read first, and
+// pushes no other line out of the cache: memory takes up to twice as many bytes a second. Included
+// once per instruction set, as register_tile.h.
 #pragma once
 
 #if defined(__x86_64__)
@@ -20,10 +20,8 @@ CONVBP_INLINE void stream(typename Simd<float>::Vector v, float* to) {
 #elif CONVBP_VECTOR_BYTES == 64 && !defined(CONVBP_EMULATE_AVX512)
   _mm512_stream_ps(to, (__m512)v);
 #elif CONVBP_VECTOR_BYTES == 64
-  typedef float Two __attribute__((vector_size(32)));
-  _mm256_stream_ps(to, (__m256)(Two)__builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7));
-  _mm256_stream_ps(to + 8,
-                   (__m256)(Two)__builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15));
+  _mm256_stream_ps(to, (__m256)__builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7));
+  _mm256_stream_ps(to + 8, (__m256)__builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15));
 #elif CONVBP_VECTOR_BYTES == 32
   _mm256_stream_ps(to, (__m256)v);
 #else

@@ -5,16 +5,19 @@
 
 namespace convbp {
 
+constexpr int64_t kLineBytes = 64;
+
 // A result of so many bytes has left the caches when the next layer, or the backward pass, begins
 // to read it.
 inline bool goes_past_caches(int64_t bytes) {
   return bytes >= 8 * 1024 * 1024;
 }
 
-// Are the channels of each pixel, which are neighbours, whole cache lines? Of no tensor they are.
+// Is each pixel, whose channels are neighbours, a number of whole cache lines? A null pointer counts
+// as aligned: nothing is written there.
 template <typename T>
 bool has_whole_lines(const T* data, const int64_t* stride, int64_t channels) {
-  constexpr int64_t kLineBytes = 64, kCount = kLineBytes / sizeof(T);
+  constexpr int64_t kCount = kLineBytes / sizeof(T);
   return reinterpret_cast<uintptr_t>(data) % kLineBytes == 0 && channels % kCount == 0 &&
          stride[0] % kCount == 0 && stride[2] % kCount == 0 && stride[3] % kCount == 0;
 }

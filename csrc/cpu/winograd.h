@@ -1,5 +1,5 @@
-// The Winograd algorithm: 3x3 filters with stride 1 or 2, 5x5 with stride 1, 7x7 with stride 2, sums
-// in float32.
+// The Winograd algorithm: 3x3 filters with stride 1 or 2, 5x5 with stride 1, 7x7 with stride 2 (not
+// its input gradient), dilated 3x3 (not its weight gradient); sums in float32.
 #pragma once
 
 #include "algorithm.h"
@@ -17,6 +17,6 @@ CONVBP_DECLARE_OPERATORS
 
 // The multiplications of an operator of a problem that it takes; those of its transforms are not
 // counted.
-int64_t products(const ConvProblem& problem, Operator op);
+double products(const ConvProblem& problem, Operator op);
 
 }  // namespace convbp::winograd

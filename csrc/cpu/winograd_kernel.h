@@ -3,18 +3,19 @@
 // What is computed stands in plain.h, its rearrangement in winograd_transform.h. How, for the tiles
 // of one task, all of it in the second-level cache:
 //
-//   transform   the patch's tiles, channels in lanes: [position][tile][channel]
+//   transform   the patch's tiles, channels in lanes: [point][tile][slot][channel]; a slot is a
+//               phase of the source, of which there are two an axis with stride 2
 //   multiply    at each of a tile's points, 36 of F(4x4, 3x3), tiles in the rows of the register tile
 //               and result channels in its lanes, summed over the source channels
 //   transform   back to pixels of a row of tiles, then bias, activation, store
 //
-// The weight gradient multiplies, at each position, transformed input (channels in the rows) by
+// The weight gradient multiplies, at each point, transformed input (channels in the rows) by
 // transformed delta (in the lanes), summed over the tiles of a task and then over the tasks.
 //
-// Reached (Zen 4, 2 cores, 240 GF/s), counted in the direct algorithm's operations: 3x3 of 128 to
-// 128 channels of 64x16x16, 610 to 680 GF/s, weight gradient 480 to 510.
+// Reached (Zen 4, 2 cores, 240 GF/s) with two vectors a row, counted in the direct algorithm's
+// operations: 3x3 of 128 to 128 channels of 64x16x16, 610 to 680 GF/s, weight gradient 480 to 510.
 
-#include <array>
+#include <algorithm>
 #include <cstdint>
 #include <type_traits>
 
@@ -116,8 +117,8 @@ CONVBP_TARGET void transform_input(const Winograd& p, const TileExtent& e, const
   });
 }
 
-// Products that are added up in registers before their sum is added to the others, about: what is
-// rounded away grows with these, and hardly with the channels.
+// About so many products are added up in registers before their sum is added to the others: the
+// rounding error grows with this number, and hardly with the channels.
 constexpr int64_t kAddedInRegisters = 64;
 
 // product[i][:] (+)= sum_q row_i[q * step] * lane[q][:], `part` products at a time; row i starts at
@@ -222,8 +223,7 @@ CONVBP_TARGET void transform_filters(const Winograd& p, const T* weight,
                 },
                 [&](int y, int x, Vector u) CONVBP_TARGET {
                   const int64_t channel = F::slot(kA, kB, x) * c.reduce + k0 + k;
-                  const int64_t point = F::kSourcePhases == 2 ? F::result_point(0, 0, y, x)
-                                                              : F::result_point(kA, kB, y, x);
+                  const int64_t point = F::result_point(kA, kB, y, x);
                   vector_at(to + point * p.filter_stream() + channel * kBlock + v * kLanes) = u;
                 });
           });
@@ -246,12 +246,60 @@ CONVBP_TARGET void multiply_points(const Winograd& p, int64_t tiles, const float
   });
 }
 
+// What a task's products of a lane block make: pixels of a row of tiles after the other, then bias,
+// g and the store. `pixels` is room for such a row.
+template <typename T, typename F>
+CONVBP_TARGET void store_results(const Winograd& p, const TileExtent& e, const float* product,
+                                 const Epilogue<T>& epilogue, int64_t channel0, int64_t lanes,
+                                 float* pixels, View<T> result) {
+  constexpr int kBlock = F::kBlock, kSpacing = F::kResultPhases, kStep = F::kOut * kSpacing;
+  const int64_t across = p.whole(e.columns) / F::kOut, apart = across * kStep;
+  const int64_t h0 = e.h0 * kSpacing, h1 = std::min((e.h0 + e.rows) * kSpacing, p.h.results);
+  const int64_t w0 = e.w0 * kSpacing, w1 = std::min((e.w0 + e.columns) * kSpacing, p.w.results);
+  const int64_t down = p.h.result_step * apart * kBlock, right = p.w.result_step * kBlock;
+  float bias[kBlock] = {};
+  if (epilogue.bias)
+    for (int64_t lane = 0; lane < lanes; ++lane)
+      bias[lane] = load<float>(epilogue.bias[channel0 + lane]);
+  for (int64_t b = 0; b < e.images; ++b)
+    for (int64_t h = h0; h < h1; h += kStep) {
+      for (int64_t j = 0; j < across; ++j, product += kBlock)
+#pragma GCC unroll 4
+        for (int v = 0; v < F::kVectors; ++v) {
+          const float* const from = product + v * kLanes;
+          float* const tile = pixels + j * kStep * kBlock + v * kLanes;
+          const Vector b_v = vector_at(bias + v * kLanes);
+          for_phases<F::kResultPhases>([&](auto kA, auto kB) CONVBP_TARGET {
+            using Y = typename F::template Axis<kA>;
+            using X = typename F::template Axis<kB>;
+            float* const to =
+                tile + (p.h.phases[kA].result * apart + p.w.phases[kB].result) * kBlock;
+            both_axes<transform::output<Y>, transform::output<X>, Vector>(
+                [&](int y, int x) CONVBP_TARGET {
+                  return vector_at(from + F::result_point(kA, kB, y, x) * p.product_stream());
+                },
+                [&](int y, int x, Vector sum)
+                    CONVBP_TARGET { vector_at(to + y * down + x * right) = sum + b_v; });
+          });
+        }
+      const PixelRows<const float> rows{pixels, std::min<int64_t>(kStep, h1 - h), w1 - w0,
+                                        apart * kBlock, kBlock};
+      const int64_t to = (e.b0 + b) * result.stride[0] + channel0 * result.stride[1] +
+                         h * result.stride[2] + w0 * result.stride[3];
+      if (epilogue.pre_activation)
+        unpack_rows(rows, lanes, epilogue.pre_activation + to, result.stride, p.streamed);
+      for (int64_t y = 0; y < rows.rows; ++y)
+        epilogue.activation.apply(pixels + y * rows.apart, rows.width * kBlock);
+      unpack_rows(rows, lanes, result.data + to, result.stride, p.streamed);
+    }
+}
+
 template <typename T, typename F>
 CONVBP_TARGET void tap_conv_tasks(const Winograd& p, View<const T> source, const T* weight,
                                   const WeightStrides& stride, const float* filters,
                                   const Epilogue<T>& epilogue, View<T> result, int64_t begin,
                                   int64_t end) {
-  constexpr int kSpacing = F::kResultPhases, kBlock = F::kBlock;
+  constexpr int kBlock = F::kBlock;
   const TapConv& c = p.tap;
   const int64_t blocks_a_task = divide_up(c.blocks(), c.lane_split);
   const int64_t most_columns = p.whole(c.w.tile);
@@ -263,13 +311,13 @@ CONVBP_TARGET void tap_conv_tasks(const Winograd& p, View<const T> source, const
   const Scratch product_block =
       Scratch::take<float>(ScratchName::kProduct, p.form.result_points() * p.product_stream());
   const Scratch pixel_block = Scratch::take<float>(
-      ScratchName::kPixels, F::kOut * kSpacing * most_columns * kSpacing * kBlock);
+      ScratchName::kPixels, F::kOut * F::kResultPhases * most_columns * F::kResultPhases * kBlock);
+  const Scratch filter_scratch =
+      Scratch::take<float>(ScratchName::kFilters, filters ? 0 : p.filter_block());
   float* const patch = patch_block.data<float>();
   float* const transformed = source_block.data<float>();
   float* const product = product_block.data<float>();
-  float* const pixels = pixel_block.data<float>();
-  const Scratch filter_scratch =
-      Scratch::take<float>(ScratchName::kFilters, filters ? 0 : p.filter_block());
+  float* const own_filters = filter_scratch.data<float>();
 
   int64_t transformed_task = -1;
   for (int64_t task = begin; task < end; ++task) {
@@ -278,10 +326,6 @@ CONVBP_TARGET void tap_conv_tasks(const Winograd& p, View<const T> source, const
     const int64_t g = pixel_task / c.spatial_tiles() % c.groups;
     const TileExtent e = tile_extent(c, pixel_task / c.spatial_tiles() / c.groups, spatial);
     const TileExtent whole = whole_tiles(p, e);
-    const int64_t across = whole.columns / F::kOut, apart = whole.columns * kSpacing;
-    const int64_t h0 = e.h0 * kSpacing, h1 = std::min((e.h0 + e.rows) * kSpacing, p.h.results);
-    const int64_t w0 = e.w0 * kSpacing, w1 = std::min((e.w0 + e.columns) * kSpacing, p.w.results);
-    const int64_t tiles = whole.pixels() / (F::kOut * F::kOut);
     if (pixel_task != transformed_task) {  // else it is there from the task before
       pack_patch(c, whole, source, g * c.reduce, c.reduce, patch, p.channels_a_task);
       transform_input<F>(p, whole, patch, transformed);
@@ -291,56 +335,13 @@ CONVBP_TARGET void tap_conv_tasks(const Winograd& p, View<const T> source, const
     const int64_t last_block = std::min(c.blocks(), (split + 1) * blocks_a_task);
     for (int64_t block = split * blocks_a_task; block < last_block; ++block) {
       const int64_t filter_task = g * c.blocks() + block;
-      const float* block_filters = filters + filter_task * p.filter_block();
-      if (!filters) {
-        block_filters = filter_scratch.data<float>();
-        transform_filters<T, F>(p, weight, stride, filter_scratch.data<float>(), filter_task,
-                                filter_task + 1);
-      }
-      multiply_points<F>(p, tiles, transformed, block_filters, product);
-
-      const int64_t channel0 = g * c.lanes + block * kBlock;
-      const int64_t lanes = std::min<int64_t>(kBlock, c.lanes - block * kBlock);
-      float bias[kBlock] = {};
-      if (epilogue.bias)
-        for (int64_t lane = 0; lane < lanes; ++lane)
-          bias[lane] = load<float>(epilogue.bias[channel0 + lane]);
-      const float* tile_product = product;
-      for (int64_t b = 0; b < e.images; ++b)
-        for (int64_t h = h0; h < h1; h += F::kOut * kSpacing) {
-          for (int64_t j = 0; j < across; ++j, tile_product += kBlock)
-#pragma GCC unroll 4
-            for (int v = 0; v < F::kVectors; ++v) {
-              const float* from = tile_product + v * kLanes;
-              const Vector b_v = vector_at(bias + v * kLanes);
-              for_phases<F::kResultPhases>([&](auto kA, auto kB) CONVBP_TARGET {
-                using Y = typename F::template Axis<kA>;
-                using X = typename F::template Axis<kB>;
-                float* to = pixels +
-                            (p.h.phases[kA].result * apart + j * F::kOut * kSpacing +
-                             p.w.phases[kB].result) *
-                                kBlock +
-                            v * kLanes;
-                const int64_t down = p.h.result_step * apart * kBlock;
-                const int64_t right = p.w.result_step * kBlock;
-                both_axes<transform::output<Y>, transform::output<X>, Vector>(
-                    [&](int y, int x) CONVBP_TARGET {
-                      return vector_at(from + F::result_point(kA, kB, y, x) * p.product_stream());
-                    },
-                    [&](int y, int x, Vector sum)
-                        CONVBP_TARGET { vector_at(to + y * down + x * right) = sum + b_v; });
-              });
-            }
-          const int64_t rows = std::min<int64_t>(F::kOut * kSpacing, h1 - h), width = w1 - w0;
-          const int64_t to = (e.b0 + b) * result.stride[0] + channel0 * result.stride[1] +
-                             h * result.stride[2] + w0 * result.stride[3];
-          const PixelRows<const float> from_rows{pixels, rows, width, apart * kBlock, kBlock};
-          if (epilogue.pre_activation)
-            unpack_rows(from_rows, lanes, epilogue.pre_activation + to, result.stride, p.streamed);
-          for (int64_t y = 0; y < rows; ++y)
-            epilogue.activation.apply(pixels + y * apart * kBlock, width * kBlock);
-          unpack_rows(from_rows, lanes, result.data + to, result.stride, p.streamed);
-        }
+      if (!filters)
+        transform_filters<T, F>(p, weight, stride, own_filters, filter_task, filter_task + 1);
+      multiply_points<F>(p, whole.pixels() / (F::kOut * F::kOut), transformed,
+                         filters ? filters + filter_task * p.filter_block() : own_filters, product);
+      store_results<T, F>(p, e, product, epilogue, g * c.lanes + block * kBlock,
+                          std::min<int64_t>(kBlock, c.lanes - block * kBlock),
+                          pixel_block.data<float>(), result);
     }
   }
   if (p.streamed) stream_fence();
@@ -552,8 +553,9 @@ Table<T> make_table_of(const Form& form) {
 
 template <typename T>
 Table<T> make_table(const Form& form, [[maybe_unused]] int64_t lanes) {
-  // Where there are registers for it, four vectors of lanes and half as many rows, if no more lanes
-  // stay empty so: of two vectors and 12 rows, addresses of the rows are spilled.
+  // With two vectors and 12 rows, the rows' addresses do not fit into registers. So with AVX-512 a
+  // row has four vectors, and there are half as many rows, unless more lanes stay empty. Of float32
+  // alone: every form is compiled once more for it.
   if constexpr (CONVBP_VECTOR_BYTES == 64 && std::is_same_v<T, float>)
     if (divide_up(lanes, 4 * kLanes) * 2 == divide_up(lanes, 2 * kLanes))
       return make_table_of<T, 4>(form);

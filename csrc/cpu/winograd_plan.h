@@ -30,10 +30,9 @@ struct Form {
   int64_t products() const { return points(phases()) * points(phases()); }
   // At a point of the tile, the products of all source phases are one sum: these are its slots.
   int64_t slots() const { return source_phases * source_phases; }
-  // Points of a tile: of its transformed source, of its filters, of its sums.
+  // Points of a tile: of its transformed source; of its filters and its sums.
   int64_t source_points() const { return tile() * tile(); }
-  int64_t filter_points() const { return points(result_phases) * points(result_phases); }
-  int64_t result_points() const { return filter_points(); }
+  int64_t result_points() const { return points(result_phases) * points(result_phases); }
 };
 
 // What a tile reads and writes along an axis.
@@ -67,7 +66,7 @@ struct Winograd {
   int64_t product_stream() const { return most_tiles * tap.block + kApart; }
   // Transformed filters of a lane block: [point][slot][channel][lane of the block].
   int64_t filter_stream() const { return form.slots() * tap.reduce * tap.block + kApart; }
-  int64_t filter_block() const { return form.filter_points() * filter_stream(); }
+  int64_t filter_block() const { return form.result_points() * filter_stream(); }
   // An extent's rows and columns up to whole tiles.
   int64_t whole(int64_t count) const { return round_up(count, form.out); }
 
@@ -79,7 +78,7 @@ struct Winograd {
   // What is written of a task's share of the weight gradient, kTotalChannels at a time.
   int64_t parts_a_task() const { return divide_up(channels_a_task, kTotalChannels); }
   // Sums of a task: [point][slot][channel][lane], then the bias gradient's lanes.
-  int64_t bias_sums() const { return form.filter_points() * pitch() * lanes_a_task; }
+  int64_t bias_sums() const { return form.result_points() * pitch() * lanes_a_task; }
   int64_t sums_a_task() const { return bias_sums() + lanes_a_task; }
 };
 

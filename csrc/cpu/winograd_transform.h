@@ -13,9 +13,9 @@
 // m+n-1 points, and B what recovers the coefficients of the product from its values (A. L. Toom,
 // 1963; S. A. Cook, 1966). So the points alone make all the transforms.
 //
-// With stride 2 the two phases of an axis, its even and its odd positions, are such convolutions
-// for themselves, of the even and of the odd taps. There is one odd tap less: F(m, n) without its
-// last tap and so without the product of its last point. The phases share A and with it their sums.
+// With stride 2 an axis has two phases, its even and its odd positions. Each is such a convolution,
+// of the even or of the odd taps. There is one odd tap less: F(m, n) without its last tap, so without
+// the product at its last point. The phases share A and with it their sums.
 // Of the forward pass the phases are those of the source, and their products are added before A^T;
 // of the input gradient they are those of the result, and share the transformed source.
 //
@@ -63,8 +63,8 @@ struct Minimal {
   static constexpr double point(int pair) { return winograd_point(kAllPoints, pair); }
   static constexpr double square(int pair) { return point(pair) * point(pair); }
   static constexpr double other_square(int pair) { return square(1 - pair); }
-  // What a filter's value is divided by: at a point p, the product of p - q over all others q; of a
-  // pair with an even number of points the sign of -p is in `input`.
+  // What a filter's value is divided by: at a point p, the product of p - q over all other finite
+  // points q. With an odd number of points, -p needs the other sign: `input` has it.
   static constexpr double at_zero() { return kPairs == 1 ? -square(0) : square(0) * square(1); }
   static constexpr double at_pair(int pair) {
     return 2 * (kZero ? square(pair) : point(pair)) *

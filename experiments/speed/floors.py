@@ -51,7 +51,7 @@ def plan(case: Case, operator: str, setup: Setup) -> Plan | None:
         (case.filters, case.channels // case.groups, case.kernel, case.kernel),
     )
     input, weight = (
-        torch.empty(size, dtype=setup.dtype).contiguous(memory_format=MEMORY_FORMATS[setup.layout])
+        torch.empty(size, dtype=setup.dtype, memory_format=MEMORY_FORMATS[setup.layout])
         for size in sizes
     )
     geometry = (case.stride, case.padding, case.dilation, case.groups)

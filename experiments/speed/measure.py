@@ -49,7 +49,7 @@ def measure_row(case: Case, operator: str, setup: sides.Setup, options: argparse
 
     errors: dict[str, float] = {}
     plans: dict[str, Plan] = {}
-    for side, run in [*work.runs.items()]:
+    for side, run in list(work.runs.items()):  # a copy: the loop deletes
         prepare(side)
         planned = None if side in TORCH else plan(case, operator, setup)
         if planned:
