@@ -69,9 +69,9 @@ class _CPU(_Backend):
           convolutions have kernels of their own for it);
         - "winograd": Winograd's minimal filtering wherever there is one and sums are kept in
           float32: 3x3 filters with stride 1 or 2, 5x5 with stride 1, 7x7 with stride 2 (not its
-          input gradient), dilated 3x3 (not their weight gradient); direct for all else. Its error is within 3e-6 of the largest
-          result, and what is infinite or NaN spoils its tile (of 6x6 pixels; with stride 2, of 9x9
-          and 11x11);
+          input gradient), dilated 3x3 (not their weight gradient); direct for all else. Its error
+          is within 3e-6 of the largest result, and what is infinite or NaN spoils its tile (of 6x6
+          pixels; with stride 2, of 9x9 and 11x11);
         - "plain": the loop nests of csrc/cpu/plain.h and pool_plain.h, for reading along; slow.
 
         Raises:
