@@ -168,8 +168,33 @@ CONVBP_TARGET void multiply(int64_t row_count, const float* rows, int64_t apart,
   }
 }
 
-// Task: a lane block of a group. [point][slot][channel][lane of the block], zero in lanes that do not
-// exist; `transformed` is that of the first task.
+// transformed[point][slot][channel][lane of the block] = G g G^T, of `channels` filters from channel
+// k0 on: filters[channel][tap][lane].
+template <typename F>
+CONVBP_TARGET void transform_filters_of_channels(const Winograd& p, const float* filters,
+                                                 int64_t k0, int64_t channels, float* transformed) {
+  constexpr int kBlock = F::kBlock, kSide = F::kKernel;
+  for (int64_t k = 0; k < channels; ++k)
+    for (int v = 0; v < kBlock; v += kLanes)
+      for_phases<F::kPhases>([&](auto kA, auto kB) CONVBP_TARGET {
+        using Y = typename F::template Axis<kA>;
+        using X = typename F::template Axis<kB>;
+        const auto &h_taps = p.h.phases[kA].taps, &w_taps = p.w.phases[kB].taps;
+        both_axes<transform::filter<Y>, transform::filter<X>, Vector>(
+            [&](int r, int s) CONVBP_TARGET {
+              const int64_t tap = (k * kSide + h_taps[r]) * kSide + w_taps[s];
+              return vector_at(filters + tap * kBlock + v);
+            },
+            [&](int y, int x, Vector u) CONVBP_TARGET {
+              const int64_t channel = F::slot(kA, kB, x) * p.tap.reduce + k0 + k;
+              const int64_t point = F::result_point(kA, kB, y, x);
+              vector_at(transformed + point * p.filter_stream() + channel * kBlock + v) = u;
+            });
+      });
+}
+
+// Task: a lane block of a group, zero in lanes that do not exist; `transformed` is that of the first
+// task.
 template <typename T, typename F>
 CONVBP_TARGET void transform_filters(const Winograd& p, const T* weight,
                                      const WeightStrides& stride, float* transformed, int64_t begin,
@@ -211,22 +236,7 @@ CONVBP_TARGET void transform_filters(const Winograd& p, const T* weight,
       for (int64_t lane = lanes; lane < kBlock; ++lane)
         for (int64_t tap = 0; tap < kChannels * kFilter; ++tap)
           (&filters[0][0][0][lane])[tap * kBlock] = 0;
-      for (int64_t k = 0; k < channels; ++k)
-        for (int v = 0; v < F::kVectors; ++v)
-          for_phases<F::kPhases>([&](auto kA, auto kB) CONVBP_TARGET {
-            using Y = typename F::template Axis<kA>;
-            using X = typename F::template Axis<kB>;
-            const auto &h_taps = p.h.phases[kA].taps, &w_taps = p.w.phases[kB].taps;
-            both_axes<transform::filter<Y>, transform::filter<X>, Vector>(
-                [&](int r, int s) CONVBP_TARGET {
-                  return vector_at(&filters[k][h_taps[r]][w_taps[s]][v * kLanes]);
-                },
-                [&](int y, int x, Vector u) CONVBP_TARGET {
-                  const int64_t channel = F::slot(kA, kB, x) * c.reduce + k0 + k;
-                  const int64_t point = F::result_point(kA, kB, y, x);
-                  vector_at(to + point * p.filter_stream() + channel * kBlock + v * kLanes) = u;
-                });
-          });
+      transform_filters_of_channels<F>(p, first, k0, channels, to);
     }
   }
 }
@@ -246,44 +256,51 @@ CONVBP_TARGET void multiply_points(const Winograd& p, int64_t tiles, const float
   });
 }
 
-// What a task's products of a lane block make: pixels of a row of tiles after the other, then bias,
-// g and the store. `pixels` is room for such a row.
+// Products to pixels of `across` tiles beside each other, A^T m A and the bias: [row][column][lane].
+template <typename F>
+CONVBP_TARGET void transform_results(const Winograd& p, const float* product, const float* bias,
+                                     int64_t across, float* pixels) {
+  constexpr int kBlock = F::kBlock, kStep = F::kOut * F::kResultPhases;
+  const int64_t apart = across * kStep;
+  const int64_t down = p.h.result_step * apart * kBlock, right = p.w.result_step * kBlock;
+  for (int64_t j = 0; j < across; ++j)
+    for (int v = 0; v < kBlock; v += kLanes) {
+      const float* const from = product + j * kBlock + v;
+      float* const tile = pixels + j * kStep * kBlock + v;
+      const Vector b = vector_at(bias + v);
+      for_phases<F::kResultPhases>([&](auto kA, auto kB) CONVBP_TARGET {
+        using Y = typename F::template Axis<kA>;
+        using X = typename F::template Axis<kB>;
+        float* const to = tile + (p.h.phases[kA].result * apart + p.w.phases[kB].result) * kBlock;
+        both_axes<transform::output<Y>, transform::output<X>, Vector>(
+            [&](int y, int x) CONVBP_TARGET {
+              return vector_at(from + F::result_point(kA, kB, y, x) * p.product_stream());
+            },
+            [&](int y, int x, Vector sum)
+                CONVBP_TARGET { vector_at(to + y * down + x * right) = sum + b; });
+      });
+    }
+}
+
+// Results of a task and a lane block, a row of tiles after the other: pixels, g, and the store.
+// `pixels` is room for such a row.
 template <typename T, typename F>
 CONVBP_TARGET void store_results(const Winograd& p, const TileExtent& e, const float* product,
                                  const Epilogue<T>& epilogue, int64_t channel0, int64_t lanes,
                                  float* pixels, View<T> result) {
   constexpr int kBlock = F::kBlock, kSpacing = F::kResultPhases, kStep = F::kOut * kSpacing;
-  const int64_t across = p.whole(e.columns) / F::kOut, apart = across * kStep;
+  const int64_t across = p.whole(e.columns) / F::kOut;
   const int64_t h0 = e.h0 * kSpacing, h1 = std::min((e.h0 + e.rows) * kSpacing, p.h.results);
   const int64_t w0 = e.w0 * kSpacing, w1 = std::min((e.w0 + e.columns) * kSpacing, p.w.results);
-  const int64_t down = p.h.result_step * apart * kBlock, right = p.w.result_step * kBlock;
   float bias[kBlock] = {};
   if (epilogue.bias)
     for (int64_t lane = 0; lane < lanes; ++lane)
       bias[lane] = load<float>(epilogue.bias[channel0 + lane]);
   for (int64_t b = 0; b < e.images; ++b)
-    for (int64_t h = h0; h < h1; h += kStep) {
-      for (int64_t j = 0; j < across; ++j, product += kBlock)
-#pragma GCC unroll 4
-        for (int v = 0; v < F::kVectors; ++v) {
-          const float* const from = product + v * kLanes;
-          float* const tile = pixels + j * kStep * kBlock + v * kLanes;
-          const Vector b_v = vector_at(bias + v * kLanes);
-          for_phases<F::kResultPhases>([&](auto kA, auto kB) CONVBP_TARGET {
-            using Y = typename F::template Axis<kA>;
-            using X = typename F::template Axis<kB>;
-            float* const to =
-                tile + (p.h.phases[kA].result * apart + p.w.phases[kB].result) * kBlock;
-            both_axes<transform::output<Y>, transform::output<X>, Vector>(
-                [&](int y, int x) CONVBP_TARGET {
-                  return vector_at(from + F::result_point(kA, kB, y, x) * p.product_stream());
-                },
-                [&](int y, int x, Vector sum)
-                    CONVBP_TARGET { vector_at(to + y * down + x * right) = sum + b_v; });
-          });
-        }
+    for (int64_t h = h0; h < h1; h += kStep, product += across * kBlock) {
+      transform_results<F>(p, product, bias, across, pixels);
       const PixelRows<const float> rows{pixels, std::min<int64_t>(kStep, h1 - h), w1 - w0,
-                                        apart * kBlock, kBlock};
+                                        across * kStep * kBlock, kBlock};
       const int64_t to = (e.b0 + b) * result.stride[0] + channel0 * result.stride[1] +
                          h * result.stride[2] + w0 * result.stride[3];
       if (epilogue.pre_activation)
@@ -363,22 +380,48 @@ CONVBP_TARGET void pack_delta(const TileExtent& e, const TileExtent& whole, View
     }
 }
 
-// The chunks' sums, added in their order and transformed to filters. Task: kTotalChannels of a
-// task's channels, for some lanes of a group; `sums` begin with those that the first task is part
-// of.
+// A sum of all chunks, added in their order.
+CONVBP_INLINE Vector total(const Winograd& p, const float* sums) {
+  Vector sum = vector_at(sums);
+  for (int64_t chunk = 1; chunk < p.chunks; ++chunk)
+    sum += vector_at(sums + chunk * p.tasks_a_chunk() * p.sums_a_task());
+  return sum;
+}
+
+// filters[channel][tap][lane] = G^T m G of `channels` from channel k0 of a task on and a vector of
+// its lanes.
+template <typename F>
+CONVBP_TARGET void transform_sums(const Winograd& p, const float* sums, int64_t k0,
+                                  int64_t channels, float* filters) {
+  constexpr int kSide = F::kKernel;
+  for (int64_t k = 0; k < channels; ++k)
+    for_phases<F::kPhases>([&](auto kA, auto kB) CONVBP_TARGET {
+      using Y = typename F::template Axis<kA>;
+      using X = typename F::template Axis<kB>;
+      const auto &h_taps = p.h.phases[kA].taps, &w_taps = p.w.phases[kB].taps;
+      both_axes<transform::filter_grad<Y>, transform::filter_grad<X>, Vector>(
+          [&](int y, int x) CONVBP_TARGET {
+            const int64_t row =
+                (y * F::kTile + x) * p.pitch() + F::slot(kA, kB, x) * p.channels_a_task + k0 + k;
+            return total(p, sums + row * p.lanes_a_task);
+          },
+          [&](int r, int s, Vector grad) CONVBP_TARGET {
+            const int64_t tap = (k * kSide + h_taps[r]) * kSide + w_taps[s];
+            vector_at(filters + tap * kLanes) = grad;
+          });
+    });
+}
+
+// The chunks' sums to the gradients. Task: kTotalChannels of a task's channels, for some lanes of a
+// group; `sums` begin with those that the first task is part of.
 template <typename T, typename F>
 CONVBP_TARGET void weight_grad_total(const Winograd& p, const float* sums, View<T> weight_grad,
                                      T* bias_grad, int64_t begin, int64_t end) {
   const TapConv& c = p.tap;
-  const int64_t chunk_apart = p.tasks_a_chunk() * p.sums_a_task();
   const int64_t blocks = p.parts_a_task();
-  const auto total = [&](const float* from) CONVBP_TARGET {
-    Vector sum = vector_at(from);
-    for (int64_t chunk = 1; chunk < p.chunks; ++chunk) sum += vector_at(from + chunk * chunk_apart);
-    return sum;
-  };
   constexpr int kSide = F::kKernel;
   float filters[kTotalChannels][kSide][kSide][kLanes];
+  float* const from = &filters[0][0][0][0];
   for (int64_t task = begin; task < end; ++task) {
     const int64_t lane_task = task / blocks % p.lane_tasks();
     const int64_t part = task / blocks / p.lane_tasks();
@@ -392,24 +435,10 @@ CONVBP_TARGET void weight_grad_total(const Winograd& p, const float* sums, View<
     for (int64_t v = 0; v < std::min(p.lanes_a_task, c.lanes - lane0); v += kLanes) {
       const int64_t lanes = std::min<int64_t>(kLanes, c.lanes - lane0 - v);
       const int64_t channel = g * c.lanes + lane0 + v;
-      for (int64_t k = 0; k < channels; ++k)
-        for_phases<F::kPhases>([&](auto kA, auto kB) CONVBP_TARGET {
-          using Y = typename F::template Axis<kA>;
-          using X = typename F::template Axis<kB>;
-          const auto &h_taps = p.h.phases[kA].taps, &w_taps = p.w.phases[kB].taps;
-          both_axes<transform::filter_grad<Y>, transform::filter_grad<X>, Vector>(
-              [&](int y, int x) CONVBP_TARGET {
-                const int64_t row = (y * F::kTile + x) * p.pitch() +
-                                    F::slot(kA, kB, x) * p.channels_a_task + first + k;
-                return total(task_sums + row * p.lanes_a_task + v);
-              },
-              [&](int r, int s, Vector grad)
-                  CONVBP_TARGET { vector_at(filters[k][h_taps[r]][w_taps[s]]) = grad; });
-        });
+      transform_sums<F>(p, task_sums + v, first, channels, from);
       // Along what lies side by side in the weight.
       T* const to = &weight_grad.at(channel, k0 + first, 0, 0);
       const int64_t* const stride = weight_grad.stride;
-      const float* const from = &filters[0][0][0][0];
       if (stride[3] == 1 && stride[2] == kSide && stride[1] == kSide * kSide) {
         unpack_row(from, kLanes, lanes, channels * kSide * kSide, to, stride[0], 1);
       } else {
@@ -420,7 +449,7 @@ CONVBP_TARGET void weight_grad_total(const Winograd& p, const float* sums, View<
       }
       if (bias_grad && k0 + first == 0) {
         float bias[kLanes];
-        vector_at(bias) = total(task_sums + p.bias_sums() + v);
+        vector_at(bias) = total(p, task_sums + p.bias_sums() + v);
         for (int64_t lane = 0; lane < lanes; ++lane)
           bias_grad[channel + lane] = store<T>(bias[lane]);
       }
@@ -428,18 +457,48 @@ CONVBP_TARGET void weight_grad_total(const Winograd& p, const float* sums, View<
   }
 }
 
+// transformed[point][tile][lane] = A delta A^T of an extent's lane block, as pack_delta leaves it; all
+// phases of the source share its points.
+template <typename F>
+CONVBP_TARGET void transform_delta(const Winograd& p, const TileExtent& whole, const float* delta,
+                                   float* transformed) {
+  using Axis = typename F::template Axis<0>;
+  constexpr int kBlock = F::kBlock;
+  for_tiles(p, whole, [&](int64_t tile, int64_t b, int64_t i, int64_t j) CONVBP_TARGET {
+    const float* const from =
+        delta + ((b * whole.rows + i * F::kOut) * whole.columns + j * F::kOut) * kBlock;
+    float* const to = transformed + tile * kBlock;
+    for (int v = 0; v < kBlock; v += kLanes)
+      both_axes<transform::delta<Axis>, transform::delta<Axis>, Vector>(
+          [&](int y, int x)
+              CONVBP_TARGET { return vector_at(from + (y * whole.columns + x) * kBlock + v); },
+          [&](int y, int x, Vector w)
+              CONVBP_TARGET { vector_at(to + (y * F::kTile + x) * p.product_stream() + v) = w; });
+  });
+}
+
+// sums[lane] += the sum of the lane over all pixels, for a lane block.
+template <int kBlock>
+CONVBP_TARGET void add_pixels(const float* pixels, int64_t count, float* sums) {
+  Vector sum[kBlock / kLanes] = {};
+  for (int64_t pixel = 0; pixel < count; ++pixel)
+#pragma GCC unroll 4
+    for (int v = 0; v < kBlock / kLanes; ++v)
+      sum[v] += vector_at(pixels + pixel * kBlock + v * kLanes);
+  for (int v = 0; v < kBlock / kLanes; ++v) vector_at(sums + v * kLanes) += sum[v];
+}
+
 // Task: a chunk of extents, for some channels and lanes of a group.
 template <typename T, typename F>
 CONVBP_TARGET void weight_grad_tasks(const Winograd& p, View<const T> input, View<const T> delta,
                                      float* sums, View<T> weight_grad, T* bias_grad, int64_t begin,
                                      int64_t end) {
-  using Axis = typename F::template Axis<0>;  // all phases share its points
-  constexpr int kPoints = F::kTile * F::kTile, kVectors = F::kVectors, kBlock = F::kBlock;
+  constexpr int kPoints = F::kTile * F::kTile, kBlock = F::kBlock;
   const TapConv& c = p.tap;
   const int64_t most_rows = p.whole(c.h.tile), most_columns = p.whole(c.w.tile);
   const int64_t most_pixels = c.batch_tile * most_rows * most_columns;
   const int64_t task_blocks = divide_up(p.lanes_a_task, kBlock);
-  const int64_t delta_stream = p.most_tiles * kBlock + kApart;
+  const int64_t delta_stream = p.product_stream();
   const Scratch patch_block = Scratch::take<float>(
       ScratchName::kPatch,
       patch_size(c, c.batch_tile, most_rows, most_columns, p.channels_a_task) + kLanes);
@@ -482,30 +541,9 @@ CONVBP_TARGET void weight_grad_tasks(const Winograd& p, View<const T> input, Vie
 
       for (int64_t block = 0; block * kBlock < lanes; ++block) {
         const float* const block_delta = packed_delta + block * whole.pixels() * kBlock;
-        float* const streams = transformed_delta + block * kPoints * delta_stream;
-        for_tiles(p, whole, [&](int64_t tile, int64_t b, int64_t i, int64_t j) CONVBP_TARGET {
-          const float* from =
-              block_delta + ((b * whole.rows + i * F::kOut) * whole.columns + j * F::kOut) * kBlock;
-          float* to = streams + tile * kBlock;
-#pragma GCC unroll 4
-          for (int v = 0; v < kVectors; ++v)
-            both_axes<transform::delta<Axis>, transform::delta<Axis>, Vector>(
-                [&](int y, int x) CONVBP_TARGET {
-                  return vector_at(from + (y * whole.columns + x) * kBlock + v * kLanes);
-                },
-                [&](int y, int x, Vector w) CONVBP_TARGET {
-                  vector_at(to + (y * F::kTile + x) * delta_stream + v * kLanes) = w;
-                });
-        });
-        if (bias_grad) {
-          Vector sum[kVectors] = {};
-          for (int64_t pixel = 0; pixel < whole.pixels(); ++pixel)
-#pragma GCC unroll 4
-            for (int v = 0; v < kVectors; ++v)
-              sum[v] += vector_at(block_delta + pixel * kBlock + v * kLanes);
-          for (int v = 0; v < kVectors; ++v)
-            vector_at(bias_sums + block * kBlock + v * kLanes) += sum[v];
-        }
+        transform_delta<F>(p, whole, block_delta,
+                           transformed_delta + block * kPoints * delta_stream);
+        if (bias_grad) add_pixels<kBlock>(block_delta, whole.pixels(), bias_sums + block * kBlock);
       }
       const auto multiply_extent = extent == first ? &multiply<F, false> : &multiply<F, true>;
       for (int y = 0; y < F::kTile; ++y)
