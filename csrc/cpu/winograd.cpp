@@ -236,7 +236,7 @@ bool pays(const ConvProblem& p, Operator op) {
   const int64_t fewer = std::min(p.in_channels, p.out_channels);
   const int64_t more = std::max(p.in_channels, p.out_channels);
   if (kernel == 7) {
-    if (p.in_channels < 3 || p.out_channels < 16 || p.in_channels * p.out_channels < 96)
+    if (p.in_channels < 3 || p.out_channels < 16 || p.in_channels * p.out_channels < 80)
       return false;
   } else if (fewer < (kernel == 5 ? 16 : 8) || more < 16 * stride) {
     return false;
