@@ -89,6 +89,15 @@ CASES = [
 OTHERS = [  # not for it: computed directly
     Case("stride", in_channels=16, out_channels=16, stride=(2, 1), **SAME),
     Case("dilation", in_channels=16, out_channels=16, dilation=(1, 2), **SAME),
+    Case(
+        "dilation_beyond_the_results",
+        in_channels=16,
+        out_channels=16,
+        size=(4, 4),
+        dilation=(100_000, 100_000),
+        kernel=(3, 3),
+        padding=(100_000,) * 4,
+    ),
     Case("kernel_3_by_5", in_channels=16, out_channels=16, kernel=(3, 5)),
     Case("kernel_5_stride_2", in_channels=16, out_channels=16, kernel=(5, 5), stride=(2, 2)),
     Case("kernel_7_stride_1", in_channels=16, out_channels=16, size=(9, 9), kernel=(7, 7)),

@@ -207,7 +207,9 @@ bool takes(const ConvProblem& p, Operator op) {
   const int64_t kernel = p.kernel[kHeight], stride = p.stride[kHeight];
   const int64_t dilation = p.dilation[kHeight];
   for (const Spatial axis : {kHeight, kWidth})
-    if (p.kernel[axis] != kernel || p.stride[axis] != stride || p.dilation[axis] != dilation)
+    // Each phase of a dilation is computed apart: there are never more than results.
+    if (p.kernel[axis] != kernel || p.stride[axis] != stride || p.dilation[axis] != dilation ||
+        (dilation > 1 && dilation > p.out_size[axis]))
       return false;
   const bool plain = (kernel == 3 && stride <= 2) || (kernel == 5 && stride == 1) ||
                      (kernel == 7 && stride == 2 && op != Operator::kInputGrad);
@@ -226,7 +228,7 @@ bool takes(const ConvProblem& p, Operator op) {
 // With stride 2 a tile takes 81 products for those 16 results, 1.8 times fewer, and has 81 points
 // to transform: it wants twice the channels, and on small pictures, where a picture's few tiles use
 // the transformed filters a few times only, whole tiles.
-// The phases of a dilated 3x3 filter are as their own size: 1.5 to 3 times as fast as directly.
+// The phases of a dilated 3x3 filter are as their own size: 1.2 to 2.4 times as fast as directly.
 // 5x5 filters take 36 products for 4 results of 25, 2.8 times fewer: twice the channels too. 7x7
 // filters with stride 2 take 121 for 9 results of 49, and each channel is four, its phases: 3
 // channels are enough, with 32 filters.
