@@ -196,7 +196,7 @@ def test_pools_and_dense_layers_left_alone_are_listed() -> None:
     assert caught[0].filename == __file__, "the warning should point at the caller"
 
 
-@pytest.mark.parametrize("argument", ["pooling", "dense", "fuse_activations"])
+@pytest.mark.parametrize("argument", ["pooling", "dense"])
 def test_flags_are_bools(argument: str) -> None:
     model = nn.Sequential(nn.Conv2d(3, 3, 1))
     with pytest.raises(TypeError, match=f"argument '{argument}' must be bool, not str"):

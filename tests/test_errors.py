@@ -429,7 +429,7 @@ REST: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     **{
         f"convert_{option}": (lambda o=option: bp.convert(nn.Conv2d(3, 4, 3), **{o: "no"}),
             TypeError, rf"convert\(\): argument '{option}' must be bool, not str")
-        for option in ("pooling", "dense", "fuse_activations")
+        for option in ("pooling", "dense")
     },
     "algorithm": (lambda: setattr(bp.backends.cpu, "conv_algorithm", b"plain"), TypeError,
         r"conv_algorithm must be a str, not bytes"),

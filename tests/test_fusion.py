@@ -1,9 +1,9 @@
-"""Activations fused into convolutions: where it may not be seen, and nowhere else."""
+"""Activations computed in the convolutions before them: where it may not be seen, nowhere else."""
 
 from __future__ import annotations
 
 import copy
-import gc
+import io
 import logging
 import pickle
 import random
@@ -15,15 +15,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torchvision
 from cases import normal
-from fusion_models import MODELS, Model, Plain, SharedRelu
-from fusion_traps import TRAPS, Functional, Straight
+from fusion_models import MODELS, Model, SharedRelu, Two, sequential
 from torch import Tensor, nn
+from torch.ao.nn import qat
+from torch.ao.quantization import get_default_qat_qconfig
+from torch.nn.utils import parametrizations, prune
+from torch.utils.checkpoint import checkpoint
 from twins import bytes_of, kept
 
 import torch_convbp as bp
-from torch_convbp._graph import is_activation
-from torch_convbp._without_calls import Call, check
 from torch_convbp.fusion import FusedActivation
 
 
@@ -36,7 +38,7 @@ def prepared(case: Model) -> tuple[nn.Module, Tensor]:
     model = case.make().double()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
-            module.momentum = 0.0  # three passes would move the statistics
+            module.momentum = 0.0  # several passes would move the statistics
     return model, normal((2, 3, case.pixels, case.pixels), torch.float64, seed=1)
 
 
@@ -59,13 +61,25 @@ def assert_close(these: list[Tensor], others: list[Tensor]) -> None:
         assert (this - other).abs().max() <= bound
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:torch_convbp.revert left 1 layer")
+def runs_fused(model: nn.Module, input: Tensor) -> int:
+    """How many activations are computed in convolutions when the model is called."""
+    told, tell = [], FusedActivation.tell
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FusedActivation, "tell", lambda a, out: told.append(a) or tell(a, out))
+        model(input)
+    return len(told)
+
+
+# ---------------------------------------------------------------------------------- what is a pair
+
+
+@pytest.mark.filterwarnings("ignore:torch_convbp.revert left 1 layer")
 @pytest.mark.parametrize("name", MODELS)
 def test_models(name: str) -> None:
     case = MODELS[name]
     model, input = prepared(case)
-    keys, kinds = list(model.state_dict()), [type(m).__name__ for m in model.modules()]
-    names, modules = [n for n, _ in model.named_modules()], list(model.modules())
+    keys, modules = list(model.state_dict()), dict(model.named_modules())
+    kinds = [type(m).__name__ for m in modules.values()]
     torchs, _ = results(model, input)
     bp.convert(model)
     converted, bytes_before_fusing = results(model, input)
@@ -74,14 +88,13 @@ def test_models(name: str) -> None:
     assert bp.convert(model, fuse_activations=True) is model
     report = bp.fusions(model)
     assert {f.convolution: f"{f.g} of {f.activation}" for f in report.fused} == case.fused
-    left = {entry.convolution or entry.activation: entry.reason for entry in report.left_alone}
+    left = dict(report.left_alone)
     assert left.keys() == case.left.keys(), str(report)
     for place, words in case.left.items():
         assert words in left[place]
     assert list(model.state_dict()) == keys
-    assert [n for n, _ in model.named_modules()] == names
-    held = [vars(m)["_original"] if isinstance(m, FusedActivation) else m for m in model.modules()]
-    assert all(a is b for a, b in zip(held, modules, strict=True))
+    assert dict(model.named_modules()).items() == modules.items()  # the same objects
+    assert runs_fused(model, input) == len(case.fused)
 
     fused, bytes_fused = results(model, input)
     assert_close(fused, converted)
@@ -90,49 +103,283 @@ def test_models(name: str) -> None:
     assert bytes_fused <= bytes_before_fusing
 
     bp.revert(model)
-    if name != "own_layer":
+    assert runs_fused(model, input) == 0
+    if name != "own_activation":
         assert [type(m).__name__ for m in model.modules()] == kinds
-    assert list(model.state_dict()) == keys
-    assert all(a is b for a, b in zip(model.modules(), modules, strict=True))
-    again, _ = results(model, input)
-    assert all(torch.equal(a, b) for a, b in zip(again, torchs, strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(results(model, input)[0], torchs, strict=True))
 
 
-def test_what_a_garbage_collection_runs_is_not_the_models() -> None:
-    def callback(phase: str, info: dict[str, int]) -> None:
-        pass
-
-    model, _ = prepared(MODELS["plain_calls"])
-    before = gc.get_threshold()
-    gc.callbacks.append(callback)
-    gc.set_threshold(1)
-    try:
-        bp.convert(model, fuse_activations=True)
-    finally:
-        gc.set_threshold(*before)
-        gc.callbacks.remove(callback)
-    assert len(bp.fusions(model).fused) == 2
+@pytest.mark.parametrize(
+    ("name", "pairs"),
+    [("mobilenet_v3_large", 8), ("efficientnet_b0", 32), ("regnet_y_400mf", 32), ("maxvit_t", 22)],
+)
+def test_real_models(name: str, pairs: int) -> None:
+    """Squeeze and excitation: two convolutions of 1x1, each with its activation."""
+    model = bp.convert(getattr(torchvision.models, name)(), fuse_activations=True)
+    report = bp.fusions(model)
+    assert len(report.fused) == pairs
+    assert "convolution(s) left alone: followed by BatchNorm2d" in str(report)
+    layers = sum(isinstance(m, bp.ConvBP2d) for m in model.modules())
+    assert pairs + len(report.left_alone) == layers
 
 
-FUSING = ["modules", "plain_calls", "with_super", "shared_module", "blocks", "constant_index"]
+def test_pairs_by_name() -> None:
+    model, input = prepared(MODELS["untraceable"])
+    expected, _ = results(model, input)
+    bp.convert(model, fuse_activations=[("features.0", "features.1"), ["blocks.0.0", "blocks.0.1"]])
+    assert runs_fused(model, input) == 2
+    assert_close(results(model, input)[0], expected)
 
 
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+NO_PAIRS = {
+    "a number": (5, TypeError, "must be bool or pairs of names, not int"),
+    "nothing": (None, TypeError, "must be bool or pairs of names, not NoneType"),
+    "one name": ("conv", TypeError, "must be bool or pairs of names, not 'conv'"),
+    "names": (["conv", "act"], TypeError, "must be bool or pairs of names, not 'conv'"),
+    "three": ([("conv", "act", "last")], TypeError, "not ('conv', 'act', 'last')"),
+    "unknown": ([("conv", "relu")], ValueError, "has 'relu', but model has no module of that name"),
+    "no conv": ([("act", "conv")], ValueError, "has 'act' first in a pair, which is no nn.Conv2d"),
+    "no g": ([("conv", "last")], ValueError, "has 'last' second, which is no activation it knows"),
+}
+
+
+@pytest.mark.parametrize("name", NO_PAIRS)
+def test_what_are_no_pairs(name: str) -> None:
+    value, error, message = NO_PAIRS[name]
+    model, _ = prepared(MODELS["modules"])
+    with pytest.raises(error) as raised:
+        bp.convert(model, fuse_activations=value)
+    assert message in str(raised.value)
+    assert type(model.conv) is nn.Conv2d and type(model.act) is nn.ReLU
+
+
+# ------------------------------------------- whatever is done to the modules of a fused model
+
+
+class Between(nn.Module):
+    """Puts something between a module and what comes after it."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module, self.scale = module, 0.5
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.module(x) * self.scale
+
+
+def plain_conv(model: Any) -> None:
+    layer, torchs = model.conv, nn.Conv2d(3, 4, 3).double()
+    torchs.load_state_dict(layer.state_dict())
+    model.conv = torchs
+
+
+def quantised(model: Any) -> None:
+    model.conv.qconfig = get_default_qat_qconfig()
+    model.conv = qat.Conv2d.from_float(bp.revert(copy.deepcopy(model.conv)).float())
+    model.float().eval()
+
+
+def fold_batch_norm(model: Any) -> None:
+    norm = nn.BatchNorm2d(4).double().eval()
+    torch.nn.init.normal_(norm.running_mean)
+    model.eval().conv = torch.nn.utils.fuse_conv_bn_eval(model.conv.eval(), norm)
+
+
+def replaces(name: str, make: Callable[[nn.Module], nn.Module]) -> Callable[[Any], None]:
+    return lambda model: setattr(model, name, make(getattr(model, name)))
+
+
+def pops(model: Any) -> None:
+    """A slice that ends at the convolution, in a model of its own."""
+    conv = model.conv
+    del model.act
+    model.conv = nn.Sequential(conv)
+
+
+# What is done, and whether the pair runs as one afterwards.
+CHANGES: dict[str, tuple[Callable[[Any], Any], bool]] = {
+    "another convolution": (plain_conv, False),
+    "pruned": (lambda m: prune.l1_unstructured(m.conv, "weight", 0.5), False),
+    "pruned for good": (
+        lambda m: prune.remove(prune.l1_unstructured(m.conv, "weight", 0.5), "weight"), True),
+    "quantised": (quantised, False),
+    "weight_norm": (lambda m: parametrizations.weight_norm(m.conv), True),
+    "spectral_norm": (lambda m: parametrizations.spectral_norm(m.conv), True),
+    "a norm folded in": (fold_batch_norm, False),
+    "another activation": (replaces("act", lambda _: nn.GELU()), False),
+    "no activation": (replaces("act", lambda _: nn.Identity()), False),
+    "the activation's parameter": (lambda m: setattr(m.act, "negative_slope", 0.7), True),
+    "no parameter": (lambda m: setattr(m.act, "negative_slope", torch.tensor(0.7)), True),
+    "the activation's forward": (lambda m: setattr(m.act, "forward", lambda x: x * 2), False),
+    "the activation deeper": (replaces("act", nn.Sequential), False),
+    "after the convolution": (replaces("conv", Between), False),
+    "before the activation": (replaces("act", lambda a: nn.Sequential(nn.Tanh(), a)), False),
+    "without the activation": (pops, False),
+    "in eval": (lambda m: m.eval(), True),
+    "frozen": (lambda m: m.conv.requires_grad_(False), True),
+    "another dtype": (lambda m: m.float(), True),
+    "an activation of the layer's": (lambda m: setattr(m.conv, "activation", "tanh"), False),
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.ao.quantization is deprecated", "ignore::FutureWarning")
+@pytest.mark.parametrize("name", CHANGES)
+def test_changes(name: str) -> None:
+    """Whatever is done to the modules of a fused model, it does what the unfused one does."""
+    change, still_fused = CHANGES[name]
+    seen = []
+    for fuse in (False, True):
+        torch.manual_seed(0)
+        make = sequential(act=lambda: nn.LeakyReLU(0.2))
+        model = bp.convert(make().double(), fuse_activations=fuse)
+        torch.manual_seed(1)
+        change(model)
+        dtype = next(model.parameters()).dtype
+        input = normal((2, 3, 8, 8), dtype, seed=1)
+        assert runs_fused(model, input) == (fuse and still_fused)
+        seen.append([tensor.double() for tensor in results(model, input)[0]])
+    error = max((a - b).abs().max() / b.abs().max() for a, b in zip(*seen, strict=True))
+    assert error <= 1e-12 if dtype == torch.float64 else 1e-5
+
+
+HOOKS = [
+    "register_forward_hook",
+    "register_forward_pre_hook",
+    "register_full_backward_hook",
+    "register_full_backward_pre_hook",
+]
+
+
+@pytest.mark.parametrize("place", ["conv", "act", "block", "everywhere"])
+@pytest.mark.parametrize("hook", HOOKS)
+def test_hooks(hook: str, place: str) -> None:
+    """Hooks see what they see in the unfused model, and once they are gone it is fused again."""
+    seen: list[list[Tensor]] = []
+    for fuse in (False, True):
+        torch.manual_seed(0)
+        block = nn.Sequential(nn.Conv2d(3, 4, 3))
+        layers = [("block", block), ("act", nn.SiLU()), ("last", nn.Conv2d(4, 2, 1))]
+        model: Any = nn.Sequential()
+        for name, layer in layers:
+            model.add_module(name, layer)
+        bp.convert(model.double(), fuse_activations=fuse)
+        input = normal((2, 3, 8, 8), torch.float64, seed=1)
+        seen.append([])
+
+        def note(module: nn.Module, *values: Any, into: list[Tensor] = seen[-1]) -> None:
+            for value in values:
+                given = value if isinstance(value, tuple) else (value,)
+                into += [v.detach().clone() for v in given if v is not None]
+
+        if place == "everywhere":
+            name = {"register_full_backward_pre_hook": "register_module_full_backward_pre_hook"}
+            name = name.get(hook, hook.replace("register_", "register_module_"))
+            handle = getattr(nn.modules.module, name)(note)
+        else:
+            module = {"conv": model.block[0], "act": model.act, "block": model.block}[place]
+            handle = getattr(module, hook)(note)
+        with handle:
+            assert runs_fused(model, input) == 0
+            seen[-1] += results(model, input)[0]
+        assert runs_fused(model, input) == fuse
+    assert len(seen[0]) > 3
+    assert_close(seen[1], seen[0])
+
+
+def test_activations_are_what_they_were() -> None:
+    """Found by their class, and free to have any attribute."""
+    model, input = prepared(MODELS["shared_activation"])
+    bp.convert(model, fuse_activations=True)
+    found = [m for m in model.modules() if isinstance(m, nn.LeakyReLU)]
+    assert found == [model[1]] and repr(model[1]) == "FusedLeakyReLU(negative_slope=0.2)"
+    model[1].anything, model[1].negative_slope = "there", 0.9
+    assert [f.g for f in bp.fusions(model).fused] == ["leaky_relu(0.9)"] * 2
+    for output in (model(input), bp.revert(model)(input)):
+        assert_close([output], [model(input)])
+    assert type(model[1]) is nn.LeakyReLU and vars(model[1])["anything"] == "there"
+    assert "_told_by" not in vars(model[1])
+
+
+def test_nothing_is_left_on_tensors() -> None:
+    model, input = prepared(MODELS["shared_relu"])
+    assert not vars(bp.convert(model, fuse_activations=True)(input))
+
+
+class Wires(Two):
+    """Runs another way when it is told to."""
+
+    between: Any = staticmethod(lambda x: x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.two(self.relu(self.between(self.one(x))))
+
+
+def test_what_runs_another_way_says_so() -> None:
+    model, input = prepared(Model(Wires))
+    bp.convert(model, fuse_activations=True)
+    model(input)
+    model.between = lambda x: x + 1
+    with pytest.raises(RuntimeError, match="FusedReLU: a convolution has computed this activation"):
+        model(input)
+    assert_close([bp.revert(model)(input)], [model(input)])
+
+
+# ------------------------------------------------------------------------ copies and other programs
+
+
+def saved_and_loaded(model: nn.Module) -> nn.Module:
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    loaded: nn.Module = torch.load(file, weights_only=False)
+    return loaded
+
+
+FUSING = ["modules", "shared_relu", "untraceable", "weight_norm"]
+
+
+@pytest.mark.parametrize(
+    "copied",
+    [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m)), saved_and_loaded],
+    ids=["deepcopy", "pickle", "torch.save"],
+)
 @pytest.mark.parametrize("name", FUSING)
 def test_copies(name: str, copied: Callable[[nn.Module], nn.Module]) -> None:
+    if name == "weight_norm" and copied is not copy.deepcopy:
+        pytest.skip("torch refuses to pickle parametrized modules")
     model, input = prepared(MODELS[name])
-    torchs, _ = results(model, input)
     before = [type(m) for m in model.modules()]
     fused, _ = results(bp.convert(model, fuse_activations=True), input)
     other = copied(model)
-    assert [type(m) for m in other.modules()] == [type(m) for m in model.modules()]
     assert repr(other) == repr(model)
     assert bp.fusions(other) == bp.fusions(model)
+    assert runs_fused(other, input) == len(MODELS[name].fused)
     assert all(map(torch.equal, results(other, input)[0], fused))
     bp.revert(other)  # and not the one it was copied from
-    assert [type(m) for m in other.modules()] == before
-    assert all(map(torch.equal, results(other, input)[0], torchs))
-    assert all(map(torch.equal, results(model, input)[0], fused))
+    if name != "weight_norm":  # of each such module torch makes a class
+        assert [type(m) for m in other.modules()] == before
+    assert runs_fused(model, input) == len(MODELS[name].fused)
+
+
+def test_a_layer_by_itself_has_no_activation() -> None:
+    model, input = prepared(MODELS["modules"])
+    expected = model.conv(input)
+    bp.convert(model, fuse_activations=True)
+    for copied in (copy.deepcopy(model.conv), pickle.loads(pickle.dumps(model.conv))):
+        assert_close([copied(input)], [expected])
+    layer = model.conv
+    del model
+    assert_close([layer(input)], [expected])
+
+
+def test_a_part_is_reverted() -> None:
+    for part in ("conv", "act"):
+        model, input = prepared(MODELS["modules"])
+        expected = model(input)
+        bp.convert(model, fuse_activations=True)
+        bp.revert(model.get_submodule(part))
+        assert runs_fused(model, input) == 0
+        assert_close([model(input)], [expected])
 
 
 @pytest.mark.parametrize("name", FUSING)
@@ -145,98 +392,100 @@ def test_state_dict_both_ways(name: str) -> None:
     fused.load_state_dict(prepared(MODELS[name])[0].state_dict())
 
 
-def test_in_one_call_and_twice() -> None:
-    model, _ = prepared(MODELS["modules"])
-    for _ in range(2):
-        bp.convert(model, pooling=True, fuse_activations=True)
-        assert repr(model.act) == "FusedActivation(ReLU() in conv)"
-        assert "activation=relu" in repr(model.conv)
-    assert isinstance(model.act, FusedActivation)
-    bp.convert(model)  # does not undo it
-    assert [str(f) for f in bp.fusions(model).fused] == ["conv computes relu of act"]
+def checkpointed(model: nn.Module) -> nn.Module:
+    class Checkpointed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, x: Tensor) -> Tensor:
+            return checkpoint(self.model, x, use_reentrant=False)
+
+    return Checkpointed()
 
 
-def test_a_part_without_the_other_end_is_not_reverted() -> None:
+PROGRAMS: dict[str, Callable[[nn.Module, Tensor], Any]] = {
+    "torch.compile": lambda m, x: torch.compile(m, fullgraph=True, backend="aot_eager"),
+    "torch.export": lambda m, x: torch.export.export(m, (x,)).module(),
+    "torch.export, strict": lambda m, x: torch.export.export(m, (x,), strict=True).module(),
+    "torch.fx": lambda m, x: torch.fx.symbolic_trace(m),
+    "torch.jit.trace": lambda m, x: torch.jit.trace(m, x),
+    "vmap": lambda m, x: lambda y: torch.func.vmap(m)(y[:, None])[:, 0],
+    "functional_call": lambda m, x: lambda y: torch.func.functional_call(m, {}, (y,)),
+    "checkpoint": lambda m, x: checkpointed(m),
+    "again": lambda m, x: bp.convert(bp.convert(m), fuse_activations=True),
+}
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize("name", ["modules", "shared_relu"])
+def test_programs(name: str, program: str) -> None:
+    model, input = prepared(MODELS[name])
+    bp.convert(model, fuse_activations=True)
+    leaf = input.clone().requires_grad_()
+    made = PROGRAMS[program](model, input)
+    both = []
+    for run in (model, made):
+        output = run(leaf)
+        (grad,) = torch.autograd.grad(output.square().sum(), leaf)
+        both.append([output.detach(), grad])
+    assert_close(*both)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_an_exported_program_is_fused(strict: bool) -> None:
     model, input = prepared(MODELS["modules"])
-    expected = model(input)
     bp.convert(model, fuse_activations=True)
-    with pytest.warns(UserWarning, match="its activation relu is part of the layer"):
-        bp.revert(model.conv)
-    with pytest.warns(UserWarning, match="is fused into conv, which is not there"):
-        bp.revert(model.act)
-    assert_close([model(input)], [expected])
-    bp.revert(model)
-    assert torch.equal(model(input), expected)
+    code = torch.export.export(model, (input,), strict=strict).graph_module.code
+    assert code.count("torch_convbp.conv2d_activation") == 1 and "aten.relu" not in code
 
 
-def test_flags_are_still_looked_at() -> None:
-    """The changed forward is the old code, not a record of one run."""
-    model, input = prepared(MODELS["plain_calls"])
+def test_a_feature_extractor_finds_the_activation() -> None:
+    extraction = pytest.importorskip("torchvision.models.feature_extraction")
+    model, input = prepared(MODELS["modules"])
+    expected = model.act(model.conv(input))
     bp.convert(model, fuse_activations=True)
-    assert torch.equal(model.eval()(input), model(input))
-    assert not torch.equal(model.train()(input), model(input))  # dropout
-    assert type(model).forward.__code__.co_filename == Plain.forward.__code__.co_filename
-    assert isinstance(model, Plain)
+    extracted = extraction.create_feature_extractor(model, ["act"])(input)
+    assert_close([extracted["act"]], [expected])
+    assert torch.equal(torch.fx.symbolic_trace(model.act)(input), input.relu())
 
 
-@pytest.mark.parametrize("name", TRAPS)
-def test_traps(name: str) -> None:
-    """Whatever is done after it was converted, the model does what it did."""
-    trap, outputs = TRAPS[name], []
+def test_error_signals_of_fused_layers() -> None:
+    """delta is that of the pre-activation, whoever computes g."""
+    deltas = []
     for fuse in (False, True):
         torch.manual_seed(0)
-        model = trap.make().double()
-        part = model.get_submodule(trap.part)
-        bp.convert(part, fuse_activations=fuse)
-        report = bp.fusions(part)
-        trap.change(model)
-        torch.manual_seed(3)
-        input = normal((2, 3, 8, 8), torch.float64, seed=1)
-        outputs.append(trap.run(model, input))
-    if trap.reason:
-        assert not report.fused and trap.reason in str(report)
-    else:
-        assert len(report.fused) == 1 and not report.left_alone
-    assert_close([outputs[1]], [outputs[0]])
-    bp.revert(model)
-    assert_close([trap.run(model, input)], [outputs[0]])
+        model, input = prepared(MODELS["modules"])
+        bp.convert(model, fuse_activations=fuse)
+        with bp.record_error_signals(model, keep="tensors") as record:
+            model(input).square().sum().backward()
+        deltas.append([record[name][-1].delta for name in ("conv", "last")])
+    assert_close(*deltas)
 
 
-class Exits(Straight):
-    """Ends the program when it is traced, as a handler of a signal may."""
+def test_threads() -> None:
+    """Each knows of its own convolutions alone, at a shared activation too."""
+    model, input = prepared(MODELS["shared_elsewhere"])
+    expected, errors = model(input), []
+    bp.convert(model, fuse_activations=True)
 
-    def forward(self, x: Tensor) -> Tensor:
-        if type(x) is not Tensor:
-            raise SystemExit(3)
-        return super().forward(x)
+    def call() -> None:
+        try:
+            for _ in range(50):
+                assert_close([model(input)], [expected])
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=call) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
 
 
-class Refuses(Functional):
-    """Lets its copies' class be changed, and not its own."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.this = id(self)  # copies have the same number
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name == "__class__" and self.this == id(self):
-            raise AttributeError("not here")
-        super().__setattr__(name, value)
-
-
-@pytest.mark.parametrize(
-    ("make", "error"),
-    [(Exits, SystemExit), (lambda: nn.Sequential(Functional(), Refuses()), ValueError)],
-    ids=["exits", "refuses"],
-)
-def test_nothing_is_fused_by_half(make: Callable[[], nn.Module], error: type) -> None:
-    model, input = make().double(), normal((2, 3, 8, 8), torch.float64, seed=1)
-    expected = model(input)
-    with pytest.raises(error):
-        bp.convert(model, fuse_activations=True)
-    layers = [m for m in model.modules() if isinstance(m, bp.ConvBP2d)]
-    assert layers and not any("_link" in vars(m) or m.activation for m in layers)
-    assert_close([model(input)], [expected])
+# --------------------------------------------------------------------------------- how it is found
 
 
 class Noisy(nn.Module):
@@ -250,7 +499,6 @@ class Noisy(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         self.last = x
-        self.count += 1
         self.n += 1
         self.n.add_(1)
         for parameter in self.parameters():
@@ -273,7 +521,7 @@ def test_the_model_is_not_run_or_changed() -> None:
         assert [f.convolution for f in bp.fusions(model).fused] == ["1"]
     assert torch.equal(torch.get_rng_state(), states[0]) and random.getstate() == states[1]
     assert np.array_equal(np.random.get_state()[1], states[2])
-    assert noisy.last is None and noisy.count == 0 and noisy.n == 0 and not calls
+    assert noisy.last is None and noisy.n == 0 and not calls
     assert torch.equal(noisy.weight, torch.ones(2))
     assert model.training and not model[3].training
 
@@ -302,168 +550,42 @@ def test_other_threads_call_modules_meanwhile() -> None:
     assert not errors
 
 
-def test_hooks_on_all_modules() -> None:
-    model, _ = prepared(MODELS["modules"])
-    with nn.modules.module.register_module_forward_hook(lambda *_: None):
+class Exits(SharedRelu):
+    """Ends the program when it is traced, as a handler of a signal may."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if type(x) is not Tensor:
+            raise SystemExit(3)
+        return super().forward(x)
+
+
+def test_nothing_is_fused_by_half() -> None:
+    model, input = prepared(Model(Exits))
+    with pytest.raises(SystemExit):
         bp.convert(model, fuse_activations=True)
-        assert "register_module_forward_hook" in str(bp.fusions(model))
-    assert not bp.fusions(model).fused
+    assert runs_fused(model, input) == 0
+
+
+def test_what_cannot_be_copied() -> None:
+    model, input = prepared(MODELS["modules"])
+    model.lock = threading.Lock()
     bp.convert(model, fuse_activations=True)
-    assert bp.fusions(model).fused
+    [entry] = {reason for _, reason in bp.fusions(model).left_alone}
+    assert "Sequential cannot be copied (cannot pickle" in entry
+    bp.convert(model, fuse_activations=[("conv", "act")])
+    assert runs_fused(model, input) == 1
 
 
-def test_attributes_of_what_is_fused() -> None:
-    model, _ = prepared(MODELS["shared_activation"])
-    bp.convert(model, fuse_activations=True)
-    original = model[1]._original
-    assert model[1].negative_slope == 0.2
-    message = "LeakyReLU.negative_slope cannot be set while 0, 2 computes the activation; bp.revert"
-    with pytest.raises(AttributeError, match=message):
-        model[1].negative_slope = 0.9
-    with pytest.raises(AttributeError, match="no attribute 'slope'"):
-        _ = model[1].slope
-    original.negative_slope = 0.5  # by whoever else holds it
-    with pytest.raises(RuntimeError, match=r"was leaky_relu\(0.2\) when it was fused into 0, 2"):
-        model(torch.ones(1, 3, 8, 8, dtype=torch.float64))
-    seen: list[int] = []
-    model[1].register_forward_hook(lambda *_: seen.append(1))
-    model.eval()
-    assert not original.training and not model[1].training
-    bp.revert(model)[1].negative_slope = 0.9
-    assert model[1] is original and original.negative_slope == 0.9
-    model(torch.ones(1, 3, 8, 8, dtype=torch.float64))
-    assert seen == [1, 1]  # its hooks are there still
-
-
-def test_a_call_whose_argument_is_not_known() -> None:
-    with pytest.raises(ValueError, match=r"the arguments of relu\(\*\*kw\) are not known"):
-        check(Call("forward", 0, "relu(**kw)"))
-
-
-def test_attention_is_no_activation() -> None:
-    assert is_activation(nn.PReLU()) and not is_activation(nn.MultiheadAttention(4, 1))
-
-
-def test_a_part_of_what_cannot_be_traced() -> None:
-    model, input = prepared(MODELS["untraceable"])
-    expected = model(input)
-    bp.convert(model.features, fuse_activations=True)
-    for _ in range(2):
-        report = bp.fusions(model)
-        assert [f.convolution for f in report.fused] == ["features.0"]
-        assert [entry.activation for entry in report.left_alone] == [""]
-        assert_close([model(input)], [expected])
-        bp.convert(model, fuse_activations=True)  # does not undo it
-
-
-def test_a_convolution_that_was_replaced() -> None:
-    """The docstring says to revert before; at least it is said what is missing."""
-    model, _ = prepared(MODELS["shared_module"])
-    bp.convert(model, fuse_activations=True).one = nn.Conv2d(3, 4, 3).double()
-    with pytest.warns(UserWarning) as caught:
-        bp.revert(model)
-    assert "g: what it did is fused into one, which is not there" in str(caught[0].message)
-    assert "two: its activation softplus(2, 10) is part of the layer" in str(caught[0].message)
-
-
-@pytest.mark.parametrize("how", ["__new__", "__call__"])
-def test_the_class_of_a_method_without_its_call(how: str) -> None:
-    """Whether an object is made for its state, or a new one by the constructor."""
-    model, input = prepared(MODELS["plain_calls"])
-    expected = bp.convert(model, fuse_activations=True).eval()(input)
-    cls: Any = type(model)
-    if how == "__new__":
-        other = cls.__new__(cls)
-        vars(other).update(vars(model))
-        assert type(other) is cls
-    else:
-        other = cls().double().eval()
-        other.load_state_dict(model.state_dict())
-        assert type(other) is Plain
-    assert_close([other(input)], [expected])
+def test_it_says_what_it_did(caplog: pytest.LogCaptureFixture) -> None:
+    model, _ = prepared(MODELS["untraceable"])
+    with caplog.at_level(logging.INFO, "torch_convbp"):
+        bp.convert(model, fuse_activations=True)
+    assert str(bp.fusions(model)) in caplog.text
+    assert "2 activation(s) computed in the convolutions before them" in caplog.text
+    assert "features.0 computes relu of features.1" in caplog.text
+    assert "1 convolution(s) left alone: followed by PReLU" in caplog.text
 
 
 def test_no_module() -> None:
     with pytest.raises(TypeError, match=r"fusions.*'model' must be a torch\.nn\.Module, not int"):
         bp.fusions(5)  # type: ignore[arg-type]
-
-
-def test_it_says_what_it_did(caplog: pytest.LogCaptureFixture) -> None:
-    model, _ = prepared(MODELS["changed_in_place"])
-    with caplog.at_level(logging.INFO, "torch_convbp"):
-        bp.convert(model, fuse_activations=True)
-    assert "1 activation(s) fused into convolutions" in caplog.text
-    assert "two computes relu6 of F.relu6(self.two(a)) in the model itself" in caplog.text
-    assert "one, F.leaky_relu(self.one(x)) in the model itself: its output is" in caplog.text
-    assert str(bp.fusions(model)) in caplog.text
-
-
-@pytest.mark.parametrize("value", [1, None, "relu"])
-def test_no_bool(value: Any) -> None:
-    model = nn.Sequential(nn.Conv2d(3, 3, 1))
-    with pytest.raises(TypeError, match="argument 'fuse_activations' must be bool, not"):
-        bp.convert(model, fuse_activations=value)
-    assert type(model[0]) is nn.Conv2d
-
-
-def test_code_that_changed_since_it_was_pickled(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, _ = prepared(MODELS["plain_calls"])
-    saved = pickle.dumps(bp.convert(model, fuse_activations=True))
-    monkeypatch.setattr(Plain, "forward", SharedRelu.forward)
-    with pytest.raises(RuntimeError, match="Plain was saved with activations fused"):
-        pickle.loads(saved)
-
-
-def test_a_graph_module() -> None:
-    model, input = prepared(MODELS["modules"])
-    traced = torch.fx.symbolic_trace(model)
-    expected = traced(input)
-    bp.convert(traced, fuse_activations=True)
-    assert [f.convolution for f in bp.fusions(traced).fused] == ["conv"]
-    assert_close([traced(input)], [expected])
-    calls = bp.convert(torch.fx.symbolic_trace(Plain()), fuse_activations=True)
-    assert not bp.fusions(calls).fused
-    assert "made the code from a graph" in str(bp.fusions(calls))
-
-
-def test_error_signals_of_fused_layers() -> None:
-    """delta is that of the pre-activation, whoever computes g."""
-    deltas = []
-    for fuse in (False, True):
-        torch.manual_seed(0)
-        model, input = prepared(MODELS["modules"])
-        bp.convert(model, fuse_activations=fuse)
-        with bp.record_error_signals(model, keep="tensors") as record:
-            model(input).square().sum().backward()
-        deltas.append([record[name][-1].delta for name in ("conv", "last")])
-    assert_close(*deltas)
-
-
-def test_torch_fx() -> None:
-    for name in ("modules", "plain_calls", "blocks"):
-        model, input = prepared(MODELS[name])
-        model.eval()
-        bp.convert(model, fuse_activations=True)
-        traced = torch.fx.symbolic_trace(model)
-        assert torch.equal(traced(input), model(input))
-
-
-def test_a_feature_extractor_finds_the_activation() -> None:
-    """What is in its place is a node of torch.fx's graphs, as the activation was."""
-    extraction = pytest.importorskip("torchvision.models.feature_extraction")
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten()).double()
-    input = normal((2, 3, 8, 8), torch.float64, seed=1)
-    expected = model[1](model[0](input))
-    bp.convert(model, fuse_activations=True)
-    assert bp.fusions(model).fused
-    extracted = extraction.create_feature_extractor(model, ["1"])(input)
-    assert_close([extracted["1"]], [expected])
-    assert torch.fx.symbolic_trace(model[1])(input) is input
-
-
-def test_compiled_as_a_whole() -> None:
-    model, input = prepared(MODELS["blocks"])
-    bp.convert(model, fuse_activations=True).eval()
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    expected, _ = results(model, input)
-    assert_close(results(compiled, input)[0], expected)

@@ -204,14 +204,17 @@ def _of_module(function: str, module: nn.Module) -> Activation:
 
 
 def of_module(module: Any) -> Activation | None:
-    """The row of a torch.nn activation module (not of a subclass); None where there is none."""
+    """The row of a torch.nn activation module; None where there is none.
+
+    None too for a subclass, whose forward may be another, but for those of fusion.py.
+    """
     g = _as_written(module)
-    return g if g is not None and _has_its_parameters(g) else None
+    return g if g is None or not g.parameters or _has_its_parameters(g) else None
 
 
 def _as_written(module: Any) -> Activation | None:
     """The same with parameters unchecked: torch.nn takes what there is, and fails when called."""
-    name = next((name for name, row in TABLE.items() if row.module is type(module)), None)
+    name = _NAMES.get(getattr(type(module), "activation_class", type(module)))
     if name is None:
         return None
     values = [getattr(module, p) for p in TABLE[name].parameters]
@@ -220,6 +223,9 @@ def _as_written(module: Any) -> Activation | None:
     elif name == "gelu" and module.approximate != "none":
         values = [module.approximate]
     return Activation(name, tuple(float(v) if hasattr(v, "__float__") else v for v in values))
+
+
+_NAMES = {row.module: name for name, row in TABLE.items() if name != "gelu_tanh"}
 
 
 def error_signal(grad: Tensor, kept: Tensor, name: str, parameters: Sequence[float]) -> Tensor:

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import functools
 import warnings
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 from torch import nn
+from torch.nn.utils import parametrize
 
 from torch_convbp import fusion, shapes
-from torch_convbp._classes import reduce_by, set_class
 from torch_convbp.modules import AvgPoolBP2d, ConvBP2d, LinearBP, MaxPoolBP2d
 
 __all__ = ["convert", "revert"]
@@ -34,6 +35,60 @@ _OURS = CONVOLUTION | POOLING | DENSE
 _REVERTED = {ours: theirs for theirs, ours in _OURS.items()}
 
 
+# --- giving a module another class, made here, so that it still pickles and copies
+
+# From a class to the one that is to take its place; picklable. None: leave it.
+_Change = Callable[[Any], Any]
+
+
+def _rebuild(change: _Change, cls: Any) -> nn.Module:
+    module: nn.Module = cls.__new__(change(cls))
+    return module
+
+
+def _rebuild_by(change: _Change, make: Callable[..., Any], *args: Any) -> Any:
+    module = make(*args)
+    _set_class(module, change)
+    return module
+
+
+def _reduce_by(change: _Change, cls: Any) -> Callable[[nn.Module, Any], tuple[Any, ...]]:
+    """The ``__reduce_ex__`` of what ``change`` makes of ``cls``.
+
+    Pickle and deepcopy look classes up by name; such a one is made anew.
+    """
+
+    def __reduce_ex__(self: nn.Module, protocol: Any) -> tuple[Any, ...]:
+        if (cls.__reduce__, cls.__reduce_ex__) != (object.__reduce__, object.__reduce_ex__):
+            rule: Any = cls.__reduce_ex__(self, protocol)
+            make, args, *rest = rule
+            return _rebuild_by, (change, make, *args), *rest
+        getstate = getattr(self, "__getstate__", vars(self).copy)
+        return _rebuild, (change, cls), getstate()
+
+    return __reduce_ex__
+
+
+def _set_class(module: nn.Module, change: _Change) -> bool:
+    """Gives the module the class that ``change`` makes of its own; False where that is None."""
+    cls = type(module)
+    if not parametrize.is_parametrized(module):
+        changed = change(cls)
+    elif (base := change(cls.__bases__[0])) is None:
+        changed = None
+    else:
+        # torch derives a class for each parametrized module and keeps its properties there: the
+        # same class over another base. Copies of the module share the old one, so it stays.
+        namespace = {k: v for k, v in vars(cls).items() if k not in ("__dict__", "__weakref__")}
+        changed = type(f"Parametrized{base.__name__}", (base,), namespace)
+    if changed is not None:
+        module.__class__ = changed
+    return changed is not None
+
+
+# --- the layers
+
+
 @functools.cache
 def _converted_class(cls: Any) -> Any:
     """The class an instance of ``cls`` gets: ours, or ConvBP2d before a subclass's own ways.
@@ -45,7 +100,7 @@ def _converted_class(cls: Any) -> Any:
     if not issubclass(cls, nn.Conv2d):
         return None
     namespace = {"_converted_from": cls, "__module__": __name__}
-    namespace["__reduce_ex__"] = reduce_by(_converted_class, cls)
+    namespace["__reduce_ex__"] = _reduce_by(_converted_class, cls)
     return type(f"ConvBP2d_{cls.__name__}", (ConvBP2d, cls), namespace)
 
 
@@ -76,14 +131,18 @@ def _convert_layer(module: nn.Module, theirs: type[nn.Module]) -> str | None:
             if parameter.dtype not in shapes.DTYPES and not parameter.is_complex():
                 return f"its dtype is {parameter.dtype}"
     try:
-        changed = set_class(module, _converted_class)
+        changed = _set_class(module, _converted_class)
     except Exception as error:  # what a class does about it is its own
         return f"{cls.__name__} does not let its class be changed: {error}"
     return None if changed else f"{cls.__name__} is a subclass of nn.{theirs.__name__}"
 
 
 def convert(
-    model: Model, *, pooling: bool = False, dense: bool = False, fuse_activations: bool = False
+    model: Model,
+    *,
+    pooling: bool = False,
+    dense: bool = False,
+    fuse_activations: bool | Iterable[tuple[str, str]] = False,
 ) -> Model:
     """Turns every nn.Conv2d of ``model`` into a ConvBP2d, in place.
 
@@ -97,31 +156,26 @@ def convert(
         pooling: also turn nn.MaxPool2d and nn.AvgPool2d into MaxPoolBP2d and AvgPoolBP2d.
         dense: also turn nn.Linear into LinearBP. Subclasses of these three are left alone, and
             listed.
-        fuse_activations: also let each ConvBP2d compute the activation that alone follows it, a
-            module or a functional call, where torch.fx and the model's code show that nothing
-            else sees the convolution's output in any run of the model's forward.
-            bp.fusions(model) lists what was fused, and what was left alone and why; the logger
-            "torch_convbp" is told too. What passes between the two is a from then on: to a hook
-            put on the convolution later, to a slice of a Sequential that ends there, to code that
-            is no method of the model's classes or has the layers in a list. By nature outside of
-            what is shown are a convolution that another model has too, a copy.copy of the model,
-            which shares its layers, and what torch.fx made of it while it was fused. Revert before
-            layers are replaced, or activations changed. The global random states of torch, Python
-            and NumPy are afterwards what they were: numbers that another thread draws meanwhile
-            are drawn again.
+        fuse_activations: also have a ConvBP2d compute the activation module that alone follows it.
+            True: where one trace by torch.fx in each mode shows that, of the model, or of its parts
+            where it cannot be traced as a whole. Pairs of names, [("conv1", "relu1"), ...]: those.
+            In each call a pair runs as one only while both are in their places and have no hooks.
+            What the traces cannot show is code of the model's own that takes another way when a
+            flag or an argument is changed, or that calls the layers of a part which was traced by
+            itself one by one: there the convolution's output is a, not p. bp.fusions(model) lists
+            what was fused, and what was not and why; the logger "torch_convbp" is told too.
 
     Returns:
         The same model: outputs, gradients and state_dict are what they were.
 
     Raises:
-        TypeError: model is no torch.nn.Module, or another argument no bool.
-        ValueError: a module takes no other class for a fused call, though its copy did; then no
-            activation is fused.
+        TypeError: model is no torch.nn.Module, or another argument no bool or pairs of names.
+        ValueError: a name is of no module in model, of no nn.Conv2d or of no known activation.
     """
     shapes.check_is_module("convert", model)
-    flags = {"pooling": pooling, "dense": dense, "fuse_activations": fuse_activations}
-    for argument, value in flags.items():
+    for argument, value in {"pooling": pooling, "dense": dense}.items():
         shapes.flag("convert", argument, value)
+    pairs = fusion.check_pairs(model, fuse_activations)
     wanted = CONVOLUTION | (POOLING if pooling else {}) | (DENSE if dense else {})
     left_alone = {}
     for name, module in model.named_modules():
@@ -132,8 +186,8 @@ def convert(
         elif getattr(module, "original_name", None) in {kind.__name__ for kind in wanted}:
             left_alone[name] = "it is compiled by TorchScript"
     _warn("convert", left_alone)
-    if fuse_activations:
-        fusion.fuse(model)
+    if pairs:
+        fusion.fuse(model, pairs)
     return model
 
 
@@ -143,7 +197,7 @@ def revert(model: Model) -> Model:
     Layers that ``convert`` made get the class they had; layers built as ConvBP2d become
     nn.Conv2d, and so on. Activations it fused are where they were again. Left alone and listed in
     one warning are subclasses of our layers, layers that refuse, and layers with an activation of
-    their own (or of a module that is not in ``model``): torch's own would compute something else.
+    their own: torch's own would compute something else.
 
     Returns:
         The same model.
@@ -152,7 +206,8 @@ def revert(model: Model) -> Model:
         TypeError: model is no torch.nn.Module.
     """
     shapes.check_is_module("revert", model)
-    left_alone, ours = dict(fusion.unfuse(model)), tuple(_OURS.values())
+    fusion.unfuse(model)
+    left_alone, ours = {}, tuple(_OURS.values())
     for name, module in model.named_modules():
         if not isinstance(module, ours):
             continue
@@ -161,7 +216,7 @@ def revert(model: Model) -> Model:
             continue
         kind = type(module).__name__
         try:
-            if not set_class(module, _reverted_class):
+            if not _set_class(module, _reverted_class):
                 left_alone[name] = f"a {kind}"
         except Exception as error:
             left_alone[name] = f"{kind} does not let its class be changed: {error}"

@@ -152,6 +152,9 @@ class ConvBP2d(_WithActivation, nn.Conv2d):
         if g is not None:
             self.activation = g
 
+    # What fusion.py puts here is asked in each call for the activation after the layer.
+    _fusion: Any = None
+
     def forward(self, input: Tensor) -> Tensor:
         if is_node(self, input):
             return as_node(self, input)
@@ -162,16 +165,16 @@ class ConvBP2d(_WithActivation, nn.Conv2d):
         if self.padding_mode != "zeros":
             input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
             padding = 0
-        return functional.conv2d(
-            input,
-            weight,
-            bias,
-            self.stride,
-            padding,
-            self.dilation,
-            self.groups,
-            activation=self.activation,
+        g, after = self.activation, None
+        if g is None and self._fusion is not None:
+            after = self._fusion.activation(self)
+            g = activations.of_module(after)
+        output = functional.conv2d(
+            input, weight, bias, self.stride, padding, self.dilation, self.groups, activation=g
         )
+        if after is not None and g is not None:
+            after.tell(output)
+        return output
 
 
 class LinearBP(_WithActivation, nn.Linear):
