@@ -23,6 +23,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
+CSRC = ROOT / "csrc"  # what every include of its files is relative to
 STABLE_ABI = ["-DTORCH_TARGET_VERSION=0x020a000000000000", "-DTORCH_STABLE_ONLY"]
 DEFAULT_CUDA_ARCHITECTURES = "8.0;9.0+PTX"
 # tests/test_cuda_build.py compiles with them too.
@@ -80,7 +81,7 @@ def why_no_cuda(sources: list[str], cuda_home: Path | None, torch_cuda: str | No
 def sources_in(folder: str, *suffixes: str) -> list[str]:
     return sorted(
         str(path.relative_to(ROOT))
-        for path in (ROOT / "csrc" / folder).glob("*")
+        for path in (CSRC / folder).rglob("*")
         if path.suffix in suffixes
     )
 
@@ -111,7 +112,7 @@ def main() -> None:
     from setuptools import setup
     from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension
 
-    headers = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "csrc").rglob("*.*h"))
+    headers = sorted(str(p.relative_to(ROOT)) for p in CSRC.rglob("*.*h"))
     # No code here asks which floating-point exceptions were raised; without them, both sides of a
     # choice may be computed, and loops become vector instructions.
     compile_args = ["-O3", "-std=c++20", "-fno-trapping-math", "-fno-math-errno"]
@@ -119,7 +120,8 @@ def main() -> None:
     extensions = [
         CppExtension(
             "torch_convbp._C",
-            sources_in(".", ".cpp") + sources_in("cpu", ".cpp"),
+            sources_in("core", ".cpp") + sources_in("torch", ".cpp") + sources_in("cpu", ".cpp"),
+            include_dirs=[str(CSRC)],
             depends=headers,
             extra_compile_args={"cxx": compile_args},
             py_limited_api=True,
@@ -131,6 +133,7 @@ def main() -> None:
             CUDAExtension(
                 "torch_convbp._C_cuda",
                 cuda_sources,
+                include_dirs=[str(CSRC)],
                 depends=headers,
                 extra_compile_args={
                     "cxx": [*compile_args, "-DUSE_CUDA"],

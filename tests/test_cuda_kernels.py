@@ -49,7 +49,7 @@ def run(out: Path, order: str, *arguments: str) -> subprocess.CompletedProcess[s
 @pytest.fixture(scope="module")
 def shim() -> Path:
     out = ROOT / "build" / "cuda-shim"
-    make(out, ROOT / "csrc" / "cuda")
+    make(out, ROOT / "csrc")
     return out
 
 
@@ -74,7 +74,7 @@ def test_the_program_for_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         pytest.skip("nvcc is needed")
     if not torch.cuda.is_available():
         monkeypatch.setenv("ARCH", "sm_90")
-    make(tmp_path, ROOT / "csrc" / "cuda", "gpu")
+    make(tmp_path, ROOT / "csrc", "gpu")
     done = run(tmp_path / "gpu", "forward", "2")
     if torch.cuda.is_available():
         assert done.returncode == 0, done.stderr
@@ -258,23 +258,23 @@ BUGS = {
         "pool.cuh", "value > largest ||", "value >= largest ||", "pools", "float32"
     ),
     "a window too few": Bug(
-        "../pool_problem.h", "m < rows.end; ++m", "m < rows.end - 1; ++m", "pools", "float32"
+        "../core/pool_problem.h", "m < rows.end; ++m", "m < rows.end - 1; ++m", "pools", "float32"
     ),
     "padding is not skipped": Bug(
-        "../plain_sums.h", "position < size;", "position <= size;", "plain", "float32"
+        "../core/reference_sums.h", "position < size;", "position <= size;", "plain", "float32"
     ),
 }  # fmt: skip
 
 
 # What a family's kernels are compiled into, all that share a template; the implicit GEMM's, a file
 # for each element type.
-DEPTHWISE = ["depthwise.o", "depthwise_weight_grad.o", "depthwise_backward.o"]
+DEPTHWISE = ["cuda/depthwise.o", "cuda/depthwise_weight_grad.o", "cuda/depthwise_backward.o"]
 OBJECTS = {
     "depthwise": DEPTHWISE,
     "depthwise_backward": DEPTHWISE,
-    "elementwise": ["elementwise.o"],
-    "plain": ["plain.o"],
-    "pools": ["pool.o"],
+    "elementwise": ["cuda/elementwise.o"],
+    "plain": ["cuda/plain.o"],
+    "pools": ["cuda/pool.o"],
 }
 
 
@@ -296,7 +296,7 @@ def make_changed(
     shutil.copytree(built, out, copy_function=shutil.copy)
     for made in objects:
         (out / made).unlink()
-    make(out, sources / "cuda", target)
+    make(out, sources, target)
 
 
 @pytest.mark.slow
@@ -304,7 +304,7 @@ def make_changed(
 def test_a_bug_is_noticed(shim: Path, tmp_path: Path, name: str) -> None:
     bug, out = BUGS[name], tmp_path / "out"
     element = "float32" if bug.type == "TF32" else bug.type
-    objects = OBJECTS.get(bug.family, [f"implicit_gemm_{element}.o"])
+    objects = OBJECTS.get(bug.family, [f"cuda/implicit_gemm_{element}.o"])
     make_changed(shim, out, bug[:3], [*objects, "kernels"])
     runs = [run(out, order, "24", "0", bug.family, bug.type) for order in ORDERS]
     assert any(done.returncode for done in runs), runs[0].stdout

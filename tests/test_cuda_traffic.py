@@ -110,7 +110,7 @@ def wasteful(counted: list[Counted], layer: str) -> list[str]:
 @pytest.fixture(scope="module")
 def built() -> Path:
     out = ROOT / "build" / "cuda-shim"
-    make(out, ROOT / "csrc" / "cuda", "traffic")
+    make(out, ROOT / "csrc", "traffic")
     return out
 
 
@@ -167,7 +167,7 @@ FAULTS = {
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_fault_is_noticed(built: Path, tmp_path: Path, name: str) -> None:
     fault, out = FAULTS[name], tmp_path / "out"
-    objects = [*OBJECTS.get(fault.family, ["implicit_gemm_bfloat16.o"]), "traffic"]
+    objects = [*OBJECTS.get(fault.family, ["cuda/implicit_gemm_bfloat16.o"]), "traffic"]
     make_changed(built, out, fault[:3], [f"traffic/{made}" for made in objects], "traffic")
     found = wasteful(count(out, fault.layer, "bfloat16"), fault.layer)
     assert found

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <string>
 
-#include "../activation.h"
+#include "core/activation.h"
 
 namespace convbp::activation {
 

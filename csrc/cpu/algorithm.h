@@ -4,7 +4,7 @@
 #include <string>
 #include <type_traits>
 
-#include "../conv_problem.h"
+#include "core/conv_problem.h"
 
 namespace convbp {
 

@@ -1,9 +1,9 @@
-// The boundary of the CPU kernels: what ../boundary.h leaves to a backend.
+// The boundary of the CPU kernels: what torch/binding.h leaves to a backend.
 #pragma once
 
-#include "../boundary.h"
 #include "activation.h"
 #include "capability.h"
+#include "torch/binding.h"
 
 namespace convbp {
 

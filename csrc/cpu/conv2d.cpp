@@ -68,6 +68,6 @@ void conv2d_weight_grad(const ConvProblem& p, View<const T> input, View<const T>
 }  // namespace backend
 }  // namespace convbp
 
-#include "../conv2d_ops.h"
+#include "torch/conv2d.h"
 
 CONVBP_REGISTER_CONVOLUTIONS(CPU)

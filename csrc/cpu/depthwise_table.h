@@ -5,8 +5,8 @@
 #include <cstdint>
 #include <vector>
 
-#include "../conv_problem.h"
 #include "capability.h"
+#include "core/conv_problem.h"
 #include "epilogue.h"
 #include "tap_conv.h"
 

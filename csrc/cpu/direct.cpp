@@ -2,9 +2,9 @@
 #include "direct.h"
 
 #include "capability.h"
+#include "core/types.h"
 #include "direct_plan.h"
 #include "direct_table.h"
-#include "../element.h"
 #include "parallel.h"
 #include "scratch.h"
 #include "stream_rule.h"

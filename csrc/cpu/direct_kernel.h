@@ -26,10 +26,10 @@
 #include <type_traits>
 #include <vector>
 
+#include "core/types.h"
 #include "direct_plan.h"
 #include "direct_planes.h"
 #include "direct_table.h"
-#include "../element.h"
 #include "patch.h"
 #include "register_tile.h"
 #include "scratch.h"

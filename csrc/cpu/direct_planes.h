@@ -12,9 +12,9 @@
 #include <cstdint>
 #include <vector>
 
+#include "core/types.h"
 #include "direct_plan.h"
 #include "direct_table.h"
-#include "../element.h"
 #include "epilogue.h"
 #include "patch.h"
 #include "register_tile.h"

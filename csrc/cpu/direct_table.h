@@ -4,8 +4,8 @@
 
 #include <cstdint>
 
-#include "../conv_problem.h"
 #include "capability.h"
+#include "core/conv_problem.h"
 #include "direct_plan.h"
 #include "epilogue.h"
 

@@ -2,6 +2,6 @@
 #include "boundary.h"
 #include "error_signal.h"
 
-#include "../elementwise_ops.h"
+#include "torch/elementwise.h"
 
 CONVBP_REGISTER_ELEMENTWISE(CPU)

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "activation.h"
-#include "../element.h"
+#include "core/types.h"
 
 namespace convbp {
 

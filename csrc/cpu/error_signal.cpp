@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <type_traits>
 
-#include "../integers.h"
+#include "core/integers.h"
 #include "parallel.h"
 #include "scratch.h"
 

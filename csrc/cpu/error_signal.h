@@ -2,8 +2,8 @@
 #pragma once
 
 #include "activation.h"
-#include "../channels.h"
-#include "../element.h"
+#include "core/channels.h"
+#include "core/types.h"
 
 namespace convbp {
 

@@ -3,7 +3,7 @@
 // null: then it is not computed.
 #pragma once
 
-#include "../conv_problem.h"
+#include "core/conv_problem.h"
 #include "epilogue.h"
 
 #define CONVBP_DECLARE_OPERATORS                                                                \

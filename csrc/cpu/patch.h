@@ -8,7 +8,7 @@
 #include <cstring>
 #include <type_traits>
 
-#include "../element.h"
+#include "core/types.h"
 #include "register_tile.h"
 #include "stream.h"
 #include "stream_rule.h"

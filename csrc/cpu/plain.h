@@ -1,10 +1,10 @@
 // The three operators as plain loop nests: every element of the result, and the sums of
-// ../plain_sums.h, which are the inner loops.
+// core/reference_sums.h, which are the inner loops.
 //
 // The two are the first thing to read, and what the fast kernels are tested against.
 #pragma once
 
-#include "../plain_sums.h"
+#include "core/reference_sums.h"
 #include "epilogue.h"
 
 namespace convbp::plain {

@@ -6,8 +6,8 @@
 #include <cstdint>
 #include <vector>
 
-#include "../conv_problem.h"
 #include "capability.h"
+#include "core/conv_problem.h"
 #include "epilogue.h"
 #include "tap_conv.h"
 

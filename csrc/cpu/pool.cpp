@@ -3,7 +3,7 @@
 
 #include "algorithm.h"
 #include "capability.h"
-#include "../element.h"
+#include "core/types.h"
 #include "parallel.h"
 #include "pool_plain.h"
 

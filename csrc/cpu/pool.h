@@ -3,8 +3,8 @@
 
 #include <cstdint>
 
-#include "../integers.h"
-#include "../pool_problem.h"
+#include "core/integers.h"
+#include "core/pool_problem.h"
 
 namespace convbp::pool {
 

@@ -6,7 +6,7 @@
 #include <type_traits>
 #include <vector>
 
-#include "../element.h"
+#include "core/types.h"
 #include "pool.h"
 #include "scratch.h"
 

@@ -2,6 +2,6 @@
 #include "boundary.h"
 #include "pool.h"
 
-#include "../pool_ops.h"
+#include "torch/pool2d.h"
 
 CONVBP_REGISTER_POOLS(CPU)

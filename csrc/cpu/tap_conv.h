@@ -12,8 +12,8 @@
 #include <cstdint>
 #include <vector>
 
-#include "../conv_problem.h"
-#include "../integers.h"
+#include "core/conv_problem.h"
+#include "core/integers.h"
 
 namespace convbp {
 

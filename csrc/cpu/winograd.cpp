@@ -7,7 +7,7 @@
 #include <utility>
 
 #include "capability.h"
-#include "../element.h"
+#include "core/types.h"
 #include "parallel.h"
 #include "scratch.h"
 #include "stream_rule.h"

@@ -3,7 +3,7 @@
 
 #include <string>
 
-#include "../conv_problem.h"
+#include "core/conv_problem.h"
 
 namespace convbp::cuda {
 

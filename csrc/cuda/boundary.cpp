@@ -7,8 +7,8 @@
 #include "algorithm.h"
 
 // The same code as the CPU library's: neither sees the other's symbols.
-#include "../activation.cpp"
-#include "../checks.cpp"
+#include "core/activation.cpp"
+#include "torch/checks.cpp"
 
 namespace convbp {
 

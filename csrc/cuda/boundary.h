@@ -1,13 +1,13 @@
-// The boundary of the CUDA kernels: what ../boundary.h leaves to a backend.
+// The boundary of the CUDA kernels: what torch/binding.h leaves to a backend.
 #pragma once
 
 #include <torch/csrc/stable/accelerator.h>
 
 #include <vector>
 
-#include "../boundary.h"
 #include "context.h"
 #include "epilogue.h"
+#include "torch/binding.h"
 
 namespace convbp {
 

@@ -79,7 +79,7 @@ void depthwise_backward(const ConvProblem& p, const cuda::depthwise::ErrorSignal
 
 }  // namespace convbp::backend
 
-#include "../conv2d_ops.h"
+#include "torch/conv2d.h"
 
 namespace convbp {
 namespace {

@@ -1,8 +1,8 @@
 // Depthwise convolutions on the GPU: groups of one input channel and one or several filters.
 #pragma once
 
-#include "../conv_problem.h"
 #include "context.h"
+#include "core/conv_problem.h"
 #include "epilogue.h"
 
 namespace convbp::cuda::depthwise {

@@ -1,7 +1,7 @@
 // Gradients of the filters, which are sums over all pixels: cut into pieces, whose sums are added.
 #pragma once
 
-#include "../conv_problem.h"
+#include "core/conv_problem.h"
 #include "epilogue.h"
 #include "grid.h"
 

@@ -8,7 +8,7 @@
 #include <numeric>
 #include <type_traits>
 
-#include "../conv_problem.h"
+#include "core/conv_problem.h"
 #include "epilogue.h"
 #include "grid.h"
 #include "pack.h"

@@ -1,7 +1,7 @@
 // Starts the depthwise kernels of the weight gradient.
 #include "depthwise_weight_grad.cuh"
 
-#include "../integers.h"
+#include "core/integers.h"
 #include "depthwise.h"
 #include "element_types.h"
 

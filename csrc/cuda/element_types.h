@@ -1,7 +1,7 @@
 // Instantiates a template's function for every element type.
 #pragma once
 
-#include "../element.h"
+#include "core/types.h"
 
 #define CONVBP_FOR_EACH_ELEMENT(INSTANTIATE) \
   INSTANTIATE(float)                         \

@@ -1,7 +1,7 @@
 // Starts the element-wise kernels.
 #include "elementwise.h"
 
-#include "../integers.h"
+#include "core/integers.h"
 #include "element_types.h"
 #include "elementwise.cuh"
 

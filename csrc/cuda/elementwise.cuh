@@ -7,7 +7,7 @@
 // alone; each is summed by one block in a fixed order, and another kernel adds the pieces.
 #pragma once
 
-#include "../channels.h"
+#include "core/channels.h"
 #include "epilogue.h"
 #include "grid.h"
 

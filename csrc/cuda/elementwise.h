@@ -1,8 +1,8 @@
 // L2 and L3 element by element, for layers whose kernel has no epilogue of its own, and L5.
 #pragma once
 
-#include "../channels.h"
 #include "context.h"
+#include "core/channels.h"
 #include "epilogue.h"
 
 namespace convbp::cuda {

@@ -27,6 +27,6 @@ void error_signal_bias_grad(const activation::Activation<Accumulator<T>>& g, con
 
 }  // namespace convbp
 
-#include "../elementwise_ops.h"
+#include "torch/elementwise.h"
 
 CONVBP_REGISTER_ELEMENTWISE(CUDA)

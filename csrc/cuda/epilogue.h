@@ -2,9 +2,9 @@
 // the number of its row: every thread takes the same branch.
 #pragma once
 
-#include "../activation.h"
-#include "../element.h"
-#include "../host_device.h"
+#include "core/activation.h"
+#include "core/host_device.h"
+#include "core/types.h"
 #include "pack.h"
 
 namespace convbp {

@@ -5,8 +5,8 @@
 #include <cstdint>
 #include <numeric>
 
-#include "../conv_problem.h"
-#include "../host_device.h"
+#include "core/conv_problem.h"
+#include "core/host_device.h"
 #include "grid.h"
 
 namespace convbp::cuda::gemm {

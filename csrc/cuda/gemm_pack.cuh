@@ -12,7 +12,7 @@
 
 #include <algorithm>
 
-#include "../integers.h"
+#include "core/integers.h"
 #include "gemm_operand.h"
 #include "grid.h"
 

@@ -20,8 +20,8 @@
 
 #include <cstring>
 
-#include "../element.h"
-#include "../host_device.h"
+#include "core/host_device.h"
+#include "core/types.h"
 #include "gemm_tile.cuh"
 
 namespace convbp::cuda::gemm {

@@ -3,7 +3,7 @@
 
 #include <algorithm>
 
-#include "../integers.h"
+#include "core/integers.h"
 #include "device.h"
 
 namespace convbp::cuda {

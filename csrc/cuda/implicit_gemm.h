@@ -1,8 +1,8 @@
 // The convolution operators as implicit matrix products, as the boundary calls them.
 #pragma once
 
-#include "../conv_problem.h"
 #include "context.h"
+#include "core/conv_problem.h"
 #include "epilogue.h"
 
 namespace convbp::cuda::gemm {

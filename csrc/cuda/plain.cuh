@@ -1,10 +1,10 @@
 // The three operators, one thread an output: the equations, one sum after the other.
 //
 // This is the first thing to read, and what the fast kernels are tested against. The outer loops of
-// ../cpu/plain.h are the threads here, the inner ones are the same: ../plain_sums.h.
+// ../cpu/plain.h are the threads here, the inner ones are the same: core/reference_sums.h.
 #pragma once
 
-#include "../plain_sums.h"
+#include "core/reference_sums.h"
 #include "epilogue.h"
 #include "grid.h"
 

@@ -5,8 +5,8 @@
 
 #include <cmath>
 
-#include "../element.h"
-#include "../pool_problem.h"
+#include "core/pool_problem.h"
+#include "core/types.h"
 #include "grid.h"
 
 namespace convbp::cuda::pool::kernels {

@@ -1,8 +1,8 @@
 // Pooling (L8), as the boundary calls it.
 #pragma once
 
-#include "../pool_problem.h"
 #include "context.h"
+#include "core/pool_problem.h"
 
 namespace convbp::cuda::pool {
 

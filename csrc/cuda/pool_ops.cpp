@@ -38,6 +38,6 @@ void avg_pool2d_input_grad(const PoolProblem& p, View<const T> delta, View<T> in
 
 }  // namespace convbp::pool
 
-#include "../pool_ops.h"
+#include "torch/pool2d.h"
 
 CONVBP_REGISTER_POOLS(CUDA)

@@ -15,11 +15,11 @@
 #include <string>
 #include <vector>
 
-#include "../../csrc/cuda/depthwise.h"
-#include "../../csrc/cuda/elementwise.h"
-#include "../../csrc/cuda/implicit_gemm.h"
-#include "../../csrc/cuda/plain.h"
-#include "../../csrc/cuda/pool.h"
+#include "cuda/depthwise.h"
+#include "cuda/elementwise.h"
+#include "cuda/implicit_gemm.h"
+#include "cuda/plain.h"
+#include "cuda/pool.h"
 #include "../sanitize/tensor.h"
 #include "reference.h"
 

@@ -1,7 +1,7 @@
 #include "reference.h"
 
-#include "../../csrc/cpu/plain.h"
-#include "../../csrc/cpu/pool_plain.h"
+#include "cpu/plain.h"
+#include "cpu/pool_plain.h"
 
 namespace convbp::reference {
 

@@ -2,8 +2,8 @@
 // unit of their own: CPU and GPU each have an Epilogue of that name.
 #pragma once
 
-#include "../../csrc/conv_problem.h"
-#include "../../csrc/pool_problem.h"
+#include "core/conv_problem.h"
+#include "core/pool_problem.h"
 
 namespace convbp::reference {
 

@@ -26,8 +26,8 @@
 #include <string>
 #include <vector>
 
-#include "../../csrc/cuda/context.h"
-#include "../../csrc/element.h"
+#include "cuda/context.h"
+#include "core/types.h"
 
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/common_interface_defs.h>

@@ -13,17 +13,17 @@
 #include <thread>
 #include <vector>
 
-#include "../../csrc/cpu/capability.h"
-#include "../../csrc/cpu/depthwise.h"
-#include "../../csrc/cpu/direct.h"
-#include "../../csrc/cpu/error_signal.h"
-#include "../../csrc/cpu/grouped.h"
-#include "../../csrc/cpu/plain.h"
-#include "../../csrc/cpu/pointwise.h"
-#include "../../csrc/cpu/pool.h"
-#include "../../csrc/cpu/pool_plain.h"
-#include "../../csrc/cpu/scratch.h"
-#include "../../csrc/cpu/winograd.h"
+#include "cpu/capability.h"
+#include "cpu/depthwise.h"
+#include "cpu/direct.h"
+#include "cpu/error_signal.h"
+#include "cpu/grouped.h"
+#include "cpu/plain.h"
+#include "cpu/pointwise.h"
+#include "cpu/pool.h"
+#include "cpu/pool_plain.h"
+#include "cpu/scratch.h"
+#include "cpu/winograd.h"
 #include "tensor.h"
 #include "threads.h"
 

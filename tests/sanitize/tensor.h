@@ -9,8 +9,8 @@
 #include <random>
 #include <type_traits>
 
-#include "../../csrc/conv_problem.h"
-#include "../../csrc/pool_problem.h"
+#include "core/conv_problem.h"
+#include "core/pool_problem.h"
 
 namespace convbp::sanitize {
 

@@ -8,7 +8,7 @@
 #include <thread>
 #include <vector>
 
-#include "../../csrc/cpu/parallel.h"
+#include "cpu/parallel.h"
 
 namespace convbp {
 

@@ -10,10 +10,10 @@
 #include <string>
 #include <vector>
 
-#include "activation.h"
-#include "checks.h"
-#include "conv_problem.h"
-#include "element.h"
+#include "core/activation.h"
+#include "core/conv_problem.h"
+#include "core/types.h"
+#include "torch/checks.h"
 
 namespace convbp {
 

@@ -10,7 +10,7 @@
 #include <cstdint>
 #include <string>
 
-#include "elementary.h"
+#include "core/vector_math.h"
 
 namespace convbp::activation {
 

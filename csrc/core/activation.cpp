@@ -1,4 +1,4 @@
-#include "activation.h"
+#include "core/activation.h"
 
 namespace convbp::activation {
 namespace {

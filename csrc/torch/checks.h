@@ -11,8 +11,8 @@
 #include <string>
 #include <vector>
 
-#include "conv_problem.h"
-#include "pool_problem.h"
+#include "core/conv_problem.h"
+#include "core/pool_problem.h"
 
 namespace convbp {
 

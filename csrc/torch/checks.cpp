@@ -1,4 +1,4 @@
-#include "checks.h"
+#include "torch/checks.h"
 
 #include <torch/headeronly/core/ScalarType.h>
 

@@ -9,8 +9,8 @@
 // border, as it does in torch.
 #pragma once
 
-#include "conv_problem.h"
-#include "host_device.h"
+#include "core/conv_problem.h"
+#include "core/host_device.h"
 
 namespace convbp::plain {
 

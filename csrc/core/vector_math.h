@@ -9,7 +9,7 @@
 #include <cmath>
 #include <cstdint>
 
-#include "host_device.h"
+#include "core/host_device.h"
 
 namespace convbp::elementary {
 

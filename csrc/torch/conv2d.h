@@ -9,7 +9,7 @@
 #include <string>
 #include <tuple>
 
-#include "boundary.h"
+#include "torch/binding.h"
 
 namespace convbp {
 namespace {

@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "conv_problem.h"
+#include "core/conv_problem.h"
 
 namespace convbp {
 

@@ -8,7 +8,7 @@
 #include <optional>
 #include <tuple>
 
-#include "boundary.h"
+#include "torch/binding.h"
 
 namespace convbp {
 namespace {

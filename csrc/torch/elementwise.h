@@ -9,8 +9,8 @@
 #include <string>
 #include <tuple>
 
-#include "boundary.h"
-#include "channels.h"
+#include "core/channels.h"
+#include "torch/binding.h"
 
 namespace convbp {
 namespace {

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "host_device.h"
+#include "core/host_device.h"
 
 namespace convbp {
 
