@@ -1,6 +1,6 @@
-#include "activation.h"
+#include "cpu/activation.h"
 
-#include "capability.h"
+#include "cpu/capability.h"
 
 namespace convbp::activation {
 

@@ -1,13 +1,13 @@
-#include "algorithm.h"
+#include "cpu/algorithm.h"
 
 #include <atomic>
 #include <iterator>
 #include <stdexcept>
 
-#include "depthwise.h"
-#include "grouped.h"
-#include "pointwise.h"
-#include "winograd.h"
+#include "cpu/depthwise/depthwise.h"
+#include "cpu/grouped/grouped.h"
+#include "cpu/pointwise/pointwise.h"
+#include "cpu/winograd/winograd.h"
 
 namespace convbp {
 namespace {

@@ -1,4 +1,4 @@
-#include "capability.h"
+#include "cpu/capability.h"
 
 #include <cstdlib>
 #include <stdexcept>
@@ -11,7 +11,7 @@ Capability processor() {
 #if defined(__x86_64__)
   if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma"))
     return Capability::kDefault;
-#if defined(CONVBP_EMULATE_AVX512)  // isa_avx512.h
+#if defined(CONVBP_EMULATE_AVX512)  // cpu/simd/avx512.h
   return Capability::kAvx512;
 #endif
   for (const bool has : {__builtin_cpu_supports("avx512f"), __builtin_cpu_supports("avx512bw"),

@@ -1,8 +1,8 @@
 // What happens to a finished sum before it is stored: bias and g (L2).
 #pragma once
 
-#include "activation.h"
 #include "core/types.h"
+#include "cpu/activation.h"
 
 namespace convbp {
 

@@ -4,7 +4,7 @@
 #pragma once
 
 #include "core/conv_problem.h"
-#include "epilogue.h"
+#include "cpu/epilogue.h"
 
 #define CONVBP_DECLARE_OPERATORS                                                                \
   template <typename T>                                                                         \

@@ -1,4 +1,4 @@
-// Which results go past the caches (stream.h). Their elements have the same bits either way.
+// Which results go past the caches (simd/stream.h). Their elements have the same bits either way.
 #pragma once
 
 #include <cstdint>

@@ -1,7 +1,7 @@
 // The three operators, one thread an output: the equations, one sum after the other.
 //
 // This is the first thing to read, and what the fast kernels are tested against. The outer loops of
-// ../cpu/plain.h are the threads here, the inner ones are the same: core/reference_sums.h.
+// cpu/reference/conv2d.h are the threads here, the inner ones are the same: core/reference_sums.h.
 #pragma once
 
 #include "core/reference_sums.h"

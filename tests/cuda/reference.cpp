@@ -1,7 +1,7 @@
 #include "reference.h"
 
-#include "cpu/plain.h"
-#include "cpu/pool_plain.h"
+#include "cpu/reference/conv2d.h"
+#include "cpu/reference/pool2d.h"
 
 namespace convbp::reference {
 

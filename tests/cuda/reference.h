@@ -1,5 +1,5 @@
-// The plain loop nests of the CPU (csrc/cpu/plain.h, pool_plain.h) on float64, in a translation
-// unit of their own: CPU and GPU each have an Epilogue of that name.
+// The plain loop nests of the CPU (csrc/cpu/reference) on float64, in a translation unit of
+// their own: CPU and GPU each have an Epilogue of that name.
 #pragma once
 
 #include "core/conv_problem.h"

@@ -1,6 +1,6 @@
 // Every CPU kernel on random problems, for a build with sanitizers (make sanitize): memory ends
 // where the last element does, values are whole numbers, and results must equal the loop nests of
-// plain.h and pool_plain.h in every bit. No torch in here but its 16-bit numbers.
+// cpu/reference in every bit. No torch in here but its 16-bit numbers.
 //
 //   kernels [problems] [seed]   so many random problems for each operator and element type
 //   kernels --lie NAME          tells a kernel what is not true; the sanitizer has to notice
@@ -14,16 +14,16 @@
 #include <vector>
 
 #include "cpu/capability.h"
-#include "cpu/depthwise.h"
-#include "cpu/direct.h"
-#include "cpu/error_signal.h"
-#include "cpu/grouped.h"
-#include "cpu/plain.h"
-#include "cpu/pointwise.h"
-#include "cpu/pool.h"
-#include "cpu/pool_plain.h"
+#include "cpu/depthwise/depthwise.h"
+#include "cpu/direct/direct.h"
+#include "cpu/elementwise/elementwise.h"
+#include "cpu/grouped/grouped.h"
+#include "cpu/pointwise/pointwise.h"
+#include "cpu/pool/pool.h"
+#include "cpu/reference/conv2d.h"
+#include "cpu/reference/pool2d.h"
 #include "cpu/scratch.h"
-#include "cpu/winograd.h"
+#include "cpu/winograd/winograd.h"
 #include "tensor.h"
 #include "threads.h"
 

@@ -1,5 +1,0 @@
-// The activations for x86-64 processors with AVX2 and FMA.
-#if defined(__x86_64__)
-#include "isa_avx2.h"
-#include "activation_kernel.h"
-#endif

@@ -1,5 +1,0 @@
-// The activations for x86-64 processors with AVX-512.
-#if defined(__x86_64__)
-#include "isa_avx512.h"
-#include "activation_kernel.h"
-#endif

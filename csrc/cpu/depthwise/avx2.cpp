@@ -1,0 +1,5 @@
+// The depthwise kernels for x86-64 processors with AVX2 and FMA.
+#if defined(__x86_64__)
+#include "cpu/simd/avx2.h"
+#include "cpu/depthwise/kernel.h"
+#endif

@@ -1,0 +1,76 @@
+// What an instruction set offers to the depthwise algorithm. <instruction set>.cpp makes the
+// tables, depthwise.cpp chooses.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "core/conv_problem.h"
+#include "cpu/capability.h"
+#include "cpu/epilogue.h"
+#include "cpu/gather_conv.h"
+
+namespace convbp::depthwise {
+
+// The tap convolution's axes, and how its rows are cut into tasks.
+struct Depthwise {
+  int64_t batch = 0;
+  int64_t channels = 0;
+  Axis h, w;
+  int64_t band = 1;   // rows of the result a task takes
+  bool past = false;  // the result goes past the caches
+
+  int64_t bands() const { return divide_up(h.count, band); }
+  int64_t taps() const { return h.tap_count() * w.tap_count(); }
+};
+
+// The weight gradient, of which `conv` is the forward convolution: a task takes a part of the
+// channels of a chunk of the rows (planes: of the images), and the chunks' sums are added. Both
+// depend on the problem alone, so the order of every sum does too.
+struct WeightGrad {
+  Depthwise conv;
+  int64_t chunks = 1;
+  int64_t channels_a_part = 1;
+
+  // Sums of a chunk, of the taps and then of the bias gradient: in planes [channel][tap]; channels
+  // last [tap][channel] with room for whole vectors, the last of which ends with the last channel.
+  bool channels_last = false;
+  int64_t lanes = 1;
+
+  int64_t parts() const { return divide_up(conv.channels, channels_a_part); }
+  int64_t room() const { return divide_up(conv.channels, lanes) * lanes; }
+  int64_t sums_a_chunk() const { return (conv.taps() + 1) * room(); }
+  int64_t place(int64_t channel, int64_t tap) const {
+    if (!channels_last) return channel * (conv.taps() + 1) + tap;
+    const bool last = channel >= conv.channels / lanes * lanes;
+    return tap * room() + (last ? channel + room() - conv.channels : channel);
+  }
+};
+
+// Filters, and sums of the weight gradient, in the order of the taps: channels last
+// [r][s][channel], or planes [channel][r][s].
+template <typename T>
+struct Table {
+  int vector_bytes;
+  int64_t lanes() const { return vector_bytes / static_cast<int64_t>(sizeof(T)); }
+  // Task: a band of an image, all channels. The phases of an input gradient are done side by side.
+  void (*channels_last)(const std::vector<Depthwise>&, View<const T> source, const T* filters,
+                        const Epilogue<T>&, View<T> result, int64_t begin, int64_t end);
+  // Task: a band of a channel of an image.
+  void (*planes)(const std::vector<Depthwise>&, View<const T> source, const T* filters,
+                 const Epilogue<T>&, View<T> result, int64_t begin, int64_t end);
+  // Task: a band of a vector of channels of an image. Filters are [vector of channels][r][s][lane],
+  // phases those of one vector.
+  void (*turned)(const std::vector<Depthwise>&, int64_t channels, View<const T> source,
+                 const T* filters, const Epilogue<T>&, View<T> result, int64_t begin, int64_t end);
+  // Task: a part of a chunk. [channels last?]
+  using WeightGradTasks = void (*)(const WeightGrad&, View<const T> input, View<const T> delta,
+                                   T* sums, int64_t begin, int64_t end);
+  WeightGradTasks weight_grad[2];
+  // The same of planes that are turned; a part is a vector of channels.
+  WeightGradTasks turned_weight_grad;
+};
+
+CONVBP_IN_EACH_ISA(template <typename T> Table<T> make_table();)
+
+}  // namespace convbp::depthwise

@@ -1,0 +1,3 @@
+// The direct kernels for any processor the compiler targets (SSE2 on x86-64, NEON on arm64).
+#include "cpu/simd/baseline.h"
+#include "cpu/direct/kernel.h"

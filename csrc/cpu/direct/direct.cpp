@@ -1,0 +1,259 @@
+// Planning of the direct algorithm: tiles, tasks, phases. Kernels are in kernel.h.
+#include "cpu/direct/direct.h"
+
+#include "core/types.h"
+#include "cpu/capability.h"
+#include "cpu/direct/plan.h"
+#include "cpu/direct/table.h"
+#include "cpu/parallel.h"
+#include "cpu/scratch.h"
+#include "cpu/stream_rule.h"
+
+#include <algorithm>
+#include <type_traits>
+#include <utility>
+
+namespace convbp::direct {
+namespace {
+
+// A patch should stay in the second-level cache beside a block of weights.
+constexpr int64_t kPatchBytes = 128 * 1024;
+// In planes nothing else needs the cache, and planes are best read as a whole.
+constexpr int64_t kPlanesBytes = 384 * 1024;
+// Beyond this many pixels a larger tile saves nothing more.
+constexpr int64_t kMostPixels = 1024;
+// Up to here there are few channels, and few products in a sum.
+constexpr int64_t kFewChannels = 4;
+constexpr int64_t kShortSum = 160;
+constexpr int64_t kFewPixels = 100;
+// The weight gradient is cut into about this many tasks, whatever the machine: the cut
+// fixes the order of its sums.
+constexpr int64_t kWeightGradTasks = 32;
+// So many rows of sums stay in the second-level cache, of as many lanes as a task has: few rows and
+// many lanes, since delta is the smaller side to read again.
+constexpr int64_t kWeightGradRows = 320;
+constexpr int64_t kWeightGradLanes = 128;
+constexpr int64_t kWeightGradBytes = 16 * 1024 * 1024;
+
+template <typename T>
+Table<T, Accumulator<T>> table() {
+#if defined(__x86_64__)
+  if constexpr (std::is_same_v<T, BFloat16>)
+    if (capability() >= Capability::kAvx512Bf16) return avx512_bf16::make_table<T, float>();
+#endif
+  return CONVBP_IN_BEST_ISA(make_table<T, Accumulator<T>>());
+}
+
+// The kernels for lane blocks of the width that c has.
+template <typename T, typename Acc>
+LaneKernels<T, Acc> kernels_for(const Table<T, Acc>& kernels, const TapConv& c) {
+  const int64_t halves = 2 * c.block / kernels.lanes();
+  return c.depthwise ? kernels.depthwise[halves > 2] : kernels.kernels(halves);
+}
+
+// Chooses tiles so that a patch of so many channels, plus `extra` numbers a pixel, fits into so
+// many bytes.
+void choose_tiles(TapConv& c, int64_t bytes, int64_t element_bytes, int64_t channels,
+                  int64_t extra) {
+  const int64_t budget = bytes / element_bytes;
+  int64_t images = 1, rows = 1, columns = c.w.count;
+  const auto fits = [&](int64_t b, int64_t h, int64_t w) {
+    const double patch =
+        static_cast<double>(b) * c.h.cheapest_rows(h) * c.w.cheapest_rows(w) * channels;
+    const double pixels = static_cast<double>(b) * h * w;
+    return patch + pixels * extra <= budget && pixels <= kMostPixels;
+  };
+  while (columns > 1 && !fits(1, 1, columns)) columns = divide_up(columns, 2);
+  if (columns == c.w.count)
+    while (rows < c.h.count && fits(1, rows + 1, columns)) ++rows;
+  if (rows == c.h.count)
+    while (images < c.batch && fits(images + 1, rows, columns)) ++images;
+  c.w.set_tile(balanced_tile(c.w.count, columns));
+  c.h.set_tile(balanced_tile(c.h.count, rows));
+  c.batch_tile = balanced_tile(c.batch, images);
+}
+
+// What a patch for all phases of an axis needs.
+Axis axis_of_patch(const Phases& phases) {
+  Axis a;
+  a.count = phases.axes.front().count;
+  a.source_size = phases.axes.front().source_size;
+  a.step = phases.axes.front().step;
+  for (const Axis& phase : phases.axes)
+    a.offset.insert(a.offset.end(), phase.offset.begin(), phase.offset.end());
+  std::sort(a.offset.begin(), a.offset.end());
+  a.offset.erase(std::unique(a.offset.begin(), a.offset.end()), a.offset.end());
+  a.taps.resize(a.offset.size());
+  return a;
+}
+
+// Few result channels leave lanes empty, whatever the layout; few source channels make sums so
+// short that it counts how results are stored. Not for small pictures, whose rows fill no vector,
+// nor where most rows of a patch would lie between the taps.
+bool in_planes(const TapConv& c, const int64_t* result_stride) {
+  if (c.depthwise || c.h.count * c.w.count < kFewPixels) return false;
+  for (const Axis* a : {&c.h, &c.w})
+    if (a->dense_rows(a->count) > a->count * a->tap_count() ||
+        a->dense_rows(1) > 2 * a->tap_count())
+      return false;
+  return c.lanes <= kFewChannels || (c.reduce <= kFewChannels && result_stride[3] == 1);
+}
+
+// Do results that an activation follows go past the caches? In planes it costs more than it gains:
+// channels write in turn, each a part of a line.
+template <typename T>
+bool goes_past(const DirectConv& conv, View<T> result) {
+  const TapConv& c = conv.tap;
+  const auto bytes = [](int64_t count) { return count * static_cast<int64_t>(sizeof(T)); };
+  return std::is_same_v<T, float> && !conv.planes && result.stride[1] == 1 &&
+         bytes(c.block) % kLineBytes == 0 && goes_past_caches(bytes(c.batch * result.stride[0])) &&
+         has_whole_lines(result.data, result.stride, c.lanes);
+}
+
+template <typename T>
+void run_tap_conv(const ConvProblem& p, Phases h, Phases w, View<const T> source,
+                  View<const T> weight, const Epilogue<T>& epilogue, View<T> result, bool forward) {
+  using Acc = Accumulator<T>;
+  const auto kernels = table<T>();
+  DirectConv conv;
+  conv.channels = forward ? p.in_channels : p.out_channels;
+  TapConv& c = conv.tap;
+  c = make_tap_conv(p, axis_of_patch(h), axis_of_patch(w), conv.channels,
+                    forward ? p.out_channels : p.in_channels, kernels.lanes());
+  conv.h = std::move(h);
+  conv.w = std::move(w);
+  if (in_planes(c, result.stride)) {
+    conv.planes = true;
+    c.block = c.lanes <= kFewChannels ? c.lanes : kernels.most_planes;
+  } else if (kernels.pack_pairs && !c.depthwise) {
+    conv.pairs = true;
+    c.reduce = divide_up(c.reduce, 2);
+  } else if (!c.depthwise) {
+    c.block = fitting_lane_block(c.lanes, kernels.lanes(), kernels.vector_bytes);
+  }
+  const bool short_sums = kernels.short_sums && !conv.planes && !conv.pairs && !c.depthwise &&
+                          result.stride[1] == 1 && c.reduce * c.taps() <= kShortSum &&
+                          c.lanes % (4 * kernels.lanes()) == 0;
+  if (short_sums) c.block = 4 * kernels.lanes();
+  choose_tiles(c, conv.planes ? kPlanesBytes : kPatchBytes, sizeof(Acc), c.reduce, 0);
+  spread_over_threads(c, 1, 32);
+  conv.past = goes_past(conv, result);
+  const WeightStrides strides = weight_strides(p, c, weight.stride, !forward, forward);
+  const int64_t blocks = c.groups * c.blocks();
+  const Scratch weight_block =
+      Scratch::take<Acc>(ScratchName::kWeight, blocks * conv.packed_block_size());
+  void* const packed = weight_block.data<void>();
+  const auto pack_weight = conv.pairs ? kernels.pack_pairs : kernels.pack_weight;
+  parallel_for(blocks, [&](int64_t begin, int64_t end) {
+    pack_weight(conv, weight.data, strides, packed, begin, end);
+  });
+  const auto tap_conv = conv.pairs    ? kernels.pairs[c.block > kernels.lanes()]
+                        : conv.planes ? kernels.planes(c.block)
+                        : short_sums  ? kernels.short_sums
+                                      : kernels_for(kernels, c).tap_conv;
+  parallel_for(c.tasks(), [&](int64_t begin, int64_t end) {
+    tap_conv(conv, source, packed, epilogue, result, begin, end);
+  });
+}
+
+WeightGrad plan_weight_grad(TapConv tap, int64_t element_bytes) {
+  WeightGrad plan;
+  plan.tap = std::move(tap);
+  TapConv& c = plan.tap;
+  constexpr int64_t kPanel = WeightGrad::kPanel;
+  const int64_t panels = std::max<int64_t>(1, kWeightGradRows / c.taps() / kPanel);
+  plan.channels_a_task =
+      c.depthwise ? c.reduce
+                  : std::min(std::max<int64_t>(1, c.reduce),
+                             kPanel * balanced_tile(divide_up(c.reduce, kPanel), panels));
+  const auto set_lanes = [&](int64_t most) {
+    plan.lanes_a_task = std::max<int64_t>(1, most / c.block) * c.block;
+  };
+  set_lanes(kWeightGradLanes);
+  choose_tiles(c, kPatchBytes, element_bytes, plan.channels_a_task,
+               std::min(c.lanes, plan.lanes_a_task));
+  const auto cut = [&] {
+    plan.chunks = std::max<int64_t>(
+        1, std::min({plan.tiles(), kWeightGradTasks / plan.parts(),
+                     kWeightGradBytes / (plan.parts() * plan.sums_a_task() * element_bytes)}));
+  };
+  cut();
+  while (plan.tasks() < kWeightGradTasks / 2 && plan.lanes_a_task > c.block) {
+    set_lanes(plan.lanes_a_task / 2);
+    cut();
+  }
+  return plan;
+}
+
+}  // namespace
+
+template <typename T>
+void conv2d(const ConvProblem& p, View<const T> input, View<const T> weight,
+            const Epilogue<T>& epilogue, View<T> output) {
+  run_tap_conv<T>(p, {{forward_axis(p, kHeight)}}, {{forward_axis(p, kWidth)}}, input, weight,
+                  epilogue, output, true);
+}
+
+template <typename T>
+void conv2d_input_grad(const ConvProblem& p, View<const T> weight, View<const T> delta,
+                       View<T> input_grad) {
+  run_tap_conv<T>(p, {input_grad_axes(p, kHeight)}, {input_grad_axes(p, kWidth)}, delta, weight, {},
+                  input_grad, false);
+}
+
+template <typename T>
+void conv2d_weight_grad(const ConvProblem& p, View<const T> input, View<const T> delta,
+                        View<T> weight_grad, T* bias_grad) {
+  using Acc = Accumulator<T>;
+  const auto kernels = table<T>();
+  TapConv tap = make_tap_conv(p, forward_axis(p, kHeight), forward_axis(p, kWidth), p.in_channels,
+                              p.out_channels, kernels.lanes());
+  if (!tap.depthwise)
+    tap.block = fitting_lane_block(tap.lanes, kernels.lanes(), kernels.vector_bytes);
+  const WeightGrad plan = plan_weight_grad(std::move(tap), sizeof(Acc));
+  const Scratch sums_block =
+      Scratch::take<Acc>(ScratchName::kPartial, plan.tasks() * plan.sums_a_task());
+  Acc* const sums = sums_block.data<Acc>();
+  const TapConv& c = plan.tap;
+  const auto kernel = kernels_for(kernels, c).weight_grad;
+  parallel_for(plan.tasks(), [&](int64_t begin, int64_t end) {
+    kernel(plan, input, delta, bias_grad != nullptr, sums, begin, end);
+  });
+
+  // The chunks' sums, added in their order; a few lanes at a time, which are neighbours there.
+  constexpr int64_t kNear = 16;
+  const int64_t sums_a_chunk = plan.parts() * plan.sums_a_task();
+  const auto totals = [&](const Acc* from, int64_t lanes, T* to, int64_t to_lane) {
+    Acc sum[kNear];
+    for (int64_t lane = 0; lane < lanes; ++lane) sum[lane] = from[lane];
+    for (int64_t chunk = 1; chunk < plan.chunks; ++chunk)
+      for (int64_t lane = 0; lane < lanes; ++lane) sum[lane] += from[chunk * sums_a_chunk + lane];
+    for (int64_t lane = 0; lane < lanes; ++lane) to[lane * to_lane] = store<T>(sum[lane]);
+  };
+  const int64_t near_a_task = divide_up(plan.sums_a_row(), kNear);
+  parallel_for(plan.parts() * near_a_task, [&](int64_t begin, int64_t end) {
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t part = task / near_a_task, lane0 = task % near_a_task * kNear;
+      const int64_t first_lane = part % plan.lane_tasks() * plan.lanes_a_task;
+      const int64_t k0 = part / plan.lane_tasks() % plan.channel_tasks() * plan.channels_a_task;
+      const int64_t g = part / plan.lane_tasks() / plan.channel_tasks();
+      const int64_t o = g * c.lanes + first_lane + lane0;
+      const int64_t lanes =
+          std::min(kNear, std::min(plan.lanes_a_task, c.result_channels(g) - first_lane) - lane0);
+      const int64_t channels = c.depthwise ? 1 : std::min(plan.channels_a_task, c.reduce - k0);
+      const Acc* row = sums + part * plan.sums_a_task() + lane0;
+      for (int64_t r = 0; r < p.kernel[kHeight]; ++r)
+        for (int64_t s = 0; s < p.kernel[kWidth]; ++s)
+          for (int64_t k = k0; k < k0 + channels; ++k, row += plan.sums_a_row())
+            totals(row, lanes, &weight_grad.at(o, k, r, s), weight_grad.stride[0]);
+      if (bias_grad && k0 == 0) totals(row, lanes, bias_grad + o, 1);
+    }
+  });
+}
+
+CONVBP_INSTANTIATE_OPERATORS(float)
+CONVBP_INSTANTIATE_OPERATORS(double)
+CONVBP_INSTANTIATE_OPERATORS(BFloat16)
+CONVBP_INSTANTIATE_OPERATORS(Half)
+
+}  // namespace convbp::direct

@@ -1,0 +1,85 @@
+// What the direct algorithm computes, in numbers.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "cpu/gather_conv.h"
+
+namespace convbp::direct {
+
+// The phases of an axis: one of the forward convolution, of the input gradient one for each
+// remainder modulo the stride. A task computes them all from one patch.
+struct Phases {
+  std::vector<Axis> axes;
+  int64_t spacing() const { return axes.front().spacing; }
+  // Results of `positions` positions from t: of all phases, and of one.
+  int64_t results(int64_t t, int64_t positions) const {
+    int64_t size = 0;
+    for (const Axis& phase : axes) size += phase.count;
+    return std::min((t + positions) * spacing(), size) - t * spacing();
+  }
+  static int64_t positions(const Axis& phase, int64_t t, int64_t positions) {
+    return std::max<int64_t>(0, std::min(t + positions, phase.count) - t);
+  }
+};
+
+// The axes of `tap` are those of the patch: their offsets are the ones of any phase.
+struct DirectConv {
+  TapConv tap;
+  Phases h, w;
+  int64_t channels = 0;  // of the source, a group
+  // Two channels are one number, a pair of bfloat16 whose products the processor adds at once: the
+  // tap convolution's channels are pairs.
+  bool pairs = false;
+  // Pixels lie in the vector lanes, and a block is of as many result channels as there are rows of
+  // a register tile: for few channels, which leave lanes empty.
+  bool planes = false;
+  bool past = false;  // results go past the caches
+
+  int64_t phases() const { return static_cast<int64_t>(h.axes.size() * w.axes.size()); }
+  const Axis& h_phase(int64_t phase) const { return h.axes[phase / w.axes.size()]; }
+  const Axis& w_phase(int64_t phase) const { return w.axes[phase % w.axes.size()]; }
+  // Packed weights of a lane block: [phase][tap][depth][lane of the block], in planes
+  // [phase][depth][tap][lane of the block].
+  int64_t packed_phase_size(int64_t phase) const {
+    return h_phase(phase).tap_count() * w_phase(phase).tap_count() * tap.depth() * tap.block;
+  }
+  int64_t packed_block_size() const {
+    int64_t size = 0;
+    for (int64_t phase = 0; phase < phases(); ++phase) size += packed_phase_size(phase);
+    return size;
+  }
+};
+
+// The weight gradient: row j = (tap, k) of the gradient against lane o, summed over the pixels of a
+// chunk of tiles, then over the chunks. A task takes some channels against some lanes, so that its
+// sums stay in the second-level cache. Chunks depend on the problem alone, so the order of every
+// sum does too.
+struct WeightGrad {
+  TapConv tap;  // the forward tap convolution: its reduce is K, its lanes O
+  int64_t chunks = 1;
+  int64_t channels_a_task = 1;
+  int64_t lanes_a_task = 1;
+
+  // The patch is cut into panels of channels: the pixels that a row of the register tile reads are
+  // near each other, and never a power of two of cache lines apart.
+  static constexpr int64_t kPanel = 16;
+  int64_t panel() const { return tap.depthwise ? tap.reduce : std::min(tap.reduce, kPanel); }
+  int64_t panels(int64_t channels) const { return tap.depthwise ? 1 : divide_up(channels, kPanel); }
+  int64_t rows(int64_t channels) const { return tap.taps() * (tap.depthwise ? 1 : channels); }
+  int64_t channel_tasks() const {
+    return std::max<int64_t>(1, divide_up(tap.reduce, channels_a_task));
+  }
+  int64_t lane_tasks() const { return divide_up(tap.lanes, lanes_a_task); }
+  int64_t tiles() const { return tap.batch_tiles() * tap.spatial_tiles(); }
+  // Tasks of one chunk, and of all: [chunk][group][channels][lanes].
+  int64_t parts() const { return tap.groups * channel_tasks() * lane_tasks(); }
+  int64_t tasks() const { return chunks * parts(); }
+  // Sums of one task: a row of lanes for each (tap, k), then the bias row.
+  int64_t sums_a_row() const { return std::min(lanes_a_task, tap.blocks() * tap.block); }
+  int64_t sums_a_task() const { return (rows(channels_a_task) + 1) * sums_a_row(); }
+};
+
+}  // namespace convbp::direct

@@ -1,0 +1,55 @@
+// What an instruction set offers to the direct algorithm: one table of functions an
+// element type. <instruction set>.cpp makes them, direct.cpp chooses.
+#pragma once
+
+#include <cstdint>
+
+#include "core/conv_problem.h"
+#include "cpu/capability.h"
+#include "cpu/direct/plan.h"
+#include "cpu/epilogue.h"
+
+namespace convbp::direct {
+
+// For lane blocks of one width.
+template <typename T, typename Acc>
+struct LaneKernels {
+  using TapConvTasks = void (*)(const DirectConv&, View<const T> source, const void* packed,
+                                const Epilogue<T>&, View<T> result, int64_t begin, int64_t end);
+  TapConvTasks tap_conv;
+  void (*weight_grad)(const WeightGrad&, View<const T> input, View<const T> delta, bool with_bias,
+                      Acc* sums, int64_t begin, int64_t end);
+};
+
+template <typename T, typename Acc>
+struct Table {
+  int vector_bytes;
+  int64_t lanes() const { return vector_bytes / static_cast<int64_t>(sizeof(Acc)); }
+  // Packed weights are of type Acc, or pairs.
+  using PackWeight = void (*)(const DirectConv&, const T* weight, const WeightStrides&,
+                              void* packed, int64_t begin, int64_t end);
+  using TapConvTasks = typename LaneKernels<T, Acc>::TapConvTasks;
+  PackWeight pack_weight;
+  // Lane blocks of four vectors: where sums are short. Null where registers are too few.
+  TapConvTasks short_sums;
+  // Lane blocks of so many half vectors: 2 or 4, or, where vectors have 64 bytes, 1 to 5.
+  LaneKernels<T, Acc> (*kernels)(int64_t halves);
+  // Lane blocks of one vector, or of two.
+  LaneKernels<T, Acc> depthwise[2];
+  // The same in planes, for blocks of so many result channels: 1 to 4, or most_planes.
+  TapConvTasks (*planes)(int64_t block);
+  int64_t most_planes;
+  // The same of pairs, or null: [lane blocks of one vector, or of two]
+  PackWeight pack_pairs;
+  TapConvTasks pairs[2];
+};
+
+CONVBP_IN_EACH_ISA(template <typename T, typename Acc> Table<T, Acc> make_table();)
+#if defined(__x86_64__)
+namespace avx512_bf16 {
+template <typename T, typename Acc>
+Table<T, Acc> make_table();
+}
+#endif
+
+}  // namespace convbp::direct

@@ -1,0 +1,92 @@
+#include "cpu/gather_conv.h"
+
+#include <utility>
+
+#include "cpu/parallel.h"
+
+namespace convbp {
+
+Axis forward_axis(const ConvProblem& p, Spatial axis) {
+  Axis a;
+  a.count = p.out_size[axis];
+  a.source_size = p.in_size[axis];
+  a.step = p.stride[axis];
+  for (int64_t tap = 0; tap < p.kernel[axis]; ++tap) {
+    a.taps.push_back(tap);
+    a.offset.push_back(p.input_position(axis, 0, tap));
+  }
+  return a;
+}
+
+// The input positions i = phase, phase + stride, ...: tap r reaches them from output
+// position m = (i + pad - r * dilation) / stride, where that is a whole number.
+Axis input_grad_axis(const ConvProblem& p, Spatial axis, int64_t phase) {
+  Axis a;
+  a.count = divide_up(p.in_size[axis] - phase, p.stride[axis]);
+  a.first = phase;
+  a.spacing = p.stride[axis];
+  a.source_size = p.out_size[axis];
+  for (int64_t tap = p.kernel[axis] - 1; tap >= 0; --tap) {  // ascending offsets
+    const int64_t reach = phase - p.input_position(axis, 0, tap);
+    if (reach % p.stride[axis]) continue;
+    a.taps.push_back(tap);
+    a.offset.push_back(reach / p.stride[axis]);
+  }
+  return a;
+}
+
+std::vector<Axis> input_grad_axes(const ConvProblem& p, Spatial axis) {
+  std::vector<Axis> phases;
+  for (int64_t i = 0; i < std::min(p.stride[axis], p.in_size[axis]); ++i)
+    phases.push_back(input_grad_axis(p, axis, i));
+  return phases;
+}
+
+// The tile size that makes as many tiles as `tile` does, but nearly equal ones.
+int64_t balanced_tile(int64_t count, int64_t tile) {
+  if (count == 0) return 1;
+  return divide_up(count, divide_up(count, tile));
+}
+
+// Enough tasks for every thread. Tiles do not change what an output element is made of,
+// so this may look at the number of threads.
+void spread_over_threads(TapConv& c, int64_t unit, int64_t least_pixels) {
+  const int64_t threads = thread_count();
+  const int64_t wanted = threads > 1 ? 3 * threads : 1;
+  while (c.pixel_tasks() < wanted && c.batch_tile > 1) c.batch_tile = divide_up(c.batch_tile, 2);
+  while (c.pixel_tasks() < wanted && c.h.tile * c.w.tile > least_pixels && c.h.tile > unit)
+    c.h.set_tile(divide_up(divide_up(c.h.tile, 2), unit) * unit);
+  c.lane_split = std::min(c.blocks(), divide_up(wanted, c.pixel_tasks()));
+}
+
+// The tap convolution of p with these axes and channels a group; its tiles are yet to be chosen.
+TapConv make_tap_conv(const ConvProblem& p, Axis h, Axis w, int64_t reduce, int64_t lanes,
+                      int64_t vector) {
+  TapConv c;
+  c.batch = p.batch;
+  c.h = std::move(h);
+  c.w = std::move(w);
+  c.channels = p.groups * lanes;
+  c.depthwise = p.groups > 1 && reduce == 1 && lanes == 1;
+  if (c.depthwise) {
+    c.block = c.reduce = c.lanes = lane_block(c.channels, vector);
+    c.groups = divide_up(c.channels, c.block);
+  } else {
+    c.block = lane_block(lanes, vector);
+    c.groups = p.groups;
+    c.reduce = reduce;
+    c.lanes = lanes;
+  }
+  return c;
+}
+
+// What the groups and lanes of the tap convolution are in the weight: where a lane is a group
+// of its own, the next one is a whole filter bank away.
+WeightStrides weight_strides(const ConvProblem& p, const TapConv& c, const int64_t* stride,
+                             int lane, int reduce) {
+  const int64_t group = p.out_channels * stride[0];
+  if (c.depthwise) return {c.block * group, group, stride[reduce], stride[2], stride[3]};
+  return {group, stride[lane], stride[reduce], stride[2], stride[3]};
+}
+
+}  // namespace convbp

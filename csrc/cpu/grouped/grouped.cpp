@@ -1,0 +1,193 @@
+// Planning of the grouped algorithm: bundles of groups, tiles, tasks. Kernels are in kernel.h.
+#include "cpu/grouped/grouped.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "cpu/capability.h"
+#include "cpu/grouped/table.h"
+#include "cpu/parallel.h"
+#include "cpu/scratch.h"
+
+namespace convbp::grouped {
+namespace {
+
+// A tile's patch and results should stay in the first-level cache.
+constexpr int64_t kTileBytes = 32 * 1024;
+// Rows a tile should have before it is cut across: each brings filter rows of its neighbours along.
+constexpr int64_t kTileRows = 4;
+// The weight gradient is cut into about this many tasks, whatever the machine, and its partial sums
+// have about this size: the cut fixes their order.
+constexpr int64_t kWeightGradTasks = 32;
+constexpr int64_t kWeightGradBytes = 1024 * 1024;
+
+template <typename T>
+Table<T> table() {
+  return CONVBP_IN_BEST_ISA(make_table<T>());
+}
+
+int64_t groups_together(const ConvProblem& p, int64_t vector) {
+  const int64_t most = vector / std::max(p.in_channels, p.out_channels);
+  return std::clamp<int64_t>(most, 1, p.groups);
+}
+
+// For so many result channels a group. Those of a group that is a bundle of its own leave lanes
+// empty: where half a vector holds them, vectors of half the size do.
+template <typename T>
+Table<T> table_for(const ConvProblem& p, int64_t lanes) {
+  const Table<T> best = table<T>();
+#if defined(__x86_64__)
+  const int64_t vector = best.vector_bytes / static_cast<int64_t>(sizeof(T));
+  if (best.vector_bytes == 64 && groups_together(p, vector) == 1 && lanes <= vector / 2)
+    return avx2::make_table<T>();
+#endif
+  return best;
+}
+
+template <typename T>
+Grouped plan(const ConvProblem& p, Axis h, Axis w, int64_t reduce, int64_t lanes,
+             const Table<T>& kernels) {
+  Grouped g;
+  TapConv& c = g.tap;
+  c.batch = p.batch;
+  c.groups = p.groups;
+  c.reduce = reduce;
+  c.lanes = lanes;
+  c.block = kernels.vector_bytes / static_cast<int64_t>(sizeof(T));
+  c.channels = p.groups * lanes;
+  c.h = std::move(h);
+  c.w = std::move(w);
+  g.together = groups_together(p, c.block);
+
+  const auto fits = [&](int64_t rows, int64_t columns) {
+    const int64_t patch = c.h.dense_rows(rows) * c.w.dense_rows(columns) * g.pitch();
+    return (patch + rows * columns * c.block) * static_cast<int64_t>(sizeof(T)) <= kTileBytes;
+  };
+  int64_t rows = std::min(kTileRows, c.h.count), columns = c.w.count;
+  while (columns > 1 && !fits(rows, columns)) columns = divide_up(columns, 2);
+  while (rows < c.h.count && fits(rows + 1, columns)) ++rows;
+  c.w.tile = balanced_tile(c.w.count, columns);
+  c.h.tile = balanced_tile(c.h.count, rows);
+  return g;
+}
+
+// The groups' filters in lanes; `lane` and `reduce` are the dimensions of the weight that hold the
+// channels of the result and of the sum. Lanes that do not exist are zero.
+template <typename T>
+void pack_filters(const Grouped& g, View<const T> weight, int64_t group, int lane, int reduce,
+                  T* to, int64_t begin, int64_t end) {
+  const TapConv& c = g.tap;
+  for (int64_t vector = begin; vector < end; ++vector) {
+    const int64_t bundle = vector / g.vectors(), lane0 = vector % g.vectors() * c.block;
+    T* const filters = to + vector * g.filters_size();
+    for (int64_t l = 0; l < c.block; ++l) {
+      const bool exists = l < g.lanes_of(bundle, vector % g.vectors());
+      const T* const from = weight.data + (bundle * g.together + (lane0 + l) / c.lanes) * group +
+                            (lane0 + l) % c.lanes * weight.stride[lane];
+      int64_t row = 0;
+      for (const int64_t r : c.h.taps)
+        for (const int64_t s : c.w.taps)
+          for (int64_t k = 0; k < c.reduce; ++k)
+            filters[row++ * c.block + l] =
+                exists
+                    ? from[k * weight.stride[reduce] + r * weight.stride[2] + s * weight.stride[3]]
+                    : T(0);
+    }
+  }
+}
+
+template <typename T>
+void run(const ConvProblem& p, Grouped g, const Table<T>& kernels, View<const T> source,
+         View<const T> weight, int lane, int reduce, const Epilogue<T>& epilogue, View<T> result) {
+  TapConv& c = g.tap;
+  while (g.tiles() * g.bundles() < 3 * thread_count() && c.h.tile > kTileRows)
+    c.h.tile = divide_up(c.h.tile, 2);
+  const int64_t vectors = g.bundles() * g.vectors();
+  const Scratch filter_block = Scratch::take<T>(ScratchName::kWeight, vectors * g.filters_size());
+  T* const filters = filter_block.template data<T>();
+  parallel_for(vectors, [&](int64_t begin, int64_t end) {
+    pack_filters(g, weight, p.out_channels * weight.stride[0], lane, reduce, filters, begin, end);
+  });
+  parallel_for(g.tiles() * g.bundles(), [&](int64_t begin, int64_t end) {
+    kernels.tap_conv(g, source, filters, epilogue, result, begin, end);
+  });
+}
+
+}  // namespace
+
+bool takes(const ConvProblem& p, int64_t element_bytes) {
+  const int64_t most = std::max(p.in_channels, p.out_channels);
+  const int64_t least = std::min(p.in_channels, p.out_channels);
+  if (p.groups == 1 || most == 1 || most > kMostChannels || least == 0) return false;
+  for (const Spatial axis : {kHeight, kWidth})
+    // Rows between the taps would be copied too.
+    if (p.dilation[axis] > 2 || p.stride[axis] > p.kernel[axis]) return false;
+  const auto kernels = table<float>();
+  return groups_together(p, kernels.vector_bytes / element_bytes) == 1 || kernels.permutes;
+}
+
+template <typename T>
+void conv2d(const ConvProblem& p, View<const T> input, View<const T> weight,
+            const Epilogue<T>& epilogue, View<T> output) {
+  const auto kernels = table_for<T>(p, p.out_channels);
+  run(p,
+      plan(p, forward_axis(p, kHeight), forward_axis(p, kWidth), p.in_channels, p.out_channels,
+           kernels),
+      kernels, input, weight, 0, 1, epilogue, output);
+}
+
+template <typename T>
+void conv2d_input_grad(const ConvProblem& p, View<const T> weight, View<const T> delta,
+                       View<T> input_grad) {
+  const auto kernels = table_for<T>(p, p.in_channels);
+  for (const Axis& h : input_grad_axes(p, kHeight))
+    for (const Axis& w : input_grad_axes(p, kWidth))
+      run(p, plan(p, h, w, p.out_channels, p.in_channels, kernels), kernels, delta, weight, 1, 0,
+          {}, input_grad);
+}
+
+template <typename T>
+void conv2d_weight_grad(const ConvProblem& p, View<const T> input, View<const T> delta,
+                        View<T> weight_grad, T* bias_grad) {
+  const auto kernels = table_for<T>(p, p.out_channels);
+  Grouped g = plan(p, forward_axis(p, kHeight), forward_axis(p, kWidth), p.in_channels,
+                   p.out_channels, kernels);
+  const TapConv& c = g.tap;
+  g.chunks =
+      std::clamp<int64_t>(kWeightGradBytes / (g.sums_a_chunk() * static_cast<int64_t>(sizeof(T))),
+                          1, std::clamp<int64_t>(g.tiles(), 1, kWeightGradTasks));
+  g.bundles_a_task =
+      divide_up(g.bundles(), std::min(g.bundles(), divide_up(kWeightGradTasks, g.chunks)));
+  const Scratch sums_block = Scratch::take<T>(ScratchName::kPartial, g.chunks * g.sums_a_chunk());
+  T* const sums = sums_block.template data<T>();
+  parallel_for(g.chunks * g.bundle_tasks(), [&](int64_t begin, int64_t end) {
+    kernels.weight_grad(g, input, delta, sums, begin, end);
+  });
+
+  // The chunks' sums, added in their order.
+  const int64_t of_bundle = g.together * c.lanes;
+  parallel_for(c.channels, [&](int64_t begin, int64_t end) {
+    for (int64_t o = begin; o < end; ++o) {
+      const int64_t lane = o % of_bundle;
+      const T* const first = sums +
+                             (o / of_bundle * g.vectors() + lane / c.block) * g.sums_a_vector() +
+                             lane % c.block;
+      int64_t row = 0;
+      const auto next_total = [&] {
+        const T* from = first + row++ * c.block;
+        T sum = *from;
+        for (int64_t chunk = 1; chunk < g.chunks; ++chunk) sum += from[chunk * g.sums_a_chunk()];
+        return sum;
+      };
+      for (int64_t r = 0; r < p.kernel[kHeight]; ++r)
+        for (int64_t s = 0; s < p.kernel[kWidth]; ++s)
+          for (int64_t k = 0; k < p.in_channels; ++k) weight_grad.at(o, k, r, s) = next_total();
+      if (bias_grad) bias_grad[o] = next_total();
+    }
+  });
+}
+
+CONVBP_INSTANTIATE_OPERATORS(float)
+CONVBP_INSTANTIATE_OPERATORS(double)
+
+}  // namespace convbp::grouped

@@ -1,0 +1,14 @@
+// Convolutions of more than one group with few channels each: the direct sums, with the channels of
+// several groups side by side in the lanes of a vector.
+#pragma once
+
+#include "cpu/operators.h"
+
+namespace convbp::grouped {
+
+// Does it compute the problem faster than the direct algorithm, whose vectors end with a group?
+bool takes(const ConvProblem& problem, int64_t element_bytes);
+
+CONVBP_DECLARE_OPERATORS
+
+}  // namespace convbp::grouped

@@ -1,3 +1,0 @@
-// The grouped kernels for any processor the compiler targets (SSE2 on x86-64, NEON on arm64).
-#include "isa_baseline.h"
-#include "grouped_kernel.h"

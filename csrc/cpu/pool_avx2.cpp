@@ -1,5 +1,0 @@
-// The pooling kernels for x86-64 processors with AVX2 and FMA.
-#if defined(__x86_64__)
-#include "isa_avx2.h"
-#include "pool_kernel.h"
-#endif

@@ -1,0 +1,70 @@
+// Tells which algorithm an operator of a convolution is computed by, without computing it.
+#include <torch/csrc/stable/library.h>
+
+#include <array>
+#include <iterator>
+#include <tuple>
+
+#include "cpu/algorithm.h"
+#include "cpu/torch/boundary.h"
+#include "cpu/winograd/winograd.h"
+
+namespace convbp {
+namespace {
+
+// In the order of Algorithm and of Operator.
+constexpr const char* kAlgorithms[] = {"plain",   "direct",    "depthwise",
+                                       "grouped", "pointwise", "winograd"};
+constexpr const char* kOperators[] = {"forward", "input_grad", "weight_grad"};
+
+Operator operator_of(const std::string& name) {
+  for (size_t i = 0; i < std::size(kOperators); ++i)
+    if (name == kOperators[i]) return static_cast<Operator>(i);
+  fail("operator: expected \"forward\", \"input_grad\" or \"weight_grad\", but got \"", name, '"');
+}
+
+// Of a new tensor.
+std::array<int64_t, 4> strides_of(const Ints& size, MemoryFormat format) {
+  if (format == MemoryFormat::ChannelsLast)
+    return {size[1] * size[2] * size[3], 1, size[1] * size[3], size[1]};
+  return {size[1] * size[2] * size[3], size[2] * size[3], size[3], 1};
+}
+
+// As a double, which no size makes overflow.
+double multiply_adds(const ConvProblem& p, Operator op, Algorithm algorithm) {
+  if (algorithm == Algorithm::kWinograd) return winograd::products(p, op);
+  return bytes_of({p.batch, p.groups, p.out_channels, p.in_channels, p.out_size[0], p.out_size[1],
+                   p.kernel[0], p.kernel[1]},
+                  1);
+}
+
+std::tuple<std::string, double> chosen_algorithm(const std::string& operator_name,
+                                                 const Tensor& input, const Tensor& weight,
+                                                 const Ints& stride, const Ints& padding,
+                                                 const Ints& dilation, int64_t groups) {
+  const Operator op = operator_of(operator_name);
+  check_tensors("chosen_algorithm", {{"input", input}, {"weight", weight}});
+  const Ints input_size = sizes_of(input), weight_size = sizes_of(weight);
+  const ConvProblem p = check_conv2d(input_size, weight_size, stride, padding, dilation, groups,
+                                     input.element_size());
+  // Delta comes as the output goes, and the input's gradient as delta.
+  const MemoryFormat format = result_format(std::nullopt, input, weight);
+  const auto output = strides_of({p.batch, weight_size[0], p.out_size[0], p.out_size[1]}, format);
+  const auto input_grad = strides_of(input_size, format);
+  Algorithm algorithm{};
+  dispatch_type(input, [&](auto element) {
+    using T = decltype(element);
+    const bool backward = op == Operator::kInputGrad;
+    const auto source = view<const T>(input);
+    algorithm = choose_algorithm(p, op, element_of<T>(), backward ? output.data() : source.stride,
+                                 backward ? input_grad.data() : output.data());
+  });
+  return {kAlgorithms[static_cast<int>(algorithm)], multiply_adds(p, op, algorithm)};
+}
+
+}  // namespace
+}  // namespace convbp
+
+STABLE_TORCH_LIBRARY_IMPL(torch_convbp, CompositeExplicitAutograd, m) {
+  m.impl("_cpu_chosen_algorithm", TORCH_BOX(&convbp::chosen_algorithm));
+}

@@ -1,0 +1,85 @@
+// The Winograd algorithm in numbers. A tile makes out x out results of each of its result phases; a
+// task takes the tiles of an extent of its tap convolution.
+#pragma once
+
+#include <array>
+#include <cstdint>
+
+#include "cpu/gather_conv.h"
+
+namespace convbp::winograd {
+
+// Streams a power of two apart meet in the same cache set: one line more keeps them apart. A vector
+// that ends behind its stream ends there.
+constexpr int64_t kApart = 16;
+// Channels whose share of the weight gradient is written together.
+constexpr int64_t kTotalChannels = 16;
+
+// What the kernels are compiled for. With stride 2 each axis has two phases (transform.h),
+// of the source or of the result.
+struct Form {
+  int64_t out = 4;   // results a tile, axis and phase
+  int64_t taps = 3;  // of an axis' first phase
+  int64_t source_phases = 1, result_phases = 1;
+
+  int64_t phases() const { return source_phases * result_phases; }
+  // Points of a tile's axis, and of an axis with two phases, the second with one point less.
+  int64_t tile() const { return out + taps - 1; }
+  int64_t points(int64_t axis_phases) const { return axis_phases == 2 ? 2 * tile() - 1 : tile(); }
+  // Products of a tile, a channel and a filter.
+  int64_t products() const { return points(phases()) * points(phases()); }
+  // At a point of the tile, the products of all source phases are one sum: these are its slots.
+  int64_t slots() const { return source_phases * source_phases; }
+  // Points of a tile: of its transformed source; of its filters and its sums.
+  int64_t source_points() const { return tile() * tile(); }
+  int64_t result_points() const { return points(result_phases) * points(result_phases); }
+};
+
+// What a tile reads and writes along an axis.
+struct TileAxis {
+  struct Phase {
+    std::array<int64_t, 5> taps;     // the filter's own index of each
+    int64_t source = 0, result = 0;  // the first position and the first result
+  };
+  std::array<Phase, 2> phases;
+  int64_t source_step = 1, result_step = 1;  // from one position, one result to the next
+  int64_t results = 0;                       // of the whole axis
+};
+
+struct Winograd {
+  TapConv tap;
+  Form form;
+  TileAxis h, w;
+  int64_t lanes = 1;       // of a vector
+  bool streamed = false;   // is the result stored past the caches?
+  int64_t most_tiles = 1;  // of a task
+  // Source channels a task takes: all of a group, but for the weight gradient, whose sums of a task
+  // should stay in the cache. Its chunks and lanes are as in direct::WeightGrad.
+  int64_t channels_a_task = 1;
+  int64_t lanes_a_task = 1;
+  int64_t chunks = 1;
+
+  static int64_t round_up(int64_t a, int64_t b) { return divide_up(a, b) * b; }
+  // Numbers of a transformed tile at a point: [slot][channel].
+  int64_t pitch() const { return form.slots() * channels_a_task; }
+  int64_t source_stream() const { return most_tiles * pitch() + kApart; }
+  int64_t product_stream() const { return most_tiles * tap.block + kApart; }
+  // Transformed filters of a lane block: [point][slot][channel][lane of the block].
+  int64_t filter_stream() const { return form.slots() * tap.reduce * tap.block + kApart; }
+  int64_t filter_block() const { return form.result_points() * filter_stream(); }
+  // An extent's rows and columns up to whole tiles.
+  int64_t whole(int64_t count) const { return round_up(count, form.out); }
+
+  int64_t lane_tasks() const { return divide_up(tap.lanes, lanes_a_task); }
+  int64_t channel_tasks() const { return divide_up(tap.reduce, channels_a_task); }
+  int64_t extents() const { return tap.batch_tiles() * tap.spatial_tiles(); }
+  int64_t tasks_a_chunk() const { return tap.groups * channel_tasks() * lane_tasks(); }
+  int64_t tasks() const { return chunks * tasks_a_chunk(); }
+  // What is written of a task's share of the weight gradient, kTotalChannels at a time.
+  int64_t parts_a_task() const { return divide_up(channels_a_task, kTotalChannels); }
+  // Sums of a task: [point][slot][channel][lane], then the bias gradient's lanes.
+  int64_t bias_sums() const { return form.result_points() * pitch() * lanes_a_task; }
+  int64_t sums_a_task() const { return bias_sums() + lanes_a_task; }
+};
+
+}  // namespace convbp::winograd

@@ -1,0 +1,36 @@
+// What an instruction set offers to the Winograd algorithm: one table of functions an element type
+// and form. <instruction set>.cpp makes them, winograd.cpp chooses.
+#pragma once
+
+#include <cstdint>
+
+#include "core/conv_problem.h"
+#include "cpu/capability.h"
+#include "cpu/epilogue.h"
+#include "cpu/winograd/plan.h"
+
+namespace convbp::winograd {
+
+template <typename T>
+struct Table {
+  int vector_bytes;
+  int vectors;  // of a row of the register tile
+  int rows;     // of the register tile
+  void (*filters)(const Winograd&, const T* weight, const WeightStrides&, float* transformed,
+                  int64_t begin, int64_t end);
+  // `filters` as `filters` above left them; null: transformed from the weight where they are used.
+  void (*tap_conv)(const Winograd&, View<const T> source, const T* weight, const WeightStrides&,
+                   const float* filters, const Epilogue<T>&, View<T> result, int64_t begin,
+                   int64_t end);
+  // Not for result phases. The sums of all tasks; null, where there is one chunk: the tasks write
+  // the gradients themselves.
+  void (*weight_grad)(const Winograd&, View<const T> input, View<const T> delta, float* sums,
+                      View<T> weight_grad, T* bias_grad, int64_t begin, int64_t end);
+  void (*weight_grad_total)(const Winograd&, const float* sums, View<T> weight_grad, T* bias_grad,
+                            int64_t begin, int64_t end);
+};
+
+// Kernels for so many result channels a group.
+CONVBP_IN_EACH_ISA(template <typename T> Table<T> make_table(const Form& form, int64_t lanes);)
+
+}  // namespace convbp::winograd

@@ -1,5 +1,0 @@
-// The Winograd kernels for x86-64 processors with AVX-512.
-#if defined(__x86_64__)
-#include "isa_avx512.h"
-#include "winograd_kernel.h"
-#endif
