@@ -96,37 +96,42 @@ class Bug(NamedTuple):
 
 BUGS = {
     "no barrier in the main loop": Bug(
-        "gemm_shape.cuh", "2>();\n    barrier();\n", "2>();\n"
+        "implicit_gemm/shape.cuh", "2>();\n    barrier();\n", "2>();\n"
     ),
     "no barrier behind the main loop": Bug(
-        "gemm_shape.cuh", "wait_for_copies<0>();\n  barrier();\n", "wait_for_copies<0>();\n"
+        "implicit_gemm/shape.cuh",
+        "wait_for_copies<0>();\n  barrier();\n", "wait_for_copies<0>();\n"
     ),
     "one group of copies not waited for": Bug(
-        "gemm_shape.cuh", "wait_for_copies<S::kStages - 2>", "wait_for_copies<S::kStages - 1>"
+        "implicit_gemm/shape.cuh",
+        "wait_for_copies<S::kStages - 2>", "wait_for_copies<S::kStages - 1>"
     ),
     "a tile overwritten while it is read": Bug(
-        "gemm_shape.cuh", "place == 0 ? S::kStages - 1 : place - 1", "place"
+        "implicit_gemm/shape.cuh", "place == 0 ? S::kStages - 1 : place - 1", "place"
     ),
     "a reader without the swizzle": Bug(
-        "gemm_sums.cuh",
+        "implicit_gemm/mma.cuh",
         "load_matrices(a, tile.chunk(first + lane % 16, 2 * step + lane / 16, further))",
         "load_matrices(a, tile.data + (first + further + lane % 16) * (depth / kPack<T>) + "
         "2 * step + lane / 16)",
     ),
     "fragments of a pair of columns exchanged": Bug(
-        "gemm_sums.cuh", "tile.chunk(lane % 16, first / 8 + lane / 16,",
+        "implicit_gemm/mma.cuh", "tile.chunk(lane % 16, first / 8 + lane / 16,",
         "tile.chunk(lane % 16, first / 8 + 1 - lane / 16,",
     ),
     "TF32: depths that do not agree": Bug(
-        "gemm_sums.cuh", "from + (8 * step + i % 2)", "from + (8 * step + i % 2 * 2)", type="TF32",
+        "implicit_gemm/mma.cuh",
+        "from + (8 * step + i % 2)", "from + (8 * step + i % 2 * 2)", type="TF32",
     ),
     "TF32: bias gradient of rounded deltas": Bug(
-        "gemm_sums.cuh", "    multiply(sum, rest, {kOne, kOne});\n", "",
+        "implicit_gemm/mma.cuh", "    multiply(sum, rest, {kOne, kOne});\n", "",
         family="gemm_rounding", type="TF32",
     ),
-    "one filter too many": Bug("gemm_convolve.cuh", "channel >= c.columns", "channel > c.columns"),
+    "one filter too many": Bug(
+        "implicit_gemm/convolve.cuh", "channel >= c.columns", "channel > c.columns"
+    ),
     "one pixel too many": Bug(
-        "gemm_weight_grad.cuh", "has_pixel = i * kInputStep < input_left_",
+        "implicit_gemm/weight_grad.cuh", "has_pixel = i * kInputStep < input_left_",
         "has_pixel = i * kInputStep <= input_left_",
     ),
     "one row of the input too many": Bug(
@@ -134,22 +139,22 @@ BUGS = {
         "static_cast<unsigned>(position) <= static_cast<unsigned>(size)",
     ),
     "the end of a row of pixels forgotten": Bug(
-        "gemm_taps.cuh", "if (middle >= middles) middle -= middles, ++outer;", ""
+        "implicit_gemm/taps.cuh", "if (middle >= middles) middle -= middles, ++outer;", ""
     ),
     "the wrong phase of a strided input gradient": Bug(
-        "gemm_operand.h", "(number + pad - first * dilation) % stride",
+        "implicit_gemm/operand.h", "(number + pad - first * dilation) % stride",
         "(number + pad - first * dilation + 1) % stride",
     ),
     "a phase's sources shifted": Bug(
-        "gemm_operand.h", "met ? (number + pad - first * dilation) / stride : 0", "0"
+        "implicit_gemm/operand.h", "met ? (number + pad - first * dilation) / stride : 0", "0"
     ),
     "a piece left out": Bug(
-        "gemm_add_pieces.cuh",
+        "implicit_gemm/split_k_reduce.cuh",
         "piece < pieces; ++piece)\n        sum += w.partial[",
         "piece + 1 < std::max(pieces, 2u); ++piece)\n        sum += w.partial[",
     ),
     "sums of the first run of rows stored for all": Bug(
-        "gemm_add_pieces.cuh", "row = run * size.run + e - ", "row = e - ",
+        "implicit_gemm/split_k_reduce.cuh", "row = run * size.run + e - ", "row = e - ",
     ),
     "bias added twice": Bug(
         "epilogue.h", "one = static_cast<Accumulator<T>>(bias[o])",
@@ -164,98 +169,103 @@ BUGS = {
         "activation.apply(sum);\n    if (pre_activation) store(sum, pre_activation + offset);",
     ),
     "chunks of pixels that do not lie side by side": Bug(
-        "implicit_gemm.cuh", "c.axis[kHeight].phases == 1 && c.axis[kWidth].phases == 1 &&", ""
+        "implicit_gemm/launch.cuh",
+        "c.axis[kHeight].phases == 1 && c.axis[kWidth].phases == 1 &&", ""
     ),
     "a pixel's tap kept for the next one": Bug(
-        "gemm_convolve_load.cuh", "this->step();\n      move_to_tap(before);",
+        "implicit_gemm/convolve_load.cuh", "this->step();\n      move_to_tap(before);",
         "this->step();\n      move_to_tap(depth_);",
     ),
     "a row of the input not left at its end": Bug(
-        "gemm_weight_grad.cuh", "y_ += walk.y_stride, input_ += walk.next_row",
+        "implicit_gemm/weight_grad.cuh", "y_ += walk.y_stride, input_ += walk.next_row",
         "y_ += walk.y_stride",
     ),
     "padding of channels not zero": Bug(
-        "gemm_pack.cuh", "place && channel < size.channels", "place && channel < size.padded"
+        "implicit_gemm/pack.cuh",
+        "place && channel < size.channels", "place && channel < size.padded"
     ),
     "float64: columns of two lanes exchanged": Bug(
-        "gemm_sums.cuh", "lane + i * lanes", "(lane ^ 1) + i * lanes", type="float64"
+        "implicit_gemm/mma.cuh", "lane + i * lanes", "(lane ^ 1) + i * lanes", type="float64"
     ),
     "depthwise: no barrier behind the filters": Bug(
-        "depthwise.cuh", "  barrier();\n\n  const int c = first", "\n  const int c = first",
+        "depthwise/depthwise.cuh",
+        "  barrier();\n\n  const int c = first", "\n  const int c = first",
         "depthwise", "float32",
     ),
     "depthwise: no barrier behind a tile": Bug(
-        "depthwise.cuh", "  barrier();\n\n  const int column", "\n  const int column",
+        "depthwise/depthwise.cuh", "  barrier();\n\n  const int column", "\n  const int column",
         "depthwise", "float32",
     ),
     "depthwise: a tile without its last column": Bug(
-        "depthwise.cuh", "inside(m + i, height.sources) && inside(n + j, width.sources)",
+        "depthwise/depthwise.cuh", "inside(m + i, height.sources) && inside(n + j, width.sources)",
         "inside(m + i, height.sources) && inside(n + j, width.sources - 1)",
         "depthwise", "float32",
     ),
     "depthwise: one row too many": Bug(
-        "depthwise.cuh", "|| row >= height.results", "|| row > height.results",
+        "depthwise/depthwise.cuh", "|| row >= height.results", "|| row > height.results",
         "depthwise", "float32",
     ),
     "depthwise: strips of a strided gradient begin too late": Bug(
-        "depthwise_strip.cuh", "number * length - (kForward ? 0 : a.pad % stride)",
+        "depthwise/strip.cuh", "number * length - (kForward ? 0 : a.pad % stride)",
         "number * length", "depthwise", "float32",
     ),
     "depthwise: a piece left out": Bug(
-        "depthwise_pieces.cuh", "piece < pieces; piece += blockDim.y",
+        "depthwise/pieces.cuh", "piece < pieces; piece += blockDim.y",
         "piece < pieces - 1; piece += blockDim.y", "depthwise", "float32",
     ),
     "depthwise: the last slot left out": Bug(
-        "depthwise_weight_grad.cuh", "z < slots; ++z", "z < slots - 1; ++z",
+        "depthwise/weight_grad.cuh", "z < slots; ++z", "z < slots - 1; ++z",
         "depthwise", "float32",
     ),
     "depthwise backward: no barrier behind the deltas": Bug(
-        "depthwise_backward.cuh", "    barrier();\n\n    const auto compute",
+        "depthwise/backward.cuh", "    barrier();\n\n    const auto compute",
         "    const auto compute", "depthwise_backward", "float32",
     ),
     "depthwise backward: deltas overwritten while they are read": Bug(
-        "depthwise_backward.cuh", "    barrier();\n  }\n\n  // The threads of a channel",
+        "depthwise/backward.cuh", "    barrier();\n  }\n\n  // The threads of a channel",
         "  }\n  barrier();\n  // The threads of a channel", "depthwise_backward", "float32",
     ),
     "depthwise backward: the halo counted twice": Bug(
-        "depthwise_backward.cuh", "(i >= S::kBehind || tile_row == 0)", "(i >= 0)",
+        "depthwise/backward.cuh", "(i >= S::kBehind || tile_row == 0)", "(i >= 0)",
         "depthwise_backward", "float32",
     ),
     "depthwise backward: what lies in front of the first tile not counted": Bug(
-        "depthwise_backward.cuh", "(j >= S::kBehind || tile_column == 0)", "(j >= S::kBehind)",
+        "depthwise/backward.cuh", "(j >= S::kBehind || tile_column == 0)", "(j >= S::kBehind)",
         "depthwise_backward", "float32",
     ),
     "depthwise backward: a column of deltas too far left": Bug(
-        "depthwise_backward.cuh", "S::kBehind + (column - s) / stride",
+        "depthwise/backward.cuh", "S::kBehind + (column - s) / stride",
         "S::kBehind + (column - s - 1) / stride", "depthwise_backward", "float32",
     ),
     "depthwise backward: a delta that is not rounded": Bug(
-        "depthwise_backward.cuh",
+        "depthwise/backward.cuh",
         "static_cast<A>(delta_of<T>(g, grad[0], kept[0]))", "g.error_signal(grad[0], kept[0])",
         "depthwise_backward",
     ),
     "depthwise backward: half of the threads left out": Bug(
-        "depthwise_backward.cuh", "kThreads * V / at_once / 2; half > 0",
+        "depthwise/backward.cuh", "kThreads * V / at_once / 2; half > 0",
         "kThreads * V / at_once / 4; half > 0", "depthwise_backward", "float32",
     ),
     "depthwise backward: no kernel for what a padding beyond the filter has": Bug(
-        "depthwise_backward.cu", "axis.pad < axis.taps &&", "", "depthwise_backward", "float32",
+        "depthwise/backward.cu", "axis.pad < axis.taps &&", "", "depthwise_backward", "float32",
     ),
     "a sum without its last row of threads": Bug(
-        "elementwise.cuh", "y < Sums::kRows;", "y < Sums::kRows - 1;", "elementwise", "float32"
+        "elementwise/elementwise.cuh",
+        "y < Sums::kRows;", "y < Sums::kRows - 1;", "elementwise", "float32"
     ),
     "no barrier before rows are added": Bug(
-        "elementwise.cuh", "  barrier();\n", "", "elementwise", "float32"
+        "elementwise/elementwise.cuh", "  barrier();\n", "", "elementwise", "float32"
     ),
     "the last piece of a bias gradient left out": Bug(
-        "elementwise.cuh", "piece < pieces;", "piece < pieces - 1;", "elementwise", "float32"
+        "elementwise/elementwise.cuh",
+        "piece < pieces;", "piece < pieces - 1;", "elementwise", "float32"
     ),
     "one channel too many": Bug(
-        "elementwise.cuh", "if (c < s.size.channels)\n", "if (c <= s.size.channels)\n",
+        "elementwise/elementwise.cuh", "if (c < s.size.channels)\n", "if (c <= s.size.channels)\n",
         "elementwise", "float32",
     ),
     "the last of equals wins": Bug(
-        "pool.cuh", "value > largest ||", "value >= largest ||", "pools", "float32"
+        "pool/pool.cuh", "value > largest ||", "value >= largest ||", "pools", "float32"
     ),
     "a window too few": Bug(
         "../core/pool_problem.h", "m < rows.end; ++m", "m < rows.end - 1; ++m", "pools", "float32"
@@ -268,13 +278,13 @@ BUGS = {
 
 # What a family's kernels are compiled into, all that share a template; the implicit GEMM's, a file
 # for each element type.
-DEPTHWISE = ["cuda/depthwise.o", "cuda/depthwise_weight_grad.o", "cuda/depthwise_backward.o"]
+DEPTHWISE = [f"cuda/depthwise/{name}.o" for name in ("depthwise", "weight_grad", "backward")]
 OBJECTS = {
     "depthwise": DEPTHWISE,
     "depthwise_backward": DEPTHWISE,
-    "elementwise": ["cuda/elementwise.o"],
-    "plain": ["cuda/plain.o"],
-    "pools": ["cuda/pool.o"],
+    "elementwise": ["cuda/elementwise/elementwise.o"],
+    "plain": ["cuda/reference/conv2d.o"],
+    "pools": ["cuda/pool/pool.o"],
 }
 
 
@@ -304,7 +314,7 @@ def make_changed(
 def test_a_bug_is_noticed(shim: Path, tmp_path: Path, name: str) -> None:
     bug, out = BUGS[name], tmp_path / "out"
     element = "float32" if bug.type == "TF32" else bug.type
-    objects = OBJECTS.get(bug.family, [f"cuda/implicit_gemm_{element}.o"])
+    objects = OBJECTS.get(bug.family, [f"cuda/implicit_gemm/{element}.o"])
     make_changed(shim, out, bug[:3], [*objects, "kernels"])
     runs = [run(out, order, "24", "0", bug.family, bug.type) for order in ORDERS]
     assert any(done.returncode for done in runs), runs[0].stdout

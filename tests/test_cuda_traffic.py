@@ -144,15 +144,16 @@ class Fault(NamedTuple):
 
 
 FAULTS = {
-    "a tile without its swizzle": Fault("gemm_tile.cuh", "row / 2 % 4", "row / 2 % 1"),
+    "a tile without its swizzle": Fault("implicit_gemm/tile.cuh", "row / 2 % 4", "row / 2 % 1"),
     "a tile's columns in few banks": Fault(
-        "gemm_pack.cuh", "(sizeof(T) < 4 ? 4 / sizeof(T) : 1)", "0"
+        "implicit_gemm/pack.cuh", "(sizeof(T) < 4 ? 4 / sizeof(T) : 1)", "0"
     ),
     "a tensor read across": Fault(
-        "gemm_pack.cuh", "source.channel <= source.pixel &&", "source.channel > source.pixel &&"
+        "implicit_gemm/pack.cuh",
+        "source.channel <= source.pixel &&", "source.channel > source.pixel &&"
     ),
     "a gradient written across": Fault(
-        "gemm_add_pieces.cuh",
+        "implicit_gemm/split_k_reduce.cuh",
         "weight_grad.stride[3] < weight_grad.stride[1]",
         "weight_grad.stride[3] > weight_grad.stride[1]",
     ),
@@ -167,7 +168,7 @@ FAULTS = {
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_fault_is_noticed(built: Path, tmp_path: Path, name: str) -> None:
     fault, out = FAULTS[name], tmp_path / "out"
-    objects = [*OBJECTS.get(fault.family, ["cuda/implicit_gemm_bfloat16.o"]), "traffic"]
+    objects = [*OBJECTS.get(fault.family, ["cuda/implicit_gemm/bfloat16.o"]), "traffic"]
     make_changed(built, out, fault[:3], [f"traffic/{made}" for made in objects], "traffic")
     found = wasteful(count(out, fault.layer, "bfloat16"), fault.layer)
     assert found

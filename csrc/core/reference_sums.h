@@ -1,8 +1,8 @@
 // The equations, one sum after the other: what one element of each operator's result is made of.
 //
-// The plain loop nests (cpu/reference/conv2d.h) and the plain CUDA kernels (cuda/plain.cuh) go
-// through the elements, and call these. All sums run in double precision whatever the element type,
-// in the order of the loops.
+// The plain loop nests (cpu/reference/conv2d.h) and the plain CUDA kernels
+// (cuda/reference/conv2d.cuh) go through the elements, and call these. All sums run in double
+// precision whatever the element type, in the order of the loops.
 //
 // Taps outside the input are skipped here; the fast kernels multiply by the zeros of the padding
 // instead. That is the same number unless a weight is infinite or NaN, which then shows at the

@@ -1,10 +1,10 @@
-#include "algorithm.h"
+#include "cuda/algorithm.h"
 
 #include <atomic>
 #include <stdexcept>
 
-#include "depthwise.h"
-#include "implicit_gemm.h"
+#include "cuda/depthwise/depthwise.h"
+#include "cuda/implicit_gemm/implicit_gemm.h"
 
 namespace convbp::cuda {
 namespace {

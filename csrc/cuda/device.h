@@ -13,7 +13,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "context.h"
+#include "cuda/context.h"
 
 namespace convbp::cuda {
 

@@ -5,7 +5,7 @@
 #include "core/activation.h"
 #include "core/host_device.h"
 #include "core/types.h"
-#include "pack.h"
+#include "cuda/pack.h"
 
 namespace convbp {
 

@@ -4,7 +4,7 @@
 #include <algorithm>
 
 #include "core/integers.h"
-#include "device.h"
+#include "cuda/device.h"
 
 namespace convbp::cuda {
 

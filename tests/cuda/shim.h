@@ -26,8 +26,8 @@
 #include <string>
 #include <vector>
 
-#include "cuda/context.h"
 #include "core/types.h"
+#include "cuda/context.h"
 
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/common_interface_defs.h>

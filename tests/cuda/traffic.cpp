@@ -11,11 +11,11 @@
 #include <utility>
 #include <vector>
 
-#include "cuda/depthwise.h"
-#include "cuda/elementwise.h"
-#include "cuda/implicit_gemm.h"
-#include "cuda/plain.h"
-#include "cuda/pool.h"
+#include "cuda/depthwise/depthwise.h"
+#include "cuda/elementwise/elementwise.h"
+#include "cuda/implicit_gemm/implicit_gemm.h"
+#include "cuda/pool/pool.h"
+#include "cuda/reference/conv2d.h"
 #include "../sanitize/tensor.h"
 #include "accesses.h"
 #include "table.h"

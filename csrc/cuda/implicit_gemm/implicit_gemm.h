@@ -1,0 +1,32 @@
+// The convolution operators as implicit matrix products, as the boundary calls them.
+#pragma once
+
+#include "core/conv_problem.h"
+#include "cuda/context.h"
+#include "cuda/epilogue.h"
+
+namespace convbp::cuda::gemm {
+
+// What is left to choose. Without a word of it, the problem's size decides on the tile.
+struct Options {
+  bool tf32 = false;  // float32 may be rounded to 10 bits behind the point before it is multiplied
+  int tile = -1;      // 0: 128x128, 1: 128x64, 2: 64x64, where the element type has it; for tests
+};
+
+// Does the problem fit the kernels' numbers? Speed is another question (algorithm.h).
+bool takes(const ConvProblem&);
+
+template <typename T>
+void conv2d(Context&, const ConvProblem&, View<const T> input, View<const T> weight,
+            const Epilogue<T>&, View<T> output, const Options& = {});
+
+template <typename T>
+void conv2d_input_grad(Context&, const ConvProblem&, View<const T> weight, View<const T> delta,
+                       View<T> input_grad, const Options& = {});
+
+// L4, and L5 where bias_grad is given.
+template <typename T>
+void conv2d_weight_grad(Context&, const ConvProblem&, View<const T> input, View<const T> delta,
+                        View<T> weight_grad, T* bias_grad, const Options& = {});
+
+}  // namespace convbp::cuda::gemm

@@ -1,0 +1,134 @@
+// The convolution operators on the GPU.
+#include "cuda/algorithm.h"
+#include "cuda/depthwise/depthwise.h"
+#include "cuda/implicit_gemm/implicit_gemm.h"
+#include "cuda/reference/conv2d.h"
+#include "cuda/torch/boundary.h"
+#include "cuda/torch/tf32.h"
+
+namespace convbp::backend {
+namespace {
+
+template <typename T>
+cuda::gemm::Options options() {
+  return {std::is_same_v<T, float> && cuda::tf32_allowed()};
+}
+
+}  // namespace
+
+using cuda::Algorithm;
+
+template <typename T>
+void conv2d(const ConvProblem& p, View<const T> input, View<const T> weight,
+            const Epilogue<T>& epilogue, View<T> output) {
+  TorchContext context;
+  switch (cuda::algorithm_for(p)) {
+    case Algorithm::kPlain:
+      return cuda::plain::conv2d<T>(context, p, input, weight, epilogue, output);
+    case Algorithm::kDepthwise:
+      return cuda::depthwise::conv2d<T>(context, p, input, weight, epilogue, output);
+    case Algorithm::kImplicitGemm:
+      return cuda::gemm::conv2d<T>(context, p, input, weight, epilogue, output, options<T>());
+  }
+}
+
+template <typename T>
+void conv2d_input_grad(const ConvProblem& p, View<const T> weight, View<const T> delta,
+                       View<T> input_grad) {
+  TorchContext context;
+  switch (cuda::algorithm_for(p)) {
+    case Algorithm::kPlain:
+      return cuda::plain::conv2d_input_grad<T>(context, p, weight, delta, input_grad);
+    case Algorithm::kDepthwise:
+      return cuda::depthwise::conv2d_input_grad<T>(context, p, weight, delta, input_grad);
+    case Algorithm::kImplicitGemm:
+      return cuda::gemm::conv2d_input_grad<T>(context, p, weight, delta, input_grad, options<T>());
+  }
+}
+
+template <typename T>
+void conv2d_weight_grad(const ConvProblem& p, View<const T> input, View<const T> delta,
+                        View<T> weight_grad, T* bias_grad) {
+  TorchContext context;
+  switch (cuda::algorithm_for(p)) {
+    case Algorithm::kPlain:
+      return cuda::plain::conv2d_weight_grad<T>(context, p, input, delta, weight_grad, bias_grad);
+    case Algorithm::kDepthwise:
+      return cuda::depthwise::conv2d_weight_grad<T>(context, p, input, delta, weight_grad,
+                                                    bias_grad);
+    case Algorithm::kImplicitGemm:
+      return cuda::gemm::conv2d_weight_grad<T>(context, p, input, delta, weight_grad, bias_grad,
+                                               options<T>());
+  }
+}
+
+// L3 to L6 of a depthwise layer.
+template <typename T>
+void depthwise_backward(const ConvProblem& p, const cuda::depthwise::ErrorSignal<T>& signal,
+                        View<const T> input, View<const T> weight, View<T> input_grad,
+                        View<T> weight_grad, T* bias_grad) {
+  TorchContext context;
+  if (cuda::algorithm_for(p) == Algorithm::kDepthwise &&
+      cuda::depthwise::backward<T>(context, p, signal, input, weight, input_grad, weight_grad,
+                                   bias_grad))
+    return;
+  const View<const T> delta = cuda::depthwise::error_signal<T>(context, p, signal);
+  if (p.batch) conv2d_input_grad<T>(p, weight, delta, input_grad);
+  conv2d_weight_grad<T>(p, input, delta, weight_grad, bias_grad);
+}
+
+}  // namespace convbp::backend
+
+#include "torch/conv2d.h"
+
+namespace convbp {
+namespace {
+
+std::tuple<Tensor, Tensor, Tensor> depthwise_backward(
+    const Tensor& grad, const std::optional<Tensor>& kept, const Tensor& input,
+    const Tensor& weight, const Ints& stride, const Ints& padding, const Ints& dilation,
+    int64_t groups, const std::string& activation, const Doubles& parameters,
+    std::optional<MemoryFormat> memory_format) {
+  std::vector<Argument> arguments{{"grad", grad}, {"input", input}, {"weight", weight}};
+  if (kept) {
+    arguments.push_back({"kept", *kept});
+    check_activation(activation, parameters);
+  }
+  check_tensors("depthwise_backward", arguments);
+  const Ints weight_size = sizes_of(weight);
+  const ConvProblem p = check_conv2d(sizes_of(input), weight_size, stride, padding, dilation,
+                                     groups, input.element_size());
+  check(
+      p.in_channels == 1 && p.out_channels == 1,
+      "Expected a depthwise layer, with weight of size [groups, 1, R, S], but got weight of size ",
+      text(weight_size), " and groups=", groups);
+  check_delta(sizes_of(grad), p, "grad");
+  if (kept) check_delta(sizes_of(*kept), p, "kept");
+  const Tensor& like_delta = kept ? *kept : grad;
+  const Tensor input_grad =
+      new_tensor(sizes_of(input), grad, result_format(memory_format, weight, like_delta));
+  const Tensor weight_grad =
+      new_tensor(weight_size, grad, result_format(memory_format, input, like_delta));
+  const Tensor bias_grad = new_tensor({weight_size[0]}, grad, std::nullopt);
+  dispatch(grad, [&](auto element) {
+    using T = decltype(element);
+    cuda::depthwise::ErrorSignal<T> signal{{}, view<const T>(grad), {}};
+    if (kept) {
+      signal.g = make_activation<Accumulator<T>>(activation, parameters);
+      signal.kept = view<const T>(*kept);
+    }
+    backend::depthwise_backward<T>(p, signal, view<const T>(input), view<const T>(weight),
+                                   view<T>(input_grad), view<T>(weight_grad),
+                                   static_cast<T*>(bias_grad.mutable_data_ptr()));
+  });
+  return {input_grad, weight_grad, bias_grad};
+}
+
+}  // namespace
+}  // namespace convbp
+
+CONVBP_REGISTER_CONVOLUTIONS(CUDA)
+
+STABLE_TORCH_LIBRARY_IMPL(torch_convbp, CUDA, m) {
+  m.impl("depthwise_backward", TORCH_BOX(&convbp::depthwise_backward));
+}
