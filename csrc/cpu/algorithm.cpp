@@ -4,9 +4,12 @@
 #include <iterator>
 #include <stdexcept>
 
+#include "core/types.h"
 #include "cpu/depthwise/depthwise.h"
+#include "cpu/direct/direct.h"
 #include "cpu/grouped/grouped.h"
 #include "cpu/pointwise/pointwise.h"
+#include "cpu/reference/conv2d.h"
 #include "cpu/winograd/winograd.h"
 
 namespace convbp {
@@ -53,4 +56,68 @@ Algorithm choose_algorithm(const ConvProblem& p, Operator op, Element element,
                                                                      : Algorithm::kDirect;
 }
 
+double multiply_adds(const ConvProblem& p, Operator op, Algorithm algorithm) {
+  if (algorithm == Algorithm::kWinograd) return winograd::products(p, op);
+  double count = 1;  // an integer could overflow
+  for (const int64_t size : {p.batch, p.groups, p.out_channels, p.in_channels, p.out_size[kHeight],
+                             p.out_size[kWidth], p.kernel[kHeight], p.kernel[kWidth]})
+    count *= static_cast<double>(size);
+  return count;
+}
+
+// Runs an operator of the algorithm that was chosen, each for the element types that it is compiled
+// for.
+#define CONVBP_IN_ALGORITHM(T, chosen, ...)                        \
+  switch (chosen) {                                                \
+    case Algorithm::kPlain:                                        \
+      return plain::__VA_ARGS__;                                   \
+    case Algorithm::kDirect:                                       \
+      return direct::__VA_ARGS__;                                  \
+    case Algorithm::kDepthwise:                                    \
+      if constexpr (sizeof(T) >= 4) return depthwise::__VA_ARGS__; \
+      break;                                                       \
+    case Algorithm::kGrouped:                                      \
+      if constexpr (sizeof(T) >= 4) return grouped::__VA_ARGS__;   \
+      break;                                                       \
+    case Algorithm::kPointwise:                                    \
+      if constexpr (sizeof(T) >= 4) return pointwise::__VA_ARGS__; \
+      break;                                                       \
+    case Algorithm::kWinograd:                                     \
+      if constexpr (sizeof(T) <= 4) return winograd::__VA_ARGS__;  \
+      break;                                                       \
+  }
+
+namespace backend {
+
+template <typename T>
+void conv2d(const ConvProblem& p, View<const T> input, View<const T> weight,
+            const Epilogue<T>& epilogue, View<T> output) {
+  CONVBP_IN_ALGORITHM(
+      T, choose_algorithm(p, Operator::kForward, element_of<T>(), input.stride, output.stride),
+      conv2d<T>(p, input, weight, epilogue, output));
+}
+
+template <typename T>
+void conv2d_input_grad(const ConvProblem& p, View<const T> weight, View<const T> delta,
+                       View<T> input_grad) {
+  CONVBP_IN_ALGORITHM(
+      T,
+      choose_algorithm(p, Operator::kInputGrad, element_of<T>(), delta.stride, input_grad.stride),
+      conv2d_input_grad<T>(p, weight, delta, input_grad));
+}
+
+template <typename T>
+void conv2d_weight_grad(const ConvProblem& p, View<const T> input, View<const T> delta,
+                        View<T> weight_grad, T* bias_grad) {
+  CONVBP_IN_ALGORITHM(
+      T, choose_algorithm(p, Operator::kWeightGrad, element_of<T>(), input.stride, delta.stride),
+      conv2d_weight_grad<T>(p, input, delta, weight_grad, bias_grad));
+}
+
+CONVBP_INSTANTIATE_OPERATORS(float)
+CONVBP_INSTANTIATE_OPERATORS(double)
+CONVBP_INSTANTIATE_OPERATORS(BFloat16)
+CONVBP_INSTANTIATE_OPERATORS(Half)
+
+}  // namespace backend
 }  // namespace convbp

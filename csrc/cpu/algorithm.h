@@ -1,17 +1,17 @@
-// The one place where an algorithm is chosen.
+// The one place where an algorithm is chosen, and which knows them all.
 #pragma once
 
 #include <string>
 #include <type_traits>
 
 #include "core/conv_problem.h"
+#include "cpu/operators.h"
 
 namespace convbp {
 
 enum class Algorithm { kPlain, kDirect, kDepthwise, kGrouped, kPointwise, kWinograd };
 // The type of the elements, where an algorithm's choice looks at it.
 enum class Element { kFloat32, kFloat64, kHalf };
-enum class Operator { kForward, kInputGrad, kWeightGrad };
 
 template <typename T>
 constexpr Element element_of() {
@@ -31,5 +31,15 @@ bool plain_only();
 // depend on them.
 Algorithm choose_algorithm(const ConvProblem& problem, Operator op, Element element,
                            const int64_t* source_stride, const int64_t* other_stride);
+
+// The multiplications of an operator, computed so; those of Winograd's transforms are not counted.
+double multiply_adds(const ConvProblem& problem, Operator op, Algorithm algorithm);
+
+// The three operators, by the algorithm that is chosen.
+namespace backend {
+
+CONVBP_DECLARE_OPERATORS
+
+}  // namespace backend
 
 }  // namespace convbp

@@ -6,6 +6,12 @@
 #include "core/conv_problem.h"
 #include "cpu/epilogue.h"
 
+namespace convbp {
+
+enum class Operator { kForward, kInputGrad, kWeightGrad };
+
+}  // namespace convbp
+
 #define CONVBP_DECLARE_OPERATORS                                                                \
   template <typename T>                                                                         \
   void conv2d(const ConvProblem& problem, View<const T> input, View<const T> weight,            \

@@ -4,7 +4,7 @@
 
 #include <limits>
 
-#include "cpu/pool/pool.h"
+#include "core/pool_problem.h"
 
 namespace convbp::pool::plain {
 

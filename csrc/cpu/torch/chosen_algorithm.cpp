@@ -7,7 +7,6 @@
 
 #include "cpu/algorithm.h"
 #include "cpu/torch/boundary.h"
-#include "cpu/winograd/winograd.h"
 
 namespace convbp {
 namespace {
@@ -28,14 +27,6 @@ std::array<int64_t, 4> strides_of(const Ints& size, MemoryFormat format) {
   if (format == MemoryFormat::ChannelsLast)
     return {size[1] * size[2] * size[3], 1, size[1] * size[3], size[1]};
   return {size[1] * size[2] * size[3], size[2] * size[3], size[3], 1};
-}
-
-// As a double, which no size makes overflow.
-double multiply_adds(const ConvProblem& p, Operator op, Algorithm algorithm) {
-  if (algorithm == Algorithm::kWinograd) return winograd::products(p, op);
-  return bytes_of({p.batch, p.groups, p.out_channels, p.in_channels, p.out_size[0], p.out_size[1],
-                   p.kernel[0], p.kernel[1]},
-                  1);
 }
 
 std::tuple<std::string, double> chosen_algorithm(const std::string& operator_name,

@@ -2,7 +2,6 @@
 // its input gradient), dilated 3x3 (not its weight gradient); sums in float32.
 #pragma once
 
-#include "cpu/algorithm.h"
 #include "cpu/operators.h"
 
 namespace convbp::winograd {
