@@ -132,7 +132,8 @@ def main() -> None:
         extensions.append(
             CUDAExtension(
                 "torch_convbp._C_cuda",
-                cuda_sources,
+                # Neither library sees the other's symbols: what both need is in both.
+                [*sources_in("core", ".cpp"), "csrc/torch/checks.cpp", *cuda_sources],
                 include_dirs=[str(CSRC)],
                 depends=headers,
                 extra_compile_args={

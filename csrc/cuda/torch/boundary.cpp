@@ -6,10 +6,6 @@
 
 #include "cuda/algorithm.h"
 
-// The same code as the CPU library's: neither sees the other's symbols.
-#include "core/activation.cpp"
-#include "torch/checks.cpp"
-
 namespace convbp {
 
 const torch::headeronly::DeviceType kDevice = torch::headeronly::DeviceType::CUDA;
