@@ -298,17 +298,12 @@ void for_dilation_phases(const ConvProblem& p, const Body& body) {
   }
 }
 
-bool is_empty(const int64_t (&size)[2]) {
-  return size[kHeight] == 0 || size[kWidth] == 0;
-}
-
 }  // namespace
 
 template <typename T>
 void conv2d(const ConvProblem& problem, View<const T> input, View<const T> weight,
             const Epilogue<T>& epilogue, View<T> output) {
   for_dilation_phases(problem, [&](const DilationPhase& part) {
-    if (is_empty(part.problem.out_size)) return;
     Winograd p = forward(part.problem);
     const WeightStrides strides = weight_strides(part.problem, p.tap, weight.stride, 0, 1);
     Epilogue<T> of_part = epilogue;
@@ -323,7 +318,9 @@ template <typename T>
 void conv2d_input_grad(const ConvProblem& problem, View<const T> weight, View<const T> delta,
                        View<T> input_grad) {
   for_dilation_phases(problem, [&](const DilationPhase& part) {
-    if (is_empty(part.problem.in_size)) return;
+    // Where the dilation is larger than the input, some phases meet none of it.
+    const auto& size = part.problem.in_size;
+    if (size[kHeight] == 0 || size[kWidth] == 0) return;
     Winograd p = winograd::input_grad(part.problem);
     const WeightStrides strides = weight_strides(part.problem, p.tap, weight.stride, 1, 0);
     run_tap_conv<T>(std::move(p), part.of(delta, part.output), weight.data, strides, {},
