@@ -50,7 +50,7 @@ int64_t balanced_tile(int64_t count, int64_t tile) {
 
 // Enough tasks for every thread. Tiles do not change what an output element is made of,
 // so this may look at the number of threads.
-void spread_over_threads(TapConv& c, int64_t unit, int64_t least_pixels) {
+void spread_over_threads(GatherConv& c, int64_t unit, int64_t least_pixels) {
   const int64_t threads = thread_count();
   const int64_t wanted = threads > 1 ? 3 * threads : 1;
   while (c.pixel_tasks() < wanted && c.batch_tile > 1) c.batch_tile = divide_up(c.batch_tile, 2);
@@ -59,10 +59,10 @@ void spread_over_threads(TapConv& c, int64_t unit, int64_t least_pixels) {
   c.lane_split = std::min(c.blocks(), divide_up(wanted, c.pixel_tasks()));
 }
 
-// The tap convolution of p with these axes and channels a group; its tiles are yet to be chosen.
-TapConv make_tap_conv(const ConvProblem& p, Axis h, Axis w, int64_t reduce, int64_t lanes,
-                      int64_t vector) {
-  TapConv c;
+// The gather convolution of p with these axes and channels a group; its tiles are yet to be chosen.
+GatherConv make_gather_conv(const ConvProblem& p, Axis h, Axis w, int64_t reduce, int64_t lanes,
+                            int64_t vector) {
+  GatherConv c;
   c.batch = p.batch;
   c.h = std::move(h);
   c.w = std::move(w);
@@ -80,9 +80,9 @@ TapConv make_tap_conv(const ConvProblem& p, Axis h, Axis w, int64_t reduce, int6
   return c;
 }
 
-// What the groups and lanes of the tap convolution are in the weight: where a lane is a group
+// What the groups and lanes of the gather convolution are in the weight: where a lane is a group
 // of its own, the next one is a whole filter bank away.
-WeightStrides weight_strides(const ConvProblem& p, const TapConv& c, const int64_t* stride,
+WeightStrides weight_strides(const ConvProblem& p, const GatherConv& c, const int64_t* stride,
                              int lane, int reduce) {
   const int64_t group = p.out_channels * stride[0];
   if (c.depthwise) return {c.block * group, group, stride[reduce], stride[2], stride[3]};

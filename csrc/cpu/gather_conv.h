@@ -1,6 +1,6 @@
 // A convolution as the vector kernels see it.
 //
-// Forward (L1) and input gradient (L6) are one computation, a *tap convolution*: output
+// Forward (L1) and input gradient (L6) are one computation, a *gather convolution*: output
 // position t on an axis gathers, tap by tap, from source position t * step + offset[tap].
 //   - forward: step is the stride, offset[r] = r * dilation - pad, source the input;
 //   - input gradient: input rows i that leave the same remainder modulo the stride form a
@@ -68,7 +68,7 @@ struct Axis {
   }
 };
 
-struct TapConv {
+struct GatherConv {
   int64_t batch = 0;
   int64_t groups = 1;
   int64_t reduce = 0;  // channels summed over, per group
@@ -99,7 +99,7 @@ struct TapConv {
   int64_t tasks() const { return pixel_tasks() * lane_split; }
 };
 
-// Strides of the weight as the tap convolution sees it, in elements. Depthwise, a lane is a
+// Strides of the weight as the gather convolution sees it, in elements. Depthwise, a lane is a
 // group of the convolution.
 struct WeightStrides {
   int64_t group, lane, reduce, r, s;
@@ -126,18 +126,18 @@ inline int64_t fitting_lane_block(int64_t lanes, int64_t vector, int64_t vector_
   return best;
 }
 
-// The tap convolution of the problem with these axes and channels a group, on vectors of that many
-// lanes; its tiles are yet to be chosen.
-TapConv make_tap_conv(const ConvProblem& problem, Axis h, Axis w, int64_t reduce, int64_t lanes,
-                      int64_t vector);
+// The gather convolution of the problem with these axes and channels a group, on vectors of that
+// many lanes; its tiles are yet to be chosen.
+GatherConv make_gather_conv(const ConvProblem& problem, Axis h, Axis w, int64_t reduce,
+                            int64_t lanes, int64_t vector);
 
-WeightStrides weight_strides(const ConvProblem& problem, const TapConv& c, const int64_t* stride,
+WeightStrides weight_strides(const ConvProblem& problem, const GatherConv& c, const int64_t* stride,
                              int lane, int reduce);
 
 // The tile size that makes as many tiles as `tile` does, but nearly equal ones.
 int64_t balanced_tile(int64_t count, int64_t tile);
 
 // Cuts tiles, down to `unit` rows and about `least_pixels`, until there are tasks for every thread.
-void spread_over_threads(TapConv& c, int64_t unit, int64_t least_pixels);
+void spread_over_threads(GatherConv& c, int64_t unit, int64_t least_pixels);
 
 }  // namespace convbp

@@ -61,7 +61,7 @@ void pack_filters(const Depthwise& d, View<const T> weight, int64_t c0, bool tap
   }
 }
 
-// The phases of a tap convolution (one of the forward convolution), band by band.
+// The phases of a gather convolution (one of the forward convolution), band by band.
 template <typename T>
 void run(const ConvProblem& p, const std::vector<Axis>& h, const std::vector<Axis>& w,
          const int64_t* result_size, View<const T> source, View<const T> weight,

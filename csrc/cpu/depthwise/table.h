@@ -12,7 +12,7 @@
 
 namespace convbp::depthwise {
 
-// The tap convolution's axes, and how its rows are cut into tasks.
+// The gather convolution's axes, and how its rows are cut into tasks.
 struct Depthwise {
   int64_t batch = 0;
   int64_t channels = 0;

@@ -46,14 +46,14 @@ Table<T, Accumulator<T>> table() {
 
 // The kernels for lane blocks of the width that c has.
 template <typename T, typename Acc>
-LaneKernels<T, Acc> kernels_for(const Table<T, Acc>& kernels, const TapConv& c) {
+LaneKernels<T, Acc> kernels_for(const Table<T, Acc>& kernels, const GatherConv& c) {
   const int64_t halves = 2 * c.block / kernels.lanes();
   return c.depthwise ? kernels.depthwise[halves > 2] : kernels.kernels(halves);
 }
 
 // Chooses tiles so that a patch of so many channels, plus `extra` numbers a pixel, fits into so
 // many bytes.
-void choose_tiles(TapConv& c, int64_t bytes, int64_t element_bytes, int64_t channels,
+void choose_tiles(GatherConv& c, int64_t bytes, int64_t element_bytes, int64_t channels,
                   int64_t extra) {
   const int64_t budget = bytes / element_bytes;
   int64_t images = 1, rows = 1, columns = c.w.count;
@@ -90,7 +90,7 @@ Axis axis_of_patch(const Phases& phases) {
 // Few result channels leave lanes empty, whatever the layout; few source channels make sums so
 // short that it counts how results are stored. Not for small pictures, whose rows fill no vector,
 // nor where most rows of a patch would lie between the taps.
-bool in_planes(const TapConv& c, const int64_t* result_stride) {
+bool in_planes(const GatherConv& c, const int64_t* result_stride) {
   if (c.depthwise || c.h.count * c.w.count < kFewPixels) return false;
   for (const Axis* a : {&c.h, &c.w})
     if (a->dense_rows(a->count) > a->count * a->tap_count() ||
@@ -103,7 +103,7 @@ bool in_planes(const TapConv& c, const int64_t* result_stride) {
 // channels write in turn, each a part of a line.
 template <typename T>
 bool goes_past(const DirectConv& conv, View<T> result) {
-  const TapConv& c = conv.tap;
+  const GatherConv& c = conv.tap;
   const auto bytes = [](int64_t count) { return count * static_cast<int64_t>(sizeof(T)); };
   return std::is_same_v<T, float> && !conv.planes && result.stride[1] == 1 &&
          bytes(c.block) % kLineBytes == 0 && goes_past_caches(bytes(c.batch * result.stride[0])) &&
@@ -111,15 +111,16 @@ bool goes_past(const DirectConv& conv, View<T> result) {
 }
 
 template <typename T>
-void run_tap_conv(const ConvProblem& p, Phases h, Phases w, View<const T> source,
-                  View<const T> weight, const Epilogue<T>& epilogue, View<T> result, bool forward) {
+void run_gather_conv(const ConvProblem& p, Phases h, Phases w, View<const T> source,
+                     View<const T> weight, const Epilogue<T>& epilogue, View<T> result,
+                     bool forward) {
   using Acc = Accumulator<T>;
   const auto kernels = table<T>();
   DirectConv conv;
   conv.channels = forward ? p.in_channels : p.out_channels;
-  TapConv& c = conv.tap;
-  c = make_tap_conv(p, axis_of_patch(h), axis_of_patch(w), conv.channels,
-                    forward ? p.out_channels : p.in_channels, kernels.lanes());
+  GatherConv& c = conv.tap;
+  c = make_gather_conv(p, axis_of_patch(h), axis_of_patch(w), conv.channels,
+                       forward ? p.out_channels : p.in_channels, kernels.lanes());
   conv.h = std::move(h);
   conv.w = std::move(w);
   if (in_planes(c, result.stride)) {
@@ -147,19 +148,19 @@ void run_tap_conv(const ConvProblem& p, Phases h, Phases w, View<const T> source
   parallel_for(blocks, [&](int64_t begin, int64_t end) {
     pack_weight(conv, weight.data, strides, packed, begin, end);
   });
-  const auto tap_conv = conv.pairs    ? kernels.pairs[c.block > kernels.lanes()]
-                        : conv.planes ? kernels.planes(c.block)
-                        : short_sums  ? kernels.short_sums
-                                      : kernels_for(kernels, c).tap_conv;
+  const auto gather_conv = conv.pairs    ? kernels.pairs[c.block > kernels.lanes()]
+                           : conv.planes ? kernels.planes(c.block)
+                           : short_sums  ? kernels.short_sums
+                                         : kernels_for(kernels, c).gather_conv;
   parallel_for(c.tasks(), [&](int64_t begin, int64_t end) {
-    tap_conv(conv, source, packed, epilogue, result, begin, end);
+    gather_conv(conv, source, packed, epilogue, result, begin, end);
   });
 }
 
-WeightGrad plan_weight_grad(TapConv tap, int64_t element_bytes) {
+WeightGrad plan_weight_grad(GatherConv tap, int64_t element_bytes) {
   WeightGrad plan;
   plan.tap = std::move(tap);
-  TapConv& c = plan.tap;
+  GatherConv& c = plan.tap;
   constexpr int64_t kPanel = WeightGrad::kPanel;
   const int64_t panels = std::max<int64_t>(1, kWeightGradRows / c.taps() / kPanel);
   plan.channels_a_task =
@@ -190,15 +191,15 @@ WeightGrad plan_weight_grad(TapConv tap, int64_t element_bytes) {
 template <typename T>
 void conv2d(const ConvProblem& p, View<const T> input, View<const T> weight,
             const Epilogue<T>& epilogue, View<T> output) {
-  run_tap_conv<T>(p, {{forward_axis(p, kHeight)}}, {{forward_axis(p, kWidth)}}, input, weight,
-                  epilogue, output, true);
+  run_gather_conv<T>(p, {{forward_axis(p, kHeight)}}, {{forward_axis(p, kWidth)}}, input, weight,
+                     epilogue, output, true);
 }
 
 template <typename T>
 void conv2d_input_grad(const ConvProblem& p, View<const T> weight, View<const T> delta,
                        View<T> input_grad) {
-  run_tap_conv<T>(p, {input_grad_axes(p, kHeight)}, {input_grad_axes(p, kWidth)}, delta, weight, {},
-                  input_grad, false);
+  run_gather_conv<T>(p, {input_grad_axes(p, kHeight)}, {input_grad_axes(p, kWidth)}, delta, weight,
+                     {}, input_grad, false);
 }
 
 template <typename T>
@@ -206,15 +207,15 @@ void conv2d_weight_grad(const ConvProblem& p, View<const T> input, View<const T>
                         View<T> weight_grad, T* bias_grad) {
   using Acc = Accumulator<T>;
   const auto kernels = table<T>();
-  TapConv tap = make_tap_conv(p, forward_axis(p, kHeight), forward_axis(p, kWidth), p.in_channels,
-                              p.out_channels, kernels.lanes());
+  GatherConv tap = make_gather_conv(p, forward_axis(p, kHeight), forward_axis(p, kWidth),
+                                    p.in_channels, p.out_channels, kernels.lanes());
   if (!tap.depthwise)
     tap.block = fitting_lane_block(tap.lanes, kernels.lanes(), kernels.vector_bytes);
   const WeightGrad plan = plan_weight_grad(std::move(tap), sizeof(Acc));
   const Scratch sums_block =
       Scratch::take<Acc>(ScratchName::kPartial, plan.tasks() * plan.sums_a_task());
   Acc* const sums = sums_block.data<Acc>();
-  const TapConv& c = plan.tap;
+  const GatherConv& c = plan.tap;
   const auto kernel = kernels_for(kernels, c).weight_grad;
   parallel_for(plan.tasks(), [&](int64_t begin, int64_t end) {
     kernel(plan, input, delta, bias_grad != nullptr, sums, begin, end);

@@ -6,7 +6,7 @@
 //                    kRows / 2 x 4 where sums are short: fewer rows to find, whole pixels to write;
 //                    half vectors more or less where they leave fewer lanes empty: 8 x 2.5 for 40
 //   inner loop       one or two vector loads, kRows broadcasts, 2 * kRows fused multiply-adds
-//   tap convolution  rows are pixels, lanes are the computed channels, the sum runs over
+//   gather conv      rows are pixels, lanes are the computed channels, the sum runs over
 //                    taps and channels: all in registers, stored once with bias and activation
 //   weight gradient  rows are (tap, k), lanes are o, the sum runs over the pixels of a tile
 //   depthwise        the same loops, with a row's own lanes in place of a broadcast
@@ -47,7 +47,7 @@ struct Place {
 // From the tile's first result; `stride` is that of an image, a row and a column.
 inline void locate_pixels(const DirectConv& conv, int64_t phase, const TileExtent& e,
                           const int64_t (&stride)[3], std::vector<Place>& places) {
-  const TapConv& c = conv.tap;
+  const GatherConv& c = conv.tap;
   const Axis &h_phase = conv.h_phase(phase), &w_phase = conv.w_phase(phase);
   const int64_t patch_rows = c.h.patch_rows(e.rows), patch_columns = c.w.patch_rows(e.columns);
   const int64_t rows = Phases::positions(h_phase, e.h0, e.rows);
@@ -71,7 +71,7 @@ struct Run {
 
 inline void find_runs(const DirectConv& conv, int64_t phase, int64_t patch_columns,
                       std::vector<Run>& runs) {
-  const TapConv& c = conv.tap;
+  const GatherConv& c = conv.tap;
   const auto patch_row = [](const Axis& patch, int64_t offset) {
     const auto& all = patch.offset;
     return patch.tap_row(std::lower_bound(all.begin(), all.end(), offset) - all.begin());
@@ -92,7 +92,7 @@ inline void find_runs(const DirectConv& conv, int64_t phase, int64_t patch_colum
 template <int kPer, typename T, typename Packed>
 CONVBP_TARGET void pack_weight(const DirectConv& conv, const T* weight, const WeightStrides& stride,
                                void* packed, int64_t begin, int64_t end) {
-  const TapConv& c = conv.tap;
+  const GatherConv& c = conv.tap;
   for (int64_t task = begin; task < end; ++task) {
     const int64_t g = task / c.blocks(), lane0 = task % c.blocks() * c.block;
     const int64_t lanes = std::min(c.block, c.result_channels(g) - lane0);
@@ -155,7 +155,7 @@ CONVBP_INLINE void accumulate_pairs(TileRow<float, kHalves> (&acc)[kTileRows], c
 }
 #endif
 
-// What a tap convolution multiplies: a source number and a lane's, those of one channel each, or
+// What a gather convolution multiplies: a source number and a lane's, those of one channel each, or
 // pairs.
 enum class Product { kNumbers, kDepthwise, kPairs };
 
@@ -194,11 +194,11 @@ struct SumPixels {
 constexpr int64_t kNearWeights = 16 * 1024;
 
 template <typename T, typename Acc, int kHalves, Product kProduct>
-CONVBP_TARGET void tap_conv_tasks(const DirectConv& conv, View<const T> source, const void* packed,
-                                  const Epilogue<T>& epilogue, View<T> result, int64_t begin,
-                                  int64_t end) {
+CONVBP_TARGET void gather_conv_tasks(const DirectConv& conv, View<const T> source,
+                                     const void* packed, const Epilogue<T>& epilogue,
+                                     View<T> result, int64_t begin, int64_t end) {
   constexpr int kBlock = TileRow<Acc, kHalves>::kLanes, kTileRows = tile_rows(kHalves);
-  const TapConv& c = conv.tap;
+  const GatherConv& c = conv.tap;
   const int64_t blocks_a_task = divide_up(c.blocks(), c.lane_split);
   const Scratch patch_block = Scratch::take<Acc>(
       ScratchName::kPatch, patch_size(c, c.batch_tile, c.h.tile, c.w.tile, c.reduce));
@@ -356,7 +356,7 @@ CONVBP_TARGET void weight_grad_tasks(const WeightGrad& p, View<const T> input, V
                                      bool with_bias, Acc* sums, int64_t begin, int64_t end) {
   using Row = TileRow<Acc, kHalves>;
   constexpr int kBlock = Row::kLanes, kTileRows = tile_rows(kHalves);
-  const TapConv& c = p.tap;
+  const GatherConv& c = p.tap;
   const int64_t most_pixels = c.batch_tile * c.h.tile * c.w.tile;
   const int64_t most_patch = patch_size(c, c.batch_tile, c.h.tile, c.w.tile, p.panel());
   const Scratch patch_block =
@@ -458,7 +458,7 @@ CONVBP_TARGET void weight_grad_tasks(const WeightGrad& p, View<const T> input, V
 
 template <typename T, typename Acc, int kHalves>
 constexpr LaneKernels<T, Acc> lane_kernels() {
-  return {&tap_conv_tasks<T, Acc, kHalves, Product::kNumbers>,
+  return {&gather_conv_tasks<T, Acc, kHalves, Product::kNumbers>,
           &weight_grad_tasks<T, Acc, kHalves, false>};
 }
 
@@ -479,18 +479,18 @@ Table<T, Acc> make_table() {
   Table<T, Acc> table = {
       CONVBP_VECTOR_BYTES,
       &pack_weight<1, T, Acc>,
-      CONVBP_VECTOR_BYTES == 64 ? &tap_conv_tasks<T, Acc, 8, kNumbers> : nullptr,
+      CONVBP_VECTOR_BYTES == 64 ? &gather_conv_tasks<T, Acc, 8, kNumbers> : nullptr,
       &kernels_of<T, Acc>,
-      {{&tap_conv_tasks<T, Acc, 2, kDepthwise>, &weight_grad_tasks<T, Acc, 2, true>},
-       {&tap_conv_tasks<T, Acc, 4, kDepthwise>, &weight_grad_tasks<T, Acc, 4, true>}},
+      {{&gather_conv_tasks<T, Acc, 2, kDepthwise>, &weight_grad_tasks<T, Acc, 2, true>},
+       {&gather_conv_tasks<T, Acc, 4, kDepthwise>, &weight_grad_tasks<T, Acc, 4, true>}},
       &plane_tasks_of<T, Acc>,
       kMostPlanes,
       nullptr,
       {}};
 #if defined(CONVBP_BF16_PAIRS)
   table.pack_pairs = &pack_weight<2, T, T>;
-  table.pairs[0] = &tap_conv_tasks<T, Acc, 2, Product::kPairs>;
-  table.pairs[1] = &tap_conv_tasks<T, Acc, 4, Product::kPairs>;
+  table.pairs[0] = &gather_conv_tasks<T, Acc, 2, Product::kPairs>;
+  table.pairs[1] = &gather_conv_tasks<T, Acc, 4, Product::kPairs>;
 #endif
   return table;
 }

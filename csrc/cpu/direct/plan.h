@@ -27,11 +27,11 @@ struct Phases {
 
 // The axes of `tap` are those of the patch: their offsets are the ones of any phase.
 struct DirectConv {
-  TapConv tap;
+  GatherConv tap;
   Phases h, w;
   int64_t channels = 0;  // of the source, a group
   // Two channels are one number, a pair of bfloat16 whose products the processor adds at once: the
-  // tap convolution's channels are pairs.
+  // gather convolution's channels are pairs.
   bool pairs = false;
   // Pixels lie in the vector lanes, and a block is of as many result channels as there are rows of
   // a register tile: for few channels, which leave lanes empty.
@@ -58,7 +58,7 @@ struct DirectConv {
 // sums stay in the second-level cache. Chunks depend on the problem alone, so the order of every
 // sum does too.
 struct WeightGrad {
-  TapConv tap;  // the forward tap convolution: its reduce is K, its lanes O
+  GatherConv tap;  // the forward gather convolution: its reduce is K, its lanes O
   int64_t chunks = 1;
   int64_t channels_a_task = 1;
   int64_t lanes_a_task = 1;

@@ -1,4 +1,4 @@
-// The tap convolution for few channels: pixels in the vector lanes. Part of kernel.h.
+// The gather convolution for few channels: pixels in the vector lanes. Part of kernel.h.
 //
 //   patch          [channel][row modulo step][column modulo step][row][column], zeros at the edges,
 //                  each plane with room for a vector behind it
@@ -32,9 +32,9 @@ constexpr int plane_vectors(int out) {
 }
 // A tile's patch in numbers.
 struct PlanePatch {
-  const TapConv& c;
+  const GatherConv& c;
   int64_t rows, columns;  // of one remainder modulo the step
-  PlanePatch(const TapConv& c, int64_t tile_rows, int64_t tile_columns)
+  PlanePatch(const GatherConv& c, int64_t tile_rows, int64_t tile_columns)
       : c(c), rows(length(c.h, tile_rows)), columns(length(c.w, tile_columns)) {}
   static int64_t length(const Axis& a, int64_t positions) {
     return a.offset.empty() ? positions : positions + (a.offset.back() - a.offset.front()) / a.step;
@@ -61,7 +61,7 @@ template <typename T, typename Acc>
 CONVBP_TARGET void pack_planes(const PlanePatch& p, const TileExtent& e, int64_t b,
                                View<const T> source, int64_t channel0, int64_t k0, int64_t channels,
                                Acc* patch) {
-  const TapConv& c = p.c;
+  const GatherConv& c = p.c;
   const int64_t patch_channel = p.channel(), h_step = c.h.step, w_step = c.w.step;
   patch += k0 * patch_channel;
   for (int64_t w = 0; w < w_step; ++w) {
@@ -122,7 +122,7 @@ CONVBP_TARGET void plane_tasks(const DirectConv& conv, View<const T> source, con
                                const Epilogue<T>& epilogue, View<T> result, int64_t begin,
                                int64_t end) {
   constexpr int kLanes = Simd<Acc>::kLanes, kVectors = plane_vectors(kOut);
-  const TapConv& c = conv.tap;
+  const GatherConv& c = conv.tap;
   const PlanePatch most(c, c.h.tile, c.w.tile);
   const Scratch patch_block = Scratch::take<Acc>(ScratchName::kPatch, c.reduce * most.channel());
   Acc* const patch = patch_block.template data<Acc>();
@@ -212,7 +212,7 @@ CONVBP_TARGET void plane_tasks(const DirectConv& conv, View<const T> source, con
 }
 
 template <typename T, typename Acc>
-typename Table<T, Acc>::TapConvTasks plane_tasks_of(int64_t block) {
+typename Table<T, Acc>::GatherConvTasks plane_tasks_of(int64_t block) {
   switch (block) {
     case 1:
       return &plane_tasks<T, Acc, 1>;

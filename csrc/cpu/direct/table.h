@@ -14,9 +14,9 @@ namespace convbp::direct {
 // For lane blocks of one width.
 template <typename T, typename Acc>
 struct LaneKernels {
-  using TapConvTasks = void (*)(const DirectConv&, View<const T> source, const void* packed,
-                                const Epilogue<T>&, View<T> result, int64_t begin, int64_t end);
-  TapConvTasks tap_conv;
+  using GatherConvTasks = void (*)(const DirectConv&, View<const T> source, const void* packed,
+                                   const Epilogue<T>&, View<T> result, int64_t begin, int64_t end);
+  GatherConvTasks gather_conv;
   void (*weight_grad)(const WeightGrad&, View<const T> input, View<const T> delta, bool with_bias,
                       Acc* sums, int64_t begin, int64_t end);
 };
@@ -28,20 +28,20 @@ struct Table {
   // Packed weights are of type Acc, or pairs.
   using PackWeight = void (*)(const DirectConv&, const T* weight, const WeightStrides&,
                               void* packed, int64_t begin, int64_t end);
-  using TapConvTasks = typename LaneKernels<T, Acc>::TapConvTasks;
+  using GatherConvTasks = typename LaneKernels<T, Acc>::GatherConvTasks;
   PackWeight pack_weight;
   // Lane blocks of four vectors: where sums are short. Null where registers are too few.
-  TapConvTasks short_sums;
+  GatherConvTasks short_sums;
   // Lane blocks of so many half vectors: 2 or 4, or, where vectors have 64 bytes, 1 to 5.
   LaneKernels<T, Acc> (*kernels)(int64_t halves);
   // Lane blocks of one vector, or of two.
   LaneKernels<T, Acc> depthwise[2];
   // The same in planes, for blocks of so many result channels: 1 to 4, or most_planes.
-  TapConvTasks (*planes)(int64_t block);
+  GatherConvTasks (*planes)(int64_t block);
   int64_t most_planes;
   // The same of pairs, or null: [lane blocks of one vector, or of two]
   PackWeight pack_pairs;
-  TapConvTasks pairs[2];
+  GatherConvTasks pairs[2];
 };
 
 CONVBP_IN_EACH_ISA(template <typename T, typename Acc> Table<T, Acc> make_table();)

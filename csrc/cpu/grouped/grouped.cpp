@@ -48,7 +48,7 @@ template <typename T>
 Grouped plan(const ConvProblem& p, Axis h, Axis w, int64_t reduce, int64_t lanes,
              const Table<T>& kernels) {
   Grouped g;
-  TapConv& c = g.tap;
+  GatherConv& c = g.tap;
   c.batch = p.batch;
   c.groups = p.groups;
   c.reduce = reduce;
@@ -76,7 +76,7 @@ Grouped plan(const ConvProblem& p, Axis h, Axis w, int64_t reduce, int64_t lanes
 template <typename T>
 void pack_filters(const Grouped& g, View<const T> weight, int64_t group, int lane, int reduce,
                   T* to, int64_t begin, int64_t end) {
-  const TapConv& c = g.tap;
+  const GatherConv& c = g.tap;
   for (int64_t vector = begin; vector < end; ++vector) {
     const int64_t bundle = vector / g.vectors(), lane0 = vector % g.vectors() * c.block;
     T* const filters = to + vector * g.filters_size();
@@ -99,7 +99,7 @@ void pack_filters(const Grouped& g, View<const T> weight, int64_t group, int lan
 template <typename T>
 void run(const ConvProblem& p, Grouped g, const Table<T>& kernels, View<const T> source,
          View<const T> weight, int lane, int reduce, const Epilogue<T>& epilogue, View<T> result) {
-  TapConv& c = g.tap;
+  GatherConv& c = g.tap;
   while (g.tiles() * g.bundles() < 3 * thread_count() && c.h.tile > kTileRows)
     c.h.tile = divide_up(c.h.tile, 2);
   const int64_t vectors = g.bundles() * g.vectors();
@@ -109,7 +109,7 @@ void run(const ConvProblem& p, Grouped g, const Table<T>& kernels, View<const T>
     pack_filters(g, weight, p.out_channels * weight.stride[0], lane, reduce, filters, begin, end);
   });
   parallel_for(g.tiles() * g.bundles(), [&](int64_t begin, int64_t end) {
-    kernels.tap_conv(g, source, filters, epilogue, result, begin, end);
+    kernels.gather_conv(g, source, filters, epilogue, result, begin, end);
   });
 }
 
@@ -152,7 +152,7 @@ void conv2d_weight_grad(const ConvProblem& p, View<const T> input, View<const T>
   const auto kernels = table_for<T>(p, p.out_channels);
   Grouped g = plan(p, forward_axis(p, kHeight), forward_axis(p, kWidth), p.in_channels,
                    p.out_channels, kernels);
-  const TapConv& c = g.tap;
+  const GatherConv& c = g.tap;
   g.chunks =
       std::clamp<int64_t>(kWeightGradBytes / (g.sums_a_chunk() * static_cast<int64_t>(sizeof(T))),
                           1, std::clamp<int64_t>(g.tiles(), 1, kWeightGradTasks));

@@ -5,7 +5,7 @@
 // once for each k, to have it there (no lane ever meets another group's numbers); where the bundle
 // is one group, that is a broadcast.
 //
-//   tap convolution  a run of pixels in registers; a permuted pixel serves three taps of a row
+//   gather conv      a run of pixels in registers; a permuted pixel serves three taps of a row
 //   weight gradient  accumulators are three taps of a row by channels of the sum
 //
 // A tile's patch of one bundle fits into the first-level cache; what comes next is asked for while
@@ -50,7 +50,7 @@ using Lanes = typename LaneNumbers<T>::Type;
 // Lanes of a pixel that hold the first channel of each result lane's group. Result lanes that do
 // not exist take any.
 template <typename T>
-CONVBP_TARGET void find_first_channels(const TapConv& c, Lanes<T>& lanes) {
+CONVBP_TARGET void find_first_channels(const GatherConv& c, Lanes<T>& lanes) {
   for (int64_t l = 0; l < Simd<T>::kLanes; ++l)
     lanes[l] = std::min<int64_t>(l / c.lanes * c.reduce, Simd<T>::kLanes - 1);
 }
@@ -83,7 +83,7 @@ CONVBP_TARGET void copy_pixels(const T* from, int64_t from_x, T* to, int64_t to_
 template <typename T>
 CONVBP_TARGET void pack_bundle(const Grouped& g, const TileExtent& e, View<const T> source,
                                int64_t bundle, T* patch) {
-  const TapConv& c = g.tap;
+  const GatherConv& c = g.tap;
   const int64_t rows = c.h.patch_rows(e.rows), columns = c.w.patch_rows(e.columns);
   const int64_t pitch = g.pitch(), channels = g.groups_of(bundle) * c.reduce;
   const int64_t i0 = c.h.source_position(0, e.h0), j0 = c.w.source_position(0, e.w0);
@@ -111,7 +111,7 @@ template <bool kToTensor, typename T, typename Tensor>
 CONVBP_TARGET void copy_results(const Grouped& g, const TileExtent& e, int64_t bundle,
                                 int64_t vector, Tensor* tensor, const int64_t* stride, T* results) {
   constexpr int kLanes = Simd<T>::kLanes;
-  const TapConv& c = g.tap;
+  const GatherConv& c = g.tap;
   const int64_t lanes = g.lanes_of(bundle, vector);
   const int64_t down = c.h.spacing * stride[2], across = c.w.spacing * stride[3];
   tensor += g.result_place(e.b0, e.h0, e.w0, bundle, vector, stride);
@@ -151,7 +151,7 @@ CONVBP_INLINE void prefetch_row(const T* row, int64_t channels, int64_t stride_c
 template <typename T>
 CONVBP_INLINE void prefetch_source(const Grouped& g, const TileExtent& e, View<const T> source,
                                    int64_t bundle, int64_t part, int64_t parts) {
-  const TapConv& c = g.tap;
+  const GatherConv& c = g.tap;
   const int64_t rows = c.h.patch_rows(e.rows);
   const int64_t i0 = c.h.source_position(0, e.h0);
   const int64_t j = std::max<int64_t>(0, c.w.source_position(0, e.w0));
@@ -173,7 +173,7 @@ struct TapRun {
 };
 
 inline void find_tap_runs(const Grouped& g, int64_t patch_columns, std::vector<TapRun>& runs) {
-  const TapConv& c = g.tap;
+  const GatherConv& c = g.tap;
   const int64_t count = c.w.tap_count();
   runs.clear();
   for (int64_t r = 0; r < c.h.tap_count(); ++r)
@@ -235,20 +235,20 @@ struct SumRun {
   static constexpr auto kFunction = &sum_run<kRun, kStep, kBroadcast, T>;
 };
 
-// sum_run of that many pixels, for the tap convolution's step.
+// sum_run of that many pixels, for the gather convolution's step.
 template <bool kBroadcast, typename T>
-auto sum_run_of(const TapConv& c, int64_t pixels) {
+auto sum_run_of(const GatherConv& c, int64_t pixels) {
   constexpr auto counts = std::make_integer_sequence<int, kMostRun>();
   return c.w.position_row() == 2 ? tile_function_of<SumRun<2, kBroadcast, T>>(pixels, counts)
                                  : tile_function_of<SumRun<1, kBroadcast, T>>(pixels, counts);
 }
 
 template <bool kBroadcast, typename T>
-CONVBP_TARGET void tap_conv_tasks_of(const Grouped& g, View<const T> source, const T* filters,
-                                     const Epilogue<T>& epilogue, View<T> result, int64_t begin,
-                                     int64_t end) {
+CONVBP_TARGET void gather_conv_tasks_of(const Grouped& g, View<const T> source, const T* filters,
+                                        const Epilogue<T>& epilogue, View<T> result, int64_t begin,
+                                        int64_t end) {
   constexpr int kLanes = Simd<T>::kLanes;
-  const TapConv& c = g.tap;
+  const GatherConv& c = g.tap;
   const Scratch patch_block =
       Scratch::take<T>(ScratchName::kPatch, patch_size(c, 1, c.h.tile, c.w.tile, g.pitch()));
   const Scratch sums_block = Scratch::take<T>(ScratchName::kPixels, c.h.tile * c.w.tile * kLanes);
@@ -306,13 +306,13 @@ CONVBP_TARGET void tap_conv_tasks_of(const Grouped& g, View<const T> source, con
 }
 
 template <typename T>
-CONVBP_TARGET void tap_conv_tasks(const Grouped& g, View<const T> source, const T* filters,
-                                  const Epilogue<T>& epilogue, View<T> result, int64_t begin,
-                                  int64_t end) {
+CONVBP_TARGET void gather_conv_tasks(const Grouped& g, View<const T> source, const T* filters,
+                                     const Epilogue<T>& epilogue, View<T> result, int64_t begin,
+                                     int64_t end) {
   if (g.together == 1)
-    tap_conv_tasks_of<true>(g, source, filters, epilogue, result, begin, end);
+    gather_conv_tasks_of<true>(g, source, filters, epilogue, result, begin, end);
   else if constexpr (kPermutes)
-    tap_conv_tasks_of<false>(g, source, filters, epilogue, result, begin, end);
+    gather_conv_tasks_of<false>(g, source, filters, epilogue, result, begin, end);
 }
 
 // What a tile adds to the sums of kTaps neighbouring taps and kDepth channels.
@@ -322,7 +322,7 @@ CONVBP_TARGET void add_to_taps(const Grouped& g, const TileExtent& e,
                                const T* delta, T* sums) {
   constexpr int kLanes = Simd<T>::kLanes;
   constexpr int64_t pitch = kPitch<kBroadcast, T>;
-  const TapConv& c = g.tap;
+  const GatherConv& c = g.tap;
   const int64_t depth = c.reduce;
   const int64_t step = c.w.position_row() * pitch;
   const int64_t line = c.h.position_row() * c.w.patch_rows(e.columns) * pitch;
@@ -376,7 +376,7 @@ CONVBP_TARGET void weight_grad_tasks_of(const Grouped& g, View<const T> input, V
                                         T* sums, int64_t begin, int64_t end) {
   constexpr int kLanes = Simd<T>::kLanes;
   constexpr auto depths = std::make_integer_sequence<int, kMostDepth>();
-  const TapConv& c = g.tap;
+  const GatherConv& c = g.tap;
   const Scratch patch_block =
       Scratch::take<T>(ScratchName::kPatch, patch_size(c, 1, c.h.tile, c.w.tile, g.pitch()));
   const Scratch delta_block = Scratch::take<T>(ScratchName::kDelta, c.h.tile * c.w.tile * kLanes);
@@ -445,7 +445,7 @@ CONVBP_TARGET void weight_grad_tasks(const Grouped& g, View<const T> input, View
 
 template <typename T>
 Table<T> make_table() {
-  return {CONVBP_VECTOR_BYTES, kPermutes, &tap_conv_tasks<T>, &weight_grad_tasks<T>};
+  return {CONVBP_VECTOR_BYTES, kPermutes, &gather_conv_tasks<T>, &weight_grad_tasks<T>};
 }
 
 template Table<float> make_table();

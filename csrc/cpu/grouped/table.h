@@ -15,11 +15,11 @@ namespace convbp::grouped {
 // More channels a group, and the direct algorithm fills its vectors.
 constexpr int64_t kMostChannels = 16;
 
-// The tap convolution, and how its groups lie in vectors. A *bundle* is as many whole groups as one
-// vector holds, or one group that takes one vector or more. A task is a bundle of a tile; for the
-// weight gradient, some bundles of a chunk of tiles, which has its own sums.
+// The gather convolution, and how its groups lie in vectors. A *bundle* is as many whole groups as
+// one vector holds, or one group that takes one vector or more. A task is a bundle of a tile; for
+// the weight gradient, some bundles of a chunk of tiles, which has its own sums.
 struct Grouped {
-  TapConv tap;           // its block is a vector, its batch_tile one image
+  GatherConv tap;        // its block is a vector, its batch_tile one image
   int64_t together = 1;  // groups a bundle
   int64_t bundles_a_task = 1;
   int64_t chunks = 1;
@@ -55,8 +55,8 @@ struct Table {
   int vector_bytes;
   bool permutes;  // has it an instruction that permutes the lanes of a vector?
   // Filters: [bundle][vector][Grouped's].
-  void (*tap_conv)(const Grouped&, View<const T> source, const T* filters, const Epilogue<T>&,
-                   View<T> result, int64_t begin, int64_t end);
+  void (*gather_conv)(const Grouped&, View<const T> source, const T* filters, const Epilogue<T>&,
+                      View<T> result, int64_t begin, int64_t end);
   // Sums: [chunk][bundle][vector][Grouped's].
   void (*weight_grad)(const Grouped&, View<const T> input, View<const T> delta, T* sums,
                       int64_t begin, int64_t end);

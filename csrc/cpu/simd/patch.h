@@ -22,7 +22,7 @@ struct TileExtent {
   int64_t pixels() const { return images * rows * columns; }
 };
 
-inline TileExtent tile_extent(const TapConv& c, int64_t batch_tile, int64_t spatial_tile) {
+inline TileExtent tile_extent(const GatherConv& c, int64_t batch_tile, int64_t spatial_tile) {
   const int64_t across = divide_up(c.w.count, c.w.tile);
   TileExtent e;
   e.b0 = batch_tile * c.batch_tile;
@@ -34,7 +34,7 @@ inline TileExtent tile_extent(const TapConv& c, int64_t batch_tile, int64_t spat
   return e;
 }
 
-inline int64_t patch_size(const TapConv& c, int64_t images, int64_t rows, int64_t columns,
+inline int64_t patch_size(const GatherConv& c, int64_t images, int64_t rows, int64_t columns,
                           int64_t pitch) {
   return images * c.h.patch_rows(rows) * c.w.patch_rows(columns) * pitch;
 }
@@ -475,7 +475,7 @@ CONVBP_TARGET void unpack_rows(const PixelRows<const float>& from, int64_t chann
 // a pixel has room for `pitch` channels. Those beyond go to further panels of the same form, which
 // are `panel_size` numbers apart.
 template <typename T, typename Acc>
-CONVBP_TARGET void pack_patch(const TapConv& c, const TileExtent& e, View<const T> source,
+CONVBP_TARGET void pack_patch(const GatherConv& c, const TileExtent& e, View<const T> source,
                               int64_t channel0, int64_t channels, Acc* patch, int64_t pitch,
                               int64_t panel_size = 0) {
   const int64_t rows = c.h.patch_rows(e.rows), columns = c.w.patch_rows(e.columns);

@@ -94,7 +94,7 @@ CONVBP_INLINE void for_tiles(const Winograd& p, const TileExtent& e, const Body&
 template <typename F>
 CONVBP_TARGET void transform_input(const Winograd& p, const TileExtent& e, const float* patch,
                                    float* transformed) {
-  const TapConv& c = p.tap;
+  const GatherConv& c = p.tap;
   const int64_t pixel = p.channels_a_task, row = c.w.patch_rows(e.columns) * pixel;
   const int64_t image = c.h.patch_rows(e.rows) * row;
   const int64_t stream = p.source_stream(), pitch = p.pitch();
@@ -199,7 +199,7 @@ template <typename T, typename F>
 CONVBP_TARGET void transform_filters(const Winograd& p, const T* weight,
                                      const WeightStrides& stride, float* transformed, int64_t begin,
                                      int64_t end) {
-  const TapConv& c = p.tap;
+  const GatherConv& c = p.tap;
   constexpr int kBlock = F::kBlock, kSide = F::kKernel;
   constexpr int64_t kFilter = kSide * kSide;
   // Read together: they share cache lines.
@@ -312,12 +312,12 @@ CONVBP_TARGET void store_results(const Winograd& p, const TileExtent& e, const f
 }
 
 template <typename T, typename F>
-CONVBP_TARGET void tap_conv_tasks(const Winograd& p, View<const T> source, const T* weight,
-                                  const WeightStrides& stride, const float* filters,
-                                  const Epilogue<T>& epilogue, View<T> result, int64_t begin,
-                                  int64_t end) {
+CONVBP_TARGET void gather_conv_tasks(const Winograd& p, View<const T> source, const T* weight,
+                                     const WeightStrides& stride, const float* filters,
+                                     const Epilogue<T>& epilogue, View<T> result, int64_t begin,
+                                     int64_t end) {
   constexpr int kBlock = F::kBlock;
-  const TapConv& c = p.tap;
+  const GatherConv& c = p.tap;
   const int64_t blocks_a_task = divide_up(c.blocks(), c.lane_split);
   const int64_t most_columns = p.whole(c.w.tile);
   const Scratch patch_block = Scratch::take<float>(
@@ -417,7 +417,7 @@ CONVBP_TARGET void transform_sums(const Winograd& p, const float* sums, int64_t 
 template <typename T, typename F>
 CONVBP_TARGET void weight_grad_total(const Winograd& p, const float* sums, View<T> weight_grad,
                                      T* bias_grad, int64_t begin, int64_t end) {
-  const TapConv& c = p.tap;
+  const GatherConv& c = p.tap;
   const int64_t blocks = p.parts_a_task();
   constexpr int kSide = F::kKernel;
   float filters[kTotalChannels][kSide][kSide][kLanes];
@@ -494,7 +494,7 @@ CONVBP_TARGET void weight_grad_tasks(const Winograd& p, View<const T> input, Vie
                                      float* sums, View<T> weight_grad, T* bias_grad, int64_t begin,
                                      int64_t end) {
   constexpr int kPoints = F::kTile * F::kTile, kBlock = F::kBlock;
-  const TapConv& c = p.tap;
+  const GatherConv& c = p.tap;
   const int64_t most_rows = p.whole(c.h.tile), most_columns = p.whole(c.w.tile);
   const int64_t most_pixels = c.batch_tile * most_rows * most_columns;
   const int64_t task_blocks = divide_up(p.lanes_a_task, kBlock);
@@ -565,8 +565,8 @@ CONVBP_TARGET void weight_grad_tasks(const Winograd& p, View<const T> input, Vie
 
 template <typename T, typename F>
 Table<T> make_table_of() {
-  Table<T> table = {CONVBP_VECTOR_BYTES,   F::kVectors, F::kRows, &transform_filters<T, F>,
-                    &tap_conv_tasks<T, F>, nullptr,     nullptr};
+  Table<T> table = {CONVBP_VECTOR_BYTES,      F::kVectors, F::kRows, &transform_filters<T, F>,
+                    &gather_conv_tasks<T, F>, nullptr,     nullptr};
   if constexpr (F::kResultPhases == 1) {
     table.weight_grad = &weight_grad_tasks<T, F>;
     table.weight_grad_total = &weight_grad_total<T, F>;

@@ -1,5 +1,5 @@
 // The Winograd algorithm in numbers. A tile makes out x out results of each of its result phases; a
-// task takes the tiles of an extent of its tap convolution.
+// task takes the tiles of an extent of its gather convolution.
 #pragma once
 
 #include <array>
@@ -47,7 +47,7 @@ struct TileAxis {
 };
 
 struct Winograd {
-  TapConv tap;
+  GatherConv tap;
   Form form;
   TileAxis h, w;
   int64_t lanes = 1;       // of a vector

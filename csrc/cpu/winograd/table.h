@@ -19,9 +19,9 @@ struct Table {
   void (*filters)(const Winograd&, const T* weight, const WeightStrides&, float* transformed,
                   int64_t begin, int64_t end);
   // `filters` as `filters` above left them; null: transformed from the weight where they are used.
-  void (*tap_conv)(const Winograd&, View<const T> source, const T* weight, const WeightStrides&,
-                   const float* filters, const Epilogue<T>&, View<T> result, int64_t begin,
-                   int64_t end);
+  void (*gather_conv)(const Winograd&, View<const T> source, const T* weight, const WeightStrides&,
+                      const float* filters, const Epilogue<T>&, View<T> result, int64_t begin,
+                      int64_t end);
   // Not for result phases. The sums of all tasks; null, where there is one chunk: the tasks write
   // the gradients themselves.
   void (*weight_grad)(const Winograd&, View<const T> input, View<const T> delta, float* sums,

@@ -72,8 +72,8 @@ TileAxis source_phases(const Axis& axis) {
 
 Winograd forward(const ConvProblem& problem) {
   Winograd p;
-  p.tap = make_tap_conv(problem, forward_axis(problem, kHeight), forward_axis(problem, kWidth),
-                        problem.in_channels, problem.out_channels, 1);
+  p.tap = make_gather_conv(problem, forward_axis(problem, kHeight), forward_axis(problem, kWidth),
+                           problem.in_channels, problem.out_channels, 1);
   p.form.source_phases = problem.stride[kHeight];
   choose_form(p, problem.kernel[kHeight], problem.stride[kHeight]);
   p.h = source_phases(p.tap.h);
@@ -116,8 +116,8 @@ Winograd input_grad(const ConvProblem& problem) {
   const auto axis = [&](Spatial s) {
     return whole ? input_grad_axis(problem, s, 0) : both_phases_axis(problem, s);
   };
-  p.tap = make_tap_conv(problem, axis(kHeight), axis(kWidth), problem.out_channels,
-                        problem.in_channels, 1);
+  p.tap = make_gather_conv(problem, axis(kHeight), axis(kWidth), problem.out_channels,
+                           problem.in_channels, 1);
   p.form.result_phases = problem.stride[kHeight];
   choose_form(p, problem.kernel[kHeight], problem.stride[kHeight]);
   p.h = whole ? source_phases(p.tap.h) : result_phases(problem, kHeight, p.form.out);
@@ -133,7 +133,7 @@ template <typename T>
 void choose_tiles(Winograd& p, const Table<T>& kernels, int64_t channels, int64_t lanes,
                   int64_t least_tiles) {
   p.lanes = kernels.vector_bytes / static_cast<int64_t>(sizeof(float));
-  TapConv& c = p.tap;
+  GatherConv& c = p.tap;
   const int64_t out = p.form.out;
   c.block = kernels.vectors * p.lanes;
   p.channels_a_task = balanced_tile(c.reduce, channels);
@@ -158,7 +158,7 @@ void choose_tiles(Winograd& p, const Table<T>& kernels, int64_t channels, int64_
 // transformed for one serves the next; only then are extents cut, which makes every filter be read
 // more often.
 void spread(Winograd& p) {
-  TapConv& c = p.tap;
+  GatherConv& c = p.tap;
   const int64_t threads = thread_count();
   if (threads == 1 || c.pixel_tasks() >= 3 * threads) return;
   c.lane_split = c.blocks();
@@ -169,13 +169,13 @@ void spread(Winograd& p) {
 }
 
 template <typename T>
-void run_tap_conv(Winograd p, View<const T> source, const T* weight, const WeightStrides& strides,
-                  const Epilogue<T>& epilogue, View<T> result) {
+void run_gather_conv(Winograd p, View<const T> source, const T* weight,
+                     const WeightStrides& strides, const Epilogue<T>& epilogue, View<T> result) {
   const auto kernels = table<T>(p.form, p.tap.lanes);
   // All tiles in one task, where that is possible, read the filters once, and many read filters
   // that leave the cache less often: that saves more than tiles that leave the second-level cache
   // cost.
-  TapConv& c = p.tap;
+  GatherConv& c = p.tap;
   const int64_t filters_bytes =
       p.form.products() * c.groups * c.reduce * c.lanes * static_cast<int64_t>(sizeof(float));
   const bool few_tasks = all_tiles(p) <= kMostTiles || filters_bytes > kFiltersBytes;
@@ -197,7 +197,7 @@ void run_tap_conv(Winograd p, View<const T> source, const T* weight, const Weigh
       kernels.filters(p, weight, strides, filters + begin * p.filter_block(), begin, end);
     });
   parallel_for(c.tasks(), [&](int64_t begin, int64_t end) {
-    kernels.tap_conv(p, source, weight, strides, filters, epilogue, result, begin, end);
+    kernels.gather_conv(p, source, weight, strides, filters, epilogue, result, begin, end);
   });
 }
 
@@ -215,7 +215,7 @@ bool takes(const ConvProblem& p, Operator op) {
                      (kernel == 7 && stride == 2 && op != Operator::kInputGrad);
   const bool dilated = kernel == 3 && stride == 1 && op != Operator::kWeightGrad;
   if (!(dilation == 1 ? plain : dilated)) return false;
-  // Without channels there is nothing to transform; with one a group, make_tap_conv takes groups
+  // Without channels there is nothing to transform; with one a group, make_gather_conv takes groups
   // for lanes.
   return p.in_channels > 0 && (p.in_channels > 1 || p.out_channels > 1 || p.groups == 1);
 }
@@ -309,8 +309,8 @@ void conv2d(const ConvProblem& problem, View<const T> input, View<const T> weigh
     Epilogue<T> of_part = epilogue;
     if (epilogue.pre_activation)
       of_part.pre_activation = epilogue.pre_activation + part.offset(output.stride, part.output);
-    run_tap_conv<T>(std::move(p), part.of(input, part.input), weight.data, strides, of_part,
-                    part.of(output, part.output));
+    run_gather_conv<T>(std::move(p), part.of(input, part.input), weight.data, strides, of_part,
+                       part.of(output, part.output));
   });
 }
 
@@ -323,8 +323,8 @@ void conv2d_input_grad(const ConvProblem& problem, View<const T> weight, View<co
     if (size[kHeight] == 0 || size[kWidth] == 0) return;
     Winograd p = winograd::input_grad(part.problem);
     const WeightStrides strides = weight_strides(part.problem, p.tap, weight.stride, 1, 0);
-    run_tap_conv<T>(std::move(p), part.of(delta, part.output), weight.data, strides, {},
-                    part.of(input_grad, part.input));
+    run_gather_conv<T>(std::move(p), part.of(delta, part.output), weight.data, strides, {},
+                       part.of(input_grad, part.input));
   });
 }
 
