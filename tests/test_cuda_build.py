@@ -30,7 +30,7 @@ BUDGETS = {
     "convolve.*ByMultiplyAddIf": 255, "weight_grad.*ByMultiplyAddIf": 176,
     "convolve.*ByMultiplyAddId": 192, "weight_grad.*ByMultiplyAddId": 184,
     "gemm.*(convolve|weight_grad)": 168,
-    "depthwise.*backward": 216, "depthwise": 152, "plain": 128, "pool": 96,
+    "depthwise.*backward": 216, "depthwise": 152, "reference": 128, "pool": 96,
     "activate|error_signal|sum_of_pieces": 64,
 }  # fmt: skip
 

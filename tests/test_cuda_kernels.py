@@ -271,7 +271,7 @@ BUGS = {
         "../core/pool_problem.h", "m < rows.end; ++m", "m < rows.end - 1; ++m", "pools", "float32"
     ),
     "padding is not skipped": Bug(
-        "../core/reference_sums.h", "position < size;", "position <= size;", "plain", "float32"
+        "../core/reference_sums.h", "position < size;", "position <= size;", "reference", "float32"
     ),
 }  # fmt: skip
 
@@ -283,7 +283,7 @@ OBJECTS = {
     "depthwise": DEPTHWISE,
     "depthwise_backward": DEPTHWISE,
     "elementwise": ["cuda/elementwise/elementwise.o"],
-    "plain": ["cuda/reference/conv2d.o"],
+    "reference": ["cuda/reference/conv2d.o"],
     "pools": ["cuda/pool/pool.o"],
 }
 

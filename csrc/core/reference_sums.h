@@ -1,6 +1,6 @@
 // The equations, one sum after the other: what one element of each operator's result is made of.
 //
-// The plain loop nests (cpu/reference/conv2d.h) and the plain CUDA kernels
+// The loop nests (cpu/reference/conv2d.h) and the reference CUDA kernels
 // (cuda/reference/conv2d.cuh) go through the elements, and call these. All sums run in double
 // precision whatever the element type, in the order of the loops.
 //
@@ -12,7 +12,7 @@
 #include "core/conv_problem.h"
 #include "core/host_device.h"
 
-namespace convbp::plain {
+namespace convbp::reference {
 
 CONVBP_BOTH inline bool inside(int64_t position, int64_t size) {
   return 0 <= position && position < size;
@@ -91,4 +91,4 @@ CONVBP_BOTH double bias_grad_sum(const ConvProblem& c, const View<const T>& delt
   return sum;
 }
 
-}  // namespace convbp::plain
+}  // namespace convbp::reference

@@ -16,7 +16,7 @@ namespace convbp {
 namespace {
 
 constexpr const char* kNames[] = {"auto", "direct", "winograd", "plain"};
-enum Setting { kAuto, kDirectOnly, kWinogradWherePossible, kPlainOnly };
+enum Setting { kAuto, kDirectOnly, kWinogradWherePossible, kReferenceOnly };
 std::atomic<int> setting{kAuto};
 
 }  // namespace
@@ -36,14 +36,14 @@ std::string algorithm_setting() {
   return kNames[setting];
 }
 
-bool plain_only() {
-  return setting == kPlainOnly;
+bool reference_only() {
+  return setting == kReferenceOnly;
 }
 
 Algorithm choose_algorithm(const ConvProblem& p, Operator op, Element element,
                            const int64_t* source_stride, const int64_t* other_stride) {
   const int now = setting;
-  if (now == kPlainOnly) return Algorithm::kPlain;
+  if (now == kReferenceOnly) return Algorithm::kReference;
   if (element != Element::kHalf && depthwise::takes(p, source_stride, other_stride))
     return Algorithm::kDepthwise;
   const bool winograd_can = element != Element::kFloat64 && winograd::takes(p, op);
@@ -69,8 +69,8 @@ double multiply_adds(const ConvProblem& p, Operator op, Algorithm algorithm) {
 // for.
 #define CONVBP_IN_ALGORITHM(T, chosen, ...)                        \
   switch (chosen) {                                                \
-    case Algorithm::kPlain:                                        \
-      return plain::__VA_ARGS__;                                   \
+    case Algorithm::kReference:                                    \
+      return reference::__VA_ARGS__;                               \
     case Algorithm::kDirect:                                       \
       return direct::__VA_ARGS__;                                  \
     case Algorithm::kDepthwise:                                    \

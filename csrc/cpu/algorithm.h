@@ -9,7 +9,7 @@
 
 namespace convbp {
 
-enum class Algorithm { kPlain, kDirect, kDepthwise, kGrouped, kPointwise, kWinograd };
+enum class Algorithm { kReference, kDirect, kDepthwise, kGrouped, kPointwise, kWinograd };
 // The type of the elements, where an algorithm's choice looks at it.
 enum class Element { kFloat32, kFloat64, kHalf };
 
@@ -22,8 +22,8 @@ constexpr Element element_of() {
 // What torch_convbp.backends.cpu.conv_algorithm says: "auto", "direct", "winograd" or "plain".
 void set_algorithm(const std::string& name);
 std::string algorithm_setting();
-// Does it ask for the plain loop nests? Pooling knows no other choice.
-bool plain_only();
+// Does it ask for the reference? Pooling knows no other choice.
+bool reference_only();
 
 // The algorithm that computes this operator of this problem under the present setting, between
 // tensors with these strides (of the source and the result; of the input and delta for the weight

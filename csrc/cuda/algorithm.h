@@ -10,9 +10,9 @@ namespace convbp::cuda {
 // "auto" or "plain", in every thread of the process.
 std::string algorithm_setting();
 void set_algorithm(const std::string& name);
-bool plain_only();
+bool reference_only();
 
-enum class Algorithm { kPlain, kDepthwise, kImplicitGemm };
+enum class Algorithm { kReference, kDepthwise, kImplicitGemm };
 
 // By the problem and the setting alone: not by the tensors, and not by the GPU.
 Algorithm algorithm_for(const ConvProblem&);

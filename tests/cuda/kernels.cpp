@@ -1,4 +1,4 @@
-// Every CUDA kernel on random problems, without a GPU (shim.h): results must equal the plain loop
+// Every CUDA kernel on random problems, without a GPU (shim.h): results must equal the loop
 // nests of the CPU, in float64, rounded once. Values are whole numbers, so that sums are exact in
 // any order. Built with AddressSanitizer and UndefinedBehaviorSanitizer by the Makefile here, or to
 // run on a GPU (gpu.cpp).
@@ -194,8 +194,8 @@ void try_operators(Random& random, const ConvProblem& p, const Operators<T>& our
     const bool keep = random.in(2);
     if (keep) epilogue.pre_activation = kept.view().data;
     ours.conv2d(context, p, input.read(), weight.read(), epilogue, output.view());
-    reference::conv2d(p, wide_input.read(), wide_weight.read(),
-                      epilogue.bias ? wide_bias.read().data : nullptr, sums.view());
+    expected::conv2d(p, wide_input.read(), wide_weight.read(),
+                     epilogue.bias ? wide_bias.read().data : nullptr, sums.view());
     Tensor<T> expected(of_output), expected_kept(of_output);
     each(sums, of_output, [&](double& sum, int64_t a, int64_t b, int64_t c, int64_t d) {
       const auto narrow = static_cast<Accumulator<T>>(sum);
@@ -208,7 +208,7 @@ void try_operators(Random& random, const ConvProblem& p, const Operators<T>& our
     Tensor<T> grad(of_input, layout);
     Tensor<double> wide_grad(of_input);
     ours.input_grad(context, p, weight.read(), delta.read(), grad.view());
-    reference::conv2d_input_grad(p, wide_weight.read(), wide_delta.read(), wide_grad.view());
+    expected::conv2d_input_grad(p, wide_weight.read(), wide_delta.read(), wide_grad.view());
     Tensor<T> expected_grad = rounded<T>(wide_grad, of_input);
     expect_equal(grad, expected_grad, of_input, ours.name + " conv2d_input_grad");
   }
@@ -219,8 +219,8 @@ void try_operators(Random& random, const ConvProblem& p, const Operators<T>& our
   const bool with_bias = random.in(2);
   ours.weight_grad(context, p, input.read(), delta.read(), weight_grad.view(),
                    with_bias ? bias_grad.view().data : nullptr);
-  reference::conv2d_weight_grad(p, wide_input.read(), wide_delta.read(), wide_weight_grad.view(),
-                                wide_bias_grad.view().data);
+  expected::conv2d_weight_grad(p, wide_input.read(), wide_delta.read(), wide_weight_grad.view(),
+                               wide_bias_grad.view().data);
   Tensor<T> expected_weight_grad = rounded<T>(wide_weight_grad, of_weight);
   Tensor<T> expected_bias_grad = rounded<T>(wide_bias_grad, of_bias);
   expect_equal(weight_grad, expected_weight_grad, of_weight, ours.name + " conv2d_weight_grad");
@@ -229,11 +229,12 @@ void try_operators(Random& random, const ConvProblem& p, const Operators<T>& our
 }
 
 template <typename T>
-void try_plain(Random& random) {
+void try_reference(Random& random) {
   ConvProblem p = sanitize::random_conv(random);
-  try_operators<T>(random, p,
-                   {"plain", [](const ConvProblem&) { return true; }, &cuda::plain::conv2d<T>,
-                    &cuda::plain::conv2d_input_grad<T>, &cuda::plain::conv2d_weight_grad<T>});
+  try_operators<T>(
+      random, p,
+      {"reference", [](const ConvProblem&) { return true; }, &cuda::reference::conv2d<T>,
+       &cuda::reference::conv2d_input_grad<T>, &cuda::reference::conv2d_weight_grad<T>});
 }
 
 // --- implicit GEMM --------------------------------------------------------------------------
@@ -329,8 +330,8 @@ void try_rounding(Random& random, bool tf32) {
   Tensor<T> output(of_output);
   Tensor<double> exact(of_output), absolute(of_output);
   ours.conv2d(context, p, input.read(), weight.read(), {}, output.view());
-  reference::conv2d(p, a.read(), w.read(), nullptr, exact.view());
-  reference::conv2d(p, abs_a.read(), abs_w.read(), nullptr, absolute.view());
+  expected::conv2d(p, a.read(), w.read(), nullptr, exact.view());
+  expected::conv2d(p, abs_a.read(), abs_w.read(), nullptr, absolute.view());
   const bool narrow = sizeof(T) == 2;  // what is huge or tiny leaves the range of the result
   if (!narrow || std::isnan(odd))
     expect_close(output, exact, absolute, of_output,
@@ -339,8 +340,8 @@ void try_rounding(Random& random, bool tf32) {
   Tensor<T> grad(of_input);
   Tensor<double> exact_grad(of_input), absolute_grad(of_input);
   ours.input_grad(context, p, weight.read(), delta.read(), grad.view());
-  reference::conv2d_input_grad(p, w.read(), d.read(), exact_grad.view());
-  reference::conv2d_input_grad(p, abs_w.read(), abs_d.read(), absolute_grad.view());
+  expected::conv2d_input_grad(p, w.read(), d.read(), exact_grad.view());
+  expected::conv2d_input_grad(p, abs_w.read(), abs_d.read(), absolute_grad.view());
   if (!narrow || std::isnan(odd))
     expect_close(grad, exact_grad, absolute_grad, of_input,
                  bound(p.out_channels * p.kernel[0] * p.kernel[1]), smallest,
@@ -352,9 +353,9 @@ void try_rounding(Random& random, bool tf32) {
   Tensor<double> weight_exact(of_weight), weight_absolute(of_weight);
   Tensor<T> weight_grad(of_weight);
   ours.weight_grad(context, p, input.read(), delta.read(), weight_grad.view(), bias.view().data);
-  reference::conv2d_weight_grad(p, a.read(), d.read(), weight_exact.view(), bias_exact.view().data);
-  reference::conv2d_weight_grad(p, abs_a.read(), abs_d.read(), weight_absolute.view(),
-                                bias_absolute.view().data);
+  expected::conv2d_weight_grad(p, a.read(), d.read(), weight_exact.view(), bias_exact.view().data);
+  expected::conv2d_weight_grad(p, abs_a.read(), abs_d.read(), weight_absolute.view(),
+                               bias_absolute.view().data);
   const int64_t pixels = p.batch * p.out_size[0] * p.out_size[1];
   if (!narrow || std::isnan(odd))
     expect_close(bias, bias_exact, bias_absolute, {1, 1, 1, of_weight[0]},
@@ -363,9 +364,9 @@ void try_rounding(Random& random, bool tf32) {
   delta.each(fraction);
   d = widened(delta, of_output), abs_d = magnitude(d, of_output);
   ours.weight_grad(context, p, input.read(), delta.read(), weight_grad.view(), nullptr);
-  reference::conv2d_weight_grad(p, a.read(), d.read(), weight_exact.view(), bias_exact.view().data);
-  reference::conv2d_weight_grad(p, abs_a.read(), abs_d.read(), weight_absolute.view(),
-                                bias_absolute.view().data);
+  expected::conv2d_weight_grad(p, a.read(), d.read(), weight_exact.view(), bias_exact.view().data);
+  expected::conv2d_weight_grad(p, abs_a.read(), abs_d.read(), weight_absolute.view(),
+                               bias_absolute.view().data);
   if (!narrow || std::isnan(odd))
     expect_close(weight_grad, weight_exact, weight_absolute, of_weight, bound(pixels), smallest,
                  name + "conv2d_weight_grad");
@@ -543,9 +544,9 @@ void try_depthwise_backward(Random& random) {
          [&](T& to, int64_t a, int64_t b, int64_t c, int64_t d) { to = ours.at(a, b, c, d); });
     return expect_of_g(copy, delta, of_output, exact, "depthwise error_signal");
   }
-  reference::conv2d_input_grad(p, wide_weight.read(), wide_delta.read(), wide_input_grad.view());
-  reference::conv2d_weight_grad(p, wide_input.read(), wide_delta.read(), wide_weight_grad.view(),
-                                wide_bias_grad.view().data);
+  expected::conv2d_input_grad(p, wide_weight.read(), wide_delta.read(), wide_input_grad.view());
+  expected::conv2d_weight_grad(p, wide_input.read(), wide_delta.read(), wide_weight_grad.view(),
+                               wide_bias_grad.view().data);
   Tensor<T> expected_input_grad = rounded<T>(wide_input_grad, of_input);
   Tensor<T> expected_weight_grad = rounded<T>(wide_weight_grad, of_weight);
   Tensor<T> expected_bias_grad = rounded<T>(wide_bias_grad, of_bias);
@@ -574,7 +575,7 @@ void try_max_pool(const PoolProblem& p, Random& random) {
   Tensor<double> wide_output(of_output);
   Tensor<uint32_t> wide_offset(of_output);
   cuda::pool::max_pool2d<T, Offset>(context, p, input.read(), output.view(), offset.view());
-  reference::max_pool2d(p, wide_input.read(), wide_output.view(), wide_offset.view());
+  expected::max_pool2d(p, wide_input.read(), wide_output.view(), wide_offset.view());
   expect_equal(output, wide_output, of_output, "max_pool2d");
   // The largest number of either type says "nowhere".
   each(wide_offset, of_output, [&](uint32_t& tap, int64_t, int64_t, int64_t, int64_t) {
@@ -600,7 +601,7 @@ void try_max_pool(const PoolProblem& p, Random& random) {
   Tensor<double> wide_grad(of_input);
   cuda::pool::max_pool2d_input_grad<T, Offset>(context, p, delta.read(), offset.read(),
                                                grad.view());
-  reference::max_pool2d_input_grad(p, wide_delta.read(), wide_offset.read(), wide_grad.view());
+  expected::max_pool2d_input_grad(p, wide_delta.read(), wide_offset.read(), wide_grad.view());
   Tensor<T> expected = rounded<T>(wide_grad, of_input);
   expect_equal(grad, expected, of_input, "max_pool2d_input_grad");
 }
@@ -623,14 +624,14 @@ void try_average_pool(PoolProblem p, Random& random) {
   Tensor<T> output(of_output, layout);
   Tensor<double> wide_output(of_output);
   cuda::pool::avg_pool2d<T>(context, p, input.read(), output.view());
-  reference::avg_pool2d(p, wide_input.read(), wide_output.view());
+  expected::avg_pool2d(p, wide_input.read(), wide_output.view());
   Tensor<T> expected = rounded<T>(wide_output, of_output);
   expect_equal(output, expected, of_output, "avg_pool2d");
 
   Tensor<T> grad(of_input, layout);
   Tensor<double> wide_grad(of_input);
   cuda::pool::avg_pool2d_input_grad<T>(context, p, delta.read(), grad.view());
-  reference::avg_pool2d_input_grad(p, wide_delta.read(), wide_grad.view());
+  expected::avg_pool2d_input_grad(p, wide_delta.read(), wide_grad.view());
   Tensor<T> expected_grad = rounded<T>(wide_grad, of_input);
   expect_equal(grad, expected_grad, of_input, "avg_pool2d_input_grad");
 }
@@ -701,7 +702,7 @@ struct Family {
 // clang-format on
 
 const Family kFamilies[] = {
-    CONVBP_FAMILY("plain", try_plain),
+    CONVBP_FAMILY("reference", try_reference),
     CONVBP_FAMILY("gemm", try_gemm),
     {"gemm", "TF32", try_gemm_tf32},
     CONVBP_FAMILY("gemm_rounding", try_gemm_rounding),

@@ -1,11 +1,11 @@
-// The plain loop nests of the CPU (csrc/cpu/reference) on float64, in a translation unit of
+// The loop nests of the CPU (csrc/cpu/reference) on float64, in a translation unit of
 // their own: CPU and GPU each have an Epilogue of that name.
 #pragma once
 
 #include "core/conv_problem.h"
 #include "core/pool_problem.h"
 
-namespace convbp::reference {
+namespace convbp::expected {
 
 using Read = View<const double>;
 using Write = View<double>;
@@ -20,4 +20,4 @@ void max_pool2d_input_grad(const PoolProblem&, Read delta, View<const uint32_t> 
 void avg_pool2d(const PoolProblem&, Read input, Write output);
 void avg_pool2d_input_grad(const PoolProblem&, Read delta, Write input_grad);
 
-}  // namespace convbp::reference
+}  // namespace convbp::expected

@@ -77,7 +77,7 @@ class Run final : public cuda::Context {
 
 // --- layers ---------------------------------------------------------------------------------
 
-enum class Algorithm { kGemm, kDepthwise, kPlain };
+enum class Algorithm { kGemm, kDepthwise, kReference };
 
 struct Layer {
   const char* name;
@@ -100,7 +100,7 @@ const Layer kLayers[] = {
     {"depthwise-5x5/2", Algorithm::kDepthwise, 2, 96, 1, 1, 28, 5, 2},
     {"depthwise-7x7", Algorithm::kDepthwise, 2, 96, 1, 1, 28, 7, 1},
     {"depthwise-9x9", Algorithm::kDepthwise, 1, 32, 1, 1, 16, 9, 1},
-    {"plain-3x3", Algorithm::kPlain, 1, 1, 8, 16, 14, 3, 1},
+    {"reference-3x3", Algorithm::kReference, 1, 1, 8, 16, 14, 3, 1},
 };
 
 int64_t output_size(int64_t size, int64_t kernel, int64_t stride) {
@@ -131,18 +131,18 @@ void run_convolution(std::vector<Line>& lines, const Layer& layer, const std::st
   epilogue.bias = bias.read().data;
   epilogue.activation.row = 0;  // ReLU
   const cuda::gemm::Options options{tf32, layer.tile};
-  const auto operators = [&](Run run, auto&& plain, auto&& depthwise, auto&& gemm) {
+  const auto operators = [&](Run run, auto&& reference, auto&& depthwise, auto&& gemm) {
     run.tensor("input", input).tensor("weight", weight).tensor("output", output);
     run.tensor("bias", bias);
-    if (layer.algorithm == Algorithm::kPlain) plain(run);
+    if (layer.algorithm == Algorithm::kReference) reference(run);
     if (layer.algorithm == Algorithm::kDepthwise) depthwise(run);
     if (layer.algorithm == Algorithm::kGemm) gemm(run);
     run.finish();
   };
-#define CONVBP_RUN(name, function, ...)                                                     \
-  operators(                                                                                \
-      {lines, title + name}, [&](Run& run) { cuda::plain::function<T>(run, __VA_ARGS__); }, \
-      [&](Run& run) { cuda::depthwise::function<T>(run, __VA_ARGS__); },                    \
+#define CONVBP_RUN(name, function, ...)                                                         \
+  operators(                                                                                    \
+      {lines, title + name}, [&](Run& run) { cuda::reference::function<T>(run, __VA_ARGS__); }, \
+      [&](Run& run) { cuda::depthwise::function<T>(run, __VA_ARGS__); },                        \
       [&](Run& run) { cuda::gemm::function<T>(run, __VA_ARGS__, options); })
   CONVBP_RUN("forward", conv2d, p, input.read(), weight.read(), epilogue, output.view());
   CONVBP_RUN("input gradient", conv2d_input_grad, p, weight.read(), output.read(), input.view());

@@ -38,18 +38,18 @@ void expect(bool condition, const std::string& what) {
 }
 
 template <typename T>
-void expect_equal(const Tensor<T>& ours, const Tensor<T>& plain, const char* what) {
-  const int64_t found = ours.differences(plain);
+void expect_equal(const Tensor<T>& ours, const Tensor<T>& expected, const char* what) {
+  const int64_t found = ours.differences(expected);
   expect(found == 0, std::string(what) + ": " + std::to_string(found) + " of " +
                          std::to_string(ours.count()) + " elements differ");
 }
 
 // For algorithms that round even whole numbers.
 template <typename T>
-void expect_near(const Tensor<T>& ours, const Tensor<T>& plain, const char* what) {
-  const double error = ours.largest_difference(plain);
+void expect_near(const Tensor<T>& ours, const Tensor<T>& expected, const char* what) {
+  const double error = ours.largest_difference(expected);
   const double unit = sizeof(T) < 4 ? 1. / 64 : 1e-4;
-  expect(error <= unit * (1 + plain.largest()),
+  expect(error <= unit * (1 + expected.largest()),
          std::string(what) + ": off by " + std::to_string(error));
 }
 
@@ -87,35 +87,35 @@ void try_convolution(Random& random) {
   const Layout layout = dense_layout(random);
 
   if (p.batch) {  // the boundary sends no empty results here
-    Tensor<T> output(of_output, layout), plain_output(of_output, layout);
-    Tensor<T> kept(of_output, layout), plain_kept(of_output, layout);
+    Tensor<T> output(of_output, layout), expected_output(of_output, layout);
+    Tensor<T> kept(of_output, layout), expected_kept(of_output, layout);
     Epilogue<T> epilogue;
     if (random.in(2)) epilogue.bias = bias.read().data;
     epilogue.activation = any_activation<Accumulator<T>>(random);
     const bool keep = random.in(2);
     if (keep) epilogue.pre_activation = kept.view().data;
     direct::conv2d<T>(p, input.read(), weight.read(), epilogue, output.view());
-    if (keep) epilogue.pre_activation = plain_kept.view().data;
-    plain::conv2d<T>(p, input.read(), weight.read(), epilogue, plain_output.view());
-    expect_equal(output, plain_output, "conv2d");
-    if (keep) expect_equal(kept, plain_kept, "conv2d, pre-activation");
+    if (keep) epilogue.pre_activation = expected_kept.view().data;
+    reference::conv2d<T>(p, input.read(), weight.read(), epilogue, expected_output.view());
+    expect_equal(output, expected_output, "conv2d");
+    if (keep) expect_equal(kept, expected_kept, "conv2d, pre-activation");
 
     if (p.in_channels) {
-      Tensor<T> grad(of_input, layout), plain_grad(of_input, layout);
+      Tensor<T> grad(of_input, layout), expected_grad(of_input, layout);
       direct::conv2d_input_grad<T>(p, weight.read(), delta.read(), grad.view());
-      plain::conv2d_input_grad<T>(p, weight.read(), delta.read(), plain_grad.view());
-      expect_equal(grad, plain_grad, "conv2d_input_grad");
+      reference::conv2d_input_grad<T>(p, weight.read(), delta.read(), expected_grad.view());
+      expect_equal(grad, expected_grad, "conv2d_input_grad");
     }
   }
-  Tensor<T> grad(of_weight, layout), plain_grad(of_weight, layout);
-  Tensor<T> bias_grad(of_bias), plain_bias_grad(of_bias);
+  Tensor<T> grad(of_weight, layout), expected_grad(of_weight, layout);
+  Tensor<T> bias_grad(of_bias), expected_bias_grad(of_bias);
   const bool with_bias = random.in(2);
   direct::conv2d_weight_grad<T>(p, input.read(), delta.read(), grad.view(),
                                 with_bias ? bias_grad.view().data : nullptr);
-  plain::conv2d_weight_grad<T>(p, input.read(), delta.read(), plain_grad.view(),
-                               with_bias ? plain_bias_grad.view().data : nullptr);
-  expect_equal(grad, plain_grad, "conv2d_weight_grad");
-  expect_equal(bias_grad, plain_bias_grad, "conv2d_weight_grad, bias");
+  reference::conv2d_weight_grad<T>(p, input.read(), delta.read(), expected_grad.view(),
+                                   with_bias ? expected_bias_grad.view().data : nullptr);
+  expect_equal(grad, expected_grad, "conv2d_weight_grad");
+  expect_equal(bias_grad, expected_bias_grad, "conv2d_weight_grad, bias");
 }
 
 template <typename T>
@@ -133,7 +133,7 @@ struct Operators {
   Forward<T>* conv2d;
   InputGrad<T>* input_grad;
   WeightGrad<T>* weight_grad;
-  void (*compare)(const Tensor<T>& ours, const Tensor<T>& plain, const char* what);
+  void (*compare)(const Tensor<T>& ours, const Tensor<T>& expected, const char* what);
 };
 
 template <typename T>
@@ -157,36 +157,36 @@ void try_operators(Random& random, const ConvProblem& p, const Operators<T>& our
     ours.compare(a, b, (ours.name + " " + what).c_str());
   };
 
-  Tensor<T> output(of_output, of_results), plain_output(of_output, of_results);
+  Tensor<T> output(of_output, of_results), expected_output(of_output, of_results);
   if (p.batch && ours.takes(p, input.read().stride, output.read().stride)) {
-    Tensor<T> kept(of_output, of_results), plain_kept(of_output, of_results);
+    Tensor<T> kept(of_output, of_results), expected_kept(of_output, of_results);
     Epilogue<T> epilogue;
     if (random.in(2)) epilogue.bias = bias.read().data;
     epilogue.activation = any_activation<Accumulator<T>>(random, true);
     const bool keep = random.in(2);
     if (keep) epilogue.pre_activation = kept.view().data;
     ours.conv2d(p, input.read(), weight.read(), epilogue, output.view());
-    if (keep) epilogue.pre_activation = plain_kept.view().data;
-    plain::conv2d<T>(p, input.read(), weight.read(), epilogue, plain_output.view());
-    compare(output, plain_output, "conv2d");
-    if (keep) compare(kept, plain_kept, "conv2d, pre-activation");
+    if (keep) epilogue.pre_activation = expected_kept.view().data;
+    reference::conv2d<T>(p, input.read(), weight.read(), epilogue, expected_output.view());
+    compare(output, expected_output, "conv2d");
+    if (keep) compare(kept, expected_kept, "conv2d, pre-activation");
   }
-  Tensor<T> grad(of_input, of_results), plain_grad(of_input, of_results);
+  Tensor<T> grad(of_input, of_results), expected_grad(of_input, of_results);
   if (p.batch && ours.takes(p, delta.read().stride, grad.read().stride)) {
     ours.input_grad(p, weight.read(), delta.read(), grad.view());
-    plain::conv2d_input_grad<T>(p, weight.read(), delta.read(), plain_grad.view());
-    compare(grad, plain_grad, "conv2d_input_grad");
+    reference::conv2d_input_grad<T>(p, weight.read(), delta.read(), expected_grad.view());
+    compare(grad, expected_grad, "conv2d_input_grad");
   }
   if (ours.takes(p, input.read().stride, delta.read().stride)) {
-    Tensor<T> weight_grad(of_weight, of_results), plain_weight_grad(of_weight, of_results);
-    Tensor<T> bias_grad(of_bias), plain_bias_grad(of_bias);
+    Tensor<T> weight_grad(of_weight, of_results), expected_weight_grad(of_weight, of_results);
+    Tensor<T> bias_grad(of_bias), expected_bias_grad(of_bias);
     const bool with_bias = random.in(2);
     ours.weight_grad(p, input.read(), delta.read(), weight_grad.view(),
                      with_bias ? bias_grad.view().data : nullptr);
-    plain::conv2d_weight_grad<T>(p, input.read(), delta.read(), plain_weight_grad.view(),
-                                 with_bias ? plain_bias_grad.view().data : nullptr);
-    compare(weight_grad, plain_weight_grad, "conv2d_weight_grad");
-    if (with_bias) compare(bias_grad, plain_bias_grad, "conv2d_weight_grad, bias");
+    reference::conv2d_weight_grad<T>(p, input.read(), delta.read(), expected_weight_grad.view(),
+                                     with_bias ? expected_bias_grad.view().data : nullptr);
+    compare(weight_grad, expected_weight_grad, "conv2d_weight_grad");
+    if (with_bias) compare(bias_grad, expected_bias_grad, "conv2d_weight_grad, bias");
   }
 }
 
@@ -296,12 +296,13 @@ void try_max_pool(const PoolProblem& p, Random& random) {
   if (random.in(4))
     input.each([&](T x) { return random.in(9) ? static_cast<T>(std::nanf("")) : x; });
 
-  Tensor<T> output(of_output, layout), plain_output(of_output, layout);
-  Tensor<Offset> offset(of_output, layout), plain_offset(of_output, layout);
+  Tensor<T> output(of_output, layout), expected_output(of_output, layout);
+  Tensor<Offset> offset(of_output, layout), expected_offset(of_output, layout);
   pool::max_pool2d<T, Offset>(p, input.read(), output.view(), offset.view());
-  pool::plain::max_pool2d<T, Offset>(p, input.read(), plain_output.view(), plain_offset.view());
-  expect_equal(output, plain_output, "max_pool2d");
-  expect_equal(offset, plain_offset, "max_pool2d, offsets");
+  pool::reference::max_pool2d<T, Offset>(p, input.read(), expected_output.view(),
+                                         expected_offset.view());
+  expect_equal(output, expected_output, "max_pool2d");
+  expect_equal(offset, expected_offset, "max_pool2d, offsets");
 
   Tensor<T> gathered(of_output, layout);
   pool::max_pool2d_gather<T, Offset>(p, input.read(), offset.read(), gathered.view());
@@ -313,10 +314,11 @@ void try_max_pool(const PoolProblem& p, Random& random) {
   // Offsets of another pooling are no error, and reach no foreign memory.
   if (random.in(4))
     offset.each([&](Offset) { return static_cast<Offset>(random.number(0, p.taps() + 3)); });
-  Tensor<T> grad(of_input, layout), plain_grad(of_input, layout);
+  Tensor<T> grad(of_input, layout), expected_grad(of_input, layout);
   pool::max_pool2d_input_grad<T, Offset>(p, delta.read(), offset.read(), grad.view());
-  pool::plain::max_pool2d_input_grad<T, Offset>(p, delta.read(), offset.read(), plain_grad.view());
-  expect_equal(grad, plain_grad, "max_pool2d_input_grad");
+  pool::reference::max_pool2d_input_grad<T, Offset>(p, delta.read(), offset.read(),
+                                                    expected_grad.view());
+  expect_equal(grad, expected_grad, "max_pool2d_input_grad");
 }
 
 template <typename T>
@@ -332,15 +334,15 @@ void try_average_pool(PoolProblem p, Random& random) {
   Tensor<T> input(of_input, any_layout(random)), delta(of_output, any_layout(random));
   input.fill(random), delta.fill(random, 2, divisible ? 3600 : 1);
 
-  Tensor<T> output(of_output, layout), plain_output(of_output, layout);
+  Tensor<T> output(of_output, layout), expected_output(of_output, layout);
   pool::avg_pool2d<T>(p, input.read(), output.view());
-  pool::plain::avg_pool2d<T>(p, input.read(), plain_output.view());
-  expect_equal(output, plain_output, "avg_pool2d");
+  pool::reference::avg_pool2d<T>(p, input.read(), expected_output.view());
+  expect_equal(output, expected_output, "avg_pool2d");
 
-  Tensor<T> grad(of_input, layout), plain_grad(of_input, layout);
+  Tensor<T> grad(of_input, layout), expected_grad(of_input, layout);
   pool::avg_pool2d_input_grad<T>(p, delta.read(), grad.view());
-  pool::plain::avg_pool2d_input_grad<T>(p, delta.read(), plain_grad.view());
-  expect_equal(grad, plain_grad, "avg_pool2d_input_grad");
+  pool::reference::avg_pool2d_input_grad<T>(p, delta.read(), expected_grad.view());
+  expect_equal(grad, expected_grad, "avg_pool2d_input_grad");
 }
 
 template <typename T>
@@ -365,18 +367,19 @@ void try_elementwise(Random& random) {
   while (!g.functions) g = any_activation<Acc>(random, exact);  // the identity has no operator
   const Size of_tensor{1, size.outer, size.channels, size.inner};
   const Size of_bias{1, 1, 1, size.channels};
-  Tensor<T> grad(of_tensor), kept(of_tensor), ours(of_tensor), again(of_tensor), plain(of_tensor);
-  Tensor<T> bias_grad(of_bias), plain_bias_grad(of_bias);
+  Tensor<T> grad(of_tensor), kept(of_tensor), ours(of_tensor), again(of_tensor),
+      expected(of_tensor);
+  Tensor<T> bias_grad(of_bias), expected_bias_grad(of_bias);
   grad.fill(random), kept.fill(random, 4);
 
   activate<T>(g, kept.read().data, ours.view().data, count);
   const T* value = kept.read().data;
-  plain.each([&](T) {
+  expected.each([&](T) {
     Acc x = static_cast<Acc>(*value++);
     g.apply(&x, 1);
     return static_cast<T>(x);
   });
-  expect_equal(ours, plain, "activation");
+  expect_equal(ours, expected, "activation");
 
   error_signal<T>(g, grad.read().data, kept.read().data, ours.view().data, count);
   error_signal_bias_grad<T>(g, grad.read().data, kept.read().data, again.view().data, size,
@@ -384,18 +387,18 @@ void try_elementwise(Random& random) {
   const T *from = grad.read().data, *from_kept = kept.read().data;
   std::vector<double> sums(size.channels);
   int64_t index = 0;
-  plain.each([&](T) {
+  expected.each([&](T) {
     Acc x = static_cast<Acc>(from[index]);
     const Acc k = static_cast<Acc>(from_kept[index]);
     g.error_signal(&x, &k, &x, 1);
     sums[index++ / size.inner % size.channels] += static_cast<double>(x);
     return static_cast<T>(x);
   });
-  expect_equal(ours, plain, "error_signal");
-  expect_equal(again, plain, "error_signal_bias_grad");
+  expect_equal(ours, expected, "error_signal");
+  expect_equal(again, expected, "error_signal_bias_grad");
   const double* sum = sums.data();
-  plain_bias_grad.each([&](T) { return static_cast<T>(static_cast<Acc>(*sum++)); });
-  if (exact) expect_equal(bias_grad, plain_bias_grad, "error_signal_bias_grad, bias");
+  expected_bias_grad.each([&](T) { return static_cast<T>(static_cast<Acc>(*sum++)); });
+  if (exact) expect_equal(bias_grad, expected_bias_grad, "error_signal_bias_grad, bias");
 }
 
 void try_scratch() {
@@ -456,10 +459,10 @@ int tell_a_lie(const std::string& name) {
   if (name == "overflow") p.stride[kHeight] = int64_t{1} << 62;
   direct::conv2d<float>(p, input.read(), weight.read(), {}, result);
   if (name == "result") {
-    Tensor<float> plain({4, 5, 4, 4});
+    Tensor<float> expected({4, 5, 4, 4});
     weight.view().at(4, 2, 2, 2) += 1.f;
-    plain::conv2d<float>(p, input.read(), weight.read(), {}, plain.view());
-    expect_equal(output, plain, "conv2d");
+    reference::conv2d<float>(p, input.read(), weight.read(), {}, expected.view());
+    expect_equal(output, expected, "conv2d");
   }
   std::printf("nobody noticed\n");
   return 0;

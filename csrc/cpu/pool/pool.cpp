@@ -74,7 +74,7 @@ Tasks input_bands(const PoolProblem& p, const View<T>& input_grad, int64_t reach
 
 template <typename T, typename Offset>
 void max_pool2d(const PoolProblem& p, View<const T> input, View<T> output, View<Offset> offset) {
-  if (plain_only()) return plain::max_pool2d(p, input, output, offset);
+  if (reference_only()) return reference::max_pool2d(p, input, output, offset);
   const auto kernel = max_table<T, Offset>().forward;
   const Tasks tasks = output_rows(p, input);
   parallel_for(tasks.count(), [&](int64_t begin, int64_t end) {
@@ -85,7 +85,7 @@ void max_pool2d(const PoolProblem& p, View<const T> input, View<T> output, View<
 template <typename T, typename Offset>
 void max_pool2d_input_grad(const PoolProblem& p, View<const T> delta, View<const Offset> offset,
                            View<T> input_grad) {
-  if (plain_only()) return plain::max_pool2d_input_grad(p, delta, offset, input_grad);
+  if (reference_only()) return reference::max_pool2d_input_grad(p, delta, offset, input_grad);
   const auto kernel = max_table<T, Offset>().input_grad;
   const Tasks tasks = input_bands(p, input_grad, p.dilation[kHeight] * (p.kernel[kHeight] - 1) + 1);
   parallel_for(tasks.count(), [&](int64_t begin, int64_t end) {
@@ -116,7 +116,7 @@ void max_pool2d_gather(const PoolProblem& p, View<const T> input, View<const Off
 
 template <typename T>
 void avg_pool2d(const PoolProblem& p, View<const T> input, View<T> output) {
-  if (plain_only()) return plain::avg_pool2d(p, input, output);
+  if (reference_only()) return reference::avg_pool2d(p, input, output);
   const auto kernel = average_table<T>().forward;
   const Tasks tasks = output_rows(p, input);
   parallel_for(tasks.count(),
@@ -125,7 +125,7 @@ void avg_pool2d(const PoolProblem& p, View<const T> input, View<T> output) {
 
 template <typename T>
 void avg_pool2d_input_grad(const PoolProblem& p, View<const T> delta, View<T> input_grad) {
-  if (plain_only()) return plain::avg_pool2d_input_grad(p, delta, input_grad);
+  if (reference_only()) return reference::avg_pool2d_input_grad(p, delta, input_grad);
   const auto kernel = average_table<T>().input_grad;
   const Tasks tasks = input_bands(p, input_grad, 1);
   parallel_for(tasks.count(), [&](int64_t begin, int64_t end) {

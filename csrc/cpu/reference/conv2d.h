@@ -1,4 +1,4 @@
-// The three operators as plain loop nests: every element of the result, and the sums of
+// The three operators as loop nests: every element of the result, and the sums of
 // core/reference_sums.h, which are the inner loops.
 //
 // The two are the first thing to read, and what the fast kernels are tested against.
@@ -7,7 +7,7 @@
 #include "core/reference_sums.h"
 #include "cpu/epilogue.h"
 
-namespace convbp::plain {
+namespace convbp::reference {
 
 // L1: p_o[m, n] = bias_o + sum_k sum_{r,s} a_k[i, j] w[o, k, r, s]
 // L2: a_o = g(p_o)
@@ -58,4 +58,4 @@ void conv2d_weight_grad(const ConvProblem& c, View<const T> input, View<const T>
   }
 }
 
-}  // namespace convbp::plain
+}  // namespace convbp::reference

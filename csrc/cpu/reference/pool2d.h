@@ -1,4 +1,4 @@
-// Pooling (L8) as plain loop nests: the first thing to read, and what the fast kernels are tested
+// Pooling (L8) as loop nests: the first thing to read, and what the fast kernels are tested
 // against. Sums run in double precision whatever the element type, in the order of the loops.
 #pragma once
 
@@ -6,7 +6,7 @@
 
 #include "core/pool_problem.h"
 
-namespace convbp::pool::plain {
+namespace convbp::pool::reference {
 
 // Calls body(b, c, m, n) for every output position.
 template <typename Body>
@@ -86,4 +86,4 @@ void avg_pool2d_input_grad(const PoolProblem& p, View<const T> delta, View<T> in
   });
 }
 
-}  // namespace convbp::pool::plain
+}  // namespace convbp::pool::reference

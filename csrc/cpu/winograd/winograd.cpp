@@ -211,10 +211,10 @@ bool takes(const ConvProblem& p, Operator op) {
     if (p.kernel[axis] != kernel || p.stride[axis] != stride || p.dilation[axis] != dilation ||
         (dilation > 1 && dilation > p.out_size[axis]))
       return false;
-  const bool plain = (kernel == 3 && stride <= 2) || (kernel == 5 && stride == 1) ||
-                     (kernel == 7 && stride == 2 && op != Operator::kInputGrad);
+  const bool undilated = (kernel == 3 && stride <= 2) || (kernel == 5 && stride == 1) ||
+                         (kernel == 7 && stride == 2 && op != Operator::kInputGrad);
   const bool dilated = kernel == 3 && stride == 1 && op != Operator::kWeightGrad;
-  if (!(dilation == 1 ? plain : dilated)) return false;
+  if (!(dilation == 1 ? undilated : dilated)) return false;
   // Without channels there is nothing to transform; with one a group, make_gather_conv takes groups
   // for lanes.
   return p.in_channels > 0 && (p.in_channels > 1 || p.out_channels > 1 || p.groups == 1);

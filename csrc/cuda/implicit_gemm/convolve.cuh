@@ -6,7 +6,7 @@
 //
 // For L1 pixels are output pixels, columns filters, the source the input. For L6 pixels are those
 // input pixels that are alike modulo the stride (a phase, operand.h), columns input channels,
-// the source delta. The plain form is cuda/reference/conv2d.cuh.
+// the source delta. The reference is cuda/reference/conv2d.cuh.
 //
 // Tiles of 128x128, 128x64 and 64x64 pixels x columns by a depth of 32 (TF32, float64: 16): up to
 // 128 sums a thread for reuse from shared memory, fewer where there are few columns or tiles.

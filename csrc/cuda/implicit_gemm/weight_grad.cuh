@@ -5,7 +5,7 @@
 //         delta[pixel, filter] input[pixel's position + (r, s), channel]
 //     bias_grad[filter] = sum over pixels of delta[pixel, filter]
 //
-// The plain form is cuda/reference/conv2d.cuh. Tiles of 128x128, 128x64 and 64x64 filters x columns
+// The reference is cuda/reference/conv2d.cuh. Tiles of 128x128, 128x64 and 64x64 filters x columns
 // (r, s, channel) by a depth of 32 pixels (TF32 and float64: 16). Filters and channels are read 16
 // bytes at a time from memory that has them innermost, and lie so in shared memory; where a group
 // of the input has few channels and no whole chunk of them, its elements are read one by one from

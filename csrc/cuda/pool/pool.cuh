@@ -1,5 +1,5 @@
 // Pooling (L8), one thread an element of the result, in the order in which memory holds them. The
-// plain form is cpu/reference/pool2d.h; here the outer loops are the threads, and sums of float32
+// reference is cpu/reference/pool2d.h; here the outer loops are the threads, and sums of float32
 // and below are kept in float32. Bound by memory: what neighbours' windows share is in the cache.
 #pragma once
 

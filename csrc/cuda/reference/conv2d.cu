@@ -1,10 +1,10 @@
-// Starts the plain kernels.
+// Starts the reference kernels.
 #include "cuda/reference/conv2d.h"
 
 #include "cuda/element_types.h"
 #include "cuda/reference/conv2d.cuh"
 
-namespace convbp::cuda::plain {
+namespace convbp::cuda::reference {
 
 template <typename T>
 void conv2d(Context& context, const ConvProblem& p, View<const T> input, View<const T> weight,
@@ -47,4 +47,4 @@ void conv2d_weight_grad(Context& context, const ConvProblem& p, View<const T> in
                                    View<T>, T*);
 CONVBP_FOR_EACH_ELEMENT(INSTANTIATE)
 
-}  // namespace convbp::cuda::plain
+}  // namespace convbp::cuda::reference

@@ -8,9 +8,9 @@
 #include "cuda/epilogue.h"
 #include "cuda/grid.h"
 
-namespace convbp::cuda::plain::kernels {
+namespace convbp::cuda::reference::kernels {
 
-using namespace convbp::plain;
+using namespace convbp::reference;
 
 // L1: p_o[m, n] = bias_o + sum_k sum_{r,s} a_k[i, j] w[o, k, r, s]
 // L2: a_o = g(p_o)
@@ -55,4 +55,4 @@ __global__ void bias_grad(ConvProblem c, View<const T> delta, T* bias_grad) {
        [&](int64_t o) { bias_grad[o] = static_cast<T>(bias_grad_sum(c, delta, o)); });
 }
 
-}  // namespace convbp::cuda::plain::kernels
+}  // namespace convbp::cuda::reference::kernels

@@ -1,11 +1,11 @@
-// The plain operators, as the boundary calls them.
+// The reference operators, as the boundary calls them.
 #pragma once
 
 #include "core/conv_problem.h"
 #include "cuda/context.h"
 #include "cuda/epilogue.h"
 
-namespace convbp::cuda::plain {
+namespace convbp::cuda::reference {
 
 template <typename T>
 void conv2d(Context&, const ConvProblem&, View<const T> input, View<const T> weight,
@@ -20,4 +20,4 @@ template <typename T>
 void conv2d_weight_grad(Context&, const ConvProblem&, View<const T> input, View<const T> delta,
                         View<T> weight_grad, T* bias_grad);
 
-}  // namespace convbp::cuda::plain
+}  // namespace convbp::cuda::reference

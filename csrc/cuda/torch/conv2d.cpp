@@ -23,8 +23,8 @@ void conv2d(const ConvProblem& p, View<const T> input, View<const T> weight,
             const Epilogue<T>& epilogue, View<T> output) {
   TorchContext context;
   switch (cuda::algorithm_for(p)) {
-    case Algorithm::kPlain:
-      return cuda::plain::conv2d<T>(context, p, input, weight, epilogue, output);
+    case Algorithm::kReference:
+      return cuda::reference::conv2d<T>(context, p, input, weight, epilogue, output);
     case Algorithm::kDepthwise:
       return cuda::depthwise::conv2d<T>(context, p, input, weight, epilogue, output);
     case Algorithm::kImplicitGemm:
@@ -37,8 +37,8 @@ void conv2d_input_grad(const ConvProblem& p, View<const T> weight, View<const T>
                        View<T> input_grad) {
   TorchContext context;
   switch (cuda::algorithm_for(p)) {
-    case Algorithm::kPlain:
-      return cuda::plain::conv2d_input_grad<T>(context, p, weight, delta, input_grad);
+    case Algorithm::kReference:
+      return cuda::reference::conv2d_input_grad<T>(context, p, weight, delta, input_grad);
     case Algorithm::kDepthwise:
       return cuda::depthwise::conv2d_input_grad<T>(context, p, weight, delta, input_grad);
     case Algorithm::kImplicitGemm:
@@ -51,8 +51,9 @@ void conv2d_weight_grad(const ConvProblem& p, View<const T> input, View<const T>
                         View<T> weight_grad, T* bias_grad) {
   TorchContext context;
   switch (cuda::algorithm_for(p)) {
-    case Algorithm::kPlain:
-      return cuda::plain::conv2d_weight_grad<T>(context, p, input, delta, weight_grad, bias_grad);
+    case Algorithm::kReference:
+      return cuda::reference::conv2d_weight_grad<T>(context, p, input, delta, weight_grad,
+                                                    bias_grad);
     case Algorithm::kDepthwise:
       return cuda::depthwise::conv2d_weight_grad<T>(context, p, input, delta, weight_grad,
                                                     bias_grad);
