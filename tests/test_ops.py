@@ -345,6 +345,7 @@ CHOSEN = {
     "3x3_bfloat16": ("auto", torch.bfloat16, IMAGES, FILTERS, (1, 1), "winograd"),
     "3x3_float64": ("auto", torch.float64, IMAGES, FILTERS, (1, 1), "direct"),
     "3x3_direct": ("direct", torch.float32, IMAGES, FILTERS, (1, 1), "direct"),
+    "3x3_reference": ("reference", torch.float32, IMAGES, FILTERS, (1, 1), "reference"),
     "3x3_plain": ("plain", torch.float32, IMAGES, FILTERS, (1, 1), "plain"),
     "5x5": ("auto", torch.float32, IMAGES, (64, 64, 5, 5), (1, 2), "winograd"),
     "5x5_stride_2": ("auto", torch.float32, IMAGES, (64, 64, 5, 5), (2, 2), "direct"),
@@ -390,9 +391,10 @@ def test_chosen_algorithm_of_a_stem() -> None:
 def test_conv_algorithm_switch() -> None:
     cpu = bp.backends.cpu
     assert cpu.conv_algorithm == "auto"
-    with cpu.flags(conv_algorithm="plain"):
-        assert cpu.conv_algorithm == "plain"
-    assert cpu.conv_algorithm == "auto"
+    for name in ("reference", "plain"):  # its first name
+        with cpu.flags(conv_algorithm=name):
+            assert cpu.conv_algorithm == name
+        assert cpu.conv_algorithm == "auto"
     with pytest.raises(RuntimeError, match=r'conv_algorithm: expected .* but got "fast"'):
         cpu.conv_algorithm = "fast"
     assert cpu.conv_algorithm == "auto"

@@ -46,7 +46,7 @@ class ConvAlgorithm(NamedTuple):
 
     Attributes:
         name: "direct", "depthwise", "grouped" or "pointwise" (direct arithmetic in kernels of their
-            own), "winograd" or "plain".
+            own), "winograd" or "reference".
         multiply_adds: products that it computes and adds up, those with padding included;
             Winograd's transforms are not counted.
     """
@@ -72,7 +72,8 @@ class _CPU(_Backend):
           input gradient), dilated 3x3 (not their weight gradient); direct for all else. Its error
           is within 3e-6 of the largest result, and what is infinite or NaN spoils its tile (of 6x6
           pixels; with stride 2, of 9x9 and 11x11);
-        - "plain": the loop nests of csrc/cpu/plain.h and pool_plain.h, for reading along; slow.
+        - "reference": the loop nests of csrc/cpu/reference, for reading along; slow. "plain", its
+          first name, is accepted too.
 
         Raises:
             RuntimeError: when set to anything else; TypeError: to what is no str.
@@ -144,8 +145,8 @@ class _CUDA(_Backend):
         """How convolutions are computed on GPUs, in every thread of the process.
 
         - "auto": the fastest kernel for each problem, by its shape and element type alone;
-        - "plain": one thread an output, float64 sums (csrc/cuda/plain.cuh), for reading along and
-          for comparisons; slow.
+        - "reference": one thread an output, float64 sums (csrc/cuda/reference), for reading along
+          and for comparisons; slow. "plain", its first name, is accepted too.
 
         Raises:
             RuntimeError: when set to anything else, or where the CUDA kernels are not built;

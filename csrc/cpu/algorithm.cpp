@@ -15,7 +15,8 @@
 namespace convbp {
 namespace {
 
-constexpr const char* kNames[] = {"auto", "direct", "winograd", "plain"};
+// "plain" is what "reference" was called first.
+constexpr const char* kNames[] = {"auto", "direct", "winograd", "reference", "plain"};
 enum Setting { kAuto, kDirectOnly, kWinogradWherePossible, kReferenceOnly };
 std::atomic<int> setting{kAuto};
 
@@ -28,7 +29,7 @@ void set_algorithm(const std::string& name) {
       return;
     }
   throw std::runtime_error(
-      "conv_algorithm: expected \"auto\", \"direct\", \"winograd\" or \"plain\", but got \"" +
+      "conv_algorithm: expected \"auto\", \"direct\", \"winograd\" or \"reference\", but got \"" +
       name + "\"");
 }
 
@@ -37,13 +38,13 @@ std::string algorithm_setting() {
 }
 
 bool reference_only() {
-  return setting == kReferenceOnly;
+  return setting >= kReferenceOnly;
 }
 
 Algorithm choose_algorithm(const ConvProblem& p, Operator op, Element element,
                            const int64_t* source_stride, const int64_t* other_stride) {
   const int now = setting;
-  if (now == kReferenceOnly) return Algorithm::kReference;
+  if (now >= kReferenceOnly) return Algorithm::kReference;
   if (element != Element::kHalf && depthwise::takes(p, source_stride, other_stride))
     return Algorithm::kDepthwise;
   const bool winograd_can = element != Element::kFloat64 && winograd::takes(p, op);

@@ -19,7 +19,7 @@ constexpr Element element_of() {
   return std::is_same_v<T, double> ? Element::kFloat64 : Element::kHalf;
 }
 
-// What torch_convbp.backends.cpu.conv_algorithm says: "auto", "direct", "winograd" or "plain".
+// What torch_convbp.backends.cpu.conv_algorithm says: "auto", "direct", "winograd" or "reference".
 void set_algorithm(const std::string& name);
 std::string algorithm_setting();
 // Does it ask for the reference? Pooling knows no other choice.

@@ -1,6 +1,7 @@
 #include "cuda/algorithm.h"
 
 #include <atomic>
+#include <iterator>
 #include <stdexcept>
 
 #include "cuda/depthwise/depthwise.h"
@@ -9,23 +10,28 @@
 namespace convbp::cuda {
 namespace {
 
-std::atomic<bool> only_reference{false};
+// "plain" is what "reference" was called first.
+constexpr const char* kNames[] = {"auto", "reference", "plain"};
+std::atomic<int> setting{0};
 
 }  // namespace
 
 std::string algorithm_setting() {
-  return only_reference ? "plain" : "auto";
+  return kNames[setting];
 }
 
 void set_algorithm(const std::string& name) {
-  if (name != "auto" && name != "plain")
-    throw std::runtime_error("Expected conv_algorithm to be one of auto, plain, but got \"" + name +
-                             '"');
-  only_reference = name == "plain";
+  for (int i = 0; i < static_cast<int>(std::size(kNames)); ++i)
+    if (name == kNames[i]) {
+      setting = i;
+      return;
+    }
+  throw std::runtime_error("Expected conv_algorithm to be one of auto, reference, but got \"" +
+                           name + '"');
 }
 
 bool reference_only() {
-  return only_reference;
+  return setting > 0;
 }
 
 Algorithm algorithm_for(const ConvProblem& p) {

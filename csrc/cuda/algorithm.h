@@ -7,7 +7,7 @@
 
 namespace convbp::cuda {
 
-// "auto" or "plain", in every thread of the process.
+// "auto" or "reference", in every thread of the process.
 std::string algorithm_setting();
 void set_algorithm(const std::string& name);
 bool reference_only();

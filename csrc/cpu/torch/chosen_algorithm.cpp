@@ -12,8 +12,8 @@ namespace convbp {
 namespace {
 
 // In the order of Algorithm and of Operator.
-constexpr const char* kAlgorithms[] = {"plain",   "direct",    "depthwise",
-                                       "grouped", "pointwise", "winograd"};
+constexpr const char* kAlgorithms[] = {"reference", "direct",    "depthwise",
+                                       "grouped",   "pointwise", "winograd"};
 constexpr const char* kOperators[] = {"forward", "input_grad", "weight_grad"};
 
 Operator operator_of(const std::string& name) {
@@ -50,7 +50,11 @@ std::tuple<std::string, double> chosen_algorithm(const std::string& operator_nam
     algorithm = choose_algorithm(p, op, element_of<T>(), backward ? output.data() : source.stride,
                                  backward ? input_grad.data() : output.data());
   });
-  return {kAlgorithms[static_cast<int>(algorithm)], multiply_adds(p, op, algorithm)};
+  // The reference has the name by which it was asked for.
+  const std::string name = algorithm == Algorithm::kReference
+                               ? algorithm_setting()
+                               : kAlgorithms[static_cast<int>(algorithm)];
+  return {name, multiply_adds(p, op, algorithm)};
 }
 
 }  // namespace
