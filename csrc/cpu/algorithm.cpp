@@ -45,16 +45,16 @@ Algorithm choose_algorithm(const ConvProblem& p, Operator op, Element element,
                            const int64_t* source_stride, const int64_t* other_stride) {
   const int now = setting;
   if (now >= kReferenceOnly) return Algorithm::kReference;
-  if (element != Element::kHalf && depthwise::takes(p, source_stride, other_stride))
+  if (element != Element::kHalf && depthwise::can_implement(p, source_stride, other_stride))
     return Algorithm::kDepthwise;
-  const bool winograd_can = element != Element::kFloat64 && winograd::takes(p, op);
+  const bool winograd_can = element != Element::kFloat64 && winograd::can_implement(p, op);
   if (now == kWinogradWherePossible && winograd_can) return Algorithm::kWinograd;
-  if (element != Element::kHalf && grouped::takes(p, element == Element::kFloat64 ? 8 : 4))
+  if (element != Element::kHalf && grouped::is_profitable(p, element == Element::kFloat64 ? 8 : 4))
     return Algorithm::kGrouped;
-  if (element != Element::kHalf && pointwise::takes(p, source_stride, other_stride))
+  if (element != Element::kHalf && pointwise::is_profitable(p, source_stride, other_stride))
     return Algorithm::kPointwise;
-  return now != kDirectOnly && winograd_can && winograd::pays(p, op) ? Algorithm::kWinograd
-                                                                     : Algorithm::kDirect;
+  return now != kDirectOnly && winograd_can && winograd::is_profitable(p, op) ? Algorithm::kWinograd
+                                                                              : Algorithm::kDirect;
 }
 
 double multiply_adds(const ConvProblem& p, Operator op, Algorithm algorithm) {

@@ -37,8 +37,8 @@ bool reference_only() {
 Algorithm algorithm_for(const ConvProblem& p) {
   if (reference_only()) return Algorithm::kReference;
   // With a channel a group, a tile of the implicit GEMM would be empty but for a column.
-  if (depthwise::takes(p)) return Algorithm::kDepthwise;
-  return gemm::takes(p) ? Algorithm::kImplicitGemm : Algorithm::kReference;
+  if (depthwise::can_implement(p)) return Algorithm::kDepthwise;
+  return gemm::can_implement(p) ? Algorithm::kImplicitGemm : Algorithm::kReference;
 }
 
 }  // namespace convbp::cuda

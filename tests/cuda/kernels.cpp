@@ -160,7 +160,7 @@ activation::Activation<A> any_activation(Random& random, bool exact = true) {
 template <typename T>
 struct Operators {
   std::string name;
-  bool (*takes)(const ConvProblem&);
+  bool (*can_implement)(const ConvProblem&);
   std::function<void(cuda::Context&, const ConvProblem&, View<const T>, View<const T>,
                      const Epilogue<T>&, View<T>)>
       conv2d;
@@ -172,7 +172,7 @@ struct Operators {
 
 template <typename T>
 void try_operators(Random& random, const ConvProblem& p, const Operators<T>& ours) {
-  if (!ours.takes(p)) return;
+  if (!ours.can_implement(p)) return;
   const Size of_input{p.batch, p.groups * p.in_channels, p.in_size[0], p.in_size[1]};
   const Size of_weight{p.groups * p.out_channels, p.in_channels, p.kernel[0], p.kernel[1]};
   const Size of_output{p.batch, of_weight[0], p.out_size[0], p.out_size[1]};
@@ -259,7 +259,7 @@ ConvProblem random_gemm(Random& random) {
 
 template <typename T>
 Operators<T> gemm_with(const cuda::gemm::Options& options) {
-  return {options.tf32 ? "implicit GEMM, TF32," : "implicit GEMM", &cuda::gemm::takes,
+  return {options.tf32 ? "implicit GEMM, TF32," : "implicit GEMM", &cuda::gemm::can_implement,
           [=](cuda::Context& context, const ConvProblem& p, View<const T> input,
               View<const T> weight, const Epilogue<T>& epilogue, View<T> output) {
             cuda::gemm::conv2d<T>(context, p, input, weight, epilogue, output, options);
@@ -385,7 +385,7 @@ void try_gemm_rounding_tf32(Random& random) {
 template <typename T>
 void try_invariance(Random& random, bool tf32) {
   const ConvProblem p = random_gemm(random);
-  if (!p.batch || !cuda::gemm::takes(p)) return;
+  if (!p.batch || !cuda::gemm::can_implement(p)) return;
   const Size of_input{p.batch, p.groups * p.in_channels, p.in_size[0], p.in_size[1]};
   const Size of_weight{p.groups * p.out_channels, p.in_channels, p.kernel[0], p.kernel[1]};
   const Size of_output{p.batch, of_weight[0], p.out_size[0], p.out_size[1]};
@@ -484,7 +484,7 @@ void try_depthwise(Random& random) {
   ConvProblem p = random_depthwise(random);
   try_operators<T>(
       random, p,
-      {"depthwise", &cuda::depthwise::takes, &cuda::depthwise::conv2d<T>,
+      {"depthwise", &cuda::depthwise::can_implement, &cuda::depthwise::conv2d<T>,
        &cuda::depthwise::conv2d_input_grad<T>, &cuda::depthwise::conv2d_weight_grad<T>});
 }
 

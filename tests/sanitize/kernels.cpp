@@ -129,7 +129,8 @@ using WeightGrad = void(const ConvProblem&, View<const T>, View<const T>, View<T
 template <typename T>
 struct Operators {
   std::string name;
-  bool (*takes)(const ConvProblem&, const int64_t* source_stride, const int64_t* other_stride);
+  bool (*can_implement)(const ConvProblem&, const int64_t* source_stride,
+                        const int64_t* other_stride);
   Forward<T>* conv2d;
   InputGrad<T>* input_grad;
   WeightGrad<T>* weight_grad;
@@ -158,7 +159,7 @@ void try_operators(Random& random, const ConvProblem& p, const Operators<T>& our
   };
 
   Tensor<T> output(of_output, of_results), expected_output(of_output, of_results);
-  if (p.batch && ours.takes(p, input.read().stride, output.read().stride)) {
+  if (p.batch && ours.can_implement(p, input.read().stride, output.read().stride)) {
     Tensor<T> kept(of_output, of_results), expected_kept(of_output, of_results);
     Epilogue<T> epilogue;
     if (random.in(2)) epilogue.bias = bias.read().data;
@@ -172,12 +173,12 @@ void try_operators(Random& random, const ConvProblem& p, const Operators<T>& our
     if (keep) compare(kept, expected_kept, "conv2d, pre-activation");
   }
   Tensor<T> grad(of_input, of_results), expected_grad(of_input, of_results);
-  if (p.batch && ours.takes(p, delta.read().stride, grad.read().stride)) {
+  if (p.batch && ours.can_implement(p, delta.read().stride, grad.read().stride)) {
     ours.input_grad(p, weight.read(), delta.read(), grad.view());
     reference::conv2d_input_grad<T>(p, weight.read(), delta.read(), expected_grad.view());
     compare(grad, expected_grad, "conv2d_input_grad");
   }
-  if (ours.takes(p, input.read().stride, delta.read().stride)) {
+  if (ours.can_implement(p, input.read().stride, delta.read().stride)) {
     Tensor<T> weight_grad(of_weight, of_results), expected_weight_grad(of_weight, of_results);
     Tensor<T> bias_grad(of_bias), expected_bias_grad(of_bias);
     const bool with_bias = random.in(2);
@@ -201,7 +202,7 @@ bool is_small(const ConvProblem& p) {
 template <typename T>
 void winograd_input_grad(const ConvProblem& p, View<const T> weight, View<const T> delta,
                          View<T> input_grad) {
-  if (winograd::takes(p, Operator::kInputGrad))
+  if (winograd::can_implement(p, Operator::kInputGrad))
     winograd::conv2d_input_grad<T>(p, weight, delta, input_grad);
   else
     direct::conv2d_input_grad<T>(p, weight, delta, input_grad);
@@ -218,7 +219,7 @@ void try_winograd(Random& random) {
     if (room < 0) return;
     p.out_size[axis] = room / stride + 1;
   }
-  if (p.batch == 0 || p.in_channels == 0 || !winograd::takes(p, Operator::kForward)) return;
+  if (p.batch == 0 || p.in_channels == 0 || !winograd::can_implement(p, Operator::kForward)) return;
   try_operators<T>(
       random, p,
       {"Winograd", [](const ConvProblem&, const int64_t*, const int64_t*) { return true; },
@@ -243,8 +244,8 @@ void try_depthwise(Random& random) {
   if (!is_small(p)) return;
   try_operators<T>(
       random, p,
-      {"depthwise", &depthwise::takes, &depthwise::conv2d<T>, &depthwise::conv2d_input_grad<T>,
-       &depthwise::conv2d_weight_grad<T>, &expect_equal<T>});
+      {"depthwise", &depthwise::can_implement, &depthwise::conv2d<T>,
+       &depthwise::conv2d_input_grad<T>, &depthwise::conv2d_weight_grad<T>, &expect_equal<T>});
 }
 
 template <typename T>
@@ -266,8 +267,8 @@ void try_pointwise(Random& random) {
   if (!is_small(p)) return;
   try_operators<T>(
       random, p,
-      {"pointwise", &pointwise::takes, &pointwise::conv2d<T>, &pointwise::conv2d_input_grad<T>,
-       &pointwise::conv2d_weight_grad<T>, &expect_equal<T>});
+      {"pointwise", &pointwise::is_profitable, &pointwise::conv2d<T>,
+       &pointwise::conv2d_input_grad<T>, &pointwise::conv2d_weight_grad<T>, &expect_equal<T>});
 }
 
 template <typename T>
@@ -280,7 +281,7 @@ void try_grouped(Random& random) {
   try_operators<T>(random, p,
                    {"grouped",
                     [](const ConvProblem& p, const int64_t*, const int64_t*) {
-                      return grouped::takes(p, sizeof(T));
+                      return grouped::is_profitable(p, sizeof(T));
                     },
                     &grouped::conv2d<T>, &grouped::conv2d_input_grad<T>,
                     &grouped::conv2d_weight_grad<T>, &expect_equal<T>});

@@ -121,7 +121,8 @@ void run(const ConvProblem& p, const std::vector<Axis>& h, const std::vector<Axi
 
 }  // namespace
 
-bool takes(const ConvProblem& p, const int64_t* source_stride, const int64_t* other_stride) {
+bool can_implement(const ConvProblem& p, const int64_t* source_stride,
+                   const int64_t* other_stride) {
   if (p.groups == 1 || p.in_channels != 1 || p.out_channels != 1) return false;
   for (const Spatial axis : {kHeight, kWidth})
     // Rows between the taps would be copied too.

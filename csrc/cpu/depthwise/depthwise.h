@@ -9,7 +9,8 @@ namespace convbp::depthwise {
 // Can it compute the problem between tensors with these strides (for the weight gradient, input and
 // delta)? Channels or pixels along the width must be neighbours in both, and one row of them fill a
 // vector.
-bool takes(const ConvProblem& problem, const int64_t* source_stride, const int64_t* other_stride);
+bool can_implement(const ConvProblem& problem, const int64_t* source_stride,
+                   const int64_t* other_stride);
 
 CONVBP_DECLARE_OPERATORS
 

@@ -115,7 +115,7 @@ void run(const ConvProblem& p, Grouped g, const Table<T>& kernels, View<const T>
 
 }  // namespace
 
-bool takes(const ConvProblem& p, int64_t element_bytes) {
+bool is_profitable(const ConvProblem& p, int64_t element_bytes) {
   const int64_t most = std::max(p.in_channels, p.out_channels);
   const int64_t least = std::min(p.in_channels, p.out_channels);
   if (p.groups == 1 || most == 1 || most > kMostChannels || least == 0) return false;

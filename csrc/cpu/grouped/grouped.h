@@ -6,8 +6,8 @@
 
 namespace convbp::grouped {
 
-// Does it compute the problem faster than the direct algorithm, whose vectors end with a group?
-bool takes(const ConvProblem& problem, int64_t element_bytes);
+// Can it compute the problem, and faster than the direct algorithm, whose vectors end with a group?
+bool is_profitable(const ConvProblem& problem, int64_t element_bytes);
 
 CONVBP_DECLARE_OPERATORS
 

@@ -156,7 +156,8 @@ void run(const ConvProblem& c, int64_t reduce, int64_t channels, View<const T> s
 
 }  // namespace
 
-bool takes(const ConvProblem& p, const int64_t* source_stride, const int64_t* result_stride) {
+bool is_profitable(const ConvProblem& p, const int64_t* source_stride,
+                   const int64_t* result_stride) {
   for (const Spatial axis : {kHeight, kWidth}) {
     const int64_t kernel = p.kernel[axis];
     if (p.pad[axis] != 0 || p.in_size[axis] < kernel ||

@@ -10,7 +10,8 @@ namespace convbp::pointwise {
 
 // Can it compute the problem between tensors with these strides, and faster than the direct
 // algorithm? Channels or pixels along the width must be neighbours in both.
-bool takes(const ConvProblem& problem, const int64_t* source_stride, const int64_t* result_stride);
+bool is_profitable(const ConvProblem& problem, const int64_t* source_stride,
+                   const int64_t* result_stride);
 
 CONVBP_DECLARE_OPERATORS
 

@@ -203,7 +203,7 @@ void run_gather_conv(Winograd p, View<const T> source, const T* weight,
 
 }  // namespace
 
-bool takes(const ConvProblem& p, Operator op) {
+bool can_implement(const ConvProblem& p, Operator op) {
   const int64_t kernel = p.kernel[kHeight], stride = p.stride[kHeight];
   const int64_t dilation = p.dilation[kHeight];
   for (const Spatial axis : {kHeight, kWidth})
@@ -232,7 +232,7 @@ bool takes(const ConvProblem& p, Operator op) {
 // 5x5 filters take 36 products for 4 results of 25, 2.8 times fewer: twice the channels too. 7x7
 // filters with stride 2 take 121 for 9 results of 49, and each channel is four, its phases: 3
 // channels are enough, with 32 filters.
-bool pays(const ConvProblem& p, Operator op) {
+bool is_profitable(const ConvProblem& p, Operator op) {
   const int64_t stride = p.stride[kHeight], kernel = p.kernel[kHeight];
   const int64_t dilation = p.dilation[kHeight];
   const int64_t fewer = std::min(p.in_channels, p.out_channels);

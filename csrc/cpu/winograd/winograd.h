@@ -6,16 +6,16 @@
 
 namespace convbp::winograd {
 
-// Is the problem one it can take?
-bool takes(const ConvProblem& problem, Operator op);
+// Can it compute the problem?
+bool can_implement(const ConvProblem& problem, Operator op);
 
-// Is it then faster than the direct algorithm? Asked of a problem that it takes.
-bool pays(const ConvProblem& problem, Operator op);
+// Is it then faster than the direct algorithm? Asked of a problem that it can compute.
+bool is_profitable(const ConvProblem& problem, Operator op);
 
 CONVBP_DECLARE_OPERATORS
 
-// The multiplications of an operator of a problem that it takes; those of its transforms are not
-// counted.
+// The multiplications of an operator of a problem that it can compute; those of its transforms are
+// not counted.
 double products(const ConvProblem& problem, Operator op);
 
 }  // namespace convbp::winograd

@@ -111,7 +111,7 @@ void start(const Call<T>& call) {
 
 }  // namespace
 
-bool takes(const ConvProblem& p) {
+bool can_implement(const ConvProblem& p) {
   constexpr int64_t kMost = int64_t{1} << 28;  // sums of a few such are numbers of 32 bits
   bool fits = p.groups * p.out_channels < kMost && p.batch < kMost;
   for (const Spatial axis : {kHeight, kWidth})

@@ -8,7 +8,7 @@
 namespace convbp::cuda::depthwise {
 
 // Can it compute the problem? One input channel a group, and positions that 32 bits count.
-bool takes(const ConvProblem& problem);
+bool can_implement(const ConvProblem& problem);
 
 template <typename T>
 void conv2d(Context&, const ConvProblem&, View<const T> input, View<const T> weight,

@@ -6,7 +6,7 @@
 namespace convbp::cuda::gemm {
 
 // The kernels count pixels, taps and blocks in 32 bits; only offsets into tensors have 64.
-bool takes(const ConvProblem& p) {
+bool can_implement(const ConvProblem& p) {
   constexpr double kMost = 1 << 29;
   const auto number = [](int64_t n) { return static_cast<double>(n); };
   if (p.in_channels < 1 || p.out_channels < 1) return false;

@@ -14,7 +14,7 @@ struct Options {
 };
 
 // Does the problem fit the kernels' numbers? Speed is another question (algorithm.h).
-bool takes(const ConvProblem&);
+bool can_implement(const ConvProblem&);
 
 template <typename T>
 void conv2d(Context&, const ConvProblem&, View<const T> input, View<const T> weight,
