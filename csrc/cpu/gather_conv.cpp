@@ -6,8 +6,8 @@
 
 namespace convbp {
 
-Axis forward_axis(const ConvProblem& p, Spatial axis) {
-  Axis a;
+ConvAxis forward_axis(const ConvProblem& p, Spatial axis) {
+  ConvAxis a;
   a.count = p.out_size[axis];
   a.source_size = p.in_size[axis];
   a.step = p.stride[axis];
@@ -20,8 +20,8 @@ Axis forward_axis(const ConvProblem& p, Spatial axis) {
 
 // The input positions i = phase, phase + stride, ...: tap r reaches them from output
 // position m = (i + pad - r * dilation) / stride, where that is a whole number.
-Axis input_grad_axis(const ConvProblem& p, Spatial axis, int64_t phase) {
-  Axis a;
+ConvAxis input_grad_axis(const ConvProblem& p, Spatial axis, int64_t phase) {
+  ConvAxis a;
   a.count = divide_up(p.in_size[axis] - phase, p.stride[axis]);
   a.first = phase;
   a.spacing = p.stride[axis];
@@ -35,8 +35,8 @@ Axis input_grad_axis(const ConvProblem& p, Spatial axis, int64_t phase) {
   return a;
 }
 
-std::vector<Axis> input_grad_axes(const ConvProblem& p, Spatial axis) {
-  std::vector<Axis> phases;
+std::vector<ConvAxis> input_grad_axes(const ConvProblem& p, Spatial axis) {
+  std::vector<ConvAxis> phases;
   for (int64_t i = 0; i < std::min(p.stride[axis], p.in_size[axis]); ++i)
     phases.push_back(input_grad_axis(p, axis, i));
   return phases;
@@ -60,8 +60,8 @@ void spread_over_threads(GatherConv& c, int64_t unit, int64_t least_pixels) {
 }
 
 // The gather convolution of p with these axes and channels a group; its tiles are yet to be chosen.
-GatherConv make_gather_conv(const ConvProblem& p, Axis h, Axis w, int64_t reduce, int64_t lanes,
-                            int64_t vector) {
+GatherConv make_gather_conv(const ConvProblem& p, ConvAxis h, ConvAxis w, int64_t reduce,
+                            int64_t lanes, int64_t vector) {
   GatherConv c;
   c.batch = p.batch;
   c.h = std::move(h);

@@ -22,7 +22,7 @@ namespace convbp {
 // window); with a dilation or stride larger than the filter they do not, and the patch
 // holds for each position the rows of its own taps. Either way a patch never has more
 // rows than positions * taps, however far the taps reach.
-struct Axis {
+struct ConvAxis {
   int64_t count = 0;  // output positions
   int64_t first = 0;  // position t is written at first + t * spacing
   int64_t spacing = 1;
@@ -80,7 +80,7 @@ struct GatherConv {
   // alone, and the last block ends with channel number `channels`.
   bool depthwise = false;
   int64_t channels = 0;  // of the result, all groups together
-  Axis h, w;
+  ConvAxis h, w;
   int64_t batch_tile = 1;  // images a task takes
   int64_t lane_split = 1;  // tasks that share a tile, each with some of the lane blocks
 
@@ -106,9 +106,9 @@ struct WeightStrides {
 };
 
 // The axes of the forward convolution, of a phase of the input gradient and of all its phases.
-Axis forward_axis(const ConvProblem& problem, Spatial axis);
-Axis input_grad_axis(const ConvProblem& problem, Spatial axis, int64_t phase);
-std::vector<Axis> input_grad_axes(const ConvProblem& problem, Spatial axis);
+ConvAxis forward_axis(const ConvProblem& problem, Spatial axis);
+ConvAxis input_grad_axis(const ConvProblem& problem, Spatial axis, int64_t phase);
+std::vector<ConvAxis> input_grad_axes(const ConvProblem& problem, Spatial axis);
 
 // Lanes computed together: two vectors, or one where that holds them all.
 inline int64_t lane_block(int64_t lanes, int64_t vector) {
@@ -128,7 +128,7 @@ inline int64_t fitting_lane_block(int64_t lanes, int64_t vector, int64_t vector_
 
 // The gather convolution of the problem with these axes and channels a group, on vectors of that
 // many lanes; its tiles are yet to be chosen.
-GatherConv make_gather_conv(const ConvProblem& problem, Axis h, Axis w, int64_t reduce,
+GatherConv make_gather_conv(const ConvProblem& problem, ConvAxis h, ConvAxis w, int64_t reduce,
                             int64_t lanes, int64_t vector);
 
 WeightStrides weight_strides(const ConvProblem& problem, const GatherConv& c, const int64_t* stride,

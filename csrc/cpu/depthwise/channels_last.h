@@ -34,7 +34,7 @@ using Vector = typename Simd<T>::Vector;
 struct TapRange {
   int64_t first, last;
 };
-inline TapRange taps_inside(const Axis& a, int64_t t) {
+inline TapRange taps_inside(const ConvAxis& a, int64_t t) {
   TapRange range{0, a.tap_count()};
   while (range.first < range.last && t * a.step + a.offset[range.first] < 0) ++range.first;
   while (range.last > range.first && t * a.step + a.offset[range.last - 1] >= a.source_size)
@@ -51,7 +51,7 @@ struct NextRows {
 
   NextRows() = default;
   // Of an image, where this tile has the positions [h, h + rows).
-  NextRows(const Axis& axis, int64_t h, int64_t rows, const T* image, int64_t apart)
+  NextRows(const ConvAxis& axis, int64_t h, int64_t rows, const T* image, int64_t apart)
       : apart(apart) {
     const int64_t newest = axis.offset.empty() ? 0 : axis.offset.back();
     const auto end = [&](int64_t t) {
@@ -77,7 +77,7 @@ struct TapRow {
 // The source rows that the rows [h, h + count) of a tile meet, in their order. source_row(i) is the
 // i-th one, filters_of(tap) the filters of a row of taps.
 template <typename T, typename F, typename SourceRow, typename FiltersOf>
-CONVBP_INLINE void meet_rows(const Axis& h_axis, int64_t h, int64_t count,
+CONVBP_INLINE void meet_rows(const ConvAxis& h_axis, int64_t h, int64_t count,
                              const SourceRow& source_row, const FiltersOf& filters_of,
                              std::vector<TapRow<T, F>>& rows) {
   rows.clear();
@@ -127,7 +127,7 @@ CONVBP_INLINE void overlapping_runs(int64_t count, const Body& body) {
 // from column `origin`.
 struct Columns {
   int64_t origin, first, last;
-  Columns(const Axis& w, int64_t t, int64_t count)
+  Columns(const ConvAxis& w, int64_t t, int64_t count)
       : origin(t * w.step + w.offset.front()),
         first(std::max<int64_t>(0, -origin)),
         last(std::min(count, w.source_size - origin)) {}
@@ -140,7 +140,7 @@ constexpr int kColumnsMet = (kCount - 1) * kStep + (kTaps - 1) * kApart + 1;
 // Calls tile(inside, count, t), with true where the positions of a long run meet no edge: it then
 // asks for none, which makes the kernel up to 1.2 times as fast.
 template <int kTaps, int kStep, int kApart, typename Count, typename Tile>
-CONVBP_INLINE void with_inside(const Axis& w, Count count, int64_t t, const Tile& tile) {
+CONVBP_INLINE void with_inside(const ConvAxis& w, Count count, int64_t t, const Tile& tile) {
   if constexpr (kTaps > 0 && Count::value == kRun) {
     constexpr int kColumns = kColumnsMet<kTaps, kStep, kApart, kRun>;
     const Columns columns(w, t, kColumns);
@@ -310,7 +310,7 @@ auto function_of(int64_t taps, std::integer_sequence<int, kTap...>) {
   return functions[taps - 1];
 }
 template <typename Row>
-auto function_for(const Axis& w) {
+auto function_for(const ConvAxis& w) {
   const int64_t taps = w.tap_count(), apart = taps > 1 ? w.offset[1] - w.offset[0] : 1;
   const auto most = std::make_integer_sequence<int, kMostTaps>();
   const auto most_apart = std::make_integer_sequence<int, kMostTapsApart>();

@@ -63,7 +63,7 @@ void pack_filters(const Depthwise& d, View<const T> weight, int64_t c0, bool tap
 
 // The phases of a gather convolution (one of the forward convolution), band by band.
 template <typename T>
-void run(const ConvProblem& p, const std::vector<Axis>& h, const std::vector<Axis>& w,
+void run(const ConvProblem& p, const std::vector<ConvAxis>& h, const std::vector<ConvAxis>& w,
          const int64_t* result_size, View<const T> source, View<const T> weight,
          const Epilogue<T>& epilogue, View<T> result) {
   const Table<T> kernels = CONVBP_IN_BEST_ISA(make_table<T>());
@@ -74,8 +74,8 @@ void run(const ConvProblem& p, const std::vector<Axis>& h, const std::vector<Axi
   const int64_t together = last ? p.groups : turned ? kernels.lanes() : 1;
   const int64_t blocks = divide_up(p.groups, together);
   std::vector<Depthwise> phases;
-  for (const Axis& height : h)
-    for (const Axis& width : w)
+  for (const ConvAxis& height : h)
+    for (const ConvAxis& width : w)
       phases.push_back({p.batch, last || turned ? together : p.groups, height, width, 1});
   const Depthwise& first = phases.front();  // no other has more rows
   // Channels last, a tile's rows follow each other through the cache: bands are for the threads.

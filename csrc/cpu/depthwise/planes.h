@@ -29,13 +29,13 @@ using namespace convbp::CONVBP_ISA;
 // A copied band: the source rows that its positions read, with zeros around them. For strides it is
 // cut into phases, of rows and of columns, in which neighbouring positions read neighbours.
 struct Copy {
-  const Axis& h;
-  const Axis& w;
+  const ConvAxis& h;
+  const ConvAxis& w;
   // Zeros in front of a row, its columns of the source, the first of them.
   int64_t left, used, first;
   int64_t pitch, rows;  // of a phase
 
-  Copy(const Axis& rows_axis, const Axis& columns_axis, int64_t band)
+  Copy(const ConvAxis& rows_axis, const ConvAxis& columns_axis, int64_t band)
       : h(rows_axis), w(columns_axis), rows(band + reach(h) / h.step) {
     const int64_t length = w.count + reach(w) / w.step, origin = w.min_offset();
     left = std::clamp<int64_t>(-origin, 0, length);
@@ -45,7 +45,7 @@ struct Copy {
     pitch = w.step > 1 ? length : std::max(w.count, used + std::max(left, length - left - used));
   }
   // Where the values of each tap of these axes begin.
-  std::vector<int64_t> places(const Axis& taps_h, const Axis& taps_w) const {
+  std::vector<int64_t> places(const ConvAxis& taps_h, const ConvAxis& taps_w) const {
     std::vector<int64_t> places;
     for (const int64_t r : taps_h.offset)
       for (const int64_t s : taps_w.offset) {
@@ -55,7 +55,7 @@ struct Copy {
       }
     return places;
   }
-  static int64_t reach(const Axis& a) {
+  static int64_t reach(const ConvAxis& a) {
     if (a.offset.empty()) return 0;
     return *std::max_element(a.offset.begin(), a.offset.end()) - a.min_offset();
   }
@@ -143,8 +143,8 @@ CONVBP_TARGET void sum_inside(const Depthwise& d, const Copy& c, const T* plane,
 }
 
 // What all phases together read.
-inline Axis axis_of_all(const std::vector<Depthwise>& phases, Axis Depthwise::* axis) {
-  Axis all = phases.front().*axis;
+inline ConvAxis axis_of_all(const std::vector<Depthwise>& phases, ConvAxis Depthwise::* axis) {
+  ConvAxis all = phases.front().*axis;
   for (const Depthwise& d : phases)
     all.offset.insert(all.offset.end(), (d.*axis).offset.begin(), (d.*axis).offset.end());
   return all;
@@ -179,7 +179,8 @@ CONVBP_TARGET void planes_tasks(const std::vector<Depthwise>& phases, View<const
                                 int64_t begin, int64_t end) {
   constexpr int kLanes = Simd<T>::kLanes;
   const Depthwise& first = phases.front();  // no other has more positions
-  const Axis all_h = axis_of_all(phases, &Depthwise::h), all_w = axis_of_all(phases, &Depthwise::w);
+  const ConvAxis all_h = axis_of_all(phases, &Depthwise::h),
+                 all_w = axis_of_all(phases, &Depthwise::w);
   const Copy copy(all_h, all_w, first.band);
   const int64_t size = copy.size() + copy.left + kMostVectors * kLanes;
   const Scratch copy_block = Scratch::take<T>(ScratchName::kPatch, size);

@@ -16,7 +16,7 @@ namespace convbp::depthwise {
 struct Depthwise {
   int64_t batch = 0;
   int64_t channels = 0;
-  Axis h, w;
+  ConvAxis h, w;
   int64_t band = 1;   // rows of the result a task takes
   bool past = false;  // the result goes past the caches
 

@@ -74,12 +74,12 @@ void choose_tiles(GatherConv& c, int64_t bytes, int64_t element_bytes, int64_t c
 }
 
 // What a patch for all phases of an axis needs.
-Axis axis_of_patch(const Phases& phases) {
-  Axis a;
+ConvAxis axis_of_patch(const Phases& phases) {
+  ConvAxis a;
   a.count = phases.axes.front().count;
   a.source_size = phases.axes.front().source_size;
   a.step = phases.axes.front().step;
-  for (const Axis& phase : phases.axes)
+  for (const ConvAxis& phase : phases.axes)
     a.offset.insert(a.offset.end(), phase.offset.begin(), phase.offset.end());
   std::sort(a.offset.begin(), a.offset.end());
   a.offset.erase(std::unique(a.offset.begin(), a.offset.end()), a.offset.end());
@@ -92,7 +92,7 @@ Axis axis_of_patch(const Phases& phases) {
 // nor where most rows of a patch would lie between the taps.
 bool in_planes(const GatherConv& c, const int64_t* result_stride) {
   if (c.depthwise || c.h.count * c.w.count < kFewPixels) return false;
-  for (const Axis* a : {&c.h, &c.w})
+  for (const ConvAxis* a : {&c.h, &c.w})
     if (a->dense_rows(a->count) > a->count * a->tap_count() ||
         a->dense_rows(1) > 2 * a->tap_count())
       return false;

@@ -48,7 +48,7 @@ struct Place {
 inline void locate_pixels(const DirectConv& conv, int64_t phase, const TileExtent& e,
                           const int64_t (&stride)[3], std::vector<Place>& places) {
   const GatherConv& c = conv.tap;
-  const Axis &h_phase = conv.h_phase(phase), &w_phase = conv.w_phase(phase);
+  const ConvAxis &h_phase = conv.h_phase(phase), &w_phase = conv.w_phase(phase);
   const int64_t patch_rows = c.h.patch_rows(e.rows), patch_columns = c.w.patch_rows(e.columns);
   const int64_t rows = Phases::positions(h_phase, e.h0, e.rows);
   const int64_t columns = Phases::positions(w_phase, e.w0, e.columns);
@@ -72,7 +72,7 @@ struct Run {
 inline void find_runs(const DirectConv& conv, int64_t phase, int64_t patch_columns,
                       std::vector<Run>& runs) {
   const GatherConv& c = conv.tap;
-  const auto patch_row = [](const Axis& patch, int64_t offset) {
+  const auto patch_row = [](const ConvAxis& patch, int64_t offset) {
     const auto& all = patch.offset;
     return patch.tap_row(std::lower_bound(all.begin(), all.end(), offset) - all.begin());
   };

@@ -12,15 +12,15 @@ namespace convbp::direct {
 // The phases of an axis: one of the forward convolution, of the input gradient one for each
 // remainder modulo the stride. A task computes them all from one patch.
 struct Phases {
-  std::vector<Axis> axes;
+  std::vector<ConvAxis> axes;
   int64_t spacing() const { return axes.front().spacing; }
   // Results of `positions` positions from t: of all phases, and of one.
   int64_t results(int64_t t, int64_t positions) const {
     int64_t size = 0;
-    for (const Axis& phase : axes) size += phase.count;
+    for (const ConvAxis& phase : axes) size += phase.count;
     return std::min((t + positions) * spacing(), size) - t * spacing();
   }
-  static int64_t positions(const Axis& phase, int64_t t, int64_t positions) {
+  static int64_t positions(const ConvAxis& phase, int64_t t, int64_t positions) {
     return std::max<int64_t>(0, std::min(t + positions, phase.count) - t);
   }
 };
@@ -39,8 +39,8 @@ struct DirectConv {
   bool past = false;  // results go past the caches
 
   int64_t phases() const { return static_cast<int64_t>(h.axes.size() * w.axes.size()); }
-  const Axis& h_phase(int64_t phase) const { return h.axes[phase / w.axes.size()]; }
-  const Axis& w_phase(int64_t phase) const { return w.axes[phase % w.axes.size()]; }
+  const ConvAxis& h_phase(int64_t phase) const { return h.axes[phase / w.axes.size()]; }
+  const ConvAxis& w_phase(int64_t phase) const { return w.axes[phase % w.axes.size()]; }
   // Packed weights of a lane block: [phase][tap][depth][lane of the block], in planes
   // [phase][depth][tap][lane of the block].
   int64_t packed_phase_size(int64_t phase) const {

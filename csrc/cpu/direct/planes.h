@@ -36,7 +36,7 @@ struct PlanePatch {
   int64_t rows, columns;  // of one remainder modulo the step
   PlanePatch(const GatherConv& c, int64_t tile_rows, int64_t tile_columns)
       : c(c), rows(length(c.h, tile_rows)), columns(length(c.w, tile_columns)) {}
-  static int64_t length(const Axis& a, int64_t positions) {
+  static int64_t length(const ConvAxis& a, int64_t positions) {
     return a.offset.empty() ? positions : positions + (a.offset.back() - a.offset.front()) / a.step;
   }
   int64_t plane() const { return rows * columns + CONVBP_VECTOR_BYTES / 4; }
@@ -151,7 +151,7 @@ CONVBP_TARGET void plane_tasks(const DirectConv& conv, View<const T> source, con
           for (int64_t i = 0; i < channels; ++i) bias[i] = load<Acc>(epilogue.bias[channel0 + i]);
 
         for (int64_t phase = 0; phase < conv.phases(); ++phase) {
-          const Axis &h = conv.h_phase(phase), &w = conv.w_phase(phase);
+          const ConvAxis &h = conv.h_phase(phase), &w = conv.w_phase(phase);
           const int64_t rows = Phases::positions(h, e.h0, e.rows);
           const int64_t columns = Phases::positions(w, e.w0, e.columns);
           taps.clear();

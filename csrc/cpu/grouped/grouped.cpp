@@ -45,7 +45,7 @@ Table<T> table_for(const ConvProblem& p, int64_t lanes) {
 }
 
 template <typename T>
-Grouped plan(const ConvProblem& p, Axis h, Axis w, int64_t reduce, int64_t lanes,
+Grouped plan(const ConvProblem& p, ConvAxis h, ConvAxis w, int64_t reduce, int64_t lanes,
              const Table<T>& kernels) {
   Grouped g;
   GatherConv& c = g.tap;
@@ -140,8 +140,8 @@ template <typename T>
 void conv2d_input_grad(const ConvProblem& p, View<const T> weight, View<const T> delta,
                        View<T> input_grad) {
   const auto kernels = table_for<T>(p, p.in_channels);
-  for (const Axis& h : input_grad_axes(p, kHeight))
-    for (const Axis& w : input_grad_axes(p, kWidth))
+  for (const ConvAxis& h : input_grad_axes(p, kHeight))
+    for (const ConvAxis& w : input_grad_axes(p, kWidth))
       run(p, plan(p, h, w, p.out_channels, p.in_channels, kernels), kernels, delta, weight, 1, 0,
           {}, input_grad);
 }

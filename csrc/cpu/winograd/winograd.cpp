@@ -60,7 +60,7 @@ void choose_form(Winograd& p, int64_t kernel, int64_t phases) {
 
 // The phases of a source axis are its even and its odd positions, counted from where the first
 // result's taps begin.
-TileAxis source_phases(const Axis& axis) {
+TileAxis source_phases(const ConvAxis& axis) {
   TileAxis a;
   a.results = axis.count;
   a.source_step = axis.step;
@@ -87,8 +87,8 @@ bool tap_1_first(const ConvProblem& p, Spatial axis) {
 }
 
 // The axis of the phase that taps 0 and 2 reach: it reads what the other one reads, too.
-Axis both_phases_axis(const ConvProblem& p, Spatial axis) {
-  Axis a = input_grad_axis(p, axis, tap_1_first(p, axis) ? 1 : 0);
+ConvAxis both_phases_axis(const ConvProblem& p, Spatial axis) {
+  ConvAxis a = input_grad_axis(p, axis, tap_1_first(p, axis) ? 1 : 0);
   a.count = divide_up(p.in_size[axis], 2);
   return a;
 }

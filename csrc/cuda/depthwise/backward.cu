@@ -10,7 +10,7 @@ template <typename T>
 struct Call {
   Context& context;
   int64_t batch;
-  Axis height, width;
+  StripAxis height, width;
   const ErrorSignal<T>& signal;
   View<const T> input, weight;
   View<T> input_grad;
@@ -22,7 +22,7 @@ bool start_tiles(const Call<T>& call) {
   using TileOf = Tile<taps, stride, channels_innermost>;
   using S = typename TileOf::S;
   constexpr int V = TileOf::V, kLength = TileOf::kLength;
-  const Axis &height = call.height, &width = call.width;
+  const StripAxis &height = call.height, &width = call.width;
   const int channels = call.gradients.filters;
   dim3 threads;
   if (channels_innermost) {
@@ -70,7 +70,7 @@ bool start_known(const Call<T>& call) {
            (!innermost || is_packed(t, call.gradients.filters, V)) &&
            (rows - 1) * t.stride[2] + (columns - 1) * t.stride[3] < kMost;
   };
-  const Axis &height = call.height, &width = call.width;
+  const StripAxis &height = call.height, &width = call.width;
   if (!fits(call.signal.grad, height.sources, width.sources) ||
       (call.signal.kept.data && !fits(call.signal.kept, height.sources, width.sources)) ||
       !fits(call.input, height.results, width.results) ||
@@ -96,11 +96,11 @@ bool backward(Context& context, const ConvProblem& p, const ErrorSignal<T>& sign
                        weight,
                        input_grad,
                        filter_gradients(p, weight_grad, bias_grad)};
-    const Axis &height = call.height, &width = call.width;
+    const StripAxis &height = call.height, &width = call.width;
     // Every delta is among those of a tile: it meets an input position, or lies between two that
     // do.
     bool met = true;
-    for (const Axis& axis : {height, width})
+    for (const StripAxis& axis : {height, width})
       met = met && axis.pad < axis.taps &&
             int64_t{axis.sources - 1} * axis.stride - axis.pad < axis.results;
     return met && p.out_channels == 1 && start_compiled(height, width, [&](auto taps, auto stride) {

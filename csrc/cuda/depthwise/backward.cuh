@@ -107,9 +107,9 @@ __device__ void to_error_signal(const activation::Activation<A>& g, A (&grad)[V]
 // a block has slots.
 template <typename T, int taps, int stride, bool channels_innermost>
 __global__ void __launch_bounds__(kThreads, 1)
-    backward(Axis height, Axis width, int all_channels, ErrorSignal<T> signal, View<const T> input,
-             View<const T> weight, View<T> input_grad, Tiles tiles, Pieces pieces,
-             Accumulator<T>* partial) {
+    backward(StripAxis height, StripAxis width, int all_channels, ErrorSignal<T> signal,
+             View<const T> input, View<const T> weight, View<T> input_grad, Tiles tiles,
+             Pieces pieces, Accumulator<T>* partial) {
   using A = Accumulator<T>;
   using TileOf = Tile<taps, stride, channels_innermost>;
   using S = typename TileOf::S;

@@ -97,7 +97,7 @@ void start(const Call<T>& call) {
               if constexpr (direction == Direction::kBackward && stride == 1) {
                 Call<T> forward = call;
                 forward.layer.turned = true;
-                for (Axis* axis : {&forward.layer.height, &forward.layer.width})
+                for (StripAxis* axis : {&forward.layer.height, &forward.layer.width})
                   axis->pad = axis->taps - 1 - axis->pad;
                 start_known<T, Direction::kForward, taps, stride>(forward);
               } else {

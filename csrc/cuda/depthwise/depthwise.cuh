@@ -28,7 +28,7 @@
 namespace convbp::cuda::depthwise {
 
 struct Layer {
-  Axis height, width;
+  StripAxis height, width;
   int channels;  // of the result
   int filters;   // a source channel (a result channel, backward) has so many
   bool turned;   // the filter, forward
@@ -71,8 +71,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   using A = Accumulator<T>;
   using S = Strip<direction, taps, stride>;
   constexpr int V = kVector<T>, kSources = S::sources(length);
-  const Axis height = layer.height.known<taps, stride>();
-  const Axis width = layer.width.known<taps, stride>();
+  const StripAxis height = layer.height.known<taps, stride>();
+  const StripAxis width = layer.width.known<taps, stride>();
   unsigned number = blockIdx.x;
   const auto take = [&](int count) {
     const int digit = static_cast<int>(number % count);
@@ -156,8 +156,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   using A = Accumulator<T>;
   using S = Strip<direction, taps, stride>;
   constexpr int kSources = S::sources(length);
-  const Axis height = layer.height.known<taps, stride>();
-  const Axis width = layer.width.known<taps, stride>();
+  const StripAxis height = layer.height.known<taps, stride>();
+  const StripAxis width = layer.width.known<taps, stride>();
   const int tile_columns = S::sources(blockDim.x), tile_rows = S::sources(blockDim.y * length);
   const int first_column =
       S::first_result(width, static_cast<int>(blockIdx.x % blocks.columns), blockDim.x);

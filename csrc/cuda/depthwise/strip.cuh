@@ -17,11 +17,11 @@
 // more and spills a register or two for them.
 namespace convbp::cuda::depthwise {
 
-struct Axis {
+struct StripAxis {
   int sources, results, taps, stride, pad, dilation;
   int jump;  // from a tap that meets a result position backward to the next one that does
 
-  Axis(const ConvProblem& p, Spatial axis, bool backward)
+  StripAxis(const ConvProblem& p, Spatial axis, bool backward)
       : sources(static_cast<int>(backward ? p.out_size[axis] : p.in_size[axis])),
         results(static_cast<int>(backward ? p.in_size[axis] : p.out_size[axis])),
         taps(static_cast<int>(p.kernel[axis])),
@@ -32,8 +32,8 @@ struct Axis {
 
   // The same with what a kernel knows when it is compiled.
   template <int known_taps, int known_stride>
-  CONVBP_BOTH Axis known() const {
-    Axis a = *this;
+  CONVBP_BOTH StripAxis known() const {
+    StripAxis a = *this;
     a.taps = known_taps, a.stride = known_stride, a.dilation = 1, a.jump = known_stride;
     return a;
   }
@@ -47,7 +47,7 @@ enum class Direction {
 
 // Calls body(tap, source) for the taps at which a result position meets a source, ascending.
 template <Direction direction, typename Body>
-__device__ void each_tap(const Axis& a, int result, const Body& body) {
+__device__ void each_tap(const StripAxis& a, int result, const Body& body) {
   int tap = 0, tap_step = 1, source = result * a.stride - a.pad, source_step = a.dilation;
   if constexpr (direction == Direction::kBackward) {
     const int at = result + a.pad;
@@ -65,7 +65,7 @@ __device__ void each_tap(const Axis& a, int result, const Body& body) {
 // Calls start(taps, stride), as constants, where kernels are compiled for such filters; returns what
 // it returns, or false.
 template <typename Start>
-bool start_compiled(const Axis& height, const Axis& width, const Start& start) {
+bool start_compiled(const StripAxis& height, const StripAxis& width, const Start& start) {
   if (height.taps != width.taps || height.stride != width.stride || height.dilation != 1 ||
       width.dilation != 1)
     return false;
@@ -98,13 +98,13 @@ struct Strip {
     return kForward ? k - p * stride : p + (kBehind - k) * stride;
   }
   // Backward, strips begin where tap 0 meets a source; the first one in front of the results.
-  CONVBP_BOTH static int first_result(const Axis& a, int number, int length) {
+  CONVBP_BOTH static int first_result(const StripAxis& a, int number, int length) {
     return number * length - (kForward ? 0 : a.pad % stride);
   }
-  CONVBP_BOTH static int first_source(const Axis& a, int result) {
+  CONVBP_BOTH static int first_source(const StripAxis& a, int result) {
     return kForward ? result * stride - a.pad : (result + a.pad) / stride - kBehind;
   }
-  CONVBP_BOTH static int count(const Axis& a, int length) {
+  CONVBP_BOTH static int count(const StripAxis& a, int length) {
     return (a.results + (kForward ? 0 : a.pad % stride) + length - 1) / length;
   }
 };

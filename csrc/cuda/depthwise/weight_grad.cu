@@ -12,7 +12,7 @@ template <typename T>
 struct Call {
   Context& context;
   const ConvProblem& problem;
-  Axis height, width;
+  StripAxis height, width;
   View<const T> input, delta;
   FilterGradients<T> gradients;
 };

@@ -30,14 +30,14 @@ namespace kernels {
 // all samples; where a strip's axis is the height, rows of strips.
 template <typename T, int taps, int stride, int length, int V, bool along_height>
 __global__ void __launch_bounds__(256, 1)
-    strips(Axis height, Axis width, int all_channels, View<const T> input, View<const T> delta,
-           Pieces pieces, bool packed, Accumulator<T>* partial) {
+    strips(StripAxis height, StripAxis width, int all_channels, View<const T> input,
+           View<const T> delta, Pieces pieces, bool packed, Accumulator<T>* partial) {
   using A = Accumulator<T>;
   using S = Strip<Direction::kForward, taps, stride>;
   constexpr int kSources = S::sources(length);
   constexpr int kAlong = along_height ? 2 : 3, kAcross = 5 - kAlong;
-  const Axis along = (along_height ? height : width).template known<taps, stride>();
-  const Axis across = (along_height ? width : height).template known<taps, stride>();
+  const StripAxis along = (along_height ? height : width).template known<taps, stride>();
+  const StripAxis across = (along_height ? width : height).template known<taps, stride>();
   const int lane = threadIdx.x, tap_across = threadIdx.y, slot = threadIdx.z;
   const int lanes = blockDim.x, slots = blockDim.z;
   const int first_channel = along_height ? blockIdx.x : blockIdx.x * lanes * V;
@@ -123,7 +123,7 @@ __global__ void __launch_bounds__(256, 1)
 // partial [pieces, R * S + 1, filters]
 template <typename T>
 __global__ void __launch_bounds__(256, 1)
-    general(Axis height, Axis width, int filters, int multiplier, View<const T> input,
+    general(StripAxis height, StripAxis width, int filters, int multiplier, View<const T> input,
             View<const T> delta, Pieces pieces, bool channels_innermost, Accumulator<T>* partial) {
   using A = Accumulator<T>;
   const int lane = threadIdx.x;

@@ -12,7 +12,7 @@ namespace convbp::cuda::gemm {
 
 template <typename T>
 struct Convolution {
-  Axis axis[2];
+  GemmAxis axis[2];
   int batch, groups, columns;  // columns of a group
   Operand<const T> source, filter;
   Operand<T> result;

@@ -124,7 +124,7 @@ void convolve(Context& context, const ConvProblem& p, bool transposed, View<cons
   const int64_t columns = transposed ? p.in_channels : p.out_channels;
   const int64_t (&size)[2] = transposed ? p.out_size : p.in_size;
   Convolution<T> c{
-      {Axis::of(p, kHeight, transposed), Axis::of(p, kWidth, transposed)},
+      {GemmAxis::of(p, kHeight, transposed), GemmAxis::of(p, kWidth, transposed)},
       static_cast<int>(p.batch),
       static_cast<int>(p.groups),
       static_cast<int>(columns),
@@ -185,7 +185,7 @@ void conv2d_weight_grad(Context& context, const ConvProblem& p, View<const T> in
   const bool elements = by_elements<T>(p.in_channels);
   const int unit = elements ? 1 : kPack<T>;
   WeightGrad<T> w{
-      {Axis::of(p, kHeight, false), Axis::of(p, kWidth, false)},
+      {GemmAxis::of(p, kHeight, false), GemmAxis::of(p, kWidth, false)},
       static_cast<int>(p.batch),
       static_cast<int>(p.groups),
       static_cast<int>(p.in_channels),

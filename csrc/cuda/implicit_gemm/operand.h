@@ -49,26 +49,26 @@ struct Phase {
 // One axis of a convolution, or of its input gradient. The latter falls into phases, one for each
 // remainder of the result's position by the stride: every result of a phase meets the same taps,
 // so each phase is a convolution of stride 1 of its own, and no structural zero is multiplied.
-struct Axis {
+struct GemmAxis {
   int sources, results, taps, stride, pad, dilation;
   int phases;  // 1: of the convolution itself
   bool transposed;
   int divisor;            // what the stride and the dilation have in common
   Divisor by_results[2];  // a phase's results: the most that one has, or one less
 
-  static Axis of(const ConvProblem& p, Spatial axis, bool transposed) {
+  static GemmAxis of(const ConvProblem& p, Spatial axis, bool transposed) {
     const auto number = [](int64_t n) { return static_cast<int>(n); };
     const int in = number(p.in_size[axis]), out = number(p.out_size[axis]);
     const int stride = number(p.stride[axis]), dilation = number(p.dilation[axis]);
-    Axis a{transposed ? out : in,
-           transposed ? in : out,
-           number(p.kernel[axis]),
-           stride,
-           number(p.pad[axis]),
-           dilation,
-           transposed ? std::min(stride, in) : 1,
-           transposed,
-           std::gcd(stride, dilation)};
+    GemmAxis a{transposed ? out : in,
+               transposed ? in : out,
+               number(p.kernel[axis]),
+               stride,
+               number(p.pad[axis]),
+               dilation,
+               transposed ? std::min(stride, in) : 1,
+               transposed,
+               std::gcd(stride, dilation)};
     const int most = a.most_results();
     a.by_results[0] = Divisor(std::max(most, 1));
     a.by_results[1] = Divisor(std::max(most - 1, 1));

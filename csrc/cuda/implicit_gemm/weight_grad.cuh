@@ -34,7 +34,8 @@ struct Walk {
   int64_t step, next_row, next_sample;
 
   template <typename T>
-  static Walk of(int64_t step, const Axis& rows, const Axis& columns, const Operand<T>& input) {
+  static Walk of(int64_t step, const GemmAxis& rows, const GemmAxis& columns,
+                 const Operand<T>& input) {
     const int x_span = columns.results * columns.stride, y_span = rows.results * rows.stride;
     const int x = static_cast<int>(step % columns.results) * columns.stride;
     const int y = static_cast<int>(step / columns.results % rows.results) * rows.stride;
@@ -52,7 +53,7 @@ struct Walk {
 
 template <typename T>
 struct WeightGrad {
-  Axis axis[2];                          // of the convolution
+  GemmAxis axis[2];                      // of the convolution
   int batch, groups, channels, filters;  // channels and filters of a group
   Operand<const T> input, delta;    // delta's pixels lie side by side in the order of their numbers
   int columns;                      // taps x channels, with the padding of chunks
@@ -85,7 +86,7 @@ class WeightGradLoader {
         w.delta.data + group * w.delta.group + (first_pixel + delta_pixel) * w.delta.pixel + filter;
     delta_left_ = filter < w.filters ? pixels - delta_pixel : 0;
 
-    const Axis &rows = w.axis[kHeight], &columns = w.axis[kWidth];
+    const GemmAxis &rows = w.axis[kHeight], &columns = w.axis[kWidth];
     const int input_pixel = threadIdx.x / S::B::kChunks;
     Digits tap = Digits::of((first_column + threadIdx.x % S::B::kChunks * kPack<T>) / kUnit,
                             columns.taps, w.units);
