@@ -456,7 +456,7 @@ struct AddRows {
 };
 
 template <typename T>
-CONVBP_TARGET void channels_last_weight_grad(const WeightGrad& p, View<const T> input,
+CONVBP_TARGET void channels_last_weight_grad(const DepthwiseWeightGrad& p, View<const T> input,
                                              View<const T> delta, T* sums, int64_t begin,
                                              int64_t end) {
   const Depthwise& d = p.conv;

@@ -150,7 +150,7 @@ template <typename T>
 void conv2d_weight_grad(const ConvProblem& p, View<const T> input, View<const T> delta,
                         View<T> weight_grad, T* bias_grad) {
   const Table<T> kernels = CONVBP_IN_BEST_ISA(make_table<T>());
-  WeightGrad plan;
+  DepthwiseWeightGrad plan;
   Depthwise& d = plan.conv;
   d = {p.batch, p.groups, forward_axis(p, kHeight), forward_axis(p, kWidth), 1};
   const bool last = is_channels_last(input.stride);

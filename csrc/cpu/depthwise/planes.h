@@ -290,8 +290,8 @@ CONVBP_TARGET T gather_inside(const Depthwise& d, View<const T> input, View<cons
 }
 
 template <typename T>
-CONVBP_TARGET void planes_weight_grad(const WeightGrad& p, View<const T> input, View<const T> delta,
-                                      T* sums, int64_t begin, int64_t end) {
+CONVBP_TARGET void planes_weight_grad(const DepthwiseWeightGrad& p, View<const T> input,
+                                      View<const T> delta, T* sums, int64_t begin, int64_t end) {
   constexpr int kLanes = Simd<T>::kLanes;
   const Depthwise& d = p.conv;
   const Copy copy(d.h, d.w, d.band);

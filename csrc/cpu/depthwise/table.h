@@ -27,7 +27,7 @@ struct Depthwise {
 // The weight gradient, of which `conv` is the forward convolution: a task takes a part of the
 // channels of a chunk of the rows (planes: of the images), and the chunks' sums are added. Both
 // depend on the problem alone, so the order of every sum does too.
-struct WeightGrad {
+struct DepthwiseWeightGrad {
   Depthwise conv;
   int64_t chunks = 1;
   int64_t channels_a_part = 1;
@@ -64,8 +64,8 @@ struct Table {
   void (*turned)(const std::vector<Depthwise>&, int64_t channels, View<const T> source,
                  const T* filters, const Epilogue<T>&, View<T> result, int64_t begin, int64_t end);
   // Task: a part of a chunk. [channels last?]
-  using WeightGradTasks = void (*)(const WeightGrad&, View<const T> input, View<const T> delta,
-                                   T* sums, int64_t begin, int64_t end);
+  using WeightGradTasks = void (*)(const DepthwiseWeightGrad&, View<const T> input,
+                                   View<const T> delta, T* sums, int64_t begin, int64_t end);
   WeightGradTasks weight_grad[2];
   // The same of planes that are turned; a part is a vector of channels.
   WeightGradTasks turned_weight_grad;

@@ -170,8 +170,8 @@ CONVBP_TARGET void turned_tasks(const std::vector<Depthwise>& phases, int64_t ch
 
 // The weight gradient, with its sums as channels last.
 template <typename T>
-CONVBP_TARGET void turned_weight_grad(const WeightGrad& p, View<const T> input, View<const T> delta,
-                                      T* sums, int64_t begin, int64_t end) {
+CONVBP_TARGET void turned_weight_grad(const DepthwiseWeightGrad& p, View<const T> input,
+                                      View<const T> delta, T* sums, int64_t begin, int64_t end) {
   constexpr int64_t kLanes = Simd<T>::kLanes;
   Depthwise d = p.conv;
   d.channels = kLanes;

@@ -157,11 +157,11 @@ void run_gather_conv(const ConvProblem& p, Phases h, Phases w, View<const T> sou
   });
 }
 
-WeightGrad plan_weight_grad(GatherConv tap, int64_t element_bytes) {
-  WeightGrad plan;
+DirectWeightGrad plan_weight_grad(GatherConv tap, int64_t element_bytes) {
+  DirectWeightGrad plan;
   plan.tap = std::move(tap);
   GatherConv& c = plan.tap;
-  constexpr int64_t kPanel = WeightGrad::kPanel;
+  constexpr int64_t kPanel = DirectWeightGrad::kPanel;
   const int64_t panels = std::max<int64_t>(1, kWeightGradRows / c.taps() / kPanel);
   plan.channels_a_task =
       c.depthwise ? c.reduce
@@ -211,7 +211,7 @@ void conv2d_weight_grad(const ConvProblem& p, View<const T> input, View<const T>
                                     p.in_channels, p.out_channels, kernels.lanes());
   if (!tap.depthwise)
     tap.block = fitting_lane_block(tap.lanes, kernels.lanes(), kernels.vector_bytes);
-  const WeightGrad plan = plan_weight_grad(std::move(tap), sizeof(Acc));
+  const DirectWeightGrad plan = plan_weight_grad(std::move(tap), sizeof(Acc));
   const Scratch sums_block =
       Scratch::take<Acc>(ScratchName::kPartial, plan.tasks() * plan.sums_a_task());
   Acc* const sums = sums_block.data<Acc>();

@@ -65,12 +65,12 @@ inline void locate_pixels(const DirectConv& conv, int64_t phase, const TileExten
 
 // Taps whose patch pixels lie one behind the other are read as one run of numbers; depthwise,
 // each tap is a run.
-struct Run {
+struct TapRun {
   int64_t start, length;
 };
 
 inline void find_runs(const DirectConv& conv, int64_t phase, int64_t patch_columns,
-                      std::vector<Run>& runs) {
+                      std::vector<TapRun>& runs) {
   const GatherConv& c = conv.tap;
   const auto patch_row = [](const ConvAxis& patch, int64_t offset) {
     const auto& all = patch.offset;
@@ -161,8 +161,9 @@ enum class Product { kNumbers, kDepthwise, kPairs };
 
 // The sums of kTileRows pixels over all taps, with bias: one register tile.
 template <int kTileRows, Product kProduct, typename Acc, int kHalves>
-CONVBP_TARGET void sum_pixels(const std::vector<Run>& runs, const Acc* patch, const Place* places,
-                              const Acc* weight, const Acc* bias, Acc* const* sums) {
+CONVBP_TARGET void sum_pixels(const std::vector<TapRun>& runs, const Acc* patch,
+                              const Place* places, const Acc* weight, const Acc* bias,
+                              Acc* const* sums) {
   TileRow<Acc, kHalves> acc[kTileRows];
 #pragma GCC unroll 16
   for (int i = 0; i < kTileRows; ++i) acc[i] = TileRow<Acc, kHalves>::at(bias);
@@ -171,7 +172,7 @@ CONVBP_TARGET void sum_pixels(const std::vector<Run>& runs, const Acc* patch, co
   for (int i = 0; i < kTileRows; ++i) offset[i] = places[i].in_patch - places[0].in_patch;
   patch += places[0].in_patch;
   constexpr int64_t kLanes = TileRow<Acc, kHalves>::kLanes;
-  for (const Run& run : runs) {
+  for (const TapRun& run : runs) {
 #if defined(CONVBP_BF16_PAIRS)
     if constexpr (kProduct == Product::kPairs)
       accumulate_pairs(acc, patch + run.start, offset, weight, run.length);
@@ -218,7 +219,7 @@ CONVBP_TARGET void gather_conv_tasks(const DirectConv& conv, View<const T> sourc
       by_rows ? 1 : std::max<int64_t>(1, kNearWeights / std::max<int64_t>(1, block_size));
   std::vector<Acc> bias(c.blocks() * kBlock);
   std::vector<std::vector<Place>> places(conv.phases());
-  std::vector<std::vector<Run>> runs(conv.phases());
+  std::vector<std::vector<TapRun>> runs(conv.phases());
   std::array<int64_t, 5> located{};
 
   for (int64_t task = begin; task < end; ++task) {
@@ -352,8 +353,9 @@ struct AddToRows {
 // A chunk's share of some channels and lanes of the weight gradient: its sums, [row][lane], are
 // added up tile by tile; the last row is the bias gradient's.
 template <typename T, typename Acc, int kHalves, bool kDepthwise>
-CONVBP_TARGET void weight_grad_tasks(const WeightGrad& p, View<const T> input, View<const T> delta,
-                                     bool with_bias, Acc* sums, int64_t begin, int64_t end) {
+CONVBP_TARGET void weight_grad_tasks(const DirectWeightGrad& p, View<const T> input,
+                                     View<const T> delta, bool with_bias, Acc* sums, int64_t begin,
+                                     int64_t end) {
   using Row = TileRow<Acc, kHalves>;
   constexpr int kBlock = Row::kLanes, kTileRows = tile_rows(kHalves);
   const GatherConv& c = p.tap;

@@ -57,7 +57,7 @@ struct DirectConv {
 // chunk of tiles, then over the chunks. A task takes some channels against some lanes, so that its
 // sums stay in the second-level cache. Chunks depend on the problem alone, so the order of every
 // sum does too.
-struct WeightGrad {
+struct DirectWeightGrad {
   GatherConv tap;  // the forward gather convolution: its reduce is K, its lanes O
   int64_t chunks = 1;
   int64_t channels_a_task = 1;

@@ -17,8 +17,8 @@ struct LaneKernels {
   using GatherConvTasks = void (*)(const DirectConv&, View<const T> source, const void* packed,
                                    const Epilogue<T>&, View<T> result, int64_t begin, int64_t end);
   GatherConvTasks gather_conv;
-  void (*weight_grad)(const WeightGrad&, View<const T> input, View<const T> delta, bool with_bias,
-                      Acc* sums, int64_t begin, int64_t end);
+  void (*weight_grad)(const DirectWeightGrad&, View<const T> input, View<const T> delta,
+                      bool with_bias, Acc* sums, int64_t begin, int64_t end);
 };
 
 template <typename T, typename Acc>

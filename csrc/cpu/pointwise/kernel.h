@@ -41,14 +41,14 @@ template <typename T>
 constexpr int kPixels = 2 * Simd<T>::kLanes;
 
 // Pixels evenly spaced in two tensors: offsets of the first in each.
-struct Run {
+struct PixelRun {
   int64_t first, count, a, b;
 };
 
 // Pixels [first, first + count), counted through all images.
 template <typename Shape>
 inline void find_runs(const Shape& s, int64_t first, int64_t count, const int64_t* a,
-                      const int64_t* b, std::vector<Run>& runs) {
+                      const int64_t* b, std::vector<PixelRun>& runs) {
   runs.clear();
   for (int64_t at = 0; at < count;) {
     const int64_t pixel = first + at, w = pixel % s.width, line = pixel / s.width;
@@ -174,7 +174,7 @@ CONVBP_TARGET void channels_last_tasks(const Product& p, View<const T> source, c
   T* const patch = patch_block.template data<T>();
   std::vector<int64_t> in_result(p.pixel_block);
   std::vector<T> bias(p.blocks() * p.block);
-  std::vector<Run> runs;
+  std::vector<PixelRun> runs;
   const int64_t pixel_blocks = divide_up(p.pixels(), p.pixel_block);
   const int64_t block_size = p.packed_block_size();
   const bool far = block_size * static_cast<int64_t>(sizeof(T)) > kNear;
@@ -186,7 +186,7 @@ CONVBP_TARGET void channels_last_tasks(const Product& p, View<const T> source, c
     find_runs(p, first, pixels, source.stride, result.stride, runs);
     const bool copies =
         p.source.at.size() > 1 || runs.size() > 1 || is_crowded<T>(source.stride[3], kTileApart);
-    for (const Run& run : runs)
+    for (const PixelRun& run : runs)
       for (int64_t i = 0; i < run.count; ++i) {
         in_result[run.first + i] = run.b + i * result.stride[3] + g * p.channels;
         if (copies)
@@ -268,7 +268,7 @@ CONVBP_TARGET void planes_tasks(const Product& p, View<const T> source, const T*
   const Scratch panel_block =
       Scratch::take<T>(ScratchName::kPatch, divide_up(p.pixel_block, kPanel) * panel_size);
   T* const panels = panel_block.template data<T>();
-  std::vector<Run> runs;
+  std::vector<PixelRun> runs;
   const int64_t pixel_blocks = divide_up(p.pixels(), p.pixel_block);
 
   for (int64_t task = begin; task < end; ++task) {
@@ -278,7 +278,7 @@ CONVBP_TARGET void planes_tasks(const Product& p, View<const T> source, const T*
     find_runs(p, first, pixels, source.stride, result.stride, runs);
     // The pieces of the runs that lie in one panel.
     const auto for_pieces = [&](int64_t begin, int64_t end, const auto& body) CONVBP_TARGET {
-      for (const Run& run : runs) {
+      for (const PixelRun& run : runs) {
         const int64_t i = std::max(run.first, begin), last = std::min(run.first + run.count, end);
         if (i < last) body(run, i, last - i);
       }
@@ -287,7 +287,7 @@ CONVBP_TARGET void planes_tasks(const Product& p, View<const T> source, const T*
       const T* const from = source.data + (g * p.reduce + q) * source.stride[1];
       for (int64_t j = 0; j < pixels; j += kPanel) {
         T* const to = panels + j * p.reduce + q * kPanel;
-        for_pieces(j, j + kPanel, [&](const Run& run, int64_t i, int64_t count) CONVBP_TARGET {
+        for_pieces(j, j + kPanel, [&](const PixelRun& run, int64_t i, int64_t count) CONVBP_TARGET {
           const T* const start = from + run.a + (i - run.first) * source.stride[3];
           if (count == kPanel && source.stride[3] == 1) {
             prefetch<0, 2>(start + kPlanesAhead * source.stride[1], kLine<T>,
@@ -315,7 +315,7 @@ CONVBP_TARGET void planes_tasks(const Product& p, View<const T> source, const T*
       for (int64_t j = 0; j < pixels; j += kPanel) {
         T sums[kRows * kPanel];
         bool computed = false;  // a panel over several runs is computed once, then cut
-        for_pieces(j, j + kPanel, [&](const Run& run, int64_t i, int64_t count) CONVBP_TARGET {
+        for_pieces(j, j + kPanel, [&](const PixelRun& run, int64_t i, int64_t count) CONVBP_TARGET {
           const T* const panel = panels + j * p.reduce;
           const int64_t step = result.stride[3];
           T* const to = result.data + channel0 * result.stride[1] + run.b + (i - run.first) * step;
@@ -332,7 +332,7 @@ CONVBP_TARGET void planes_tasks(const Product& p, View<const T> source, const T*
     }
     if (!epilogue.pre_activation && !epilogue.activation.functions) continue;
     for (int64_t c = first_block * p.block; c < std::min(last_block * p.block, p.channels); ++c)
-      for (const Run& run : runs) {
+      for (const PixelRun& run : runs) {
         const int64_t at = (g * p.channels + c) * result.stride[1] + run.b;
         if (epilogue.pre_activation)
           copy_run(result.data + at, result.stride[3], run.count, epilogue.pre_activation + at,
@@ -388,7 +388,7 @@ CONVBP_TARGET void outer_tasks(const Outer& p, View<const T> rows_view, View<con
   const Scratch lane_block = Scratch::take<T>(ScratchName::kDelta, kBlock * Outer::kPanel);
   T* const row_panel = row_block.template data<T>();
   T* const lane_panel = lane_block.template data<T>();
-  std::vector<Run> runs;
+  std::vector<PixelRun> runs;
 
   for (int64_t task = begin; task < end; ++task) {
     const int64_t part = task % p.parts(), chunk = task / p.parts();
@@ -418,7 +418,7 @@ CONVBP_TARGET void outer_tasks(const Outer& p, View<const T> rows_view, View<con
         row = from_rows + runs[0].a;
         row_step = rows_view.stride[3];
       } else {
-        for (const Run& run : runs)
+        for (const PixelRun& run : runs)
           if constexpr (kPlanes)
             for (int64_t i = 0; i < rows; ++i)
               copy_run(from_rows + run.a + i * rows_view.stride[1], rows_view.stride[3], run.count,
@@ -440,7 +440,7 @@ CONVBP_TARGET void outer_tasks(const Outer& p, View<const T> rows_view, View<con
           lane = from_lanes + l + runs[0].b;
           lane_step = lanes_view.stride[3];
         } else {
-          for (const Run& run : runs)
+          for (const PixelRun& run : runs)
             pack_row(from_lanes + l * lanes_view.stride[1] + run.b, lanes_view.stride[1],
                      lanes_view.stride[3], width, run.count, lane_panel + run.first * kBlock,
                      kBlock);

@@ -54,7 +54,7 @@ struct Winograd {
   bool streamed = false;   // is the result stored past the caches?
   int64_t most_tiles = 1;  // of a task
   // Source channels a task takes: all of a group, but for the weight gradient, whose sums of a task
-  // should stay in the cache. Its chunks and lanes are as in direct::WeightGrad.
+  // should stay in the cache. Its chunks and lanes are as in direct::DirectWeightGrad.
   int64_t channels_a_task = 1;
   int64_t lanes_a_task = 1;
   int64_t chunks = 1;

@@ -184,7 +184,7 @@ void conv2d_weight_grad(Context& context, const ConvProblem& p, View<const T> in
                         const Options& options) {
   const bool elements = by_elements<T>(p.in_channels);
   const int unit = elements ? 1 : kPack<T>;
-  WeightGrad<T> w{
+  GemmWeightGrad<T> w{
       {GemmAxis::of(p, kHeight, false), GemmAxis::of(p, kWidth, false)},
       static_cast<int>(p.batch),
       static_cast<int>(p.groups),

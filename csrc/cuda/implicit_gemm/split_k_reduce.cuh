@@ -52,7 +52,8 @@ struct PieceTiles {
 namespace kernels {
 
 template <typename T>
-__global__ void add_pieces(WeightGrad<T> w, PieceTiles size, View<T> weight_grad, T* bias_grad) {
+__global__ void add_pieces(GemmWeightGrad<T> w, PieceTiles size, View<T> weight_grad,
+                           T* bias_grad) {
   using A = Accumulator<T>;
   A* const tile = shared_memory<A>();
   const uint32_t filters = w.groups * w.filters, pieces = w.pieces;

@@ -52,7 +52,7 @@ struct Walk {
 };
 
 template <typename T>
-struct WeightGrad {
+struct GemmWeightGrad {
   GemmAxis axis[2];                      // of the convolution
   int batch, groups, channels, filters;  // channels and filters of a group
   Operand<const T> input, delta;    // delta's pixels lie side by side in the order of their numbers
@@ -77,7 +77,7 @@ class WeightGradLoader {
  public:
   static constexpr int kInputStep = S::kThreads / S::B::kChunks;
 
-  __device__ WeightGradLoader(const WeightGrad<T>& w, int group, int first_pixel, int pixels,
+  __device__ WeightGradLoader(const GemmWeightGrad<T>& w, int group, int first_pixel, int pixels,
                               int first_filter, int first_column)
       : w_(w) {
     const int delta_pixel = threadIdx.x / S::A::kChunks;
@@ -171,7 +171,7 @@ class WeightGradLoader {
     if (y_ >= y_end_) y_ -= walk.y_span, input_ += walk.next_sample;
   }
 
-  const WeightGrad<T>& w_;
+  const GemmWeightGrad<T>& w_;
   const T *delta_, *input_;      // where the next chunks are, or would be
   int delta_left_, input_left_;  // how many pixels of the piece are left from there
   int y_, x_, y_end_, x_end_;    // the position in the input, and where a sample's or row's end
@@ -181,7 +181,7 @@ class WeightGradLoader {
 namespace kernels {
 
 template <typename S>
-__global__ void __launch_bounds__(S::kThreads) weight_grad(WeightGrad<typename S::Element> w) {
+__global__ void __launch_bounds__(S::kThreads) weight_grad(GemmWeightGrad<typename S::Element> w) {
   using Sum = typename S::Sum;
   // Blocks of the same pixels run side by side, for the cache.
   uint32_t block = blockIdx.x;
