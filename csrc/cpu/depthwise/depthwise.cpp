@@ -66,7 +66,7 @@ template <typename T>
 void run(const ConvProblem& p, const std::vector<ConvAxis>& h, const std::vector<ConvAxis>& w,
          const int64_t* result_size, View<const T> source, View<const T> weight,
          const Epilogue<T>& epilogue, View<T> result) {
-  const Table<T> kernels = CONVBP_IN_BEST_ISA(make_table<T>());
+  const KernelTable<T> kernels = CONVBP_IN_BEST_ISA(kernels<T>());
   const bool last = is_channels_last(result.stride);
   const bool turned = !last && turns(p, result_size, kernels.lanes());
   // Channels that a task has side by side, and such blocks of them; the last one ends with the last
@@ -149,7 +149,7 @@ void conv2d_input_grad(const ConvProblem& p, View<const T> weight, View<const T>
 template <typename T>
 void conv2d_weight_grad(const ConvProblem& p, View<const T> input, View<const T> delta,
                         View<T> weight_grad, T* bias_grad) {
-  const Table<T> kernels = CONVBP_IN_BEST_ISA(make_table<T>());
+  const KernelTable<T> kernels = CONVBP_IN_BEST_ISA(kernels<T>());
   DepthwiseWeightGrad plan;
   Depthwise& d = plan.conv;
   d = {p.batch, p.groups, forward_axis(p, kHeight), forward_axis(p, kWidth), 1};

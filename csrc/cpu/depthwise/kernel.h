@@ -10,7 +10,7 @@
 namespace convbp::depthwise::CONVBP_ISA {
 
 template <typename T>
-Table<T> make_table() {
+KernelTable<T> kernels() {
   return {CONVBP_VECTOR_BYTES,
           &channels_last_tasks<T>,
           &planes_tasks<T>,
@@ -19,7 +19,7 @@ Table<T> make_table() {
           &turned_weight_grad<T>};
 }
 
-template Table<float> make_table();
-template Table<double> make_table();
+template KernelTable<float> kernels();
+template KernelTable<double> kernels();
 
 }  // namespace convbp::depthwise::CONVBP_ISA

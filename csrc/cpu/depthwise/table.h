@@ -50,7 +50,7 @@ struct DepthwiseWeightGrad {
 // Filters, and sums of the weight gradient, in the order of the taps: channels last
 // [r][s][channel], or planes [channel][r][s].
 template <typename T>
-struct Table {
+struct KernelTable {
   int vector_bytes;
   int64_t lanes() const { return vector_bytes / static_cast<int64_t>(sizeof(T)); }
   // Task: a band of an image, all channels. The phases of an input gradient are done side by side.
@@ -71,6 +71,6 @@ struct Table {
   WeightGradTasks turned_weight_grad;
 };
 
-CONVBP_IN_EACH_ISA(template <typename T> Table<T> make_table();)
+CONVBP_IN_EACH_ISA(template <typename T> KernelTable<T> kernels();)
 
 }  // namespace convbp::depthwise

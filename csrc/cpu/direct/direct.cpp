@@ -36,17 +36,17 @@ constexpr int64_t kWeightGradLanes = 128;
 constexpr int64_t kWeightGradBytes = 16 * 1024 * 1024;
 
 template <typename T>
-Table<T, Accumulator<T>> table() {
+KernelTable<T, Accumulator<T>> best_kernels() {
 #if defined(__x86_64__)
   if constexpr (std::is_same_v<T, BFloat16>)
-    if (capability() >= Capability::kAvx512Bf16) return avx512_bf16::make_table<T, float>();
+    if (capability() >= Capability::kAvx512Bf16) return avx512_bf16::kernels<T, float>();
 #endif
-  return CONVBP_IN_BEST_ISA(make_table<T, Accumulator<T>>());
+  return CONVBP_IN_BEST_ISA(kernels<T, Accumulator<T>>());
 }
 
 // The kernels for lane blocks of the width that c has.
 template <typename T, typename Acc>
-LaneKernels<T, Acc> kernels_for(const Table<T, Acc>& kernels, const GatherConv& c) {
+LaneKernels<T, Acc> kernels_for(const KernelTable<T, Acc>& kernels, const GatherConv& c) {
   const int64_t halves = 2 * c.block / kernels.lanes();
   return c.depthwise ? kernels.depthwise[halves > 2] : kernels.kernels(halves);
 }
@@ -115,7 +115,7 @@ void run_gather_conv(const ConvProblem& p, Phases h, Phases w, View<const T> sou
                      View<const T> weight, const Epilogue<T>& epilogue, View<T> result,
                      bool forward) {
   using Acc = Accumulator<T>;
-  const auto kernels = table<T>();
+  const auto kernels = best_kernels<T>();
   DirectConv conv;
   conv.channels = forward ? p.in_channels : p.out_channels;
   GatherConv& c = conv.tap;
@@ -206,7 +206,7 @@ template <typename T>
 void conv2d_weight_grad(const ConvProblem& p, View<const T> input, View<const T> delta,
                         View<T> weight_grad, T* bias_grad) {
   using Acc = Accumulator<T>;
-  const auto kernels = table<T>();
+  const auto kernels = best_kernels<T>();
   GatherConv tap = make_gather_conv(p, forward_axis(p, kHeight), forward_axis(p, kWidth),
                                     p.in_channels, p.out_channels, kernels.lanes());
   if (!tap.depthwise)

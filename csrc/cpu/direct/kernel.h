@@ -476,9 +476,9 @@ LaneKernels<T, Acc> kernels_of(int64_t halves) {
 }
 
 template <typename T, typename Acc>
-Table<T, Acc> make_table() {
+KernelTable<T, Acc> kernels() {
   constexpr auto kNumbers = Product::kNumbers, kDepthwise = Product::kDepthwise;
-  Table<T, Acc> table = {
+  KernelTable<T, Acc> table = {
       CONVBP_VECTOR_BYTES,
       &pack_weight<1, T, Acc>,
       CONVBP_VECTOR_BYTES == 64 ? &gather_conv_tasks<T, Acc, 8, kNumbers> : nullptr,
@@ -498,11 +498,11 @@ Table<T, Acc> make_table() {
 }
 
 // The element types every instruction set is compiled for.
-template Table<BFloat16, float> make_table();
+template KernelTable<BFloat16, float> kernels();
 #if !defined(CONVBP_BF16_PAIRS)
-template Table<float, float> make_table();
-template Table<double, double> make_table();
-template Table<Half, float> make_table();
+template KernelTable<float, float> kernels();
+template KernelTable<double, double> kernels();
+template KernelTable<Half, float> kernels();
 #endif
 
 }  // namespace convbp::direct::CONVBP_ISA

@@ -212,7 +212,7 @@ CONVBP_TARGET void plane_tasks(const DirectConv& conv, View<const T> source, con
 }
 
 template <typename T, typename Acc>
-typename Table<T, Acc>::GatherConvTasks plane_tasks_of(int64_t block) {
+typename KernelTable<T, Acc>::GatherConvTasks plane_tasks_of(int64_t block) {
   switch (block) {
     case 1:
       return &plane_tasks<T, Acc, 1>;

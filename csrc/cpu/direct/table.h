@@ -22,7 +22,7 @@ struct LaneKernels {
 };
 
 template <typename T, typename Acc>
-struct Table {
+struct KernelTable {
   int vector_bytes;
   int64_t lanes() const { return vector_bytes / static_cast<int64_t>(sizeof(Acc)); }
   // Packed weights are of type Acc, or pairs.
@@ -44,11 +44,11 @@ struct Table {
   GatherConvTasks pairs[2];
 };
 
-CONVBP_IN_EACH_ISA(template <typename T, typename Acc> Table<T, Acc> make_table();)
+CONVBP_IN_EACH_ISA(template <typename T, typename Acc> KernelTable<T, Acc> kernels();)
 #if defined(__x86_64__)
 namespace avx512_bf16 {
 template <typename T, typename Acc>
-Table<T, Acc> make_table();
+KernelTable<T, Acc> kernels();
 }
 #endif
 

@@ -22,8 +22,8 @@ constexpr int64_t kWeightGradTasks = 32;
 constexpr int64_t kWeightGradBytes = 1024 * 1024;
 
 template <typename T>
-Table<T> table() {
-  return CONVBP_IN_BEST_ISA(make_table<T>());
+KernelTable<T> best_kernels() {
+  return CONVBP_IN_BEST_ISA(kernels<T>());
 }
 
 int64_t groups_together(const ConvProblem& p, int64_t vector) {
@@ -34,19 +34,19 @@ int64_t groups_together(const ConvProblem& p, int64_t vector) {
 // For so many result channels a group. Those of a group that is a bundle of its own leave lanes
 // empty: where half a vector holds them, vectors of half the size do.
 template <typename T>
-Table<T> table_for(const ConvProblem& p, int64_t lanes) {
-  const Table<T> best = table<T>();
+KernelTable<T> kernels_for(const ConvProblem& p, int64_t lanes) {
+  const KernelTable<T> best = best_kernels<T>();
 #if defined(__x86_64__)
   const int64_t vector = best.vector_bytes / static_cast<int64_t>(sizeof(T));
   if (best.vector_bytes == 64 && groups_together(p, vector) == 1 && lanes <= vector / 2)
-    return avx2::make_table<T>();
+    return avx2::kernels<T>();
 #endif
   return best;
 }
 
 template <typename T>
 Grouped plan(const ConvProblem& p, ConvAxis h, ConvAxis w, int64_t reduce, int64_t lanes,
-             const Table<T>& kernels) {
+             const KernelTable<T>& kernels) {
   Grouped g;
   GatherConv& c = g.tap;
   c.batch = p.batch;
@@ -97,7 +97,7 @@ void pack_filters(const Grouped& g, View<const T> weight, int64_t group, int lan
 }
 
 template <typename T>
-void run(const ConvProblem& p, Grouped g, const Table<T>& kernels, View<const T> source,
+void run(const ConvProblem& p, Grouped g, const KernelTable<T>& kernels, View<const T> source,
          View<const T> weight, int lane, int reduce, const Epilogue<T>& epilogue, View<T> result) {
   GatherConv& c = g.tap;
   while (g.tiles() * g.bundles() < 3 * thread_count() && c.h.tile > kTileRows)
@@ -122,14 +122,14 @@ bool is_profitable(const ConvProblem& p, int64_t element_bytes) {
   for (const Spatial axis : {kHeight, kWidth})
     // Rows between the taps would be copied too.
     if (p.dilation[axis] > 2 || p.stride[axis] > p.kernel[axis]) return false;
-  const auto kernels = table<float>();
+  const auto kernels = best_kernels<float>();
   return groups_together(p, kernels.vector_bytes / element_bytes) == 1 || kernels.permutes;
 }
 
 template <typename T>
 void conv2d(const ConvProblem& p, View<const T> input, View<const T> weight,
             const Epilogue<T>& epilogue, View<T> output) {
-  const auto kernels = table_for<T>(p, p.out_channels);
+  const auto kernels = kernels_for<T>(p, p.out_channels);
   run(p,
       plan(p, forward_axis(p, kHeight), forward_axis(p, kWidth), p.in_channels, p.out_channels,
            kernels),
@@ -139,7 +139,7 @@ void conv2d(const ConvProblem& p, View<const T> input, View<const T> weight,
 template <typename T>
 void conv2d_input_grad(const ConvProblem& p, View<const T> weight, View<const T> delta,
                        View<T> input_grad) {
-  const auto kernels = table_for<T>(p, p.in_channels);
+  const auto kernels = kernels_for<T>(p, p.in_channels);
   for (const ConvAxis& h : input_grad_axes(p, kHeight))
     for (const ConvAxis& w : input_grad_axes(p, kWidth))
       run(p, plan(p, h, w, p.out_channels, p.in_channels, kernels), kernels, delta, weight, 1, 0,
@@ -149,7 +149,7 @@ void conv2d_input_grad(const ConvProblem& p, View<const T> weight, View<const T>
 template <typename T>
 void conv2d_weight_grad(const ConvProblem& p, View<const T> input, View<const T> delta,
                         View<T> weight_grad, T* bias_grad) {
-  const auto kernels = table_for<T>(p, p.out_channels);
+  const auto kernels = kernels_for<T>(p, p.out_channels);
   Grouped g = plan(p, forward_axis(p, kHeight), forward_axis(p, kWidth), p.in_channels,
                    p.out_channels, kernels);
   const GatherConv& c = g.tap;

@@ -444,11 +444,11 @@ CONVBP_TARGET void weight_grad_tasks(const Grouped& g, View<const T> input, View
 }
 
 template <typename T>
-Table<T> make_table() {
+KernelTable<T> kernels() {
   return {CONVBP_VECTOR_BYTES, kPermutes, &gather_conv_tasks<T>, &weight_grad_tasks<T>};
 }
 
-template Table<float> make_table();
-template Table<double> make_table();
+template KernelTable<float> kernels();
+template KernelTable<double> kernels();
 
 }  // namespace convbp::grouped::CONVBP_ISA

@@ -51,7 +51,7 @@ struct Grouped {
 };
 
 template <typename T>
-struct Table {
+struct KernelTable {
   int vector_bytes;
   bool permutes;  // has it an instruction that permutes the lanes of a vector?
   // Filters: [bundle][vector][Grouped's].
@@ -62,6 +62,6 @@ struct Table {
                       int64_t begin, int64_t end);
 };
 
-CONVBP_IN_EACH_ISA(template <typename T> Table<T> make_table();)
+CONVBP_IN_EACH_ISA(template <typename T> KernelTable<T> kernels();)
 
 }  // namespace convbp::grouped

@@ -522,12 +522,12 @@ LaneKernels<T> kernels_of(int64_t halves) {
 }
 
 template <typename T>
-Table<T> make_table() {
+KernelTable<T> kernels() {
   return {CONVBP_VECTOR_BYTES, kRows,          &pack_weight<T>,
           &planes_tasks<T>,    &kernels_of<T>, &finish<T>};
 }
 
-template Table<float> make_table();
-template Table<double> make_table();
+template KernelTable<float> kernels();
+template KernelTable<double> kernels();
 
 }  // namespace convbp::pointwise::CONVBP_ISA

@@ -23,8 +23,8 @@ constexpr int64_t kWeightGradTasks = 32;
 constexpr int64_t kWeightGradBytes = 16 * 1024 * 1024;
 
 template <typename T>
-Table<T> table() {
-  return CONVBP_IN_BEST_ISA(make_table<T>());
+KernelTable<T> best_kernels() {
+  return CONVBP_IN_BEST_ISA(kernels<T>());
 }
 
 bool is_channels_last(const int64_t* stride) {
@@ -119,7 +119,7 @@ void run(const ConvProblem& c, int64_t reduce, int64_t channels, View<const T> s
          const Channels& source_channels, const T* weight, const WeightStrides& strides,
          const Epilogue<T>& epilogue, View<T> result) {
   const bool last = is_channels_last(source.stride);
-  const Table<T> kernels = table<T>();
+  const KernelTable<T> kernels = best_kernels<T>();
   const int64_t lane_block = fitting_lane_block(channels, kernels.lanes(), kernels.vector_bytes);
   const LaneKernels<T> lane_kernels = kernels.kernels_for(lane_block);
   const int64_t unit = last ? lane_kernels.rows : 2 * kernels.lanes();  // pixels of a register tile
@@ -218,7 +218,7 @@ void conv2d_input_grad(const ConvProblem& p, View<const T> weight, View<const T>
 template <typename T>
 void conv2d_weight_grad(const ConvProblem& c, View<const T> input, View<const T> delta,
                         View<T> weight_grad, T* bias_grad) {
-  const Table<T> kernels = table<T>();
+  const KernelTable<T> kernels = best_kernels<T>();
   const bool planes = !is_channels_last(input.stride);
   const View<const T> source = every(input, c.stride);
   // Of planes, lanes are transposed: the fewer, the better.

@@ -77,7 +77,7 @@ struct LaneKernels {
 };
 
 template <typename T>
-struct Table {
+struct KernelTable {
   int vector_bytes;
   int rows;  // of the register tile, of planes
   int64_t lanes() const { return vector_bytes / static_cast<int64_t>(sizeof(T)); }
@@ -95,6 +95,6 @@ struct Table {
                  int64_t end);
 };
 
-CONVBP_IN_EACH_ISA(template <typename T> Table<T> make_table();)
+CONVBP_IN_EACH_ISA(template <typename T> KernelTable<T> kernels();)
 
 }  // namespace convbp::pointwise

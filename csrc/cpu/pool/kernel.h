@@ -104,20 +104,20 @@ CONVBP_INLINE void store_line(const Acc* from, int64_t count, T* to, int64_t ste
 namespace convbp::pool::CONVBP_ISA {
 
 template <typename T, typename Offset>
-MaxTable<T, Offset> max_table() {
+MaxKernelTable<T, Offset> max_kernels() {
   return {&max_pool2d<T, Offset>, &max_pool2d_input_grad<T, Offset>};
 }
 
 template <typename T>
-AverageTable<T> average_table() {
+AverageKernelTable<T> average_kernels() {
   return {&avg_pool2d<T>, &avg_pool2d_input_grad<T>};
 }
 
 // The element types every instruction set is compiled for.
-#define CONVBP_INSTANTIATE(T)                 \
-  template MaxTable<T, uint8_t> max_table();  \
-  template MaxTable<T, uint32_t> max_table(); \
-  template AverageTable<T> average_table();
+#define CONVBP_INSTANTIATE(T)                         \
+  template MaxKernelTable<T, uint8_t> max_kernels();  \
+  template MaxKernelTable<T, uint32_t> max_kernels(); \
+  template AverageKernelTable<T> average_kernels();
 CONVBP_INSTANTIATE(float)
 CONVBP_INSTANTIATE(double)
 CONVBP_INSTANTIATE(BFloat16)

@@ -9,12 +9,12 @@
 
 namespace convbp::pool {
 
-#define CONVBP_DECLARE(isa)              \
-  namespace isa {                        \
-  template <typename T, typename Offset> \
-  MaxTable<T, Offset> max_table();       \
-  template <typename T>                  \
-  AverageTable<T> average_table();       \
+#define CONVBP_DECLARE(isa)                \
+  namespace isa {                          \
+  template <typename T, typename Offset>   \
+  MaxKernelTable<T, Offset> max_kernels(); \
+  template <typename T>                    \
+  AverageKernelTable<T> average_kernels(); \
   }
 CONVBP_DECLARE(baseline)
 #if defined(__x86_64__)
@@ -25,19 +25,19 @@ CONVBP_DECLARE(avx2)
 namespace {
 
 template <typename T, typename Offset>
-MaxTable<T, Offset> max_table() {
+MaxKernelTable<T, Offset> max_kernels() {
 #if defined(__x86_64__)
-  if (capability() >= Capability::kAvx2) return avx2::max_table<T, Offset>();
+  if (capability() >= Capability::kAvx2) return avx2::max_kernels<T, Offset>();
 #endif
-  return baseline::max_table<T, Offset>();
+  return baseline::max_kernels<T, Offset>();
 }
 
 template <typename T>
-AverageTable<T> average_table() {
+AverageKernelTable<T> average_kernels() {
 #if defined(__x86_64__)
-  if (capability() >= Capability::kAvx2) return avx2::average_table<T>();
+  if (capability() >= Capability::kAvx2) return avx2::average_kernels<T>();
 #endif
-  return baseline::average_table<T>();
+  return baseline::average_kernels<T>();
 }
 
 // Channels that lie side by side in the tensor that is read (forward) or written (backward) are
@@ -75,7 +75,7 @@ Tasks input_bands(const PoolProblem& p, const View<T>& input_grad, int64_t reach
 template <typename T, typename Offset>
 void max_pool2d(const PoolProblem& p, View<const T> input, View<T> output, View<Offset> offset) {
   if (reference_only()) return reference::max_pool2d(p, input, output, offset);
-  const auto kernel = max_table<T, Offset>().forward;
+  const auto kernel = max_kernels<T, Offset>().forward;
   const Tasks tasks = output_rows(p, input);
   parallel_for(tasks.count(), [&](int64_t begin, int64_t end) {
     kernel(p, tasks, input, output, offset, begin, end);
@@ -86,7 +86,7 @@ template <typename T, typename Offset>
 void max_pool2d_input_grad(const PoolProblem& p, View<const T> delta, View<const Offset> offset,
                            View<T> input_grad) {
   if (reference_only()) return reference::max_pool2d_input_grad(p, delta, offset, input_grad);
-  const auto kernel = max_table<T, Offset>().input_grad;
+  const auto kernel = max_kernels<T, Offset>().input_grad;
   const Tasks tasks = input_bands(p, input_grad, p.dilation[kHeight] * (p.kernel[kHeight] - 1) + 1);
   parallel_for(tasks.count(), [&](int64_t begin, int64_t end) {
     kernel(p, tasks, delta, offset, input_grad, begin, end);
@@ -117,7 +117,7 @@ void max_pool2d_gather(const PoolProblem& p, View<const T> input, View<const Off
 template <typename T>
 void avg_pool2d(const PoolProblem& p, View<const T> input, View<T> output) {
   if (reference_only()) return reference::avg_pool2d(p, input, output);
-  const auto kernel = average_table<T>().forward;
+  const auto kernel = average_kernels<T>().forward;
   const Tasks tasks = output_rows(p, input);
   parallel_for(tasks.count(),
                [&](int64_t begin, int64_t end) { kernel(p, tasks, input, output, begin, end); });
@@ -126,7 +126,7 @@ void avg_pool2d(const PoolProblem& p, View<const T> input, View<T> output) {
 template <typename T>
 void avg_pool2d_input_grad(const PoolProblem& p, View<const T> delta, View<T> input_grad) {
   if (reference_only()) return reference::avg_pool2d_input_grad(p, delta, input_grad);
-  const auto kernel = average_table<T>().input_grad;
+  const auto kernel = average_kernels<T>().input_grad;
   const Tasks tasks = input_bands(p, input_grad, 1);
   parallel_for(tasks.count(), [&](int64_t begin, int64_t end) {
     kernel(p, tasks, delta, input_grad, begin, end);

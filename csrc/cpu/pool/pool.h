@@ -35,7 +35,7 @@ struct Piece {
 
 // Each computes the tasks [begin, end); a task with more than one lane wants channels innermost.
 template <typename T, typename Offset>
-struct MaxTable {
+struct MaxKernelTable {
   // Tasks are rows of the output.
   void (*forward)(const PoolProblem&, const Tasks&, View<const T> input, View<T> output,
                   View<Offset> offset, int64_t begin, int64_t end);
@@ -45,7 +45,7 @@ struct MaxTable {
 };
 
 template <typename T>
-struct AverageTable {
+struct AverageKernelTable {
   void (*forward)(const PoolProblem&, const Tasks&, View<const T> input, View<T> output,
                   int64_t begin, int64_t end);
   void (*input_grad)(const PoolProblem&, const Tasks&, View<const T> delta, View<T> input_grad,

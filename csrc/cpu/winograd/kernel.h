@@ -564,9 +564,9 @@ CONVBP_TARGET void weight_grad_tasks(const Winograd& p, View<const T> input, Vie
 }
 
 template <typename T, typename F>
-Table<T> make_table_of() {
-  Table<T> table = {CONVBP_VECTOR_BYTES,      F::kVectors, F::kRows, &transform_filters<T, F>,
-                    &gather_conv_tasks<T, F>, nullptr,     nullptr};
+KernelTable<T> kernels_of() {
+  KernelTable<T> table = {CONVBP_VECTOR_BYTES,      F::kVectors, F::kRows, &transform_filters<T, F>,
+                          &gather_conv_tasks<T, F>, nullptr,     nullptr};
   if constexpr (F::kResultPhases == 1) {
     table.weight_grad = &weight_grad_tasks<T, F>;
     table.weight_grad_total = &weight_grad_total<T, F>;
@@ -575,34 +575,34 @@ Table<T> make_table_of() {
 }
 
 template <typename T, int kVectors>
-Table<T> make_table_of(const Form& form) {
+KernelTable<T> kernels_of(const Form& form) {
   const auto is = [&](int64_t out, int64_t taps) { return form.out == out && form.taps == taps; };
-  if (is(2, 5)) return make_table_of<T, FormOf<2, 5, 1, 1, kVectors>>();
-  if (is(3, 4)) return make_table_of<T, FormOf<3, 4, 2, 1, kVectors>>();
+  if (is(2, 5)) return kernels_of<T, FormOf<2, 5, 1, 1, kVectors>>();
+  if (is(3, 4)) return kernels_of<T, FormOf<3, 4, 2, 1, kVectors>>();
   if (form.source_phases == 2)
-    return is(4, 2) ? make_table_of<T, FormOf<4, 2, 2, 1, kVectors>>()
-                    : make_table_of<T, FormOf<2, 2, 2, 1, kVectors>>();
+    return is(4, 2) ? kernels_of<T, FormOf<4, 2, 2, 1, kVectors>>()
+                    : kernels_of<T, FormOf<2, 2, 2, 1, kVectors>>();
   if (form.result_phases == 2)
-    return is(4, 2) ? make_table_of<T, FormOf<4, 2, 1, 2, kVectors>>()
-                    : make_table_of<T, FormOf<2, 2, 1, 2, kVectors>>();
-  return is(4, 3) ? make_table_of<T, FormOf<4, 3, 1, 1, kVectors>>()
-                  : make_table_of<T, FormOf<2, 3, 1, 1, kVectors>>();
+    return is(4, 2) ? kernels_of<T, FormOf<4, 2, 1, 2, kVectors>>()
+                    : kernels_of<T, FormOf<2, 2, 1, 2, kVectors>>();
+  return is(4, 3) ? kernels_of<T, FormOf<4, 3, 1, 1, kVectors>>()
+                  : kernels_of<T, FormOf<2, 3, 1, 1, kVectors>>();
 }
 
 template <typename T>
-Table<T> make_table(const Form& form, [[maybe_unused]] int64_t lanes) {
+KernelTable<T> kernels(const Form& form, [[maybe_unused]] int64_t lanes) {
   // With two vectors and 12 rows, the rows' addresses do not fit into registers. So with AVX-512 a
   // row has four vectors, and there are half as many rows, unless more lanes stay empty. Of float32
   // alone: every form is compiled once more for it.
   if constexpr (CONVBP_VECTOR_BYTES == 64 && std::is_same_v<T, float>)
     if (divide_up(lanes, 4 * kLanes) * 2 == divide_up(lanes, 2 * kLanes))
-      return make_table_of<T, 4>(form);
-  return make_table_of<T, 2>(form);
+      return kernels_of<T, 4>(form);
+  return kernels_of<T, 2>(form);
 }
 
 // The element types every instruction set is compiled for: those whose sums are float32.
-template Table<float> make_table(const Form&, int64_t);
-template Table<BFloat16> make_table(const Form&, int64_t);
-template Table<Half> make_table(const Form&, int64_t);
+template KernelTable<float> kernels(const Form&, int64_t);
+template KernelTable<BFloat16> kernels(const Form&, int64_t);
+template KernelTable<Half> kernels(const Form&, int64_t);
 
 }  // namespace convbp::winograd::CONVBP_ISA

@@ -12,7 +12,7 @@
 namespace convbp::winograd {
 
 template <typename T>
-struct Table {
+struct KernelTable {
   int vector_bytes;
   int vectors;  // of a row of the register tile
   int rows;     // of the register tile
@@ -31,6 +31,6 @@ struct Table {
 };
 
 // Kernels for so many result channels a group.
-CONVBP_IN_EACH_ISA(template <typename T> Table<T> make_table(const Form& form, int64_t lanes);)
+CONVBP_IN_EACH_ISA(template <typename T> KernelTable<T> kernels(const Form& form, int64_t lanes);)
 
 }  // namespace convbp::winograd

@@ -33,12 +33,12 @@ constexpr int64_t kWeightGradLanes = 64, kWeightGradChannels = 128;
 
 // Kernels for so many result channels a group.
 template <typename T>
-Table<T> table(const Form& form, int64_t lanes) {
+KernelTable<T> best_kernels(const Form& form, int64_t lanes) {
 #if defined(__x86_64__)
   // They fill two of the shorter vectors, and would leave half of the longer ones' lanes empty.
-  if (lanes <= 16 && capability() >= Capability::kAvx2) return avx2::make_table<T>(form, lanes);
+  if (lanes <= 16 && capability() >= Capability::kAvx2) return avx2::kernels<T>(form, lanes);
 #endif
-  return CONVBP_IN_BEST_ISA(make_table<T>(form, lanes));
+  return CONVBP_IN_BEST_ISA(kernels<T>(form, lanes));
 }
 
 // F(m, n) for a filter's taps on an axis: of a phase, where there are two. Tiles have at most 6
@@ -130,7 +130,7 @@ int64_t all_tiles(const Winograd& p) {
 }
 
 template <typename T>
-void choose_tiles(Winograd& p, const Table<T>& kernels, int64_t channels, int64_t lanes,
+void choose_tiles(Winograd& p, const KernelTable<T>& kernels, int64_t channels, int64_t lanes,
                   int64_t least_tiles) {
   p.lanes = kernels.vector_bytes / static_cast<int64_t>(sizeof(float));
   GatherConv& c = p.tap;
@@ -171,7 +171,7 @@ void spread(Winograd& p) {
 template <typename T>
 void run_gather_conv(Winograd p, View<const T> source, const T* weight,
                      const WeightStrides& strides, const Epilogue<T>& epilogue, View<T> result) {
-  const auto kernels = table<T>(p.form, p.tap.lanes);
+  const auto kernels = best_kernels<T>(p.form, p.tap.lanes);
   // All tiles in one task, where that is possible, read the filters once, and many read filters
   // that leave the cache less often: that saves more than tiles that leave the second-level cache
   // cost.
@@ -332,7 +332,7 @@ template <typename T>
 void conv2d_weight_grad(const ConvProblem& problem, View<const T> input, View<const T> delta,
                         View<T> weight_grad, T* bias_grad) {
   Winograd p = forward(problem);
-  const auto kernels = table<T>(p.form, p.tap.lanes);
+  const auto kernels = best_kernels<T>(p.form, p.tap.lanes);
   // With fewer tiles, sums would be brought into registers and back too often.
   choose_tiles(p, kernels, kWeightGradChannels, kWeightGradLanes, kMostTiles);
   const int64_t bytes = p.tasks_a_chunk() * p.sums_a_task() * static_cast<int64_t>(sizeof(float));
