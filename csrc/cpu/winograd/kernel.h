@@ -35,7 +35,7 @@ constexpr int kLanes = Simd<float>::kLanes;
 
 // The Form that a kernel is compiled for, and the vectors of a row of its register tile.
 template <int kOut_, int kTaps, int kSourcePhases_, int kResultPhases_, int kVectors_>
-struct FormOf {
+struct Variant {
   static constexpr int kOut = kOut_, kSourcePhases = kSourcePhases_;
   static constexpr int kResultPhases = kResultPhases_, kPhases = kSourcePhases * kResultPhases;
   static constexpr int kKernel = kPhases == 1 ? kTaps : 2 * kTaps - 1;
@@ -44,7 +44,7 @@ struct FormOf {
   static constexpr int kRows = 2 * CONVBP_ISA::kRows / kVectors;
   // The minimal filtering of a phase of an axis.
   template <int kPhase>
-  using Axis = Minimal<kOut, kTaps, kPhase == 1>;
+  using Axis = F<kOut, kTaps, kPhase == 1>;
   static constexpr int kTile = Axis<0>::kTile;
   // Where point (y, x) of phases (a, b) of the results stands, and of their filters.
   static constexpr int result_point(int a, int b, int y, int x) {
@@ -91,7 +91,7 @@ CONVBP_INLINE void for_tiles(const Winograd& p, const TileExtent& e, const Body&
 
 // transformed[point][tile][slot][channel] = B^T d B. A pixel's last vector may reach into the next
 // pixel, or behind the patch; what it brings is written over by the next slot or tile, or not read.
-template <typename F>
+template <typename V>
 CONVBP_TARGET void transform_input(const Winograd& p, const TileExtent& e, const float* patch,
                                    float* transformed) {
   const GatherConv& c = p.tap;
@@ -101,17 +101,17 @@ CONVBP_TARGET void transform_input(const Winograd& p, const TileExtent& e, const
   const int64_t down = p.h.source_step * row, right = p.w.source_step * pixel;
   for_tiles(p, e, [&](int64_t tile, int64_t b, int64_t i, int64_t j) CONVBP_TARGET {
     const float* const first =
-        patch + b * image + i * F::kOut * c.h.step * row + j * F::kOut * c.w.step * pixel;
+        patch + b * image + i * V::kOut * c.h.step * row + j * V::kOut * c.w.step * pixel;
     float* to = transformed + tile * pitch;
-    for_phases<F::kSourcePhases>([&](auto kA, auto kB) CONVBP_TARGET {
-      using Y = typename F::template Axis<kA>;
-      using X = typename F::template Axis<kB>;
+    for_phases<V::kSourcePhases>([&](auto kA, auto kB) CONVBP_TARGET {
+      using Y = typename V::template Axis<kA>;
+      using X = typename V::template Axis<kB>;
       const float* from = first + p.h.phases[kA].source * row + p.w.phases[kB].source * pixel;
       for (int64_t k = 0; k < pixel; k += kLanes)
-        both_axes<transform::input<Y>, transform::input<X>, Vector>(
+        transform_2d<transform::input<Y>, transform::input<X>, Vector>(
             [&](int y, int x) CONVBP_TARGET { return vector_at(from + y * down + x * right + k); },
             [&](int y, int x, Vector v) CONVBP_TARGET {
-              vector_at(to + (y * F::kTile + x) * stream + F::slot(kA, kB, x) * pixel + k) = v;
+              vector_at(to + (y * V::kTile + x) * stream + V::slot(kA, kB, x) * pixel + k) = v;
             });
     });
   });
@@ -154,15 +154,15 @@ struct MultiplyRows {
 };
 
 // Any number of rows, a register tile at a time.
-template <typename F, bool kAdd>
+template <typename V, bool kAdd>
 CONVBP_TARGET void multiply(int64_t row_count, const float* rows, int64_t apart, int64_t step,
                             const float* lane, int64_t count, float* product,
                             int64_t product_apart) {
   const int64_t parts = (count + kAddedInRegisters / 2) / kAddedInRegisters;
   const int64_t part = divide_up(count, std::max<int64_t>(1, parts));
-  for (int64_t i = 0; i < row_count; i += F::kRows) {
-    const auto kernel = tile_function<MultiplyRows<F::kVectors, kAdd>, F::kRows>(
-        std::min<int64_t>(F::kRows, row_count - i));
+  for (int64_t i = 0; i < row_count; i += V::kRows) {
+    const auto kernel = tile_function<MultiplyRows<V::kVectors, kAdd>, V::kRows>(
+        std::min<int64_t>(V::kRows, row_count - i));
     kernel(rows + i * apart, apart, step, lane, count, part, product + i * product_apart,
            product_apart);
   }
@@ -170,24 +170,24 @@ CONVBP_TARGET void multiply(int64_t row_count, const float* rows, int64_t apart,
 
 // transformed[point][slot][channel][lane of the block] = G g G^T, of `channels` filters from channel
 // k0 on: filters[channel][tap][lane].
-template <typename F>
+template <typename V>
 CONVBP_TARGET void transform_filters_of_channels(const Winograd& p, const float* filters,
                                                  int64_t k0, int64_t channels, float* transformed) {
-  constexpr int kBlock = F::kBlock, kSide = F::kKernel;
+  constexpr int kBlock = V::kBlock, kSide = V::kKernel;
   for (int64_t k = 0; k < channels; ++k)
     for (int v = 0; v < kBlock; v += kLanes)
-      for_phases<F::kPhases>([&](auto kA, auto kB) CONVBP_TARGET {
-        using Y = typename F::template Axis<kA>;
-        using X = typename F::template Axis<kB>;
+      for_phases<V::kPhases>([&](auto kA, auto kB) CONVBP_TARGET {
+        using Y = typename V::template Axis<kA>;
+        using X = typename V::template Axis<kB>;
         const auto &h_taps = p.h.phases[kA].taps, &w_taps = p.w.phases[kB].taps;
-        both_axes<transform::filter<Y>, transform::filter<X>, Vector>(
+        transform_2d<transform::filter<Y>, transform::filter<X>, Vector>(
             [&](int r, int s) CONVBP_TARGET {
               const int64_t tap = (k * kSide + h_taps[r]) * kSide + w_taps[s];
               return vector_at(filters + tap * kBlock + v);
             },
             [&](int y, int x, Vector u) CONVBP_TARGET {
-              const int64_t channel = F::slot(kA, kB, x) * p.tap.reduce + k0 + k;
-              const int64_t point = F::result_point(kA, kB, y, x);
+              const int64_t channel = V::slot(kA, kB, x) * p.tap.reduce + k0 + k;
+              const int64_t point = V::result_point(kA, kB, y, x);
               vector_at(transformed + point * p.filter_stream() + channel * kBlock + v) = u;
             });
       });
@@ -195,15 +195,15 @@ CONVBP_TARGET void transform_filters_of_channels(const Winograd& p, const float*
 
 // Task: a lane block of a group, zero in lanes that do not exist; `transformed` is that of the first
 // task.
-template <typename T, typename F>
+template <typename T, typename V>
 CONVBP_TARGET void transform_filters(const Winograd& p, const T* weight,
                                      const WeightStrides& stride, float* transformed, int64_t begin,
                                      int64_t end) {
   const GatherConv& c = p.tap;
-  constexpr int kBlock = F::kBlock, kSide = F::kKernel;
+  constexpr int kBlock = V::kBlock, kSide = V::kKernel;
   constexpr int64_t kFilter = kSide * kSide;
   // Read together: they share cache lines.
-  constexpr int64_t kChannels = F::kKernel == 3 ? 8 : 2;
+  constexpr int64_t kChannels = V::kKernel == 3 ? 8 : 2;
   float filters[kChannels][kSide][kSide][kBlock] = {};
   const bool whole_filters = stride.r == kSide && stride.s == 1;
   for (int64_t task = begin; task < end; ++task) {
@@ -236,31 +236,31 @@ CONVBP_TARGET void transform_filters(const Winograd& p, const T* weight,
       for (int64_t lane = lanes; lane < kBlock; ++lane)
         for (int64_t tap = 0; tap < kChannels * kFilter; ++tap)
           (&filters[0][0][0][lane])[tap * kBlock] = 0;
-      transform_filters_of_channels<F>(p, first, k0, channels, to);
+      transform_filters_of_channels<V>(p, first, k0, channels, to);
     }
   }
 }
 
 // The products of a task's tiles with a lane block's filters, [point][tile][lane].
-template <typename F>
+template <typename V>
 CONVBP_TARGET void multiply_points(const Winograd& p, int64_t tiles, const float* transformed,
                                    const float* filters, float* product) {
-  for_phases<F::kResultPhases>([&](auto kA, auto kB) CONVBP_TARGET {
-    for (int y = 0; y < F::kTile - kA; ++y)
-      for (int x = 0; x < F::kTile - kB; ++x) {
-        const int64_t point = F::result_point(kA, kB, y, x);
-        multiply<F, false>(tiles, transformed + (y * F::kTile + x) * p.source_stream(), p.pitch(),
-                           1, filters + point * p.filter_stream(), F::slots(y, x) * p.tap.reduce,
-                           product + point * p.product_stream(), F::kBlock);
+  for_phases<V::kResultPhases>([&](auto kA, auto kB) CONVBP_TARGET {
+    for (int y = 0; y < V::kTile - kA; ++y)
+      for (int x = 0; x < V::kTile - kB; ++x) {
+        const int64_t point = V::result_point(kA, kB, y, x);
+        multiply<V, false>(tiles, transformed + (y * V::kTile + x) * p.source_stream(), p.pitch(),
+                           1, filters + point * p.filter_stream(), V::slots(y, x) * p.tap.reduce,
+                           product + point * p.product_stream(), V::kBlock);
       }
   });
 }
 
 // Products to pixels of `across` tiles beside each other, A^T m A and the bias: [row][column][lane].
-template <typename F>
+template <typename V>
 CONVBP_TARGET void transform_results(const Winograd& p, const float* product, const float* bias,
                                      int64_t across, float* pixels) {
-  constexpr int kBlock = F::kBlock, kStep = F::kOut * F::kResultPhases;
+  constexpr int kBlock = V::kBlock, kStep = V::kOut * V::kResultPhases;
   const int64_t apart = across * kStep;
   const int64_t down = p.h.result_step * apart * kBlock, right = p.w.result_step * kBlock;
   for (int64_t j = 0; j < across; ++j)
@@ -268,13 +268,13 @@ CONVBP_TARGET void transform_results(const Winograd& p, const float* product, co
       const float* const from = product + j * kBlock + v;
       float* const tile = pixels + j * kStep * kBlock + v;
       const Vector b = vector_at(bias + v);
-      for_phases<F::kResultPhases>([&](auto kA, auto kB) CONVBP_TARGET {
-        using Y = typename F::template Axis<kA>;
-        using X = typename F::template Axis<kB>;
+      for_phases<V::kResultPhases>([&](auto kA, auto kB) CONVBP_TARGET {
+        using Y = typename V::template Axis<kA>;
+        using X = typename V::template Axis<kB>;
         float* const to = tile + (p.h.phases[kA].result * apart + p.w.phases[kB].result) * kBlock;
-        both_axes<transform::output<Y>, transform::output<X>, Vector>(
+        transform_2d<transform::output<Y>, transform::output<X>, Vector>(
             [&](int y, int x) CONVBP_TARGET {
-              return vector_at(from + F::result_point(kA, kB, y, x) * p.product_stream());
+              return vector_at(from + V::result_point(kA, kB, y, x) * p.product_stream());
             },
             [&](int y, int x, Vector sum)
                 CONVBP_TARGET { vector_at(to + y * down + x * right) = sum + b; });
@@ -284,12 +284,12 @@ CONVBP_TARGET void transform_results(const Winograd& p, const float* product, co
 
 // Results of a task and a lane block, a row of tiles after the other: pixels, g, and the store.
 // `pixels` is room for such a row.
-template <typename T, typename F>
+template <typename T, typename V>
 CONVBP_TARGET void store_results(const Winograd& p, const TileExtent& e, const float* product,
                                  const Epilogue<T>& epilogue, int64_t channel0, int64_t lanes,
                                  float* pixels, View<T> result) {
-  constexpr int kBlock = F::kBlock, kSpacing = F::kResultPhases, kStep = F::kOut * kSpacing;
-  const int64_t across = p.whole(e.columns) / F::kOut;
+  constexpr int kBlock = V::kBlock, kSpacing = V::kResultPhases, kStep = V::kOut * kSpacing;
+  const int64_t across = p.whole(e.columns) / V::kOut;
   const int64_t h0 = e.h0 * kSpacing, h1 = std::min((e.h0 + e.rows) * kSpacing, p.h.results);
   const int64_t w0 = e.w0 * kSpacing, w1 = std::min((e.w0 + e.columns) * kSpacing, p.w.results);
   float bias[kBlock] = {};
@@ -298,7 +298,7 @@ CONVBP_TARGET void store_results(const Winograd& p, const TileExtent& e, const f
       bias[lane] = load<float>(epilogue.bias[channel0 + lane]);
   for (int64_t b = 0; b < e.images; ++b)
     for (int64_t h = h0; h < h1; h += kStep, product += across * kBlock) {
-      transform_results<F>(p, product, bias, across, pixels);
+      transform_results<V>(p, product, bias, across, pixels);
       const PixelRows<const float> rows{pixels, std::min<int64_t>(kStep, h1 - h), w1 - w0,
                                         across * kStep * kBlock, kBlock};
       const int64_t to = (e.b0 + b) * result.stride[0] + channel0 * result.stride[1] +
@@ -311,12 +311,12 @@ CONVBP_TARGET void store_results(const Winograd& p, const TileExtent& e, const f
     }
 }
 
-template <typename T, typename F>
+template <typename T, typename V>
 CONVBP_TARGET void gather_conv_tasks(const Winograd& p, View<const T> source, const T* weight,
                                      const WeightStrides& stride, const float* filters,
                                      const Epilogue<T>& epilogue, View<T> result, int64_t begin,
                                      int64_t end) {
-  constexpr int kBlock = F::kBlock;
+  constexpr int kBlock = V::kBlock;
   const GatherConv& c = p.tap;
   const int64_t blocks_a_task = divide_up(c.blocks(), c.lane_split);
   const int64_t most_columns = p.whole(c.w.tile);
@@ -328,7 +328,7 @@ CONVBP_TARGET void gather_conv_tasks(const Winograd& p, View<const T> source, co
   const Scratch product_block =
       Scratch::take<float>(ScratchName::kProduct, p.form.result_points() * p.product_stream());
   const Scratch pixel_block = Scratch::take<float>(
-      ScratchName::kPixels, F::kOut * F::kResultPhases * most_columns * F::kResultPhases * kBlock);
+      ScratchName::kPixels, V::kOut * V::kResultPhases * most_columns * V::kResultPhases * kBlock);
   const Scratch filter_scratch =
       Scratch::take<float>(ScratchName::kFilters, filters ? 0 : p.filter_block());
   float* const patch = patch_block.data<float>();
@@ -345,7 +345,7 @@ CONVBP_TARGET void gather_conv_tasks(const Winograd& p, View<const T> source, co
     const TileExtent whole = whole_tiles(p, e);
     if (pixel_task != transformed_task) {  // else it is there from the task before
       pack_patch(c, whole, source, g * c.reduce, c.reduce, patch, p.channels_a_task);
-      transform_input<F>(p, whole, patch, transformed);
+      transform_input<V>(p, whole, patch, transformed);
       transformed_task = pixel_task;
     }
 
@@ -353,10 +353,10 @@ CONVBP_TARGET void gather_conv_tasks(const Winograd& p, View<const T> source, co
     for (int64_t block = split * blocks_a_task; block < last_block; ++block) {
       const int64_t filter_task = g * c.blocks() + block;
       if (!filters)
-        transform_filters<T, F>(p, weight, stride, own_filters, filter_task, filter_task + 1);
-      multiply_points<F>(p, whole.pixels() / (F::kOut * F::kOut), transformed,
+        transform_filters<T, V>(p, weight, stride, own_filters, filter_task, filter_task + 1);
+      multiply_points<V>(p, whole.pixels() / (V::kOut * V::kOut), transformed,
                          filters ? filters + filter_task * p.filter_block() : own_filters, product);
-      store_results<T, F>(p, e, product, epilogue, g * c.lanes + block * kBlock,
+      store_results<T, V>(p, e, product, epilogue, g * c.lanes + block * kBlock,
                           std::min<int64_t>(kBlock, c.lanes - block * kBlock),
                           pixel_block.data<float>(), result);
     }
@@ -390,19 +390,19 @@ CONVBP_INLINE Vector total(const Winograd& p, const float* sums) {
 
 // filters[channel][tap][lane] = G^T m G of `channels` from channel k0 of a task on and a vector of
 // its lanes.
-template <typename F>
+template <typename V>
 CONVBP_TARGET void transform_sums(const Winograd& p, const float* sums, int64_t k0,
                                   int64_t channels, float* filters) {
-  constexpr int kSide = F::kKernel;
+  constexpr int kSide = V::kKernel;
   for (int64_t k = 0; k < channels; ++k)
-    for_phases<F::kPhases>([&](auto kA, auto kB) CONVBP_TARGET {
-      using Y = typename F::template Axis<kA>;
-      using X = typename F::template Axis<kB>;
+    for_phases<V::kPhases>([&](auto kA, auto kB) CONVBP_TARGET {
+      using Y = typename V::template Axis<kA>;
+      using X = typename V::template Axis<kB>;
       const auto &h_taps = p.h.phases[kA].taps, &w_taps = p.w.phases[kB].taps;
-      both_axes<transform::filter_grad<Y>, transform::filter_grad<X>, Vector>(
+      transform_2d<transform::filter_grad<Y>, transform::filter_grad<X>, Vector>(
           [&](int y, int x) CONVBP_TARGET {
             const int64_t row =
-                (y * F::kTile + x) * p.pitch() + F::slot(kA, kB, x) * p.channels_a_task + k0 + k;
+                (y * V::kTile + x) * p.pitch() + V::slot(kA, kB, x) * p.channels_a_task + k0 + k;
             return total(p, sums + row * p.lanes_a_task);
           },
           [&](int r, int s, Vector grad) CONVBP_TARGET {
@@ -414,12 +414,12 @@ CONVBP_TARGET void transform_sums(const Winograd& p, const float* sums, int64_t 
 
 // The chunks' sums to the gradients. Task: kTotalChannels of a task's channels, for some lanes of a
 // group; `sums` begin with those that the first task is part of.
-template <typename T, typename F>
+template <typename T, typename V>
 CONVBP_TARGET void weight_grad_total(const Winograd& p, const float* sums, View<T> weight_grad,
                                      T* bias_grad, int64_t begin, int64_t end) {
   const GatherConv& c = p.tap;
   const int64_t blocks = p.parts_a_task();
-  constexpr int kSide = F::kKernel;
+  constexpr int kSide = V::kKernel;
   float filters[kTotalChannels][kSide][kSide][kLanes];
   float* const from = &filters[0][0][0][0];
   for (int64_t task = begin; task < end; ++task) {
@@ -435,7 +435,7 @@ CONVBP_TARGET void weight_grad_total(const Winograd& p, const float* sums, View<
     for (int64_t v = 0; v < std::min(p.lanes_a_task, c.lanes - lane0); v += kLanes) {
       const int64_t lanes = std::min<int64_t>(kLanes, c.lanes - lane0 - v);
       const int64_t channel = g * c.lanes + lane0 + v;
-      transform_sums<F>(p, task_sums + v, first, channels, from);
+      transform_sums<V>(p, task_sums + v, first, channels, from);
       // Along what lies side by side in the weight.
       T* const to = &weight_grad.at(channel, k0 + first, 0, 0);
       const int64_t* const stride = weight_grad.stride;
@@ -459,21 +459,21 @@ CONVBP_TARGET void weight_grad_total(const Winograd& p, const float* sums, View<
 
 // transformed[point][tile][lane] = A delta A^T of an extent's lane block, as pack_delta leaves it; all
 // phases of the source share its points.
-template <typename F>
+template <typename V>
 CONVBP_TARGET void transform_delta(const Winograd& p, const TileExtent& whole, const float* delta,
                                    float* transformed) {
-  using Axis = typename F::template Axis<0>;
-  constexpr int kBlock = F::kBlock;
+  using Axis = typename V::template Axis<0>;
+  constexpr int kBlock = V::kBlock;
   for_tiles(p, whole, [&](int64_t tile, int64_t b, int64_t i, int64_t j) CONVBP_TARGET {
     const float* const from =
-        delta + ((b * whole.rows + i * F::kOut) * whole.columns + j * F::kOut) * kBlock;
+        delta + ((b * whole.rows + i * V::kOut) * whole.columns + j * V::kOut) * kBlock;
     float* const to = transformed + tile * kBlock;
     for (int v = 0; v < kBlock; v += kLanes)
-      both_axes<transform::delta<Axis>, transform::delta<Axis>, Vector>(
+      transform_2d<transform::delta<Axis>, transform::delta<Axis>, Vector>(
           [&](int y, int x)
               CONVBP_TARGET { return vector_at(from + (y * whole.columns + x) * kBlock + v); },
           [&](int y, int x, Vector w)
-              CONVBP_TARGET { vector_at(to + (y * F::kTile + x) * p.product_stream() + v) = w; });
+              CONVBP_TARGET { vector_at(to + (y * V::kTile + x) * p.product_stream() + v) = w; });
   });
 }
 
@@ -489,11 +489,11 @@ CONVBP_TARGET void add_pixels(const float* pixels, int64_t count, float* sums) {
 }
 
 // Task: a chunk of extents, for some channels and lanes of a group.
-template <typename T, typename F>
+template <typename T, typename V>
 CONVBP_TARGET void weight_grad_tasks(const Winograd& p, View<const T> input, View<const T> delta,
                                      float* sums, View<T> weight_grad, T* bias_grad, int64_t begin,
                                      int64_t end) {
-  constexpr int kPoints = F::kTile * F::kTile, kBlock = F::kBlock;
+  constexpr int kPoints = V::kTile * V::kTile, kBlock = V::kBlock;
   const GatherConv& c = p.tap;
   const int64_t most_rows = p.whole(c.h.tile), most_columns = p.whole(c.w.tile);
   const int64_t most_pixels = c.batch_tile * most_rows * most_columns;
@@ -534,23 +534,23 @@ CONVBP_TARGET void weight_grad_tasks(const Winograd& p, View<const T> input, Vie
     for (int64_t extent = first; extent < last; ++extent) {
       const TileExtent e = tile_extent(c, extent / c.spatial_tiles(), extent % c.spatial_tiles());
       const TileExtent whole = whole_tiles(p, e);
-      const int64_t tiles = whole.pixels() / (F::kOut * F::kOut);
+      const int64_t tiles = whole.pixels() / (V::kOut * V::kOut);
       pack_patch(c, whole, input, g * c.reduce + k0, channels, patch, p.channels_a_task);
-      transform_input<F>(p, whole, patch, transformed);
+      transform_input<V>(p, whole, patch, transformed);
       pack_delta<kBlock>(e, whole, delta, g * c.lanes + lane0, lanes, packed_delta);
 
       for (int64_t block = 0; block * kBlock < lanes; ++block) {
         const float* const block_delta = packed_delta + block * whole.pixels() * kBlock;
-        transform_delta<F>(p, whole, block_delta,
+        transform_delta<V>(p, whole, block_delta,
                            transformed_delta + block * kPoints * delta_stream);
         if (bias_grad) add_pixels<kBlock>(block_delta, whole.pixels(), bias_sums + block * kBlock);
       }
-      const auto multiply_extent = extent == first ? &multiply<F, false> : &multiply<F, true>;
-      for (int y = 0; y < F::kTile; ++y)
-        for (int x = 0; x < F::kTile; ++x)
+      const auto multiply_extent = extent == first ? &multiply<V, false> : &multiply<V, true>;
+      for (int y = 0; y < V::kTile; ++y)
+        for (int x = 0; x < V::kTile; ++x)
           for (int64_t block = 0; block * kBlock < lanes; ++block) {
-            const int64_t point = y * F::kTile + x;
-            const int64_t rows = (F::slots(y, x) - 1) * p.channels_a_task + channels;
+            const int64_t point = y * V::kTile + x;
+            const int64_t rows = (V::slots(y, x) - 1) * p.channels_a_task + channels;
             multiply_extent(rows, transformed + point * p.source_stream(), 1, p.pitch(),
                             transformed_delta + (block * kPoints + point) * delta_stream, tiles,
                             task_sums + point * p.pitch() * p.lanes_a_task + block * kBlock,
@@ -558,18 +558,18 @@ CONVBP_TARGET void weight_grad_tasks(const Winograd& p, View<const T> input, Vie
           }
     }
     if (!sums)
-      weight_grad_total<T, F>(p, task_sums, weight_grad, bias_grad, task * p.parts_a_task(),
+      weight_grad_total<T, V>(p, task_sums, weight_grad, bias_grad, task * p.parts_a_task(),
                               (task + 1) * p.parts_a_task());
   }
 }
 
-template <typename T, typename F>
+template <typename T, typename V>
 KernelTable<T> kernels_of() {
-  KernelTable<T> table = {CONVBP_VECTOR_BYTES,      F::kVectors, F::kRows, &transform_filters<T, F>,
-                          &gather_conv_tasks<T, F>, nullptr,     nullptr};
-  if constexpr (F::kResultPhases == 1) {
-    table.weight_grad = &weight_grad_tasks<T, F>;
-    table.weight_grad_total = &weight_grad_total<T, F>;
+  KernelTable<T> table = {CONVBP_VECTOR_BYTES,      V::kVectors, V::kRows, &transform_filters<T, V>,
+                          &gather_conv_tasks<T, V>, nullptr,     nullptr};
+  if constexpr (V::kResultPhases == 1) {
+    table.weight_grad = &weight_grad_tasks<T, V>;
+    table.weight_grad_total = &weight_grad_total<T, V>;
   }
   return table;
 }
@@ -577,16 +577,16 @@ KernelTable<T> kernels_of() {
 template <typename T, int kVectors>
 KernelTable<T> kernels_of(const Form& form) {
   const auto is = [&](int64_t out, int64_t taps) { return form.out == out && form.taps == taps; };
-  if (is(2, 5)) return kernels_of<T, FormOf<2, 5, 1, 1, kVectors>>();
-  if (is(3, 4)) return kernels_of<T, FormOf<3, 4, 2, 1, kVectors>>();
+  if (is(2, 5)) return kernels_of<T, Variant<2, 5, 1, 1, kVectors>>();
+  if (is(3, 4)) return kernels_of<T, Variant<3, 4, 2, 1, kVectors>>();
   if (form.source_phases == 2)
-    return is(4, 2) ? kernels_of<T, FormOf<4, 2, 2, 1, kVectors>>()
-                    : kernels_of<T, FormOf<2, 2, 2, 1, kVectors>>();
+    return is(4, 2) ? kernels_of<T, Variant<4, 2, 2, 1, kVectors>>()
+                    : kernels_of<T, Variant<2, 2, 2, 1, kVectors>>();
   if (form.result_phases == 2)
-    return is(4, 2) ? kernels_of<T, FormOf<4, 2, 1, 2, kVectors>>()
-                    : kernels_of<T, FormOf<2, 2, 1, 2, kVectors>>();
-  return is(4, 3) ? kernels_of<T, FormOf<4, 3, 1, 1, kVectors>>()
-                  : kernels_of<T, FormOf<2, 3, 1, 1, kVectors>>();
+    return is(4, 2) ? kernels_of<T, Variant<4, 2, 1, 2, kVectors>>()
+                    : kernels_of<T, Variant<2, 2, 1, 2, kVectors>>();
+  return is(4, 3) ? kernels_of<T, Variant<4, 3, 1, 1, kVectors>>()
+                  : kernels_of<T, Variant<2, 3, 1, 1, kVectors>>();
 }
 
 template <typename T>

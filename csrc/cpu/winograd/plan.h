@@ -11,7 +11,7 @@ namespace convbp::winograd {
 
 // Streams a power of two apart meet in the same cache set: one line more keeps them apart. A vector
 // that ends behind its stream ends there.
-constexpr int64_t kApart = 16;
+constexpr int64_t kStreamPad = 16;
 // Channels whose share of the weight gradient is written together.
 constexpr int64_t kTotalChannels = 16;
 
@@ -62,10 +62,10 @@ struct Winograd {
   static int64_t round_up(int64_t a, int64_t b) { return divide_up(a, b) * b; }
   // Numbers of a transformed tile at a point: [slot][channel].
   int64_t pitch() const { return form.slots() * channels_a_task; }
-  int64_t source_stream() const { return most_tiles * pitch() + kApart; }
-  int64_t product_stream() const { return most_tiles * tap.block + kApart; }
+  int64_t source_stream() const { return most_tiles * pitch() + kStreamPad; }
+  int64_t product_stream() const { return most_tiles * tap.block + kStreamPad; }
   // Transformed filters of a lane block: [point][slot][channel][lane of the block].
-  int64_t filter_stream() const { return form.slots() * tap.reduce * tap.block + kApart; }
+  int64_t filter_stream() const { return form.slots() * tap.reduce * tap.block + kStreamPad; }
   int64_t filter_block() const { return form.result_points() * filter_stream(); }
   // An extent's rows and columns up to whole tiles.
   int64_t whole(int64_t count) const { return round_up(count, form.out); }

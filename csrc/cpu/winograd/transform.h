@@ -19,7 +19,7 @@
 // Of the forward pass the phases are those of the source, and their products are added before A^T;
 // of the input gradient they are those of the result, and share the transformed source.
 //
-// Here are the one-dimensional transforms; `both_axes` applies one to columns, then one to rows.
+// Here are the one-dimensional transforms; `transform_2d` applies one to columns, then one to rows.
 // Included once per instruction set, as register_tile.h. Zero products are left out and common
 // terms are shared.
 #pragma once
@@ -52,7 +52,7 @@ CONVBP_INLINE void for_constants(const Body& body, std::integer_sequence<int, kI
 
 // F(m, n), or with kShort what is left of it without the last tap and the point infinity.
 template <int kOut_, int kAllTaps, bool kShort = false>
-struct Minimal {
+struct F {
   static constexpr int kOut = kOut_, kAllPoints = kOut + kAllTaps - 1;
   static constexpr int kTaps = kAllTaps - kShort, kTile = kAllPoints - kShort;
   static_assert(3 <= kAllPoints && kAllPoints <= 6);
@@ -169,12 +169,12 @@ struct Minimal {
 
 // One of the transforms above as a type, so that it can be handed on.
 #define CONVBP_TRANSFORM(name, from, to)                                \
-  template <typename F>                                                 \
+  template <typename Filtering>                                         \
   struct name {                                                         \
-    static constexpr int kFrom = F::from, kTo = F::to;                  \
+    static constexpr int kFrom = Filtering::from, kTo = Filtering::to;  \
     template <typename V>                                               \
     static CONVBP_INLINE void apply(const V (&x)[kFrom], V (&y)[kTo]) { \
-      F::name(x, y);                                                    \
+      Filtering::name(x, y);                                            \
     }                                                                   \
   };
 namespace transform {
@@ -188,7 +188,7 @@ CONVBP_TRANSFORM(filter_grad, kTile, kTaps)
 
 // store(i, j, (Y x X^T)[i][j]) for x[i][j] = load(i, j)
 template <typename Y, typename X, typename V, typename Load, typename Store>
-CONVBP_INLINE void both_axes(const Load& load, const Store& store) {
+CONVBP_INLINE void transform_2d(const Load& load, const Store& store) {
   V half[Y::kTo][X::kFrom];
 #pragma GCC unroll 6
   for (int j = 0; j < X::kFrom; ++j) {
