@@ -35,10 +35,11 @@ int64_t rows_of_band(const Depthwise& d, int64_t pixel_bytes, int64_t bytes) {
                              std::max<int64_t>(1, d.h.count));
 }
 
-// Where planes are turned to channels last: filters of so many taps, or pictures of so few pixels.
+// Where planes are transposed to channels last: filters of so many taps, or pictures of so few
+// pixels.
 constexpr int64_t kManyTaps = 25, kFewPixels = 256;
 
-bool turns(const ConvProblem& p, const int64_t* size, int64_t lanes) {
+bool should_transpose(const ConvProblem& p, const int64_t* size, int64_t lanes) {
   return p.groups >= lanes && (p.kernel[kHeight] * p.kernel[kWidth] >= kManyTaps ||
                                size[kHeight] * size[kWidth] <= kFewPixels);
 }
@@ -68,19 +69,20 @@ void run(const ConvProblem& p, const std::vector<ConvAxis>& h, const std::vector
          const Epilogue<T>& epilogue, View<T> result) {
   const KernelTable<T> kernels = CONVBP_IN_BEST_ISA(kernels<T>());
   const bool last = is_channels_last(result.stride);
-  const bool turned = !last && turns(p, result_size, kernels.lanes());
+  const bool transposed = !last && should_transpose(p, result_size, kernels.lanes());
   // Channels that a task has side by side, and such blocks of them; the last one ends with the last
   // channel.
-  const int64_t together = last ? p.groups : turned ? kernels.lanes() : 1;
+  const int64_t together = last ? p.groups : transposed ? kernels.lanes() : 1;
   const int64_t blocks = divide_up(p.groups, together);
   std::vector<Depthwise> phases;
   for (const ConvAxis& height : h)
     for (const ConvAxis& width : w)
-      phases.push_back({p.batch, last || turned ? together : p.groups, height, width, 1});
+      phases.push_back({p.batch, last || transposed ? together : p.groups, height, width, 1});
   const Depthwise& first = phases.front();  // no other has more rows
   // Channels last, a tile's rows follow each other through the cache: bands are for the threads.
-  int64_t band = last ? first.h.count
-                      : rows_of_band(first, together * sizeof(T), turned ? kBandBytes : kCopyBytes);
+  int64_t band =
+      last ? first.h.count
+           : rows_of_band(first, together * sizeof(T), transposed ? kBandBytes : kCopyBytes);
   const int64_t images = p.batch * blocks;
   while (images * divide_up(first.h.count, band) < kTasksAThread * thread_count() && band > 4)
     band = divide_up(band, 2);
@@ -110,12 +112,12 @@ void run(const ConvProblem& p, const std::vector<ConvAxis>& h, const std::vector
   }
 
   parallel_for(images * first.bands(), [&](int64_t begin, int64_t end) {
-    if (turned)
-      kernels.turned(phases, p.groups, source, filters, epilogue, result, begin, end);
+    if (transposed)
+      kernels.transposed(phases, p.groups, source, filters, epilogue, result, begin, end);
     else if (last)
       kernels.channels_last(phases, source, filters, epilogue, result, begin, end);
     else
-      kernels.planes(phases, source, filters, epilogue, result, begin, end);
+      kernels.nchw(phases, source, filters, epilogue, result, begin, end);
   });
 }
 
@@ -154,25 +156,25 @@ void conv2d_weight_grad(const ConvProblem& p, View<const T> input, View<const T>
   Depthwise& d = plan.conv;
   d = {p.batch, p.groups, forward_axis(p, kHeight), forward_axis(p, kWidth), 1};
   const bool last = is_channels_last(input.stride);
-  const bool turned = !last && turns(p, p.out_size, kernels.lanes());
-  plan.channels_last = last || turned;
+  const bool transposed = !last && should_transpose(p, p.out_size, kernels.lanes());
+  plan.channels_last = last || transposed;
   if (plan.channels_last) plan.lanes = kernels.lanes();
   // A chunk's sums cost as much as some pixels.
   const int64_t worth = p.batch * d.h.count * d.w.count / (8 * (d.taps() + 1));
   const int64_t lines = last ? p.batch * d.h.count : p.batch;
-  plan.chunks = std::clamp<int64_t>(last || turned ? worth : lines, 1,
+  plan.chunks = std::clamp<int64_t>(last || transposed ? worth : lines, 1,
                                     std::clamp<int64_t>(lines, 1, kChunks));
   if (last)
     plan.channels_a_part =
         plan.lanes * divide_up(divide_up(d.channels, plan.lanes), divide_up(kChunks, plan.chunks));
   else
-    plan.channels_a_part = turned ? plan.lanes : 1;
+    plan.channels_a_part = transposed ? plan.lanes : 1;
   d.band = balanced_tile(d.h.count, rows_of_band(d, plan.channels_a_part * sizeof(T),
-                                                 turned ? kBandBytes : kCopyBytes));
+                                                 transposed ? kBandBytes : kCopyBytes));
   const Scratch sums_block =
       Scratch::take<T>(ScratchName::kPartial, plan.chunks * plan.sums_a_chunk());
   T* const sums = sums_block.template data<T>();
-  const auto kernel = turned ? kernels.turned_weight_grad : kernels.weight_grad[last];
+  const auto kernel = transposed ? kernels.transposed_weight_grad : kernels.weight_grad[last];
   parallel_for(plan.chunks * plan.parts(),
                [&](int64_t begin, int64_t end) { kernel(plan, input, delta, sums, begin, end); });
 

@@ -4,8 +4,8 @@
 // out of the sums.
 
 #include "cpu/depthwise/channels_last.h"
-#include "cpu/depthwise/planes.h"
-#include "cpu/depthwise/turned.h"
+#include "cpu/depthwise/nchw.h"
+#include "cpu/depthwise/transposed.h"
 
 namespace convbp::depthwise::CONVBP_ISA {
 
@@ -13,10 +13,10 @@ template <typename T>
 KernelTable<T> kernels() {
   return {CONVBP_VECTOR_BYTES,
           &channels_last_tasks<T>,
-          &planes_tasks<T>,
-          &turned_tasks<T>,
-          {&planes_weight_grad<T>, &channels_last_weight_grad<T>},
-          &turned_weight_grad<T>};
+          &nchw_tasks<T>,
+          &transposed_tasks<T>,
+          {&nchw_weight_grad<T>, &channels_last_weight_grad<T>},
+          &transposed_weight_grad<T>};
 }
 
 template KernelTable<float> kernels();

@@ -57,18 +57,19 @@ struct KernelTable {
   void (*channels_last)(const std::vector<Depthwise>&, View<const T> source, const T* filters,
                         const Epilogue<T>&, View<T> result, int64_t begin, int64_t end);
   // Task: a band of a channel of an image.
-  void (*planes)(const std::vector<Depthwise>&, View<const T> source, const T* filters,
-                 const Epilogue<T>&, View<T> result, int64_t begin, int64_t end);
+  void (*nchw)(const std::vector<Depthwise>&, View<const T> source, const T* filters,
+               const Epilogue<T>&, View<T> result, int64_t begin, int64_t end);
   // Task: a band of a vector of channels of an image. Filters are [vector of channels][r][s][lane],
   // phases those of one vector.
-  void (*turned)(const std::vector<Depthwise>&, int64_t channels, View<const T> source,
-                 const T* filters, const Epilogue<T>&, View<T> result, int64_t begin, int64_t end);
+  void (*transposed)(const std::vector<Depthwise>&, int64_t channels, View<const T> source,
+                     const T* filters, const Epilogue<T>&, View<T> result, int64_t begin,
+                     int64_t end);
   // Task: a part of a chunk. [channels last?]
   using WeightGradTasks = void (*)(const DepthwiseWeightGrad&, View<const T> input,
                                    View<const T> delta, T* sums, int64_t begin, int64_t end);
   WeightGradTasks weight_grad[2];
-  // The same of planes that are turned; a part is a vector of channels.
-  WeightGradTasks turned_weight_grad;
+  // The same of planes that are transposed; a part is a vector of channels.
+  WeightGradTasks transposed_weight_grad;
 };
 
 CONVBP_IN_EACH_ISA(template <typename T> KernelTable<T> kernels();)

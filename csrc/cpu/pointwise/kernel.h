@@ -5,10 +5,10 @@
 //
 //   channels_last  rows are pixels, read in place; lanes are the computed channels, from packed
 //                  weights
-//   planes         lanes are pixels, copied once into a panel [channel][pixel]; rows are the
+//   NCHW           lanes are pixels, copied once into a panel [channel][pixel]; rows are the
 //                  computed channels, from packed weights: nothing is transposed
 //   weight grad    rows and lanes are input and output channels, the sum runs over the pixels;
-//                  channels_last reads both in place where they do not crowd the cache, planes
+//                  channels_last reads both in place where they do not crowd the cache, NCHW
 //                  transposes the smaller of the two
 //
 // All sums of a result run in registers, in the order of the channels. The two operands of the
@@ -36,7 +36,7 @@ using namespace convbp::CONVBP_ISA;
 template <typename T>
 using Vector = typename Simd<T>::Vector;
 
-// Pixels of a panel, of planes.
+// Pixels of a panel, NCHW.
 template <typename T>
 constexpr int kPixels = 2 * Simd<T>::kLanes;
 
@@ -260,9 +260,9 @@ CONVBP_TARGET void copy_run(const T* from, int64_t from_step, int64_t count, T* 
 constexpr int64_t kPlanesAhead = 16;
 
 template <typename T>
-CONVBP_TARGET void planes_tasks(const Product& p, View<const T> source, const T* packed,
-                                const Epilogue<T>& epilogue, View<T> result, int64_t begin,
-                                int64_t end) {
+CONVBP_TARGET void nchw_tasks(const Product& p, View<const T> source, const T* packed,
+                              const Epilogue<T>& epilogue, View<T> result, int64_t begin,
+                              int64_t end) {
   constexpr int64_t kPanel = kPixels<T>;
   const int64_t panel_size = p.reduce * kPanel;
   const Scratch panel_block =
@@ -347,13 +347,13 @@ CONVBP_TARGET void planes_tasks(const Product& p, View<const T> source, const T*
 }
 
 // kTileRows rows, lanes of a block, a panel of pixels: added to sums[row][lane]. Channels last, the
-// rows are neighbours and `step` apart from pixel to pixel; of planes it is the other way round.
-template <int kTileRows, typename T, int kHalves, bool kPlanes>
+// rows are neighbours and `step` apart from pixel to pixel; NCHW, it is the other way round.
+template <int kTileRows, typename T, int kHalves, bool kNchw>
 CONVBP_TARGET void outer_tile(const T* rows, int64_t step, const T* lane, int64_t lane_step,
                               int64_t count, T* sums, int64_t pitch) {
   using Row = TileRow<T, kHalves>;
   Row acc[kTileRows] = {};
-  multiply<0, T>(acc, rows, kPlanes ? step : 1, kPlanes ? 1 : step, lane, lane_step, count);
+  multiply<0, T>(acc, rows, kNchw ? step : 1, kNchw ? 1 : step, lane, lane_step, count);
 #pragma GCC unroll 16
   for (int i = 0; i < kTileRows; ++i) {
     acc[i].add(Row::at(sums + i * pitch));
@@ -361,30 +361,30 @@ CONVBP_TARGET void outer_tile(const T* rows, int64_t step, const T* lane, int64_
   }
 }
 
-template <typename T, int kHalves, bool kPlanes>
+template <typename T, int kHalves, bool kNchw>
 struct OuterTile {
   template <int kTileRows>
-  static constexpr auto kFunction = &outer_tile<kTileRows, T, kHalves, kPlanes>;
+  static constexpr auto kFunction = &outer_tile<kTileRows, T, kHalves, kNchw>;
 };
 
 // Fetches one tile's share of the panel after the one at `from`.
-template <bool kPlanes, typename T>
+template <bool kNchw, typename T>
 CONVBP_INLINE void fetch_share(const T* from, const int64_t* stride, int64_t channels,
                                int64_t pixels, int64_t tile, int64_t tiles) {
-  const int64_t runs = kPlanes ? channels : pixels, numbers = kPlanes ? pixels : channels;
+  const int64_t runs = kNchw ? channels : pixels, numbers = kNchw ? pixels : channels;
   const T* const next = from + pixels * stride[3];
   for (int64_t i = tile * runs / tiles; i < (tile + 1) * runs / tiles; ++i)
-    prefetch<0, 2>(next + i * stride[kPlanes ? 1 : 3], kLine<T>, divide_up(numbers, kLine<T>));
+    prefetch<0, 2>(next + i * stride[kNchw ? 1 : 3], kLine<T>, divide_up(numbers, kLine<T>));
 }
 
-template <typename T, int kHalves, bool kPlanes>
+template <typename T, int kHalves, bool kNchw>
 CONVBP_TARGET void outer_tasks(const Outer& p, View<const T> rows_view, View<const T> lanes_view,
                                bool with_bias, T* sums, int64_t begin, int64_t end) {
   using Row = TileRow<T, kHalves>;
   constexpr int64_t kPad = kLine<T>, kBlock = Row::kLanes, kTileRows = tile_rows(kHalves);
-  const int64_t row_pitch = kPlanes ? Outer::kPanel + kPad : p.row_range() + kPad;
+  const int64_t row_pitch = kNchw ? Outer::kPanel + kPad : p.row_range() + kPad;
   const Scratch row_block =
-      Scratch::take<T>(ScratchName::kPatch, row_pitch * (kPlanes ? p.row_range() : Outer::kPanel));
+      Scratch::take<T>(ScratchName::kPatch, row_pitch * (kNchw ? p.row_range() : Outer::kPanel));
   const Scratch lane_block = Scratch::take<T>(ScratchName::kDelta, kBlock * Outer::kPanel);
   T* const row_panel = row_block.template data<T>();
   T* const lane_panel = lane_block.template data<T>();
@@ -403,14 +403,14 @@ CONVBP_TARGET void outer_tasks(const Outer& p, View<const T> rows_view, View<con
     fill_zero(part_sums, p.sums_a_part());
     const int64_t first_row = g * p.rows + row0;
     const T* const from_rows =
-        rows_view.data + (kPlanes ? first_row * rows_view.stride[1] : p.row_channels(first_row));
+        rows_view.data + (kNchw ? first_row * rows_view.stride[1] : p.row_channels(first_row));
     const T* const from_lanes = lanes_view.data + (g * p.lanes + lane0) * lanes_view.stride[1];
 
     const int64_t last = (chunk + 1) * p.pixels() / p.chunks;
     for (int64_t first = chunk * p.pixels() / p.chunks; first < last; first += Outer::kPanel) {
       const int64_t pixels = std::min(Outer::kPanel, last - first);
       find_runs(p, first, pixels, rows_view.stride, lanes_view.stride, runs);
-      const bool even = !kPlanes && runs.size() == 1;
+      const bool even = !kNchw && runs.size() == 1;
       const T* row = row_panel;
       int64_t row_step = row_pitch;
       if (even && p.row_channels.at.size() == 1 &&
@@ -419,7 +419,7 @@ CONVBP_TARGET void outer_tasks(const Outer& p, View<const T> rows_view, View<con
         row_step = rows_view.stride[3];
       } else {
         for (const PixelRun& run : runs)
-          if constexpr (kPlanes)
+          if constexpr (kNchw)
             for (int64_t i = 0; i < rows; ++i)
               copy_run(from_rows + run.a + i * rows_view.stride[1], rows_view.stride[3], run.count,
                        row_panel + i * row_pitch + run.first, 1);
@@ -447,15 +447,13 @@ CONVBP_TARGET void outer_tasks(const Outer& p, View<const T> rows_view, View<con
         }
         for (int64_t r = 0; r < rows; r += rows_at_once, ++tile) {
           if (runs.size() == 1) {
-            fetch_share<kPlanes>(from_rows + runs[0].a, rows_view.stride, rows, pixels, tile,
-                                 tiles);
-            fetch_share<kPlanes>(from_lanes + runs[0].b, lanes_view.stride, lanes, pixels, tile,
-                                 tiles);
+            fetch_share<kNchw>(from_rows + runs[0].a, rows_view.stride, rows, pixels, tile, tiles);
+            fetch_share<kNchw>(from_lanes + runs[0].b, lanes_view.stride, lanes, pixels, tile,
+                               tiles);
           }
-          tile_function<OuterTile<T, kHalves, kPlanes>, kTileRows>(
-              std::min(rows_at_once, rows - r))(row + r * (kPlanes ? row_step : 1), row_step, lane,
-                                                lane_step, pixels,
-                                                part_sums + r * p.lane_range() + l, p.lane_range());
+          tile_function<OuterTile<T, kHalves, kNchw>, kTileRows>(std::min(rows_at_once, rows - r))(
+              row + r * (kNchw ? row_step : 1), row_step, lane, lane_step, pixels,
+              part_sums + r * p.lane_range() + l, p.lane_range());
         }
         if (with_bias && !p.rows_are_o && row0 == 0) {
           Row sum = Row::at(bias_sums + l);
@@ -463,7 +461,7 @@ CONVBP_TARGET void outer_tasks(const Outer& p, View<const T> rows_view, View<con
           sum.store(bias_sums + l);
         }
       }
-      if (with_bias && p.rows_are_o && lane0 == 0)  // planes: the rows are copied
+      if (with_bias && p.rows_are_o && lane0 == 0)  // NCHW: the rows are copied
         for (int64_t r = 0; r < rows; ++r) {
           Vector<T> sum = {};
           int64_t q = 0;
@@ -523,8 +521,7 @@ LaneKernels<T> kernels_of(int64_t halves) {
 
 template <typename T>
 KernelTable<T> kernels() {
-  return {CONVBP_VECTOR_BYTES, kRows,          &pack_weight<T>,
-          &planes_tasks<T>,    &kernels_of<T>, &finish<T>};
+  return {CONVBP_VECTOR_BYTES, kRows, &pack_weight<T>, &nchw_tasks<T>, &kernels_of<T>, &finish<T>};
 }
 
 template KernelTable<float> kernels();

@@ -148,7 +148,7 @@ void run(const ConvProblem& c, int64_t reduce, int64_t channels, View<const T> s
   parallel_for(blocks, [&](int64_t begin, int64_t end) {
     kernels.pack_weight(p, weight, strides, packed, begin, end);
   });
-  const auto kernel = last ? lane_kernels.channels_last : kernels.planes;
+  const auto kernel = last ? lane_kernels.channels_last : kernels.nchw;
   parallel_for(p.tasks(), [&](int64_t begin, int64_t end) {
     kernel(p, source, packed, epilogue, result, begin, end);
   });
@@ -219,10 +219,10 @@ template <typename T>
 void conv2d_weight_grad(const ConvProblem& c, View<const T> input, View<const T> delta,
                         View<T> weight_grad, T* bias_grad) {
   const KernelTable<T> kernels = best_kernels<T>();
-  const bool planes = !is_channels_last(input.stride);
+  const bool nchw = !is_channels_last(input.stride);
   const View<const T> source = every(input, c.stride);
-  // Of planes, lanes are transposed: the fewer, the better.
-  const bool rows_are_o = planes && c.out_channels > c.in_channels;
+  // NCHW, lanes are transposed: the fewer, the better.
+  const bool rows_are_o = nchw && c.out_channels > c.in_channels;
   const int64_t lanes = rows_are_o ? c.in_channels : c.out_channels;
   const FilterMatrix<T> matrix(c, weight_grad);
   Outer p{c.batch,
@@ -240,7 +240,7 @@ void conv2d_weight_grad(const ConvProblem& c, View<const T> input, View<const T>
       1, std::max<int64_t>(1, divide_up(p.pixels(), 2 * Outer::kPanel)));
   const Scratch sums_block = Scratch::take<T>(ScratchName::kPartial, p.tasks() * p.sums_a_part());
   T* const sums = sums_block.template data<T>();
-  const auto outer = kernels.kernels_for(p.block).outer[planes];
+  const auto outer = kernels.kernels_for(p.block).outer[nchw];
   parallel_for(p.tasks(), [&](int64_t begin, int64_t end) {
     outer(p, rows_are_o ? delta : source, rows_are_o ? source : delta, bias_grad != nullptr, sums,
           begin, end);

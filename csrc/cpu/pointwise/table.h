@@ -73,19 +73,19 @@ struct LaneKernels {
   void (*channels_last)(const Product&, View<const T> source, const T* packed, const Epilogue<T>&,
                         View<T> result, int64_t begin, int64_t end);
   void (*outer[2])(const Outer&, View<const T> rows, View<const T> lanes, bool with_bias, T* sums,
-                   int64_t begin, int64_t end);  // [planes?]
+                   int64_t begin, int64_t end);  // [NCHW?]
 };
 
 template <typename T>
 struct KernelTable {
   int vector_bytes;
-  int rows;  // of the register tile, of planes
+  int rows;  // of the register tile, NCHW
   int64_t lanes() const { return vector_bytes / static_cast<int64_t>(sizeof(T)); }
   // [group][channel block][reduce][channel of the block]; task: a block.
   void (*pack_weight)(const Product&, const T* weight, const WeightStrides&, T* packed,
                       int64_t begin, int64_t end);
-  void (*planes)(const Product&, View<const T> source, const T* packed, const Epilogue<T>&,
-                 View<T> result, int64_t begin, int64_t end);
+  void (*nchw)(const Product&, View<const T> source, const T* packed, const Epilogue<T>&,
+               View<T> result, int64_t begin, int64_t end);
   // Blocks of so many half vectors: 2 or 4, or, where vectors have 64 bytes, 1 to 5.
   LaneKernels<T> (*kernels)(int64_t halves);
   // The kernels for this block.

@@ -352,8 +352,8 @@ CONVBP_INLINE void for_vectors_of_pixels(const PixelRows<Acc>& rows, const Body&
 // are whole vectors. It takes 16 planes at a time, which the processor fetches ahead. It does not
 // foresee the next 16 planes, so they are fetched here; with the last 16, the next rows of the first
 // 16, where the next tile begins.
-CONVBP_TARGET inline void pack_planes(const float* from, int64_t plane, int64_t channels,
-                                      const PixelRows<float>& to) {
+CONVBP_TARGET inline void pack_nchw(const float* from, int64_t plane, int64_t channels,
+                                    const PixelRows<float>& to) {
   constexpr int kLanes = Simd<float>::kLanes;
   constexpr int64_t kPlanes = 16;
   const int64_t next_tile = to.rows * to.width - (channels - 1) / kPlanes * kPlanes * plane;
@@ -377,8 +377,8 @@ CONVBP_TARGET inline void pack_planes(const float* from, int64_t plane, int64_t 
 }
 
 // The way back. Where `streamed` and where vectors lie whole, results go past the caches.
-CONVBP_TARGET inline void unpack_planes(const PixelRows<const float>& from, int64_t channels,
-                                        float* to, int64_t plane, bool streamed) {
+CONVBP_TARGET inline void unpack_nchw(const PixelRows<const float>& from, int64_t channels,
+                                      float* to, int64_t plane, bool streamed) {
   constexpr int kLanes = Simd<float>::kLanes;
   const bool whole = plane % kLanes == 0 && from.rows * from.width % kLanes == 0 &&
                      reinterpret_cast<uintptr_t>(to) % CONVBP_VECTOR_BYTES == 0;
@@ -401,7 +401,7 @@ CONVBP_TARGET inline void unpack_planes(const PixelRows<const float>& from, int6
         });
 }
 
-// The channels that pack_planes and unpack_planes take: whole vectors. None, where the rows that lie
+// The channels that pack_nchw and unpack_nchw take: whole vectors. None, where the rows that lie
 // side by side have fewer pixels than a vector.
 template <typename Acc>
 CONVBP_INLINE int64_t plane_channels(const PixelRows<Acc>& rows, const int64_t* stride,
@@ -430,7 +430,7 @@ CONVBP_TARGET void pack_rows(const T* from, const int64_t* stride, int64_t chann
     done = plane_channels(to, stride, channels);
     if (done > 0)
       for_rows_side_by_side(to, stride, [&](const PixelRows<Acc>& rows, int64_t y) CONVBP_TARGET {
-        pack_planes(from + y * stride[2], stride[1], done, rows);
+        pack_nchw(from + y * stride[2], stride[1], done, rows);
       });
     if (done == to.pitch) return;
   }
@@ -454,7 +454,7 @@ CONVBP_TARGET void unpack_rows(const PixelRows<const float>& from, int64_t chann
     if (done > 0)
       for_rows_side_by_side(from, stride,
                             [&](const PixelRows<const float>& rows, int64_t y) CONVBP_TARGET {
-                              unpack_planes(rows, done, to + y * stride[2], stride[1], streamed);
+                              unpack_nchw(rows, done, to + y * stride[2], stride[1], streamed);
                             });
     if (done == channels) return;
     if (streamed && stride[1] == 1 && has_whole_lines(to, stride, channels)) {

@@ -46,7 +46,7 @@ void start_channels(const Call<T>& call) {
 }
 
 template <typename T, Direction direction, int taps, int stride>
-void start_planes(const Call<T>& call) {
+void start_nchw(const Call<T>& call) {
   using S = Strip<direction, taps, stride>;
   constexpr int kLength = 4;
   const Layer& layer = call.layer;
@@ -61,7 +61,7 @@ void start_planes(const Call<T>& call) {
   const int tile = blocks.pitch * S::sources(rows * kLength) +
                    Filters<taps, 1, Accumulator<T>>(nullptr, 1).size();
   const int64_t groups = divide_up(blocks.planes, planes);
-  launch(call.context, "depthwise", kernels::planes<T, direction, taps, stride, kLength>,
+  launch(call.context, "depthwise", kernels::nchw<T, direction, taps, stride, kLength>,
          dim3(static_cast<unsigned>(groups * blocks.rows * blocks.columns)),
          dim3(columns, rows, planes), planes * tile * sizeof(Accumulator<T>), layer, call.source,
          call.weight, call.epilogue, call.result, blocks);
@@ -82,7 +82,7 @@ void start_known(const Call<T>& call) {
   if (channels_innermost(call.source.stride))
     start_channels<T, direction, taps, stride>(call);
   else
-    start_planes<T, direction, taps, stride>(call);
+    start_nchw<T, direction, taps, stride>(call);
 }
 
 template <typename T, Direction direction>

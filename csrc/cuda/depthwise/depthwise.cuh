@@ -11,7 +11,7 @@
 //   or 16 bytes) of 4 or 7 neighbouring columns, so that a source it loads serves up to S taps; the
 //   filters are in shared memory. A block has up to 128 channels of 8 and more rows, and walks
 //   along them: what rows share is in the L1 cache.
-// - `planes`, where columns are: a block takes a tile of 32 x 32 results of a plane (of small
+// - `nchw`, where columns are: a block takes a tile of 32 x 32 results of a plane (of small
 //   planes, several), and the sources they meet to shared memory; a thread has 4 rows of a column.
 // - `general`, one thread a result, for any kernel, stride, dilation and number of filters a
 //   channel.
@@ -151,8 +151,8 @@ struct PlaneBlocks {
 
 template <typename T, Direction direction, int taps, int stride, int length>
 __global__ void __launch_bounds__(kThreads, 1)
-    planes(Layer layer, View<const T> source, View<const T> weight, Epilogue<T> epilogue,
-           View<T> result, PlaneBlocks blocks) {
+    nchw(Layer layer, View<const T> source, View<const T> weight, Epilogue<T> epilogue,
+         View<T> result, PlaneBlocks blocks) {
   using A = Accumulator<T>;
   using S = Strip<direction, taps, stride>;
   constexpr int kSources = S::sources(length);

@@ -38,7 +38,7 @@ void error_signal_bias_grad(Context& context, const activation::Activation<Accum
       channels_innermost ? divide_up(size.channels, Sums::kColumns) : size.channels;
   if (s.pieces > 0)
     launch(context, "error_signal_bias_grad",
-           channels_innermost ? kernels::error_signal_columns<T> : kernels::error_signal_planes<T>,
+           channels_innermost ? kernels::error_signal_columns<T> : kernels::error_signal_nchw<T>,
            dim3(columns, s.pieces), dim3(Sums::kColumns, Sums::kRows),
            Sums::kColumns * Sums::kRows * sizeof(A), g, grad, kept, delta, s, partial);
   launch(context, "bias_grad", kernels::sum_of_pieces<T>, blocks_for(size.channels, context),

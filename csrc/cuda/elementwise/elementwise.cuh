@@ -70,8 +70,8 @@ __global__ void error_signal_columns(activation::Activation<Accumulator<T>> g, c
 // Pixels innermost: block (x, y) has channel x and piece y of its N * H * W elements.
 // partial [pieces, C]
 template <typename T>
-__global__ void error_signal_planes(activation::Activation<Accumulator<T>> g, const T* grad,
-                                    const T* kept, T* delta, Sums s, Accumulator<T>* partial) {
+__global__ void error_signal_nchw(activation::Activation<Accumulator<T>> g, const T* grad,
+                                  const T* kept, T* delta, Sums s, Accumulator<T>* partial) {
   const int64_t c = blockIdx.x, step = Sums::kColumns * Sums::kRows, inner = s.size.inner;
   const int64_t begin = blockIdx.y * s.rows * Sums::kColumns;
   const int64_t end = std::min(begin + s.rows * Sums::kColumns, s.size.outer * inner);

@@ -1,7 +1,7 @@
-// Depthwise convolutions of contiguous tensors, a vector of channels at a time: turned to channels
-// last, computed so, and turned back. Part of kernel.h. For filters of many taps, which a
-// vector of pixels would load from anywhere, two cache lines each; and for pictures that are
-// smaller than vectors.
+// Depthwise convolutions of contiguous tensors, a vector of channels at a time: transposed to
+// channels last, computed so, and transposed back. Part of kernel.h. For filters of many taps,
+// which a vector of pixels would load from anywhere, two cache lines each; and for pictures that
+// are smaller than vectors.
 //
 // Reached (Zen 4, 2 cores, copying 44 GB/s): 3x3 of 16x960x7x7, 19 to 21 GB/s of input and output.
 #pragma once
@@ -32,11 +32,11 @@ CONVBP_INLINE void runs_of_pixels(int64_t rows, int64_t width, int64_t row_strid
     for (int64_t row = 0; row < rows; ++row) body(row, width);
 }
 
-// A square of numbers, turned: to[j * to_step + i] = from[i * from_step + j], for j >= skip. What
-// lies `ahead` of it, and will be read or written next, is fetched.
+// A square of numbers, transposed: to[j * to_step + i] = from[i * from_step + j], for j >= skip.
+// What lies `ahead` of it, and will be read or written next, is fetched.
 template <int kWrite>
-CONVBP_INLINE void turn_square(const float* from, int64_t from_step, float* to, int64_t to_step,
-                               int64_t skip, int64_t ahead) {
+CONVBP_INLINE void transpose_square(const float* from, int64_t from_step, float* to,
+                                    int64_t to_step, int64_t skip, int64_t ahead) {
   constexpr int kLanes = Simd<float>::kLanes;
   Vector<float> row[kLanes];
 #pragma GCC unroll 16
@@ -51,14 +51,14 @@ CONVBP_INLINE void turn_square(const float* from, int64_t from_step, float* to, 
 // `pixels` neighbouring pixels of kLanes channels: [pixel][channel]. The last square ends with the
 // last pixel.
 template <typename T>
-CONVBP_INLINE void turn_run(const T* from, int64_t channel_stride, int64_t pixels, T* to) {
+CONVBP_INLINE void transpose_run(const T* from, int64_t channel_stride, int64_t pixels, T* to) {
   constexpr int64_t kLanes = Simd<T>::kLanes;
   if constexpr (std::is_same_v<T, float>)
     if (pixels >= kLanes) {
       for (int64_t p = 0; p < pixels; p += kLanes) {
         const int64_t x = std::min(p, pixels - kLanes);
-        turn_square<0>(from + x, channel_stride, to + x * kLanes, kLanes, 0,
-                       kLanes * channel_stride);
+        transpose_square<0>(from + x, channel_stride, to + x * kLanes, kLanes, 0,
+                            kLanes * channel_stride);
       }
       return;
     }
@@ -67,15 +67,15 @@ CONVBP_INLINE void turn_run(const T* from, int64_t channel_stride, int64_t pixel
 
 // The way back, for the channels from `skip` on.
 template <typename T>
-CONVBP_INLINE void turn_run_back(const T* from, int64_t pixels, int64_t skip, T* to,
-                                 int64_t channel_stride) {
+CONVBP_INLINE void transpose_run_back(const T* from, int64_t pixels, int64_t skip, T* to,
+                                      int64_t channel_stride) {
   constexpr int64_t kLanes = Simd<T>::kLanes;
   if constexpr (std::is_same_v<T, float>)
     if (pixels >= kLanes) {
       for (int64_t p = 0; p < pixels; p += kLanes) {
         const int64_t x = std::min(p, pixels - kLanes);
-        turn_square<1>(from + x * kLanes, kLanes, to + x, channel_stride, skip,
-                       kLanes * channel_stride);
+        transpose_square<1>(from + x * kLanes, kLanes, to + x, channel_stride, skip,
+                            kLanes * channel_stride);
       }
       return;
     }
@@ -85,21 +85,22 @@ CONVBP_INLINE void turn_run_back(const T* from, int64_t pixels, int64_t skip, T*
 
 // Rows [row0, row1) of kLanes channels of an image: [row][column][channel].
 template <typename T>
-CONVBP_TARGET void turn_rows(View<const T> source, int64_t b, int64_t channel, int64_t row0,
-                             int64_t row1, int64_t width, T* to) {
+CONVBP_TARGET void transpose_rows(View<const T> source, int64_t b, int64_t channel, int64_t row0,
+                                  int64_t row1, int64_t width, T* to) {
   const T* const from = &source.at(b, channel, row0, 0);
   runs_of_pixels(row1 - row0, width, source.stride[2],
                  [&](int64_t row, int64_t pixels) CONVBP_TARGET {
-                   turn_run(from + row * source.stride[2], source.stride[1], pixels,
-                            to + row * width * Simd<T>::kLanes);
+                   transpose_run(from + row * source.stride[2], source.stride[1], pixels,
+                                 to + row * width * Simd<T>::kLanes);
                  });
 }
 
 // `phases` are those of one vector of channels.
 template <typename T>
-CONVBP_TARGET void turned_tasks(const std::vector<Depthwise>& phases, int64_t channels,
-                                View<const T> source, const T* filters, const Epilogue<T>& epilogue,
-                                View<T> result, int64_t begin, int64_t end) {
+CONVBP_TARGET void transposed_tasks(const std::vector<Depthwise>& phases, int64_t channels,
+                                    View<const T> source, const T* filters,
+                                    const Epilogue<T>& epilogue, View<T> result, int64_t begin,
+                                    int64_t end) {
   constexpr int64_t kLanes = Simd<T>::kLanes;
   const Depthwise& first = phases.front();
   const int64_t bands = first.bands(), band = first.band, blocks = divide_up(channels, kLanes);
@@ -118,8 +119,8 @@ CONVBP_TARGET void turned_tasks(const std::vector<Depthwise>& phases, int64_t ch
   const Scratch result_block =
       Scratch::take<T>(ScratchName::kPixels, band * first.h.spacing * columns * kLanes);
   T* const patch = patch_block.template data<T>();
-  T* const turned = result_block.template data<T>();
-  const View<T> to{turned, {0, 1, columns * kLanes, kLanes}};
+  T* const transposed = result_block.template data<T>();
+  const View<T> to{transposed, {0, 1, columns * kLanes, kLanes}};
   std::vector<TapRow<T>> rows;
 
   for (int64_t task = begin; task < end; ++task) {
@@ -131,7 +132,7 @@ CONVBP_TARGET void turned_tasks(const std::vector<Depthwise>& phases, int64_t ch
     const int64_t h1 = std::min(h0 + band, first.h.count);
     const int64_t row0 = std::max<int64_t>(0, h0 * first.h.step + reach_up);
     const int64_t row1 = std::min((h1 - 1) * first.h.step + reach_down + 1, first.h.source_size);
-    turn_rows(source, b, channel, row0, row1, width, patch);
+    transpose_rows(source, b, channel, row0, row1, width, patch);
     Epilogue<T> bias;
     if (epilogue.bias) bias.bias = epilogue.bias + channel;
 
@@ -158,20 +159,21 @@ CONVBP_TARGET void turned_tasks(const std::vector<Depthwise>& phases, int64_t ch
                     h0 * first.h.spacing * result.stride[2];
       runs_of_pixels(results, columns, result.stride[2],
                      [&](int64_t row, int64_t pixels) CONVBP_TARGET {
-                       turn_run_back(turned + row * to.stride[2], pixels, skip,
-                                     at + row * result.stride[2], result.stride[1]);
+                       transpose_run_back(transposed + row * to.stride[2], pixels, skip,
+                                          at + row * result.stride[2], result.stride[1]);
                      });
     };
     if (epilogue.pre_activation) put(epilogue.pre_activation);
-    epilogue.activation.apply(turned, results * to.stride[2]);
+    epilogue.activation.apply(transposed, results * to.stride[2]);
     put(result.data);
   }
 }
 
 // The weight gradient, with its sums as channels last.
 template <typename T>
-CONVBP_TARGET void turned_weight_grad(const DepthwiseWeightGrad& p, View<const T> input,
-                                      View<const T> delta, T* sums, int64_t begin, int64_t end) {
+CONVBP_TARGET void transposed_weight_grad(const DepthwiseWeightGrad& p, View<const T> input,
+                                          View<const T> delta, T* sums, int64_t begin,
+                                          int64_t end) {
   constexpr int64_t kLanes = Simd<T>::kLanes;
   Depthwise d = p.conv;
   d.channels = kLanes;
@@ -195,8 +197,8 @@ CONVBP_TARGET void turned_weight_grad(const DepthwiseWeightGrad& p, View<const T
         const int64_t top = h0 * d.h.step + d.h.min_offset();
         const int64_t row0 = std::max<int64_t>(0, top);
         const int64_t row1 = std::min(top + (reach ? d.h.dense_rows(h1 - h0) : 0), d.h.source_size);
-        turn_rows(input, b, channel, row0, row1, d.w.source_size, patch);
-        turn_rows(delta, b, channel, h0, h1, d.w.count, own);
+        transpose_rows(input, b, channel, row0, row1, d.w.source_size, patch);
+        transpose_rows(delta, b, channel, h0, h1, d.w.count, own);
         for (int64_t h = h0; h < h1; h += kRowsTogether) {
           const int64_t count = std::min<int64_t>(kRowsTogether, h1 - h);
           meet_rows(

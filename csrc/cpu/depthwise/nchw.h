@@ -174,9 +174,9 @@ CONVBP_INLINE void weave(const T* sums, int64_t apart, const Depthwise* phases, 
 }
 
 template <typename T>
-CONVBP_TARGET void planes_tasks(const std::vector<Depthwise>& phases, View<const T> source,
-                                const T* filters, const Epilogue<T>& epilogue, View<T> result,
-                                int64_t begin, int64_t end) {
+CONVBP_TARGET void nchw_tasks(const std::vector<Depthwise>& phases, View<const T> source,
+                              const T* filters, const Epilogue<T>& epilogue, View<T> result,
+                              int64_t begin, int64_t end) {
   constexpr int kLanes = Simd<T>::kLanes;
   const Depthwise& first = phases.front();  // no other has more positions
   const ConvAxis all_h = axis_of_all(phases, &Depthwise::h),
@@ -290,8 +290,8 @@ CONVBP_TARGET T gather_inside(const Depthwise& d, View<const T> input, View<cons
 }
 
 template <typename T>
-CONVBP_TARGET void planes_weight_grad(const DepthwiseWeightGrad& p, View<const T> input,
-                                      View<const T> delta, T* sums, int64_t begin, int64_t end) {
+CONVBP_TARGET void nchw_weight_grad(const DepthwiseWeightGrad& p, View<const T> input,
+                                    View<const T> delta, T* sums, int64_t begin, int64_t end) {
   constexpr int kLanes = Simd<T>::kLanes;
   const Depthwise& d = p.conv;
   const Copy copy(d.h, d.w, d.band);
