@@ -9,7 +9,7 @@ constexpr int64_t kLineBytes = 64;
 
 // A result of so many bytes has left the caches when the next layer, or the backward pass, begins
 // to read it.
-inline bool goes_past_caches(int64_t bytes) {
+inline bool should_stream(int64_t bytes) {
   return bytes >= 8 * 1024 * 1024;
 }
 

@@ -261,7 +261,7 @@ CONVBP_TARGET void channels_last_rows(const Depthwise& d, int64_t count_rows,
       const int64_t at = at_row + c + t * apart;
       for (int64_t y = 0; y < next.count; ++y)
         prefetch<0>(next.first + y * next.apart + t * kStep * pixel + c, pixel, kCount * kStep);
-      for (int64_t y = 0; !d.past && next.first && y < count_rows; ++y)
+      for (int64_t y = 0; !d.streamed && next.first && y < count_rows; ++y)
         prefetch<1>(result.data + at + (count_rows + y) * rows_apart, apart, kCount);
       const Vector<T> bias = epilogue.bias ? vector_at(epilogue.bias + c) : Vector<T>{};
       Vector<T> sums[kRowsTogether][kCount];
@@ -282,7 +282,7 @@ CONVBP_TARGET void channels_last_rows(const Depthwise& d, int64_t count_rows,
         if (y >= count_rows) break;
         const int64_t to = at + y * rows_apart;
         if (epilogue.pre_activation)
-          put_pixels<kCount, T>(sums[y], c, d.past ? lines[y][0] : nullptr, apart,
+          put_pixels<kCount, T>(sums[y], c, d.streamed ? lines[y][0] : nullptr, apart,
                                 epilogue.pre_activation + to);
         if (epilogue.activation.functions) {
           T values[kCount * kLanes];
@@ -292,7 +292,8 @@ CONVBP_TARGET void channels_last_rows(const Depthwise& d, int64_t count_rows,
 #pragma GCC unroll 8
           for (int i = 0; i < kCount; ++i) sums[y][i] = vector_at(values + i * kLanes);
         }
-        put_pixels<kCount, T>(sums[y], c, d.past ? lines[y][1] : nullptr, apart, result.data + to);
+        put_pixels<kCount, T>(sums[y], c, d.streamed ? lines[y][1] : nullptr, apart,
+                              result.data + to);
       }
     }
   };
@@ -359,7 +360,7 @@ CONVBP_TARGET void channels_last_tasks(const std::vector<Depthwise>& phases, Vie
       }
     }
   }
-  if (phases.front().past) stream_fence();
+  if (phases.front().streamed) stream_fence();
 }
 
 // What a source row adds to the sums of the taps that meet it from rows [kFirst, kEnd) of delta, of

@@ -89,13 +89,14 @@ void run(const ConvProblem& p, const std::vector<ConvAxis>& h, const std::vector
   band = balanced_tile(first.h.count, band);
   if (last) band = divide_up(band, 2) * 2;
   const int64_t pixels = p.batch * result_size[kHeight] * result_size[kWidth];
-  const bool past = last && goes_past_caches(pixels * p.groups * static_cast<int64_t>(sizeof(T))) &&
-                    has_whole_lines(result.data, result.stride, p.groups) &&
-                    has_whole_lines(epilogue.pre_activation, result.stride, p.groups);
+  const bool streamed = last &&
+                        should_stream(pixels * p.groups * static_cast<int64_t>(sizeof(T))) &&
+                        has_whole_lines(result.data, result.stride, p.groups) &&
+                        has_whole_lines(epilogue.pre_activation, result.stride, p.groups);
   int64_t taps = 0;
   for (Depthwise& d : phases) {
     d.band = band;
-    d.past = past;
+    d.streamed = streamed;
     taps += d.taps();
   }
 

@@ -17,8 +17,8 @@ struct Depthwise {
   int64_t batch = 0;
   int64_t channels = 0;
   ConvAxis h, w;
-  int64_t band = 1;   // rows of the result a task takes
-  bool past = false;  // the result goes past the caches
+  int64_t band = 1;       // rows of the result a task takes
+  bool streamed = false;  // the result goes past the caches
 
   int64_t bands() const { return divide_up(h.count, band); }
   int64_t taps() const { return h.tap_count() * w.tap_count(); }

@@ -102,11 +102,11 @@ bool in_planes(const GatherConv& c, const int64_t* result_stride) {
 // Do results that an activation follows go past the caches? In planes it costs more than it gains:
 // channels write in turn, each a part of a line.
 template <typename T>
-bool goes_past(const DirectConv& conv, View<T> result) {
+bool should_stream_results(const DirectConv& conv, View<T> result) {
   const GatherConv& c = conv.tap;
   const auto bytes = [](int64_t count) { return count * static_cast<int64_t>(sizeof(T)); };
   return std::is_same_v<T, float> && !conv.planes && result.stride[1] == 1 &&
-         bytes(c.block) % kLineBytes == 0 && goes_past_caches(bytes(c.batch * result.stride[0])) &&
+         bytes(c.block) % kLineBytes == 0 && should_stream(bytes(c.batch * result.stride[0])) &&
          has_whole_lines(result.data, result.stride, c.lanes);
 }
 
@@ -138,7 +138,7 @@ void run_gather_conv(const ConvProblem& p, Phases h, Phases w, View<const T> sou
   if (short_sums) c.block = 4 * kernels.lanes();
   choose_tiles(c, conv.planes ? kPlanesBytes : kPatchBytes, sizeof(Acc), c.reduce, 0);
   spread_over_threads(c, 1, 32);
-  conv.past = goes_past(conv, result);
+  conv.streamed = should_stream_results(conv, result);
   const WeightStrides strides = weight_strides(p, c, weight.stride, !forward, forward);
   const int64_t blocks = c.groups * c.blocks();
   const Scratch weight_block =

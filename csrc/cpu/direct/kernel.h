@@ -274,7 +274,7 @@ CONVBP_TARGET void gather_conv_tasks(const DirectConv& conv, View<const T> sourc
       if (epilogue.pre_activation) put(epilogue.pre_activation);
       epilogue.activation.apply(&sums[0][0], count * kBlock);
       if constexpr (std::is_same_v<T, float>)
-        if (conv.past && lanes == kBlock) {
+        if (conv.streamed && lanes == kBlock) {
           for (int64_t i = 0; i < count; ++i)
             for (int v = 0; v < kBlock; v += Simd<float>::kLanes)
               stream(vector_at(sums[i] + v), result.data + to + pixels[i].in_result + v);
@@ -310,7 +310,7 @@ CONVBP_TARGET void gather_conv_tasks(const DirectConv& conv, View<const T> sourc
       }
     }
   }
-  if (conv.past) stream_fence();
+  if (conv.streamed) stream_fence();
 }
 
 constexpr int64_t kNearPixels = 128;

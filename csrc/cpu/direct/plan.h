@@ -36,7 +36,7 @@ struct DirectConv {
   // Pixels lie in the vector lanes, and a block is of as many result channels as there are rows of
   // a register tile: for few channels, which leave lanes empty.
   bool planes = false;
-  bool past = false;  // results go past the caches
+  bool streamed = false;  // results go past the caches
 
   int64_t phases() const { return static_cast<int64_t>(h.axes.size() * w.axes.size()); }
   const ConvAxis& h_phase(int64_t phase) const { return h.axes[phase / w.axes.size()]; }

@@ -184,7 +184,7 @@ void run_gather_conv(Winograd p, View<const T> source, const T* weight,
   const int64_t results = c.batch * c.groups * c.lanes * p.h.results * p.w.results;
   // Where a vector is a line: with shorter ones the block takes 1.1 times as long.
   p.streamed =
-      kernels.vector_bytes == 64 && goes_past_caches(results * static_cast<int64_t>(sizeof(T)));
+      kernels.vector_bytes == 64 && should_stream(results * static_cast<int64_t>(sizeof(T)));
   spread(p);
   const int64_t blocks = c.groups * c.blocks();
   // Filters that one task alone uses are transformed by it: they need not leave the cache.
