@@ -465,9 +465,9 @@ CONVBP_TARGET void channels_last_weight_grad(const DepthwiseWeightGrad& p, View<
   const int64_t room = p.room();
   std::vector<TapRow<T, T>> rows;
   for (int64_t task = begin; task < end; ++task) {
-    const int64_t chunk = task / p.parts(), c0 = task % p.parts() * p.channels_a_part;
-    const int64_t c1 = std::min(c0 + p.channels_a_part, room);
-    T* const of_chunk = sums + chunk * p.sums_a_chunk();
+    const int64_t chunk = task / p.parts(), c0 = task % p.parts() * p.channels_per_part;
+    const int64_t c1 = std::min(c0 + p.channels_per_part, room);
+    T* const of_chunk = sums + chunk * p.sums_per_chunk();
     for (int64_t tap = 0; tap <= d.taps(); ++tap)
       std::fill(of_chunk + tap * room + c0, of_chunk + tap * room + c1, T(0));
     const int64_t lines = d.batch * d.h.count, end_line = (chunk + 1) * lines / p.chunks;

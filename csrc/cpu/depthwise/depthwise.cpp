@@ -26,7 +26,7 @@ constexpr int64_t kCopyBytes = 24 * 1024;
 // The weight gradient is cut into at most this many chunks, whatever the machine.
 constexpr int64_t kChunks = 16;
 constexpr int64_t kSumsTogether = 4096;
-constexpr int64_t kTasksAThread = 6;
+constexpr int64_t kTasksPerThread = 6;
 
 // Rows of a band, so that what they read stays in `bytes`.
 int64_t rows_of_band(const Depthwise& d, int64_t pixel_bytes, int64_t bytes) {
@@ -84,7 +84,7 @@ void run(const ConvProblem& p, const std::vector<ConvAxis>& h, const std::vector
       last ? first.h.count
            : rows_of_band(first, together * sizeof(T), transposed ? kBandBytes : kCopyBytes);
   const int64_t images = p.batch * blocks;
-  while (images * divide_up(first.h.count, band) < kTasksAThread * thread_count() && band > 4)
+  while (images * divide_up(first.h.count, band) < kTasksPerThread * thread_count() && band > 4)
     band = divide_up(band, 2);
   band = balanced_tile(first.h.count, band);
   if (last) band = divide_up(band, 2) * 2;
@@ -166,21 +166,21 @@ void conv2d_weight_grad(const ConvProblem& p, View<const T> input, View<const T>
   plan.chunks = std::clamp<int64_t>(last || transposed ? worth : lines, 1,
                                     std::clamp<int64_t>(lines, 1, kChunks));
   if (last)
-    plan.channels_a_part =
+    plan.channels_per_part =
         plan.lanes * divide_up(divide_up(d.channels, plan.lanes), divide_up(kChunks, plan.chunks));
   else
-    plan.channels_a_part = transposed ? plan.lanes : 1;
-  d.band = balanced_tile(d.h.count, rows_of_band(d, plan.channels_a_part * sizeof(T),
+    plan.channels_per_part = transposed ? plan.lanes : 1;
+  d.band = balanced_tile(d.h.count, rows_of_band(d, plan.channels_per_part * sizeof(T),
                                                  transposed ? kBandBytes : kCopyBytes));
   const Scratch sums_block =
-      Scratch::take<T>(ScratchName::kPartial, plan.chunks * plan.sums_a_chunk());
+      Scratch::take<T>(ScratchName::kPartial, plan.chunks * plan.sums_per_chunk());
   T* const sums = sums_block.template data<T>();
   const auto kernel = transposed ? kernels.transposed_weight_grad : kernels.weight_grad[last];
   parallel_for(plan.chunks * plan.parts(),
                [&](int64_t begin, int64_t end) { kernel(plan, input, delta, sums, begin, end); });
 
   // The chunks' sums are added to those of the first one, in order; then each goes to its place.
-  const int64_t a_chunk = plan.sums_a_chunk();
+  const int64_t a_chunk = plan.sums_per_chunk();
   if (plan.chunks > 1)
     parallel_for(divide_up(a_chunk, kSumsTogether), [&](int64_t begin, int64_t end) {
       const int64_t last_sum = std::min(end * kSumsTogether, a_chunk);

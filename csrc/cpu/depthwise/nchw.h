@@ -333,7 +333,7 @@ CONVBP_TARGET void nchw_weight_grad(const DepthwiseWeightGrad& p, View<const T> 
         for (int64_t q = 0; q < positions; q += kLanes) bias += vector_at(errors + q);
         vector_at(lanes + taps * kLanes) += bias;
       }
-    T* const to = sums + chunk * p.sums_a_chunk() + p.place(c, 0);
+    T* const to = sums + chunk * p.sums_per_chunk() + p.place(c, 0);
     for (int64_t tap = 0; tap <= taps; ++tap) {
       T sum = 0;
       for (int lane = 0; lane < kLanes; ++lane) sum += lanes[tap * kLanes + lane];

@@ -30,16 +30,16 @@ struct Depthwise {
 struct DepthwiseWeightGrad {
   Depthwise conv;
   int64_t chunks = 1;
-  int64_t channels_a_part = 1;
+  int64_t channels_per_part = 1;
 
   // Sums of a chunk, of the taps and then of the bias gradient: in planes [channel][tap]; channels
   // last [tap][channel] with room for whole vectors, the last of which ends with the last channel.
   bool channels_last = false;
   int64_t lanes = 1;
 
-  int64_t parts() const { return divide_up(conv.channels, channels_a_part); }
+  int64_t parts() const { return divide_up(conv.channels, channels_per_part); }
   int64_t room() const { return divide_up(conv.channels, lanes) * lanes; }
-  int64_t sums_a_chunk() const { return (conv.taps() + 1) * room(); }
+  int64_t sums_per_chunk() const { return (conv.taps() + 1) * room(); }
   int64_t place(int64_t channel, int64_t tap) const {
     if (!channels_last) return channel * (conv.taps() + 1) + tap;
     const bool last = channel >= conv.channels / lanes * lanes;

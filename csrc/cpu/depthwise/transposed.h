@@ -104,14 +104,14 @@ CONVBP_TARGET void transposed_tasks(const std::vector<Depthwise>& phases, int64_
   constexpr int64_t kLanes = Simd<T>::kLanes;
   const Depthwise& first = phases.front();
   const int64_t bands = first.bands(), band = first.band, blocks = divide_up(channels, kLanes);
-  int64_t reach_up = 0, reach_down = 0, columns = 0, filters_a_block = 0;
+  int64_t reach_up = 0, reach_down = 0, columns = 0, filters_per_block = 0;
   for (const Depthwise& d : phases) {
     for (const int64_t offset : d.h.offset) {
       reach_up = std::min(reach_up, offset);
       reach_down = std::max(reach_down, offset);
     }
     if (d.w.count) columns = std::max(columns, d.w.first + (d.w.count - 1) * d.w.spacing + 1);
-    filters_a_block += d.taps() * kLanes;
+    filters_per_block += d.taps() * kLanes;
   }
   const int64_t width = first.w.source_size, row_size = width * kLanes;
   const int64_t most_rows = (band - 1) * first.h.step + reach_down - reach_up + 1;
@@ -136,7 +136,7 @@ CONVBP_TARGET void transposed_tasks(const std::vector<Depthwise>& phases, int64_
     Epilogue<T> bias;
     if (epilogue.bias) bias.bias = epilogue.bias + channel;
 
-    const T* phase_filters = filters + block * filters_a_block;
+    const T* phase_filters = filters + block * filters_per_block;
     int64_t results = 0;  // rows
     for (const Depthwise& d : phases) {
       const auto rows_of_results = function_for<ChannelsLastRows<T>>(d.w);
@@ -189,7 +189,7 @@ CONVBP_TARGET void transposed_weight_grad(const DepthwiseWeightGrad& p, View<con
   for (int64_t task = begin; task < end; ++task) {
     const int64_t chunk = task / p.parts(), lane0 = task % p.parts() * kLanes;
     const int64_t channel = std::min(lane0, p.conv.channels - kLanes);
-    T* const to = sums + chunk * p.sums_a_chunk() + lane0;
+    T* const to = sums + chunk * p.sums_per_chunk() + lane0;
     for (int64_t tap = 0; tap <= d.taps(); ++tap) std::fill_n(to + tap * room, kLanes, T(0));
     for (int64_t b = chunk * d.batch / p.chunks; b < (chunk + 1) * d.batch / p.chunks; ++b)
       for (int64_t h0 = 0; h0 < d.h.count; h0 += d.band) {

@@ -163,24 +163,24 @@ DirectWeightGrad plan_weight_grad(GatherConv tap, int64_t element_bytes) {
   GatherConv& c = plan.tap;
   constexpr int64_t kPanel = DirectWeightGrad::kPanel;
   const int64_t panels = std::max<int64_t>(1, kWeightGradRows / c.taps() / kPanel);
-  plan.channels_a_task =
+  plan.channels_per_task =
       c.depthwise ? c.reduce
                   : std::min(std::max<int64_t>(1, c.reduce),
                              kPanel * balanced_tile(divide_up(c.reduce, kPanel), panels));
   const auto set_lanes = [&](int64_t most) {
-    plan.lanes_a_task = std::max<int64_t>(1, most / c.block) * c.block;
+    plan.lanes_per_task = std::max<int64_t>(1, most / c.block) * c.block;
   };
   set_lanes(kWeightGradLanes);
-  choose_tiles(c, kPatchBytes, element_bytes, plan.channels_a_task,
-               std::min(c.lanes, plan.lanes_a_task));
+  choose_tiles(c, kPatchBytes, element_bytes, plan.channels_per_task,
+               std::min(c.lanes, plan.lanes_per_task));
   const auto cut = [&] {
     plan.chunks = std::max<int64_t>(
         1, std::min({plan.tiles(), kWeightGradTasks / plan.parts(),
-                     kWeightGradBytes / (plan.parts() * plan.sums_a_task() * element_bytes)}));
+                     kWeightGradBytes / (plan.parts() * plan.sums_per_task() * element_bytes)}));
   };
   cut();
-  while (plan.tasks() < kWeightGradTasks / 2 && plan.lanes_a_task > c.block) {
-    set_lanes(plan.lanes_a_task / 2);
+  while (plan.tasks() < kWeightGradTasks / 2 && plan.lanes_per_task > c.block) {
+    set_lanes(plan.lanes_per_task / 2);
     cut();
   }
   return plan;
@@ -213,7 +213,7 @@ void conv2d_weight_grad(const ConvProblem& p, View<const T> input, View<const T>
     tap.block = fitting_lane_block(tap.lanes, kernels.lanes(), kernels.vector_bytes);
   const DirectWeightGrad plan = plan_weight_grad(std::move(tap), sizeof(Acc));
   const Scratch sums_block =
-      Scratch::take<Acc>(ScratchName::kPartial, plan.tasks() * plan.sums_a_task());
+      Scratch::take<Acc>(ScratchName::kPartial, plan.tasks() * plan.sums_per_task());
   Acc* const sums = sums_block.data<Acc>();
   const GatherConv& c = plan.tap;
   const auto kernel = kernels_for(kernels, c).weight_grad;
@@ -223,29 +223,29 @@ void conv2d_weight_grad(const ConvProblem& p, View<const T> input, View<const T>
 
   // The chunks' sums, added in their order; a few lanes at a time, which are neighbours there.
   constexpr int64_t kNear = 16;
-  const int64_t sums_a_chunk = plan.parts() * plan.sums_a_task();
+  const int64_t sums_per_chunk = plan.parts() * plan.sums_per_task();
   const auto totals = [&](const Acc* from, int64_t lanes, T* to, int64_t to_lane) {
     Acc sum[kNear];
     for (int64_t lane = 0; lane < lanes; ++lane) sum[lane] = from[lane];
     for (int64_t chunk = 1; chunk < plan.chunks; ++chunk)
-      for (int64_t lane = 0; lane < lanes; ++lane) sum[lane] += from[chunk * sums_a_chunk + lane];
+      for (int64_t lane = 0; lane < lanes; ++lane) sum[lane] += from[chunk * sums_per_chunk + lane];
     for (int64_t lane = 0; lane < lanes; ++lane) to[lane * to_lane] = store<T>(sum[lane]);
   };
-  const int64_t near_a_task = divide_up(plan.sums_a_row(), kNear);
-  parallel_for(plan.parts() * near_a_task, [&](int64_t begin, int64_t end) {
+  const int64_t near_per_task = divide_up(plan.sums_per_row(), kNear);
+  parallel_for(plan.parts() * near_per_task, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
-      const int64_t part = task / near_a_task, lane0 = task % near_a_task * kNear;
-      const int64_t first_lane = part % plan.lane_tasks() * plan.lanes_a_task;
-      const int64_t k0 = part / plan.lane_tasks() % plan.channel_tasks() * plan.channels_a_task;
+      const int64_t part = task / near_per_task, lane0 = task % near_per_task * kNear;
+      const int64_t first_lane = part % plan.lane_tasks() * plan.lanes_per_task;
+      const int64_t k0 = part / plan.lane_tasks() % plan.channel_tasks() * plan.channels_per_task;
       const int64_t g = part / plan.lane_tasks() / plan.channel_tasks();
       const int64_t o = g * c.lanes + first_lane + lane0;
       const int64_t lanes =
-          std::min(kNear, std::min(plan.lanes_a_task, c.result_channels(g) - first_lane) - lane0);
-      const int64_t channels = c.depthwise ? 1 : std::min(plan.channels_a_task, c.reduce - k0);
-      const Acc* row = sums + part * plan.sums_a_task() + lane0;
+          std::min(kNear, std::min(plan.lanes_per_task, c.result_channels(g) - first_lane) - lane0);
+      const int64_t channels = c.depthwise ? 1 : std::min(plan.channels_per_task, c.reduce - k0);
+      const Acc* row = sums + part * plan.sums_per_task() + lane0;
       for (int64_t r = 0; r < p.kernel[kHeight]; ++r)
         for (int64_t s = 0; s < p.kernel[kWidth]; ++s)
-          for (int64_t k = k0; k < k0 + channels; ++k, row += plan.sums_a_row())
+          for (int64_t k = k0; k < k0 + channels; ++k, row += plan.sums_per_row())
             totals(row, lanes, &weight_grad.at(o, k, r, s), weight_grad.stride[0]);
       if (bias_grad && k0 == 0) totals(row, lanes, bias_grad + o, 1);
     }

@@ -200,7 +200,7 @@ CONVBP_TARGET void gather_conv_tasks(const DirectConv& conv, View<const T> sourc
                                      View<T> result, int64_t begin, int64_t end) {
   constexpr int kBlock = TileRow<Acc, kHalves>::kLanes, kTileRows = tile_rows(kHalves);
   const GatherConv& c = conv.tap;
-  const int64_t blocks_a_task = divide_up(c.blocks(), c.lane_split);
+  const int64_t blocks_per_task = divide_up(c.blocks(), c.lane_split);
   const Scratch patch_block = Scratch::take<Acc>(
       ScratchName::kPatch, patch_size(c, c.batch_tile, c.h.tile, c.w.tile, c.reduce));
   Acc* const patch = patch_block.template data<Acc>();
@@ -282,8 +282,8 @@ CONVBP_TARGET void gather_conv_tasks(const DirectConv& conv, View<const T> sourc
         }
       put(result.data);
     };
-    const int64_t last_block = std::min(c.blocks(), (split + 1) * blocks_a_task);
-    for (int64_t block0 = split * blocks_a_task; block0 < last_block; block0 += blocks_at_once) {
+    const int64_t last_block = std::min(c.blocks(), (split + 1) * blocks_per_task);
+    for (int64_t block0 = split * blocks_per_task; block0 < last_block; block0 += blocks_at_once) {
       const int64_t block1 = std::min(block0 + blocks_at_once, last_block);
       const Acc* weight = static_cast<const Acc*>(packed) + g * c.blocks() * block_size;
       for (int64_t phase = 0; phase < conv.phases(); ++phase) {
@@ -327,7 +327,7 @@ struct Pixels {
 template <int kTileRows, bool kDepthwise, typename Acc, int kHalves>
 CONVBP_TARGET void add_to_rows(int64_t first, int64_t last, int64_t rows, int64_t columns,
                                const Pixels<Acc>& patch, const int64_t* row_offset,
-                               const Pixels<Acc>& delta, Acc* sums, int64_t sums_a_row) {
+                               const Pixels<Acc>& delta, Acc* sums, int64_t sums_per_row) {
   int64_t offset[kTileRows];
 #pragma GCC unroll 16
   for (int i = 0; i < kTileRows; ++i) offset[i] = row_offset[i];
@@ -339,8 +339,8 @@ CONVBP_TARGET void add_to_rows(int64_t first, int64_t last, int64_t rows, int64_
   }
 #pragma GCC unroll 16
   for (int i = 0; i < kTileRows; ++i) {
-    acc[i].add(TileRow<Acc, kHalves>::at(sums + i * sums_a_row));
-    acc[i].store(sums + i * sums_a_row);
+    acc[i].add(TileRow<Acc, kHalves>::at(sums + i * sums_per_row));
+    acc[i].store(sums + i * sums_per_row);
   }
 }
 
@@ -362,12 +362,12 @@ CONVBP_TARGET void weight_grad_tasks(const DirectWeightGrad& p, View<const T> in
   const int64_t most_pixels = c.batch_tile * c.h.tile * c.w.tile;
   const int64_t most_patch = patch_size(c, c.batch_tile, c.h.tile, c.w.tile, p.panel());
   const Scratch patch_block =
-      Scratch::take<Acc>(ScratchName::kPatch, p.panels(p.channels_a_task) * most_patch);
+      Scratch::take<Acc>(ScratchName::kPatch, p.panels(p.channels_per_task) * most_patch);
   const Scratch delta_block =
-      Scratch::take<Acc>(ScratchName::kDelta, most_pixels * (p.lanes_a_task + kBlock));
+      Scratch::take<Acc>(ScratchName::kDelta, most_pixels * (p.lanes_per_task + kBlock));
   Acc* const patch = patch_block.template data<Acc>();
   Acc* const packed_delta = delta_block.template data<Acc>();
-  std::vector<int64_t> row_offset(p.rows(p.channels_a_task));
+  std::vector<int64_t> row_offset(p.rows(p.channels_per_task));
   std::array<int64_t, 3> located{};
 
   for (int64_t task = begin; task < end; ++task) {
@@ -375,12 +375,12 @@ CONVBP_TARGET void weight_grad_tasks(const DirectWeightGrad& p, View<const T> in
     const int64_t channel_task = task / p.lane_tasks() % p.channel_tasks();
     const int64_t g = task / p.lane_tasks() / p.channel_tasks() % c.groups;
     const int64_t chunk = task / p.parts();
-    const int64_t lane0 = lane_task * p.lanes_a_task, k0 = channel_task * p.channels_a_task;
-    const int64_t lanes = std::min(p.lanes_a_task, c.result_channels(g) - lane0);
-    const int64_t channels = std::min(p.channels_a_task, c.source_channels(g) - k0);
+    const int64_t lane0 = lane_task * p.lanes_per_task, k0 = channel_task * p.channels_per_task;
+    const int64_t lanes = std::min(p.lanes_per_task, c.result_channels(g) - lane0);
+    const int64_t channels = std::min(p.channels_per_task, c.source_channels(g) - k0);
     const int64_t rows = p.rows(channels);
-    Acc* const task_sums = sums + task * p.sums_a_task();
-    fill_zero(task_sums, (rows + 1) * p.sums_a_row());
+    Acc* const task_sums = sums + task * p.sums_per_task();
+    fill_zero(task_sums, (rows + 1) * p.sums_per_row());
 
     const int64_t last_tile = (chunk + 1) * p.tiles() / p.chunks;
     for (int64_t tile = chunk * p.tiles() / p.chunks; tile < last_tile; ++tile) {
@@ -438,8 +438,8 @@ CONVBP_TARGET void weight_grad_tasks(const DirectWeightGrad& p, View<const T> in
               std::min(rows_at_once, rows - row0));
           for (int64_t lane = 0; lane < lanes; lane += kBlock)
             add(line, std::min(line + step, lines), e.rows, e.columns, patch_pixels,
-                &row_offset[row0], delta_of(lane), task_sums + row0 * p.sums_a_row() + lane,
-                p.sums_a_row());
+                &row_offset[row0], delta_of(lane), task_sums + row0 * p.sums_per_row() + lane,
+                p.sums_per_row());
         }
 
       if (with_bias && channel_task == 0)
@@ -450,7 +450,7 @@ CONVBP_TARGET void weight_grad_tasks(const DirectWeightGrad& p, View<const T> in
             for (int64_t w = 0; w < e.columns; ++w)
               sum.add(Row::at(block.start + line / e.rows * block.image +
                               line % e.rows * block.row + w * block.column));
-          Acc* const to = task_sums + rows * p.sums_a_row() + lane;
+          Acc* const to = task_sums + rows * p.sums_per_row() + lane;
           sum.add(Row::at(to));
           sum.store(to);
         }

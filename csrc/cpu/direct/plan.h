@@ -60,8 +60,8 @@ struct DirectConv {
 struct DirectWeightGrad {
   GatherConv tap;  // the forward gather convolution: its reduce is K, its lanes O
   int64_t chunks = 1;
-  int64_t channels_a_task = 1;
-  int64_t lanes_a_task = 1;
+  int64_t channels_per_task = 1;
+  int64_t lanes_per_task = 1;
 
   // The patch is cut into panels of channels: the pixels that a row of the register tile reads are
   // near each other, and never a power of two of cache lines apart.
@@ -70,16 +70,16 @@ struct DirectWeightGrad {
   int64_t panels(int64_t channels) const { return tap.depthwise ? 1 : divide_up(channels, kPanel); }
   int64_t rows(int64_t channels) const { return tap.taps() * (tap.depthwise ? 1 : channels); }
   int64_t channel_tasks() const {
-    return std::max<int64_t>(1, divide_up(tap.reduce, channels_a_task));
+    return std::max<int64_t>(1, divide_up(tap.reduce, channels_per_task));
   }
-  int64_t lane_tasks() const { return divide_up(tap.lanes, lanes_a_task); }
+  int64_t lane_tasks() const { return divide_up(tap.lanes, lanes_per_task); }
   int64_t tiles() const { return tap.batch_tiles() * tap.spatial_tiles(); }
   // Tasks of one chunk, and of all: [chunk][group][channels][lanes].
   int64_t parts() const { return tap.groups * channel_tasks() * lane_tasks(); }
   int64_t tasks() const { return chunks * parts(); }
   // Sums of one task: a row of lanes for each (tap, k), then the bias row.
-  int64_t sums_a_row() const { return std::min(lanes_a_task, tap.blocks() * tap.block); }
-  int64_t sums_a_task() const { return (rows(channels_a_task) + 1) * sums_a_row(); }
+  int64_t sums_per_row() const { return std::min(lanes_per_task, tap.blocks() * tap.block); }
+  int64_t sums_per_task() const { return (rows(channels_per_task) + 1) * sums_per_row(); }
 };
 
 }  // namespace convbp::direct

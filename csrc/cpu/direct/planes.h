@@ -126,7 +126,7 @@ CONVBP_TARGET void plane_tasks(const DirectConv& conv, View<const T> source, con
   const PlanePatch most(c, c.h.tile, c.w.tile);
   const Scratch patch_block = Scratch::take<Acc>(ScratchName::kPatch, c.reduce * most.channel());
   Acc* const patch = patch_block.template data<Acc>();
-  const int64_t blocks_a_task = divide_up(c.blocks(), c.lane_split);
+  const int64_t blocks_per_task = divide_up(c.blocks(), c.lane_split);
   std::vector<int64_t> taps;
 
   for (int64_t task = begin; task < end; ++task) {
@@ -140,8 +140,8 @@ CONVBP_TARGET void plane_tasks(const DirectConv& conv, View<const T> source, con
       const int64_t together = source.stride[1] == 1 ? c.reduce : 1;
       for (int64_t k = 0; k < c.reduce; k += together)
         pack_planes(p, e, b, source, g * c.reduce, k, together, patch);
-      const int64_t last_block = std::min(c.blocks(), (split + 1) * blocks_a_task);
-      for (int64_t block = split * blocks_a_task; block < last_block; ++block) {
+      const int64_t last_block = std::min(c.blocks(), (split + 1) * blocks_per_task);
+      for (int64_t block = split * blocks_per_task; block < last_block; ++block) {
         const Acc* weight =
             static_cast<const Acc*>(packed) + (g * c.blocks() + block) * conv.packed_block_size();
         const int64_t channel0 = g * c.lanes + block * kOut;

@@ -154,11 +154,11 @@ void conv2d_weight_grad(const ConvProblem& p, View<const T> input, View<const T>
                    p.out_channels, kernels);
   const GatherConv& c = g.tap;
   g.chunks =
-      std::clamp<int64_t>(kWeightGradBytes / (g.sums_a_chunk() * static_cast<int64_t>(sizeof(T))),
+      std::clamp<int64_t>(kWeightGradBytes / (g.sums_per_chunk() * static_cast<int64_t>(sizeof(T))),
                           1, std::clamp<int64_t>(g.tiles(), 1, kWeightGradTasks));
-  g.bundles_a_task =
+  g.bundles_per_task =
       divide_up(g.bundles(), std::min(g.bundles(), divide_up(kWeightGradTasks, g.chunks)));
-  const Scratch sums_block = Scratch::take<T>(ScratchName::kPartial, g.chunks * g.sums_a_chunk());
+  const Scratch sums_block = Scratch::take<T>(ScratchName::kPartial, g.chunks * g.sums_per_chunk());
   T* const sums = sums_block.template data<T>();
   parallel_for(g.chunks * g.bundle_tasks(), [&](int64_t begin, int64_t end) {
     kernels.weight_grad(g, input, delta, sums, begin, end);
@@ -170,13 +170,13 @@ void conv2d_weight_grad(const ConvProblem& p, View<const T> input, View<const T>
     for (int64_t o = begin; o < end; ++o) {
       const int64_t lane = o % of_bundle;
       const T* const first = sums +
-                             (o / of_bundle * g.vectors() + lane / c.block) * g.sums_a_vector() +
+                             (o / of_bundle * g.vectors() + lane / c.block) * g.sums_per_vector() +
                              lane % c.block;
       int64_t row = 0;
       const auto next_total = [&] {
         const T* from = first + row++ * c.block;
         T sum = *from;
-        for (int64_t chunk = 1; chunk < g.chunks; ++chunk) sum += from[chunk * g.sums_a_chunk()];
+        for (int64_t chunk = 1; chunk < g.chunks; ++chunk) sum += from[chunk * g.sums_per_chunk()];
         return sum;
       };
       for (int64_t r = 0; r < p.kernel[kHeight]; ++r)

@@ -270,7 +270,7 @@ CONVBP_TARGET void gather_conv_tasks_of(const Grouped& g, View<const T> source, 
     const int64_t patch_columns = c.w.patch_rows(e.columns);
     pack_bundle(g, e, source, bundle, patch);
     find_tap_runs(g, patch_columns, runs);
-    const int64_t runs_a_row = divide_up(e.columns, kMostRun);
+    const int64_t runs_per_row = divide_up(e.columns, kMostRun);
 
     for (int64_t v = 0; v < g.vectors(); ++v) {
       const int64_t lanes = g.lanes_of(bundle, v);
@@ -286,9 +286,9 @@ CONVBP_TARGET void gather_conv_tasks_of(const Grouped& g, View<const T> source, 
                              e.columns, c.w.spacing * result.stride[3]);
           const int64_t in_tile = part.h0 - e.h0 + h;
           if (v == 0) prefetch_source(g, e_next, source, next % g.bundles(), in_tile, e.rows);
-          for (int64_t n = 0; n < runs_a_row; ++n) {
-            const int64_t w = n * e.columns / runs_a_row;
-            sum_run_of<kBroadcast, T>(c, (n + 1) * e.columns / runs_a_row - w)(
+          for (int64_t n = 0; n < runs_per_row; ++n) {
+            const int64_t w = n * e.columns / runs_per_row;
+            sum_run_of<kBroadcast, T>(c, (n + 1) * e.columns / runs_per_row - w)(
                 g, runs, first_channels,
                 patch + (in_tile * c.h.position_row() * patch_columns + w * c.w.position_row()) *
                             g.pitch(),
@@ -391,10 +391,10 @@ CONVBP_TARGET void weight_grad_tasks_of(const Grouped& g, View<const T> input, V
 
   for (int64_t task = begin; task < end; ++task) {
     const int64_t chunk = task / g.bundle_tasks();
-    const int64_t bundle0 = task % g.bundle_tasks() * g.bundles_a_task;
-    const int64_t bundle1 = std::min(bundle0 + g.bundles_a_task, g.bundles());
+    const int64_t bundle0 = task % g.bundle_tasks() * g.bundles_per_task;
+    const int64_t bundle1 = std::min(bundle0 + g.bundles_per_task, g.bundles());
     const auto sums_of = [&](int64_t bundle, int64_t v) {
-      return sums + chunk * g.sums_a_chunk() + (bundle * g.vectors() + v) * g.sums_a_vector();
+      return sums + chunk * g.sums_per_chunk() + (bundle * g.vectors() + v) * g.sums_per_vector();
     };
     fill_zero(sums_of(bundle0, 0), sums_of(bundle1, 0) - sums_of(bundle0, 0));
     const int64_t last_tile = (chunk + 1) * g.tiles() / g.chunks;

@@ -21,11 +21,11 @@ constexpr int64_t kMostChannels = 16;
 struct Grouped {
   GatherConv tap;        // its block is a vector, its batch_tile one image
   int64_t together = 1;  // groups a bundle
-  int64_t bundles_a_task = 1;
+  int64_t bundles_per_task = 1;
   int64_t chunks = 1;
 
   int64_t bundles() const { return divide_up(tap.groups, together); }
-  int64_t bundle_tasks() const { return divide_up(bundles(), bundles_a_task); }
+  int64_t bundle_tasks() const { return divide_up(bundles(), bundles_per_task); }
   int64_t groups_of(int64_t bundle) const {
     return std::min(together, tap.groups - bundle * together);
   }
@@ -46,8 +46,8 @@ struct Grouped {
   // Filters of a vector of lanes, [tap][channel of the sum][lane]. Their gradient has the sums of
   // the bias gradient behind it.
   int64_t filters_size() const { return tap.taps() * tap.reduce * tap.block; }
-  int64_t sums_a_vector() const { return filters_size() + tap.block; }
-  int64_t sums_a_chunk() const { return bundles() * vectors() * sums_a_vector(); }
+  int64_t sums_per_vector() const { return filters_size() + tap.block; }
+  int64_t sums_per_chunk() const { return bundles() * vectors() * sums_per_vector(); }
 };
 
 template <typename T>

@@ -398,9 +398,9 @@ CONVBP_TARGET void outer_tasks(const Outer& p, View<const T> rows_view, View<con
     const int64_t rows = std::min(Outer::kRange, p.rows - row0);
     const int64_t lanes = std::min(p.lane_range(), p.lanes - lane0);
     const int64_t rows_at_once = balanced_tile(rows, kTileRows);
-    T* const part_sums = sums + task * p.sums_a_part();
+    T* const part_sums = sums + task * p.sums_per_part();
     T* const bias_sums = part_sums + p.row_range() * p.lane_range();
-    fill_zero(part_sums, p.sums_a_part());
+    fill_zero(part_sums, p.sums_per_part());
     const int64_t first_row = g * p.rows + row0;
     const T* const from_rows =
         rows_view.data + (kNchw ? first_row * rows_view.stride[1] : p.row_channels(first_row));
@@ -478,10 +478,10 @@ template <typename T>
 CONVBP_TARGET void finish(const Outer& p, T* sums, View<T> weight_grad, T* bias_grad, int64_t begin,
                           int64_t end) {
   for (int64_t part = begin; part < end; ++part) {
-    T* const total = sums + part * p.sums_a_part();
+    T* const total = sums + part * p.sums_per_part();
     for (int64_t chunk = 1; chunk < p.chunks; ++chunk) {
-      const T* const add = total + chunk * p.parts() * p.sums_a_part();
-      for (int64_t i = 0; i < p.sums_a_part(); ++i) total[i] += add[i];
+      const T* const add = total + chunk * p.parts() * p.sums_per_part();
+      for (int64_t i = 0; i < p.sums_per_part(); ++i) total[i] += add[i];
     }
     const int64_t row0 = part % p.row_ranges() * Outer::kRange;
     const int64_t lane0 = part / p.row_ranges() % p.lane_ranges() * p.lane_range();

@@ -235,10 +235,10 @@ void conv2d_weight_grad(const ConvProblem& c, View<const T> input, View<const T>
           fitting_lane_block(lanes, kernels.lanes(), kernels.vector_bytes),
           rows_are_o};
   p.chunks = std::clamp<int64_t>(
-      std::min(kWeightGradTasks / p.parts(),
-               kWeightGradBytes / (p.parts() * p.sums_a_part() * static_cast<int64_t>(sizeof(T)))),
+      std::min(kWeightGradTasks / p.parts(), kWeightGradBytes / (p.parts() * p.sums_per_part() *
+                                                                 static_cast<int64_t>(sizeof(T)))),
       1, std::max<int64_t>(1, divide_up(p.pixels(), 2 * Outer::kPanel)));
-  const Scratch sums_block = Scratch::take<T>(ScratchName::kPartial, p.tasks() * p.sums_a_part());
+  const Scratch sums_block = Scratch::take<T>(ScratchName::kPartial, p.tasks() * p.sums_per_part());
   T* const sums = sums_block.template data<T>();
   const auto outer = kernels.kernels_for(p.block).outer[nchw];
   parallel_for(p.tasks(), [&](int64_t begin, int64_t end) {

@@ -63,7 +63,7 @@ struct Outer {
   int64_t parts() const { return groups * row_ranges() * lane_ranges(); }
   int64_t tasks() const { return chunks * parts(); }
   // Sums of a task: [row][lane], then delta's own.
-  int64_t sums_a_part() const { return row_range() * lane_range() + kRange; }
+  int64_t sums_per_part() const { return row_range() * lane_range() + kRange; }
 };
 
 // For blocks of one width in the lanes.

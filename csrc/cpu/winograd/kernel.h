@@ -95,7 +95,7 @@ template <typename V>
 CONVBP_TARGET void transform_input(const Winograd& p, const TileExtent& e, const float* patch,
                                    float* transformed) {
   const GatherConv& c = p.tap;
-  const int64_t pixel = p.channels_a_task, row = c.w.patch_rows(e.columns) * pixel;
+  const int64_t pixel = p.channels_per_task, row = c.w.patch_rows(e.columns) * pixel;
   const int64_t image = c.h.patch_rows(e.rows) * row;
   const int64_t stream = p.source_stream(), pitch = p.pitch();
   const int64_t down = p.h.source_step * row, right = p.w.source_step * pixel;
@@ -318,11 +318,11 @@ CONVBP_TARGET void gather_conv_tasks(const Winograd& p, View<const T> source, co
                                      int64_t end) {
   constexpr int kBlock = V::kBlock;
   const GatherConv& c = p.tap;
-  const int64_t blocks_a_task = divide_up(c.blocks(), c.lane_split);
+  const int64_t blocks_per_task = divide_up(c.blocks(), c.lane_split);
   const int64_t most_columns = p.whole(c.w.tile);
   const Scratch patch_block = Scratch::take<float>(
       ScratchName::kPatch,
-      patch_size(c, c.batch_tile, p.whole(c.h.tile), most_columns, p.channels_a_task) + kLanes);
+      patch_size(c, c.batch_tile, p.whole(c.h.tile), most_columns, p.channels_per_task) + kLanes);
   const Scratch source_block =
       Scratch::take<float>(ScratchName::kTransformed, p.form.source_points() * p.source_stream());
   const Scratch product_block =
@@ -344,13 +344,13 @@ CONVBP_TARGET void gather_conv_tasks(const Winograd& p, View<const T> source, co
     const TileExtent e = tile_extent(c, pixel_task / c.spatial_tiles() / c.groups, spatial);
     const TileExtent whole = whole_tiles(p, e);
     if (pixel_task != transformed_task) {  // else it is there from the task before
-      pack_patch(c, whole, source, g * c.reduce, c.reduce, patch, p.channels_a_task);
+      pack_patch(c, whole, source, g * c.reduce, c.reduce, patch, p.channels_per_task);
       transform_input<V>(p, whole, patch, transformed);
       transformed_task = pixel_task;
     }
 
-    const int64_t last_block = std::min(c.blocks(), (split + 1) * blocks_a_task);
-    for (int64_t block = split * blocks_a_task; block < last_block; ++block) {
+    const int64_t last_block = std::min(c.blocks(), (split + 1) * blocks_per_task);
+    for (int64_t block = split * blocks_per_task; block < last_block; ++block) {
       const int64_t filter_task = g * c.blocks() + block;
       if (!filters)
         transform_filters<T, V>(p, weight, stride, own_filters, filter_task, filter_task + 1);
@@ -384,7 +384,7 @@ CONVBP_TARGET void pack_delta(const TileExtent& e, const TileExtent& whole, View
 CONVBP_INLINE Vector total(const Winograd& p, const float* sums) {
   Vector sum = vector_at(sums);
   for (int64_t chunk = 1; chunk < p.chunks; ++chunk)
-    sum += vector_at(sums + chunk * p.tasks_a_chunk() * p.sums_a_task());
+    sum += vector_at(sums + chunk * p.tasks_per_chunk() * p.sums_per_task());
   return sum;
 }
 
@@ -402,8 +402,8 @@ CONVBP_TARGET void transform_sums(const Winograd& p, const float* sums, int64_t 
       transform_2d<transform::filter_grad<Y>, transform::filter_grad<X>, Vector>(
           [&](int y, int x) CONVBP_TARGET {
             const int64_t row =
-                (y * V::kTile + x) * p.pitch() + V::slot(kA, kB, x) * p.channels_a_task + k0 + k;
-            return total(p, sums + row * p.lanes_a_task);
+                (y * V::kTile + x) * p.pitch() + V::slot(kA, kB, x) * p.channels_per_task + k0 + k;
+            return total(p, sums + row * p.lanes_per_task);
           },
           [&](int r, int s, Vector grad) CONVBP_TARGET {
             const int64_t tap = (k * kSide + h_taps[r]) * kSide + w_taps[s];
@@ -418,21 +418,21 @@ template <typename T, typename V>
 CONVBP_TARGET void weight_grad_total(const Winograd& p, const float* sums, View<T> weight_grad,
                                      T* bias_grad, int64_t begin, int64_t end) {
   const GatherConv& c = p.tap;
-  const int64_t blocks = p.parts_a_task();
+  const int64_t blocks = p.parts_per_task();
   constexpr int kSide = V::kKernel;
   float filters[kTotalChannels][kSide][kSide][kLanes];
   float* const from = &filters[0][0][0][0];
   for (int64_t task = begin; task < end; ++task) {
     const int64_t lane_task = task / blocks % p.lane_tasks();
     const int64_t part = task / blocks / p.lane_tasks();
-    const int64_t k0 = part % p.channel_tasks() * p.channels_a_task, g = part / p.channel_tasks();
+    const int64_t k0 = part % p.channel_tasks() * p.channels_per_task, g = part / p.channel_tasks();
     const int64_t first = task % blocks * kTotalChannels;
     const int64_t channels =
-        std::min({kTotalChannels, p.channels_a_task - first, c.reduce - k0 - first});
+        std::min({kTotalChannels, p.channels_per_task - first, c.reduce - k0 - first});
     if (channels <= 0) continue;
-    const float* const task_sums = sums + (task / blocks - begin / blocks) * p.sums_a_task();
-    const int64_t lane0 = lane_task * p.lanes_a_task;
-    for (int64_t v = 0; v < std::min(p.lanes_a_task, c.lanes - lane0); v += kLanes) {
+    const float* const task_sums = sums + (task / blocks - begin / blocks) * p.sums_per_task();
+    const int64_t lane0 = lane_task * p.lanes_per_task;
+    for (int64_t v = 0; v < std::min(p.lanes_per_task, c.lanes - lane0); v += kLanes) {
       const int64_t lanes = std::min<int64_t>(kLanes, c.lanes - lane0 - v);
       const int64_t channel = g * c.lanes + lane0 + v;
       transform_sums<V>(p, task_sums + v, first, channels, from);
@@ -497,11 +497,11 @@ CONVBP_TARGET void weight_grad_tasks(const Winograd& p, View<const T> input, Vie
   const GatherConv& c = p.tap;
   const int64_t most_rows = p.whole(c.h.tile), most_columns = p.whole(c.w.tile);
   const int64_t most_pixels = c.batch_tile * most_rows * most_columns;
-  const int64_t task_blocks = divide_up(p.lanes_a_task, kBlock);
+  const int64_t task_blocks = divide_up(p.lanes_per_task, kBlock);
   const int64_t delta_stream = p.product_stream();
   const Scratch patch_block = Scratch::take<float>(
       ScratchName::kPatch,
-      patch_size(c, c.batch_tile, most_rows, most_columns, p.channels_a_task) + kLanes);
+      patch_size(c, c.batch_tile, most_rows, most_columns, p.channels_per_task) + kLanes);
   const Scratch source_block =
       Scratch::take<float>(ScratchName::kTransformed, p.form.source_points() * p.source_stream());
   const Scratch delta_block =
@@ -509,7 +509,7 @@ CONVBP_TARGET void weight_grad_tasks(const Winograd& p, View<const T> input, Vie
   const Scratch product_block =
       Scratch::take<float>(ScratchName::kProduct, task_blocks * kPoints * delta_stream);
   const Scratch sums_block =
-      Scratch::take<float>(ScratchName::kPartial, sums ? 0 : p.sums_a_task());
+      Scratch::take<float>(ScratchName::kPartial, sums ? 0 : p.sums_per_task());
   float* const patch = patch_block.data<float>();
   float* const transformed = source_block.data<float>();
   float* const packed_delta = delta_block.data<float>();
@@ -519,23 +519,23 @@ CONVBP_TARGET void weight_grad_tasks(const Winograd& p, View<const T> input, Vie
     const int64_t lane_task = task % p.lane_tasks();
     const int64_t channel_task = task / p.lane_tasks() % p.channel_tasks();
     const int64_t g = task / p.lane_tasks() / p.channel_tasks() % c.groups;
-    const int64_t chunk = task / p.tasks_a_chunk();
-    const int64_t k0 = channel_task * p.channels_a_task;
-    const int64_t channels = std::min(p.channels_a_task, c.reduce - k0);
-    const int64_t lane0 = lane_task * p.lanes_a_task;
-    const int64_t lanes = std::min(p.lanes_a_task, c.lanes - lane0);
-    float* const task_sums = sums ? sums + task * p.sums_a_task() : sums_block.data<float>();
+    const int64_t chunk = task / p.tasks_per_chunk();
+    const int64_t k0 = channel_task * p.channels_per_task;
+    const int64_t channels = std::min(p.channels_per_task, c.reduce - k0);
+    const int64_t lane0 = lane_task * p.lanes_per_task;
+    const int64_t lanes = std::min(p.lanes_per_task, c.lanes - lane0);
+    float* const task_sums = sums ? sums + task * p.sums_per_task() : sums_block.data<float>();
     float* const bias_sums = task_sums + p.bias_sums();
     const int64_t first = chunk * p.extents() / p.chunks;
     const int64_t last = (chunk + 1) * p.extents() / p.chunks;
     // The first extent's products begin the sums.
     float* const unset = first < last ? bias_sums : task_sums;
-    fill_zero(unset, task_sums + p.sums_a_task() - unset);
+    fill_zero(unset, task_sums + p.sums_per_task() - unset);
     for (int64_t extent = first; extent < last; ++extent) {
       const TileExtent e = tile_extent(c, extent / c.spatial_tiles(), extent % c.spatial_tiles());
       const TileExtent whole = whole_tiles(p, e);
       const int64_t tiles = whole.pixels() / (V::kOut * V::kOut);
-      pack_patch(c, whole, input, g * c.reduce + k0, channels, patch, p.channels_a_task);
+      pack_patch(c, whole, input, g * c.reduce + k0, channels, patch, p.channels_per_task);
       transform_input<V>(p, whole, patch, transformed);
       pack_delta<kBlock>(e, whole, delta, g * c.lanes + lane0, lanes, packed_delta);
 
@@ -550,16 +550,16 @@ CONVBP_TARGET void weight_grad_tasks(const Winograd& p, View<const T> input, Vie
         for (int x = 0; x < V::kTile; ++x)
           for (int64_t block = 0; block * kBlock < lanes; ++block) {
             const int64_t point = y * V::kTile + x;
-            const int64_t rows = (V::slots(y, x) - 1) * p.channels_a_task + channels;
+            const int64_t rows = (V::slots(y, x) - 1) * p.channels_per_task + channels;
             multiply_extent(rows, transformed + point * p.source_stream(), 1, p.pitch(),
                             transformed_delta + (block * kPoints + point) * delta_stream, tiles,
-                            task_sums + point * p.pitch() * p.lanes_a_task + block * kBlock,
-                            p.lanes_a_task);
+                            task_sums + point * p.pitch() * p.lanes_per_task + block * kBlock,
+                            p.lanes_per_task);
           }
     }
     if (!sums)
-      weight_grad_total<T, V>(p, task_sums, weight_grad, bias_grad, task * p.parts_a_task(),
-                              (task + 1) * p.parts_a_task());
+      weight_grad_total<T, V>(p, task_sums, weight_grad, bias_grad, task * p.parts_per_task(),
+                              (task + 1) * p.parts_per_task());
   }
 }
 

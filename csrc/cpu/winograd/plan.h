@@ -55,13 +55,13 @@ struct Winograd {
   int64_t most_tiles = 1;  // of a task
   // Source channels a task takes: all of a group, but for the weight gradient, whose sums of a task
   // should stay in the cache. Its chunks and lanes are as in direct::DirectWeightGrad.
-  int64_t channels_a_task = 1;
-  int64_t lanes_a_task = 1;
+  int64_t channels_per_task = 1;
+  int64_t lanes_per_task = 1;
   int64_t chunks = 1;
 
   static int64_t round_up(int64_t a, int64_t b) { return divide_up(a, b) * b; }
   // Numbers of a transformed tile at a point: [slot][channel].
-  int64_t pitch() const { return form.slots() * channels_a_task; }
+  int64_t pitch() const { return form.slots() * channels_per_task; }
   int64_t source_stream() const { return most_tiles * pitch() + kStreamPad; }
   int64_t product_stream() const { return most_tiles * tap.block + kStreamPad; }
   // Transformed filters of a lane block: [point][slot][channel][lane of the block].
@@ -70,16 +70,16 @@ struct Winograd {
   // An extent's rows and columns up to whole tiles.
   int64_t whole(int64_t count) const { return round_up(count, form.out); }
 
-  int64_t lane_tasks() const { return divide_up(tap.lanes, lanes_a_task); }
-  int64_t channel_tasks() const { return divide_up(tap.reduce, channels_a_task); }
+  int64_t lane_tasks() const { return divide_up(tap.lanes, lanes_per_task); }
+  int64_t channel_tasks() const { return divide_up(tap.reduce, channels_per_task); }
   int64_t extents() const { return tap.batch_tiles() * tap.spatial_tiles(); }
-  int64_t tasks_a_chunk() const { return tap.groups * channel_tasks() * lane_tasks(); }
-  int64_t tasks() const { return chunks * tasks_a_chunk(); }
+  int64_t tasks_per_chunk() const { return tap.groups * channel_tasks() * lane_tasks(); }
+  int64_t tasks() const { return chunks * tasks_per_chunk(); }
   // What is written of a task's share of the weight gradient, kTotalChannels at a time.
-  int64_t parts_a_task() const { return divide_up(channels_a_task, kTotalChannels); }
+  int64_t parts_per_task() const { return divide_up(channels_per_task, kTotalChannels); }
   // Sums of a task: [point][slot][channel][lane], then the bias gradient's lanes.
-  int64_t bias_sums() const { return form.result_points() * pitch() * lanes_a_task; }
-  int64_t sums_a_task() const { return bias_sums() + lanes_a_task; }
+  int64_t bias_sums() const { return form.result_points() * pitch() * lanes_per_task; }
+  int64_t sums_per_task() const { return bias_sums() + lanes_per_task; }
 };
 
 }  // namespace convbp::winograd

@@ -136,12 +136,12 @@ void choose_tiles(Winograd& p, const KernelTable<T>& kernels, int64_t channels, 
   GatherConv& c = p.tap;
   const int64_t out = p.form.out;
   c.block = kernels.vectors * p.lanes;
-  p.channels_a_task = balanced_tile(c.reduce, channels);
-  p.lanes_a_task = std::min(lanes, Winograd::round_up(c.lanes, c.block));
+  p.channels_per_task = balanced_tile(c.reduce, channels);
+  p.lanes_per_task = std::min(lanes, Winograd::round_up(c.lanes, c.block));
   const int64_t axis_points = p.form.points(p.form.source_phases);
-  const int64_t tile_bytes =
-      (axis_points * axis_points * p.channels_a_task + p.form.result_points() * p.lanes_a_task) *
-      static_cast<int64_t>(sizeof(float));
+  const int64_t tile_bytes = (axis_points * axis_points * p.channels_per_task +
+                              p.form.result_points() * p.lanes_per_task) *
+                             static_cast<int64_t>(sizeof(float));
   const int64_t most = std::clamp<int64_t>(kTaskBytes / tile_bytes, least_tiles, kMostTiles);
   const int64_t down = divide_up(c.h.count, out), across = divide_up(c.w.count, out);
   const int64_t columns = balanced_tile(across, std::min(across, most));
@@ -335,24 +335,25 @@ void conv2d_weight_grad(const ConvProblem& problem, View<const T> input, View<co
   const auto kernels = best_kernels<T>(p.form, p.tap.lanes);
   // With fewer tiles, sums would be brought into registers and back too often.
   choose_tiles(p, kernels, kWeightGradChannels, kWeightGradLanes, kMostTiles);
-  const int64_t bytes = p.tasks_a_chunk() * p.sums_a_task() * static_cast<int64_t>(sizeof(float));
+  const int64_t bytes =
+      p.tasks_per_chunk() * p.sums_per_task() * static_cast<int64_t>(sizeof(float));
   const int64_t chunks = std::clamp<int64_t>(
-      all_tiles(p) / kWeightGradChunkTiles, divide_up(kWeightGradLeastTasks, p.tasks_a_chunk()),
-      std::max<int64_t>(1, kWeightGradTasks / p.tasks_a_chunk()));
+      all_tiles(p) / kWeightGradChunkTiles, divide_up(kWeightGradLeastTasks, p.tasks_per_chunk()),
+      std::max<int64_t>(1, kWeightGradTasks / p.tasks_per_chunk()));
   p.chunks = std::max<int64_t>(1, std::min({p.extents(), chunks, kWeightGradBytes / bytes}));
 
   // Sums of a single chunk are made filters by their task: they need not leave the cache.
   const bool together = p.chunks > 1;
   const Scratch sums_block =
-      Scratch::take<float>(ScratchName::kWeight, together ? p.tasks() * p.sums_a_task() : 0);
+      Scratch::take<float>(ScratchName::kWeight, together ? p.tasks() * p.sums_per_task() : 0);
   float* const sums = together ? sums_block.data<float>() : nullptr;
   parallel_for(p.tasks(), [&](int64_t begin, int64_t end) {
     kernels.weight_grad(p, input, delta, sums, weight_grad, bias_grad, begin, end);
   });
   if (together)
-    parallel_for(p.tasks_a_chunk() * p.parts_a_task(), [&](int64_t begin, int64_t end) {
-      kernels.weight_grad_total(p, sums + begin / p.parts_a_task() * p.sums_a_task(), weight_grad,
-                                bias_grad, begin, end);
+    parallel_for(p.tasks_per_chunk() * p.parts_per_task(), [&](int64_t begin, int64_t end) {
+      kernels.weight_grad_total(p, sums + begin / p.parts_per_task() * p.sums_per_task(),
+                                weight_grad, bias_grad, begin, end);
     });
 }
 

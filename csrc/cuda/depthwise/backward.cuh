@@ -128,8 +128,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   filters.take(weight, first_channel, all_channels, false, thread, kThreads);
 
   A sum[taps * taps + 1][V] = {};  // the last is the bias
-  const int64_t end = std::min((blockIdx.y + 1) * pieces.lines_a_piece, pieces.lines);
-  for (int64_t line = blockIdx.y * pieces.lines_a_piece; line < end; ++line) {
+  const int64_t end = std::min((blockIdx.y + 1) * pieces.lines_per_piece, pieces.lines);
+  for (int64_t line = blockIdx.y * pieces.lines_per_piece; line < end; ++line) {
     const int64_t number = line * blockDim.z + slot;
     // A slot behind the last tile, a lane behind the last channel: no row is theirs.
     const bool is_there = number < tiles.count && c < all_channels;

@@ -9,19 +9,19 @@ namespace convbp::cuda::depthwise {
 
 // A piece is summed by one block of each group of channels, line by line.
 struct Pieces {
-  int64_t lines, lines_a_piece;
+  int64_t lines, lines_per_piece;
   int64_t count;
 };
 
 // The cut depends on the problem alone: so does the order of the sums. A piece has at least four
 // pixels for each tap, so that the partial sums are a small part of the traffic.
-inline Pieces cut(int64_t lines, int64_t pixels_a_line, int64_t taps, int64_t other_blocks) {
+inline Pieces cut(int64_t lines, int64_t pixels_per_line, int64_t taps, int64_t other_blocks) {
   constexpr int64_t kMost = 512, kBlocks = 2048;
   const int64_t most = std::clamp<int64_t>(kBlocks / other_blocks, 1, kMost);
   Pieces p{lines, 0, 0};
-  p.lines_a_piece =
-      std::max({int64_t{1}, divide_up(4 * taps, pixels_a_line), divide_up(lines, most)});
-  p.count = divide_up(lines, p.lines_a_piece);
+  p.lines_per_piece =
+      std::max({int64_t{1}, divide_up(4 * taps, pixels_per_line), divide_up(lines, most)});
+  p.count = divide_up(lines, p.lines_per_piece);
   return p;
 }
 

@@ -79,12 +79,12 @@ __global__ void __launch_bounds__(256, 1)
         for (int v = 0; v < V; ++v) sum[k][v] += d[p][v] * x[p * stride + k][v];
   };
   const int strip_count = S::count(along, length);
-  const int lines_a_sample = along_height ? strip_count : across.results;
-  const int64_t end = std::min((blockIdx.y + 1) * pieces.lines_a_piece, pieces.lines);
+  const int lines_per_sample = along_height ? strip_count : across.results;
+  const int64_t end = std::min((blockIdx.y + 1) * pieces.lines_per_piece, pieces.lines);
   if (there > 0)
-    for (int64_t line = blockIdx.y * pieces.lines_a_piece + slot; line < end; line += slots) {
-      const int64_t b = line / lines_a_sample;
-      const int at = static_cast<int>(line - b * lines_a_sample);
+    for (int64_t line = blockIdx.y * pieces.lines_per_piece + slot; line < end; line += slots) {
+      const int64_t b = line / lines_per_sample;
+      const int at = static_cast<int>(line - b * lines_per_sample);
       if constexpr (along_height)
         for (int q = lane; q < across.results; q += lanes) add(b, at, q);
       else
@@ -129,8 +129,8 @@ __global__ void __launch_bounds__(256, 1)
   const int lane = threadIdx.x;
   const int o = channels_innermost ? blockIdx.x * blockDim.x + lane : blockIdx.x;
   const int first = channels_innermost ? 0 : lane, step = channels_innermost ? 1 : blockDim.x;
-  const int64_t begin = blockIdx.y * pieces.lines_a_piece;
-  const int64_t end = std::min(begin + pieces.lines_a_piece, pieces.lines);
+  const int64_t begin = blockIdx.y * pieces.lines_per_piece;
+  const int64_t end = std::min(begin + pieces.lines_per_piece, pieces.lines);
   const int taps = height.taps * width.taps;
   for (int tap = threadIdx.y; tap <= taps; tap += blockDim.y) {
     const int r = tap / width.taps, s = tap % width.taps;

@@ -217,9 +217,9 @@ void conv2d_weight_grad(Context& context, const ConvProblem& p, View<const T> in
             const int64_t tiles = divide_up(pixels, S::kDepth);
             const int64_t blocks =
                 w.groups * divide_up(w.filters, S::kRows) * divide_up(w.columns, S::kColumns);
-            w.tiles_a_piece = static_cast<uint32_t>(std::clamp(
+            w.tiles_per_piece = static_cast<uint32_t>(std::clamp(
                 divide_up(tiles, divide_up(2 * kManyTiles, blocks)), kFewTiles, kMostTiles));
-            w.pieces = static_cast<int>(divide_up(tiles, w.tiles_a_piece));
+            w.pieces = static_cast<int>(divide_up(tiles, w.tiles_per_piece));
             w.by_pieces = divisor(w.pieces);
             w.walk =
                 Walk::of(WeightGradLoader<S>::kInputStep, w.axis[kHeight], w.axis[kWidth], w.input);

@@ -61,7 +61,7 @@ struct GemmWeightGrad {
   Divisor row_tiles, column_tiles;  // of a group's sums
   int pieces = 0;                   // of the pixels: none where there are none
   Divisor by_pieces;
-  uint32_t tiles_a_piece = 0;
+  uint32_t tiles_per_piece = 0;
   Walk walk;
 
   Accumulator<T>* partial = nullptr;       // [pieces, groups * filters, columns]
@@ -190,8 +190,8 @@ __global__ void __launch_bounds__(S::kThreads) weight_grad(GemmWeightGrad<typena
   const int piece = w.by_pieces.take(block), group = block;
 
   const int all_pixels = w.batch * w.axis[kHeight].results * w.axis[kWidth].results;
-  const int first_pixel = piece * w.tiles_a_piece * S::kDepth;
-  const int pixels = std::min<int>(all_pixels - first_pixel, w.tiles_a_piece * S::kDepth);
+  const int first_pixel = piece * w.tiles_per_piece * S::kDepth;
+  const int pixels = std::min<int>(all_pixels - first_pixel, w.tiles_per_piece * S::kDepth);
   const bool with_bias = w.bias_partial && first_column == 0 && S::warp_column() == 0;
 
   typename S::Sums sums;
