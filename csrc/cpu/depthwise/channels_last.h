@@ -368,13 +368,13 @@ CONVBP_TARGET void channels_last_tasks(const std::vector<Depthwise>& phases, Vie
 template <bool kInside, int kFirst, int kEnd, int kTaps, int kStep, int kApart, int kCount,
           typename T>
 CONVBP_INLINE void add_products(const Depthwise& d, const TapRow<T, T>& row, int64_t t,
-                                int64_t pixel, int64_t c, int64_t c0, int64_t room,
+                                int64_t pixel, int64_t c, int64_t c0, int64_t padded_size,
                                 const Vector<T> (&own)[kRowsTogether][kCount]) {
   Vector<T> acc[kRowsTogether][kTaps];
 #pragma GCC unroll 2
   for (int y = kFirst; y < kEnd; ++y)
 #pragma GCC unroll 8
-    for (int s = 0; s < kTaps; ++s) acc[y][s] = vector_at(row.filters[y] + c0 + s * room);
+    for (int s = 0; s < kTaps; ++s) acc[y][s] = vector_at(row.filters[y] + c0 + s * padded_size);
   const auto meet = [&](int i, int s, const Vector<T>& x) CONVBP_INLINE_LAMBDA {
 #pragma GCC unroll 2
     for (int y = kFirst; y < kEnd; ++y) acc[y][s] += x * own[y][i];
@@ -383,13 +383,13 @@ CONVBP_INLINE void add_products(const Depthwise& d, const TapRow<T, T>& row, int
 #pragma GCC unroll 2
   for (int y = kFirst; y < kEnd; ++y)
 #pragma GCC unroll 8
-    for (int s = 0; s < kTaps; ++s) vector_at(row.filters[y] + c0 + s * room) = acc[y][s];
+    for (int s = 0; s < kTaps; ++s) vector_at(row.filters[y] + c0 + s * padded_size) = acc[y][s];
 }
 
 // The same for any taps and step.
 template <int kCount, typename T>
 CONVBP_INLINE void add_any(const Depthwise& d, const TapRow<T, T>& row, int64_t t, int64_t pixel,
-                           int64_t c, int64_t c0, int64_t room,
+                           int64_t c, int64_t c0, int64_t padded_size,
                            const Vector<T> (&own)[kRowsTogether][kCount]) {
   for (int i = 0; i < kCount; ++i) {
     const TapRange s = taps_inside(d.w, t + i);
@@ -398,18 +398,18 @@ CONVBP_INLINE void add_any(const Depthwise& d, const TapRow<T, T>& row, int64_t 
 #pragma GCC unroll 2
       for (int y = 0; y < kRowsTogether; ++y)
         if (row.filters[y])
-          vector_at(row.filters[y] + c0 + tap * room) +=
+          vector_at(row.filters[y] + c0 + tap * padded_size) +=
               vector_at(from + d.w.offset[tap] * pixel) * own[y][i];
   }
 }
 
 // What `count_rows` rows of delta add to the sums of the weight gradient, of which a tap has
-// `room`; bias_sums are the bias gradient's.
+// `padded_size`; bias_sums are the bias gradient's.
 template <int kTaps, int kStep, int kApart, typename T>
 CONVBP_TARGET void add_rows(const Depthwise& d, int64_t count_rows,
                             const std::vector<TapRow<T, T>>& rows, const NextRows<T>& next,
                             int64_t pixel, const T* delta, int64_t delta_row, int64_t delta_pixel,
-                            int64_t c_begin, int64_t c_end, int64_t room, T* bias_sums) {
+                            int64_t c_begin, int64_t c_end, int64_t padded_size, T* bias_sums) {
   constexpr int kLanes = Simd<T>::kLanes;
   const auto add = [&](auto inside, auto count, int64_t t) CONVBP_TARGET {
     constexpr bool kInside = inside;
@@ -434,11 +434,11 @@ CONVBP_TARGET void add_rows(const Depthwise& d, int64_t count_rows,
       vector_at(bias_sums + c0) = bias;
       for (const TapRow<T, T>& row : rows)
         if constexpr (kTaps == 0)
-          add_any<kCount, T>(d, row, t, pixel, c, c0, room, own);
+          add_any<kCount, T>(d, row, t, pixel, c, c0, padded_size, own);
         else
           with_rows(row, [&](auto first, auto end) CONVBP_INLINE_LAMBDA {
-            add_products<kInside, first, end, kTaps, kStep, kApart, kCount, T>(d, row, t, pixel, c,
-                                                                               c0, room, own);
+            add_products<kInside, first, end, kTaps, kStep, kApart, kCount, T>(
+                d, row, t, pixel, c, c0, padded_size, own);
           });
     }
   };
@@ -462,14 +462,14 @@ CONVBP_TARGET void channels_last_weight_grad(const DepthwiseWeightGrad& p, View<
                                              int64_t end) {
   const Depthwise& d = p.conv;
   const auto add = function_for<AddRows<T>>(d.w);
-  const int64_t room = p.room();
+  const int64_t padded_size = p.padded_size();
   std::vector<TapRow<T, T>> rows;
   for (int64_t task = begin; task < end; ++task) {
     const int64_t chunk = task / p.parts(), c0 = task % p.parts() * p.channels_per_part;
-    const int64_t c1 = std::min(c0 + p.channels_per_part, room);
+    const int64_t c1 = std::min(c0 + p.channels_per_part, padded_size);
     T* const of_chunk = sums + chunk * p.sums_per_chunk();
     for (int64_t tap = 0; tap <= d.taps(); ++tap)
-      std::fill(of_chunk + tap * room + c0, of_chunk + tap * room + c1, T(0));
+      std::fill(of_chunk + tap * padded_size + c0, of_chunk + tap * padded_size + c1, T(0));
     const int64_t lines = d.batch * d.h.count, end_line = (chunk + 1) * lines / p.chunks;
     for (int64_t line = chunk * lines / p.chunks; line < end_line;) {
       const int64_t b = line / d.h.count, h = line % d.h.count;
@@ -477,10 +477,10 @@ CONVBP_TARGET void channels_last_weight_grad(const DepthwiseWeightGrad& p, View<
           std::min<int64_t>(kRowsTogether, std::min(end_line - line, d.h.count - h));
       meet_rows(
           d.h, h, count, [&](int64_t i) { return &input.at(b, 0, i, 0); },
-          [&](int64_t tap) { return of_chunk + tap * d.w.tap_count() * room; }, rows);
+          [&](int64_t tap) { return of_chunk + tap * d.w.tap_count() * padded_size; }, rows);
       add(d, count, rows, NextRows<T>(d.h, h, count, &input.at(b, 0, 0, 0), input.stride[2]),
-          input.stride[3], &delta.at(b, 0, h, 0), delta.stride[2], delta.stride[3], c0, c1, room,
-          of_chunk + d.taps() * room);
+          input.stride[3], &delta.at(b, 0, h, 0), delta.stride[2], delta.stride[3], c0, c1,
+          padded_size, of_chunk + d.taps() * padded_size);
       line += count;
     }
   }

@@ -153,8 +153,8 @@ inline ConvAxis axis_of_all(const std::vector<Depthwise>& phases, ConvAxis Depth
 // A row of the result from its phases' sums, which are `apart`: phase i has every spacing-th number
 // from i on.
 template <typename T>
-CONVBP_INLINE void weave(const T* sums, int64_t apart, const Depthwise* phases, int64_t count,
-                         T* __restrict to) {
+CONVBP_INLINE void interleave(const T* sums, int64_t apart, const Depthwise* phases, int64_t count,
+                              T* __restrict to) {
   const int64_t spacing = phases->w.spacing;
   if (spacing == 1) {
     copy_numbers(sums, phases->w.count, to);
@@ -186,12 +186,12 @@ CONVBP_TARGET void nchw_tasks(const std::vector<Depthwise>& phases, View<const T
   const Scratch copy_block = Scratch::take<T>(ScratchName::kPatch, size);
   T* const copied = copy_block.template data<T>();
   fill_zero(copied, size);
-  // Phases of the same rows, whose sums are woven together.
+  // Phases of the same rows, whose sums are interleaved together.
   int64_t across = 0;
   while (across < static_cast<int64_t>(phases.size()) && phases[across].h.first == first.h.first)
     ++across;
-  const int64_t room = copy.positions(first.band) + kMostVectors * kLanes;
-  const Scratch sums_block = Scratch::take<T>(ScratchName::kPixels, across * room);
+  const int64_t padded_size = copy.positions(first.band) + kMostVectors * kLanes;
+  const Scratch sums_block = Scratch::take<T>(ScratchName::kPixels, across * padded_size);
   T* const sums = sums_block.template data<T>();
   std::vector<std::vector<int64_t>> places;
   for (const Depthwise& d : phases) places.push_back(copy.places(d.h, d.w));
@@ -212,7 +212,7 @@ CONVBP_TARGET void nchw_tasks(const std::vector<Depthwise>& phases, View<const T
       phase_filters += d.taps() * d.channels;
       const int64_t h1 = std::min(h0 + first.band, d.h.count), rows = h1 - h0;
       if (rows <= 0) continue;  // the first phase has a band more
-      T* const to = sums + phase % across * room;
+      T* const to = sums + phase % across * padded_size;
       if (all_finite(own, d.taps())) {
         const int64_t positions = copy.positions(rows);
         for (int64_t q = 0; q < positions;) {
@@ -228,22 +228,23 @@ CONVBP_TARGET void nchw_tasks(const std::vector<Depthwise>& phases, View<const T
       }
       if (phase % across + 1 < static_cast<size_t>(across)) continue;
 
-      const Depthwise* const woven = &phases[phase + 1 - across];
+      const Depthwise* const interleaved = &phases[phase + 1 - across];
       const auto put = [&](T* data) CONVBP_TARGET {
         for (int64_t h = 0; h < rows; ++h) {
           T* const row = data + b * result.stride[0] + c * result.stride[1] +
                          (d.h.first + (h0 + h) * d.h.spacing) * result.stride[2];
           if (c + 1 < d.channels)
             prefetch<1>(row + result.stride[1], kLine<T>,
-                        divide_up(woven->w.count * d.w.spacing, kLine<T>));
-          weave(sums + h * copy.pitch, room, woven, across, row);
+                        divide_up(interleaved->w.count * d.w.spacing, kLine<T>));
+          interleave(sums + h * copy.pitch, padded_size, interleaved, across, row);
         }
       };
       if (epilogue.pre_activation) put(epilogue.pre_activation);
       if (epilogue.activation.functions)
         for (int64_t i = 0; i < across; ++i)
           for (int64_t h = 0; h < rows; ++h)
-            epilogue.activation.apply(sums + i * room + h * copy.pitch, woven[i].w.count);
+            epilogue.activation.apply(sums + i * padded_size + h * copy.pitch,
+                                      interleaved[i].w.count);
       put(result.data);
     }
   }

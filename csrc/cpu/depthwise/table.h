@@ -38,12 +38,12 @@ struct DepthwiseWeightGrad {
   int64_t lanes = 1;
 
   int64_t parts() const { return divide_up(conv.channels, channels_per_part); }
-  int64_t room() const { return divide_up(conv.channels, lanes) * lanes; }
-  int64_t sums_per_chunk() const { return (conv.taps() + 1) * room(); }
+  int64_t padded_size() const { return divide_up(conv.channels, lanes) * lanes; }
+  int64_t sums_per_chunk() const { return (conv.taps() + 1) * padded_size(); }
   int64_t place(int64_t channel, int64_t tap) const {
     if (!channels_last) return channel * (conv.taps() + 1) + tap;
     const bool last = channel >= conv.channels / lanes * lanes;
-    return tap * room() + (last ? channel + room() - conv.channels : channel);
+    return tap * padded_size() + (last ? channel + padded_size() - conv.channels : channel);
   }
 };
 

@@ -178,7 +178,7 @@ CONVBP_TARGET void transposed_weight_grad(const DepthwiseWeightGrad& p, View<con
   Depthwise d = p.conv;
   d.channels = kLanes;
   const auto add = function_for<AddRows<T>>(d.w);
-  const int64_t room = p.room(), row_size = d.w.source_size * kLanes;
+  const int64_t padded_size = p.padded_size(), row_size = d.w.source_size * kLanes;
   const int64_t delta_row = d.w.count * kLanes;
   const int64_t reach = d.h.offset.empty() ? 0 : d.h.dense_rows(d.band);
   const Scratch patch_block = Scratch::take<T>(ScratchName::kPatch, reach * row_size);
@@ -190,7 +190,7 @@ CONVBP_TARGET void transposed_weight_grad(const DepthwiseWeightGrad& p, View<con
     const int64_t chunk = task / p.parts(), lane0 = task % p.parts() * kLanes;
     const int64_t channel = std::min(lane0, p.conv.channels - kLanes);
     T* const to = sums + chunk * p.sums_per_chunk() + lane0;
-    for (int64_t tap = 0; tap <= d.taps(); ++tap) std::fill_n(to + tap * room, kLanes, T(0));
+    for (int64_t tap = 0; tap <= d.taps(); ++tap) std::fill_n(to + tap * padded_size, kLanes, T(0));
     for (int64_t b = chunk * d.batch / p.chunks; b < (chunk + 1) * d.batch / p.chunks; ++b)
       for (int64_t h0 = 0; h0 < d.h.count; h0 += d.band) {
         const int64_t h1 = std::min(h0 + d.band, d.h.count);
@@ -203,9 +203,9 @@ CONVBP_TARGET void transposed_weight_grad(const DepthwiseWeightGrad& p, View<con
           const int64_t count = std::min<int64_t>(kRowsTogether, h1 - h);
           meet_rows(
               d.h, h, count, [&](int64_t i) { return patch + (i - row0) * row_size; },
-              [&](int64_t tap) { return to + tap * d.w.tap_count() * room; }, rows);
+              [&](int64_t tap) { return to + tap * d.w.tap_count() * padded_size; }, rows);
           add(d, count, rows, NextRows<T>(), kLanes, own + (h - h0) * delta_row, delta_row, kLanes,
-              0, kLanes, room, to + d.taps() * room);
+              0, kLanes, padded_size, to + d.taps() * padded_size);
         }
       }
   }
