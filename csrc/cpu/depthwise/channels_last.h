@@ -222,8 +222,8 @@ CONVBP_INLINE void gather(const Depthwise& d, const TapRow<T>& row, int64_t t, i
 // A vector of channels from c on of neighbouring pixels, which are `apart`. What goes past the
 // caches is gathered in `lines` until there are whole ones: half a line costs as much as one.
 template <int kCount, typename T>
-CONVBP_INLINE void put_pixels(const Vector<T> (&values)[kCount], int64_t c, T* lines, int64_t apart,
-                              T* to) {
+CONVBP_INLINE void store_pixels(const Vector<T> (&values)[kCount], int64_t c, T* lines,
+                                int64_t apart, T* to) {
   constexpr int kLanes = Simd<T>::kLanes;
   if (!lines) {
 #pragma GCC unroll 8
@@ -282,8 +282,8 @@ CONVBP_TARGET void channels_last_rows(const Depthwise& d, int64_t count_rows,
         if (y >= count_rows) break;
         const int64_t to = at + y * rows_apart;
         if (epilogue.pre_activation)
-          put_pixels<kCount, T>(sums[y], c, d.streamed ? lines[y][0] : nullptr, apart,
-                                epilogue.pre_activation + to);
+          store_pixels<kCount, T>(sums[y], c, d.streamed ? lines[y][0] : nullptr, apart,
+                                  epilogue.pre_activation + to);
         if (epilogue.activation.functions) {
           T values[kCount * kLanes];
 #pragma GCC unroll 8
@@ -292,8 +292,8 @@ CONVBP_TARGET void channels_last_rows(const Depthwise& d, int64_t count_rows,
 #pragma GCC unroll 8
           for (int i = 0; i < kCount; ++i) sums[y][i] = vector_at(values + i * kLanes);
         }
-        put_pixels<kCount, T>(sums[y], c, d.streamed ? lines[y][1] : nullptr, apart,
-                              result.data + to);
+        store_pixels<kCount, T>(sums[y], c, d.streamed ? lines[y][1] : nullptr, apart,
+                                result.data + to);
       }
     }
   };

@@ -229,7 +229,7 @@ CONVBP_TARGET void nchw_tasks(const std::vector<Depthwise>& phases, View<const T
       if (phase % across + 1 < static_cast<size_t>(across)) continue;
 
       const Depthwise* const interleaved = &phases[phase + 1 - across];
-      const auto put = [&](T* data) CONVBP_TARGET {
+      const auto store_to = [&](T* data) CONVBP_TARGET {
         for (int64_t h = 0; h < rows; ++h) {
           T* const row = data + b * result.stride[0] + c * result.stride[1] +
                          (d.h.first + (h0 + h) * d.h.spacing) * result.stride[2];
@@ -239,13 +239,13 @@ CONVBP_TARGET void nchw_tasks(const std::vector<Depthwise>& phases, View<const T
           interleave(sums + h * copy.pitch, padded_size, interleaved, across, row);
         }
       };
-      if (epilogue.pre_activation) put(epilogue.pre_activation);
+      if (epilogue.pre_activation) store_to(epilogue.pre_activation);
       if (epilogue.activation.functions)
         for (int64_t i = 0; i < across; ++i)
           for (int64_t h = 0; h < rows; ++h)
             epilogue.activation.apply(sums + i * padded_size + h * copy.pitch,
                                       interleaved[i].w.count);
-      put(result.data);
+      store_to(result.data);
     }
   }
 }

@@ -154,7 +154,7 @@ CONVBP_TARGET void transposed_tasks(const std::vector<Depthwise>& phases, int64_
       phase_filters += d.taps() * kLanes;
     }
 
-    const auto put = [&](T* data) CONVBP_TARGET {
+    const auto store_to = [&](T* data) CONVBP_TARGET {
       T* const at = data + b * result.stride[0] + channel * result.stride[1] +
                     h0 * first.h.spacing * result.stride[2];
       runs_of_pixels(results, columns, result.stride[2],
@@ -163,9 +163,9 @@ CONVBP_TARGET void transposed_tasks(const std::vector<Depthwise>& phases, int64_
                                           at + row * result.stride[2], result.stride[1]);
                      });
     };
-    if (epilogue.pre_activation) put(epilogue.pre_activation);
+    if (epilogue.pre_activation) store_to(epilogue.pre_activation);
     epilogue.activation.apply(transposed, results * to.stride[2]);
-    put(result.data);
+    store_to(result.data);
   }
 }
 

@@ -267,11 +267,11 @@ CONVBP_TARGET void gather_conv_tasks(const DirectConv& conv, View<const T> sourc
       tile_function<SumPixels<kProduct, Acc, kHalves>, kTileRows>(count)(
           runs[phase], patch, pixels, weight, &bias[block * kBlock], at);
       if (at[0] != sums[0]) return;
-      const auto put = [&](T* data) CONVBP_TARGET {
+      const auto store_to = [&](T* data) CONVBP_TARGET {
         for (int64_t i = 0; i < count; ++i)
           store_lanes<kHalves>(sums[i], lanes, data + to + pixels[i].in_result);
       };
-      if (epilogue.pre_activation) put(epilogue.pre_activation);
+      if (epilogue.pre_activation) store_to(epilogue.pre_activation);
       epilogue.activation.apply(&sums[0][0], count * kBlock);
       if constexpr (std::is_same_v<T, float>)
         if (conv.streamed && lanes == kBlock) {
@@ -280,7 +280,7 @@ CONVBP_TARGET void gather_conv_tasks(const DirectConv& conv, View<const T> sourc
               stream(vector_at(sums[i] + v), result.data + to + pixels[i].in_result + v);
           return;
         }
-      put(result.data);
+      store_to(result.data);
     };
     const int64_t last_block = std::min(c.blocks(), (split + 1) * blocks_per_task);
     for (int64_t block0 = split * blocks_per_task; block0 < last_block; block0 += blocks_at_once) {
@@ -296,7 +296,7 @@ CONVBP_TARGET void gather_conv_tasks(const DirectConv& conv, View<const T> sourc
       }
       if (by_rows) {
         const int64_t lanes = std::min<int64_t>(kBlock, c.result_channels(g) - block0 * kBlock);
-        const auto put = [&](T* data) CONVBP_TARGET {
+        const auto store_to = [&](T* data) CONVBP_TARGET {
           data += result_at + block0 * kBlock * result.stride[1];
           for (int64_t b = 0; b < e.images; ++b)
             for (int64_t row = 0; row < rows; ++row)
@@ -304,9 +304,9 @@ CONVBP_TARGET void gather_conv_tasks(const DirectConv& conv, View<const T> sourc
                          columns, data + b * result.stride[0] + row * result.stride[2],
                          result.stride[1], result.stride[3]);
         };
-        if (epilogue.pre_activation) put(epilogue.pre_activation);
+        if (epilogue.pre_activation) store_to(epilogue.pre_activation);
         epilogue.activation.apply(waiting, e.images * rows * columns * kBlock);
-        put(result.data);
+        store_to(result.data);
       }
     }
   }

@@ -187,7 +187,7 @@ CONVBP_TARGET void plane_tasks(const DirectConv& conv, View<const T> source, con
             sum_planes<kOut>(taps, from, p.channel(), c.reduce, weight, bias, to,
                              in_place ? result.stride[1] : kVectors * kLanes);
             if (in_place) continue;
-            const auto put = [&](T* result_data) CONVBP_TARGET {
+            const auto store_to = [&](T* result_data) CONVBP_TARGET {
               for (int64_t i = 0; i < channels; ++i)
                 for (int v = 0; v < kVectors; ++v) {
                   T* const to = result_data + at[v] + i * result.stride[1];
@@ -200,9 +200,9 @@ CONVBP_TARGET void plane_tasks(const DirectConv& conv, View<const T> source, con
                   for (int64_t j = 0; j < width; ++j) to[j * column_step] = store<T>(sum[j]);
                 }
             };
-            if (epilogue.pre_activation) put(epilogue.pre_activation);
+            if (epilogue.pre_activation) store_to(epilogue.pre_activation);
             epilogue.activation.apply(&sums[0][0], kOut * kVectors * kLanes);
-            put(result.data);
+            store_to(result.data);
           }
           weight += conv.packed_phase_size(phase);
         }

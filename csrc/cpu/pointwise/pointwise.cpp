@@ -85,7 +85,7 @@ class FilterMatrix {
     return {block_.template data<Number>(), {size(), 1, 0, 0}};
   }
   // What was written into the matrix, to the filters.
-  void put() const {
+  void store() const {
     if (!in_place_) copy([](T& filter, const Number& computed) { filter = computed; });
   }
 
@@ -248,7 +248,7 @@ void conv2d_weight_grad(const ConvProblem& c, View<const T> input, View<const T>
   parallel_for(p.parts(), [&](int64_t begin, int64_t end) {
     kernels.finish(p, sums, matrix.view(), bias_grad, begin, end);
   });
-  matrix.put();
+  matrix.store();
 }
 
 CONVBP_INSTANTIATE_OPERATORS(float)
