@@ -1,4 +1,4 @@
-// Planning of the grouped algorithm: bundles of groups, tiles, tasks. Kernels are in kernel.h.
+// Planning of the grouped algorithm: blocks of groups, tiles, tasks. Kernels are in kernel.h.
 #include "cpu/grouped/grouped.h"
 
 #include <algorithm>
@@ -26,19 +26,19 @@ KernelTable<T> best_kernels() {
   return CONVBP_IN_BEST_ISA(kernels<T>());
 }
 
-int64_t groups_together(const ConvProblem& p, int64_t vector) {
+int64_t groups_per_block(const ConvProblem& p, int64_t vector) {
   const int64_t most = vector / std::max(p.in_channels, p.out_channels);
   return std::clamp<int64_t>(most, 1, p.groups);
 }
 
-// For so many result channels a group. Those of a group that is a bundle of its own leave lanes
-// empty: where half a vector holds them, vectors of half the size do.
+// For so many result channels a group. Those of a group that is a group block of its own leave
+// lanes empty: where half a vector holds them, vectors of half the size do.
 template <typename T>
 KernelTable<T> kernels_for(const ConvProblem& p, int64_t lanes) {
   const KernelTable<T> best = best_kernels<T>();
 #if defined(__x86_64__)
   const int64_t vector = best.vector_bytes / static_cast<int64_t>(sizeof(T));
-  if (best.vector_bytes == 64 && groups_together(p, vector) == 1 && lanes <= vector / 2)
+  if (best.vector_bytes == 64 && groups_per_block(p, vector) == 1 && lanes <= vector / 2)
     return avx2::kernels<T>();
 #endif
   return best;
@@ -57,7 +57,7 @@ Grouped plan(const ConvProblem& p, ConvAxis h, ConvAxis w, int64_t reduce, int64
   c.channels = p.groups * lanes;
   c.h = std::move(h);
   c.w = std::move(w);
-  g.together = groups_together(p, c.block);
+  g.groups_per_block = groups_per_block(p, c.block);
 
   const auto fits = [&](int64_t rows, int64_t columns) {
     const int64_t patch = c.h.dense_rows(rows) * c.w.dense_rows(columns) * g.pitch();
@@ -78,11 +78,12 @@ void pack_filters(const Grouped& g, View<const T> weight, int64_t group, int lan
                   T* to, int64_t begin, int64_t end) {
   const GatherConv& c = g.tap;
   for (int64_t vector = begin; vector < end; ++vector) {
-    const int64_t bundle = vector / g.vectors(), lane0 = vector % g.vectors() * c.block;
+    const int64_t group_block = vector / g.vectors(), lane0 = vector % g.vectors() * c.block;
     T* const filters = to + vector * g.filters_size();
     for (int64_t l = 0; l < c.block; ++l) {
-      const bool exists = l < g.lanes_of(bundle, vector % g.vectors());
-      const T* const from = weight.data + (bundle * g.together + (lane0 + l) / c.lanes) * group +
+      const bool exists = l < g.lanes_of(group_block, vector % g.vectors());
+      const T* const from = weight.data +
+                            (group_block * g.groups_per_block + (lane0 + l) / c.lanes) * group +
                             (lane0 + l) % c.lanes * weight.stride[lane];
       int64_t row = 0;
       for (const int64_t r : c.h.taps)
@@ -100,15 +101,15 @@ template <typename T>
 void run(const ConvProblem& p, Grouped g, const KernelTable<T>& kernels, View<const T> source,
          View<const T> weight, int lane, int reduce, const Epilogue<T>& epilogue, View<T> result) {
   GatherConv& c = g.tap;
-  while (g.tiles() * g.bundles() < 3 * thread_count() && c.h.tile > kTileRows)
+  while (g.tiles() * g.group_blocks() < 3 * thread_count() && c.h.tile > kTileRows)
     c.h.tile = divide_up(c.h.tile, 2);
-  const int64_t vectors = g.bundles() * g.vectors();
+  const int64_t vectors = g.group_blocks() * g.vectors();
   const Scratch filter_block = Scratch::take<T>(ScratchName::kWeight, vectors * g.filters_size());
   T* const filters = filter_block.template data<T>();
   parallel_for(vectors, [&](int64_t begin, int64_t end) {
     pack_filters(g, weight, p.out_channels * weight.stride[0], lane, reduce, filters, begin, end);
   });
-  parallel_for(g.tiles() * g.bundles(), [&](int64_t begin, int64_t end) {
+  parallel_for(g.tiles() * g.group_blocks(), [&](int64_t begin, int64_t end) {
     kernels.gather_conv(g, source, filters, epilogue, result, begin, end);
   });
 }
@@ -123,7 +124,7 @@ bool is_profitable(const ConvProblem& p, int64_t element_bytes) {
     // Rows between the taps would be copied too.
     if (p.dilation[axis] > 2 || p.stride[axis] > p.kernel[axis]) return false;
   const auto kernels = best_kernels<float>();
-  return groups_together(p, kernels.vector_bytes / element_bytes) == 1 || kernels.permutes;
+  return groups_per_block(p, kernels.vector_bytes / element_bytes) == 1 || kernels.permutes;
 }
 
 template <typename T>
@@ -156,22 +157,22 @@ void conv2d_weight_grad(const ConvProblem& p, View<const T> input, View<const T>
   g.chunks =
       std::clamp<int64_t>(kWeightGradBytes / (g.sums_per_chunk() * static_cast<int64_t>(sizeof(T))),
                           1, std::clamp<int64_t>(g.tiles(), 1, kWeightGradTasks));
-  g.bundles_per_task =
-      divide_up(g.bundles(), std::min(g.bundles(), divide_up(kWeightGradTasks, g.chunks)));
+  g.group_blocks_per_task = divide_up(
+      g.group_blocks(), std::min(g.group_blocks(), divide_up(kWeightGradTasks, g.chunks)));
   const Scratch sums_block = Scratch::take<T>(ScratchName::kPartial, g.chunks * g.sums_per_chunk());
   T* const sums = sums_block.template data<T>();
-  parallel_for(g.chunks * g.bundle_tasks(), [&](int64_t begin, int64_t end) {
+  parallel_for(g.chunks * g.group_block_tasks(), [&](int64_t begin, int64_t end) {
     kernels.weight_grad(g, input, delta, sums, begin, end);
   });
 
   // The chunks' sums, added in their order.
-  const int64_t of_bundle = g.together * c.lanes;
+  const int64_t of_group_block = g.groups_per_block * c.lanes;
   parallel_for(c.channels, [&](int64_t begin, int64_t end) {
     for (int64_t o = begin; o < end; ++o) {
-      const int64_t lane = o % of_bundle;
-      const T* const first = sums +
-                             (o / of_bundle * g.vectors() + lane / c.block) * g.sums_per_vector() +
-                             lane % c.block;
+      const int64_t lane = o % of_group_block;
+      const T* const first =
+          sums + (o / of_group_block * g.vectors() + lane / c.block) * g.sums_per_vector() +
+          lane % c.block;
       int64_t row = 0;
       const auto next_total = [&] {
         const T* from = first + row++ * c.block;

@@ -1,16 +1,16 @@
 // The grouped kernels. Included once per instruction set, as register_tile.h.
 //
-// What is computed stands in cpu/reference/conv2d.h. Lanes are the result channels of a bundle:
-// several groups, or one. Lane l needs channel k of its own group, so a source pixel is permuted,
-// once for each k, to have it there (no lane ever meets another group's numbers); where the bundle
-// is one group, that is a broadcast.
+// What is computed stands in cpu/reference/conv2d.h. Lanes are the result channels of a group
+// block: several groups, or one. Lane l needs channel k of its own group, so a source pixel is
+// permuted, once for each k, to have it there (no lane ever meets another group's numbers); where
+// the group block is one group, that is a broadcast.
 //
 //   gather conv      a run of pixels in registers; a permuted pixel serves three taps of a row
 //   weight gradient  accumulators are three taps of a row by channels of the sum
 //
-// A tile's patch of one bundle fits into the first-level cache; what comes next is asked for while
-// it is computed. The loops alone reach 97 % of peak, with 8 channels a group and memory 60 % (Zen
-// 4, 2 cores: 140 GF/s; with 4 channels, where half the time is memory's, 120 GF/s).
+// A tile's patch of one group block fits into the first-level cache; what comes next is asked for
+// while it is computed. The loops alone reach 97 % of peak, with 8 channels a group and memory 60 %
+// (Zen 4, 2 cores: 140 GF/s; with 4 channels, where half the time is memory's, 120 GF/s).
 
 #include <algorithm>
 #include <cstdint>
@@ -35,7 +35,7 @@ using Vector = typename Simd<T>::Vector;
 constexpr int kMostRun = CONVBP_VECTOR_BYTES == 64 ? 16 : 10;
 constexpr int kMostDepth = CONVBP_VECTOR_BYTES == 64 ? 4 : 2;
 
-// Is there an instruction that permutes the lanes of a vector? Else a bundle is one group.
+// Is there an instruction that permutes the lanes of a vector? Else a group block is one group.
 constexpr bool kPermutes = CONVBP_VECTOR_BYTES >= 32;
 
 // Lane numbers.
@@ -78,14 +78,14 @@ CONVBP_TARGET void copy_pixels(const T* from, int64_t from_x, T* to, int64_t to_
     for (int64_t x = 0; x < pixels; ++x) copy_few(from + x * from_x, to + x * to_x, channels);
 }
 
-// What the tile `e` reads of a bundle: [patch row][patch column][channel]. Channels that do not
-// exist are left as they are: what is made of them is stored nowhere.
+// What the tile `e` reads of a group block: [patch row][patch column][channel]. Channels that do
+// not exist are left as they are: what is made of them is stored nowhere.
 template <typename T>
-CONVBP_TARGET void pack_bundle(const Grouped& g, const TileExtent& e, View<const T> source,
-                               int64_t bundle, T* patch) {
+CONVBP_TARGET void pack_group_block(const Grouped& g, const TileExtent& e, View<const T> source,
+                                    int64_t group_block, T* patch) {
   const GatherConv& c = g.tap;
   const int64_t rows = c.h.patch_rows(e.rows), columns = c.w.patch_rows(e.columns);
-  const int64_t pitch = g.pitch(), channels = g.groups_of(bundle) * c.reduce;
+  const int64_t pitch = g.pitch(), channels = g.groups_of(group_block) * c.reduce;
   const int64_t i0 = c.h.source_position(0, e.h0), j0 = c.w.source_position(0, e.w0);
   const int64_t left = std::min(columns, std::max<int64_t>(0, -j0));
   const int64_t right = std::max(left, std::min(columns, c.w.source_size - j0));
@@ -97,7 +97,8 @@ CONVBP_TARGET void pack_bundle(const Grouped& g, const TileExtent& e, View<const
     }
     fill_zero(patch, left * pitch);
     fill_zero(patch + right * pitch, (columns - right) * pitch);
-    const T* const from = &source.at(e.b0, bundle * g.together * c.reduce, i, j0 + left);
+    const T* const from =
+        &source.at(e.b0, group_block * g.groups_per_block * c.reduce, i, j0 + left);
     if (source.stride[1] == 1)
       copy_pixels(from, source.stride[3], patch + left * pitch, pitch, channels, right - left);
     else
@@ -108,13 +109,13 @@ CONVBP_TARGET void pack_bundle(const Grouped& g, const TileExtent& e, View<const
 
 // A vector of lanes of a tile's results, [pixel][lane], to or from a tensor.
 template <bool kToTensor, typename T, typename Tensor>
-CONVBP_TARGET void copy_results(const Grouped& g, const TileExtent& e, int64_t bundle,
+CONVBP_TARGET void copy_results(const Grouped& g, const TileExtent& e, int64_t group_block,
                                 int64_t vector, Tensor* tensor, const int64_t* stride, T* results) {
   constexpr int kLanes = Simd<T>::kLanes;
   const GatherConv& c = g.tap;
-  const int64_t lanes = g.lanes_of(bundle, vector);
+  const int64_t lanes = g.lanes_of(group_block, vector);
   const int64_t down = c.h.spacing * stride[2], across = c.w.spacing * stride[3];
-  tensor += g.result_place(e.b0, e.h0, e.w0, bundle, vector, stride);
+  tensor += g.result_place(e.b0, e.h0, e.w0, group_block, vector, stride);
   // Rows that lie one behind the other are one.
   const bool one = down == e.columns * across;
   const int64_t rows = one ? 1 : e.rows, columns = one ? e.rows * e.columns : e.columns;
@@ -133,8 +134,8 @@ CONVBP_TARGET void copy_results(const Grouped& g, const TileExtent& e, int64_t b
   }
 }
 
-// Asks for a row of pixels that will be read or written soon: a bundle's pieces of memory are too
-// short for the processor to foresee the next one.
+// Asks for a row of pixels that will be read or written soon: a group block's pieces of memory are
+// too short for the processor to foresee the next one.
 template <bool kWrite, typename T>
 CONVBP_INLINE void prefetch_row(const T* row, int64_t channels, int64_t stride_c, int64_t columns,
                                 int64_t stride_x) {
@@ -150,7 +151,7 @@ CONVBP_INLINE void prefetch_row(const T* row, int64_t channels, int64_t stride_c
 // The source rows of a tile that are its `part`th of `parts`.
 template <typename T>
 CONVBP_INLINE void prefetch_source(const Grouped& g, const TileExtent& e, View<const T> source,
-                                   int64_t bundle, int64_t part, int64_t parts) {
+                                   int64_t group_block, int64_t part, int64_t parts) {
   const GatherConv& c = g.tap;
   const int64_t rows = c.h.patch_rows(e.rows);
   const int64_t i0 = c.h.source_position(0, e.h0);
@@ -159,8 +160,8 @@ CONVBP_INLINE void prefetch_source(const Grouped& g, const TileExtent& e, View<c
   for (int64_t row = part * rows / parts; row < (part + 1) * rows / parts; ++row) {
     const int64_t i = i0 + row;
     if (i >= 0 && i < c.h.source_size && columns > 0)
-      prefetch_row<false>(&source.at(e.b0, bundle * g.together * c.reduce, i, j),
-                          g.groups_of(bundle) * c.reduce, source.stride[1], columns,
+      prefetch_row<false>(&source.at(e.b0, group_block * g.groups_per_block * c.reduce, i, j),
+                          g.groups_of(group_block) * c.reduce, source.stride[1], columns,
                           source.stride[3]);
   }
 }
@@ -260,46 +261,47 @@ CONVBP_TARGET void gather_conv_tasks_of(const Grouped& g, View<const T> source, 
   // Results to store at a time: a run, or of planes some whole cache lines.
   const int64_t rows_at_once = result.stride[1] == 1 ? 1 : divide_up(64, c.w.tile);
   const auto extent = [&](int64_t task) {
-    const int64_t tile = task / g.bundles();
+    const int64_t tile = task / g.group_blocks();
     return tile_extent(c, tile / c.spatial_tiles(), tile % c.spatial_tiles());
   };
 
   for (int64_t task = begin; task < end; ++task) {
-    const int64_t bundle = task % g.bundles(), next = std::min(task + 1, end - 1);
+    const int64_t group_block = task % g.group_blocks(), next = std::min(task + 1, end - 1);
     const TileExtent e = extent(task), e_next = extent(next);
     const int64_t patch_columns = c.w.patch_rows(e.columns);
-    pack_bundle(g, e, source, bundle, patch);
+    pack_group_block(g, e, source, group_block, patch);
     find_tap_runs(g, patch_columns, runs);
     const int64_t runs_per_row = divide_up(e.columns, kMostRun);
 
     for (int64_t v = 0; v < g.vectors(); ++v) {
-      const int64_t lanes = g.lanes_of(bundle, v);
+      const int64_t lanes = g.lanes_of(group_block, v);
       T bias[kLanes] = {};
       if (epilogue.bias)
-        copy_few(epilogue.bias + bundle * g.together * c.lanes + v * kLanes, bias, lanes);
+        copy_few(epilogue.bias + group_block * g.groups_per_block * c.lanes + v * kLanes, bias,
+                 lanes);
       for (TileExtent part = e; part.h0 < e.h0 + e.rows; part.h0 += part.rows) {
         part.rows = std::min(rows_at_once, e.h0 + e.rows - part.h0);
         const T* const row =
-            result.data + g.result_place(part.b0, part.h0, part.w0, bundle, v, result.stride);
+            result.data + g.result_place(part.b0, part.h0, part.w0, group_block, v, result.stride);
         for (int64_t h = 0; h < part.rows; ++h) {
           prefetch_row<true>(row + h * c.h.spacing * result.stride[2], lanes, result.stride[1],
                              e.columns, c.w.spacing * result.stride[3]);
           const int64_t in_tile = part.h0 - e.h0 + h;
-          if (v == 0) prefetch_source(g, e_next, source, next % g.bundles(), in_tile, e.rows);
+          if (v == 0) prefetch_source(g, e_next, source, next % g.group_blocks(), in_tile, e.rows);
           for (int64_t n = 0; n < runs_per_row; ++n) {
             const int64_t w = n * e.columns / runs_per_row;
             sum_run_of<kBroadcast, T>(c, (n + 1) * e.columns / runs_per_row - w)(
                 g, runs, first_channels,
                 patch + (in_tile * c.h.position_row() * patch_columns + w * c.w.position_row()) *
                             g.pitch(),
-                filters + (bundle * g.vectors() + v) * g.filters_size(), bias,
+                filters + (group_block * g.vectors() + v) * g.filters_size(), bias,
                 sums + (h * e.columns + w) * kLanes);
           }
         }
         if (epilogue.pre_activation)
-          copy_results<true>(g, part, bundle, v, epilogue.pre_activation, result.stride, sums);
+          copy_results<true>(g, part, group_block, v, epilogue.pre_activation, result.stride, sums);
         epilogue.activation.apply(sums, part.pixels() * kLanes);
-        copy_results<true>(g, part, bundle, v, result.data, result.stride, sums);
+        copy_results<true>(g, part, group_block, v, result.data, result.stride, sums);
       }
     }
   }
@@ -309,7 +311,7 @@ template <typename T>
 CONVBP_TARGET void gather_conv_tasks(const Grouped& g, View<const T> source, const T* filters,
                                      const Epilogue<T>& epilogue, View<T> result, int64_t begin,
                                      int64_t end) {
-  if (g.together == 1)
+  if (g.groups_per_block == 1)
     gather_conv_tasks_of<true>(g, source, filters, epilogue, result, begin, end);
   else if constexpr (kPermutes)
     gather_conv_tasks_of<false>(g, source, filters, epilogue, result, begin, end);
@@ -390,25 +392,26 @@ CONVBP_TARGET void weight_grad_tasks_of(const Grouped& g, View<const T> input, V
   };
 
   for (int64_t task = begin; task < end; ++task) {
-    const int64_t chunk = task / g.bundle_tasks();
-    const int64_t bundle0 = task % g.bundle_tasks() * g.bundles_per_task;
-    const int64_t bundle1 = std::min(bundle0 + g.bundles_per_task, g.bundles());
-    const auto sums_of = [&](int64_t bundle, int64_t v) {
-      return sums + chunk * g.sums_per_chunk() + (bundle * g.vectors() + v) * g.sums_per_vector();
+    const int64_t chunk = task / g.group_block_tasks();
+    const int64_t group_block0 = task % g.group_block_tasks() * g.group_blocks_per_task;
+    const int64_t group_block1 = std::min(group_block0 + g.group_blocks_per_task, g.group_blocks());
+    const auto sums_of = [&](int64_t group_block, int64_t v) {
+      return sums + chunk * g.sums_per_chunk() +
+             (group_block * g.vectors() + v) * g.sums_per_vector();
     };
-    fill_zero(sums_of(bundle0, 0), sums_of(bundle1, 0) - sums_of(bundle0, 0));
+    fill_zero(sums_of(group_block0, 0), sums_of(group_block1, 0) - sums_of(group_block0, 0));
     const int64_t last_tile = (chunk + 1) * g.tiles() / g.chunks;
     for (int64_t tile = chunk * g.tiles() / g.chunks; tile < last_tile; ++tile)
-      for (int64_t bundle = bundle0; bundle < bundle1; ++bundle) {
-        const bool same_tile = bundle + 1 < bundle1;
-        const int64_t next = same_tile ? bundle + 1 : bundle0;
+      for (int64_t group_block = group_block0; group_block < group_block1; ++group_block) {
+        const bool same_tile = group_block + 1 < group_block1;
+        const int64_t next = same_tile ? group_block + 1 : group_block0;
         const TileExtent e = extent(tile);
         const TileExtent e_next = extent(same_tile ? tile : std::min(tile + 1, last_tile - 1));
         find_tap_runs(g, c.w.patch_rows(e.columns), runs);
-        pack_bundle(g, e, input, bundle, patch);
+        pack_group_block(g, e, input, group_block, patch);
         for (int64_t v = 0; v < g.vectors(); ++v) {
-          copy_results<false>(g, e, bundle, v, delta.data, delta.stride, packed_delta);
-          T* const to = sums_of(bundle, v);
+          copy_results<false>(g, e, group_block, v, delta.data, delta.stride, packed_delta);
+          T* const to = sums_of(group_block, v);
           const int64_t parts = static_cast<int64_t>(runs.size());
           for (int64_t n = 0; n < parts; ++n) {
             prefetch_source(g, e_next, input, next, n, parts);
@@ -437,7 +440,7 @@ CONVBP_TARGET void weight_grad_tasks_of(const Grouped& g, View<const T> input, V
 template <typename T>
 CONVBP_TARGET void weight_grad_tasks(const Grouped& g, View<const T> input, View<const T> delta,
                                      T* sums, int64_t begin, int64_t end) {
-  if (g.together == 1)
+  if (g.groups_per_block == 1)
     weight_grad_tasks_of<true>(g, input, delta, sums, begin, end);
   else if constexpr (kPermutes)
     weight_grad_tasks_of<false>(g, input, delta, sums, begin, end);
