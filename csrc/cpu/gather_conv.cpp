@@ -56,37 +56,37 @@ void spread_over_threads(GatherConv& c, int64_t unit, int64_t least_pixels) {
   while (c.pixel_tasks() < wanted && c.batch_tile > 1) c.batch_tile = divide_up(c.batch_tile, 2);
   while (c.pixel_tasks() < wanted && c.h.tile * c.w.tile > least_pixels && c.h.tile > unit)
     c.h.set_tile(divide_up(divide_up(c.h.tile, 2), unit) * unit);
-  c.lane_split = std::min(c.blocks(), divide_up(wanted, c.pixel_tasks()));
+  c.oc_split = std::min(c.blocks(), divide_up(wanted, c.pixel_tasks()));
 }
 
 // The gather convolution of p with these axes and channels a group; its tiles are yet to be chosen.
-GatherConv make_gather_conv(const ConvProblem& p, ConvAxis h, ConvAxis w, int64_t reduce,
-                            int64_t lanes, int64_t vector) {
+GatherConv make_gather_conv(const ConvProblem& p, ConvAxis h, ConvAxis w, int64_t in_channels,
+                            int64_t out_channels, int64_t vector) {
   GatherConv c;
   c.batch = p.batch;
   c.h = std::move(h);
   c.w = std::move(w);
-  c.channels = p.groups * lanes;
-  c.depthwise = p.groups > 1 && reduce == 1 && lanes == 1;
+  c.channels = p.groups * out_channels;
+  c.depthwise = p.groups > 1 && in_channels == 1 && out_channels == 1;
   if (c.depthwise) {
-    c.block = c.reduce = c.lanes = lane_block(c.channels, vector);
-    c.groups = divide_up(c.channels, c.block);
+    c.oc_block = c.in_channels = c.out_channels = channel_block(c.channels, vector);
+    c.groups = divide_up(c.channels, c.oc_block);
   } else {
-    c.block = lane_block(lanes, vector);
+    c.oc_block = channel_block(out_channels, vector);
     c.groups = p.groups;
-    c.reduce = reduce;
-    c.lanes = lanes;
+    c.in_channels = in_channels;
+    c.out_channels = out_channels;
   }
   return c;
 }
 
-// What the groups and lanes of the gather convolution are in the weight: where a lane is a group
-// of its own, the next one is a whole filter bank away.
+// What the groups and channels of the gather convolution are in the weight: where a channel is a
+// group of its own, the next one is a whole filter bank away.
 WeightStrides weight_strides(const ConvProblem& p, const GatherConv& c, const int64_t* stride,
-                             int lane, int reduce) {
+                             int out_channel, int in_channel) {
   const int64_t group = p.out_channels * stride[0];
-  if (c.depthwise) return {c.block * group, group, stride[reduce], stride[2], stride[3]};
-  return {group, stride[lane], stride[reduce], stride[2], stride[3]};
+  if (c.depthwise) return {c.oc_block * group, group, stride[in_channel], stride[2], stride[3]};
+  return {group, stride[out_channel], stride[in_channel], stride[2], stride[3]};
 }
 
 }  // namespace convbp

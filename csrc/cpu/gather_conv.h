@@ -71,38 +71,40 @@ struct ConvAxis {
 struct GatherConv {
   int64_t batch = 0;
   int64_t groups = 1;
-  int64_t reduce = 0;  // channels summed over, per group
-  int64_t lanes = 0;   // channels computed, per group: they lie in the vector lanes
-  int64_t block = 1;   // lanes computed together
-  // A convolution with one channel a group has nothing to sum over but taps, and one lane to
-  // compute. It is done a lane block of groups at a time: `groups` counts blocks, `reduce` and
-  // `lanes` are the block's size, lane l of the result is made of channel l of the source
+  int64_t in_channels = 0;   // channels summed over, per group
+  int64_t out_channels = 0;  // channels computed, per group: they lie in the vector lanes
+  int64_t oc_block = 1;      // of these, computed together
+  // A convolution with one channel a group has nothing to sum over but taps, and one channel to
+  // compute. It is done a block of groups at a time: `groups` counts blocks, `in_channels` and
+  // `out_channels` are the block's size, channel l of the result is made of channel l of the source
   // alone, and the last block ends with channel number `channels`.
   bool depthwise = false;
   int64_t channels = 0;  // of the result, all groups together
   ConvAxis h, w;
   int64_t batch_tile = 1;  // images a task takes
-  int64_t lane_split = 1;  // tasks that share a tile, each with some of the lane blocks
+  int64_t oc_split = 1;    // tasks that share a tile, each with some of the blocks of channels
 
-  int64_t blocks() const { return divide_up(lanes, block); }
+  int64_t blocks() const { return divide_up(out_channels, oc_block); }
   int64_t taps() const { return h.tap_count() * w.tap_count(); }
   // Products that a tap contributes to a sum.
-  int64_t depth() const { return depthwise ? 1 : reduce; }
+  int64_t depth() const { return depthwise ? 1 : in_channels; }
   // Channels of the source and of the result that group g really has.
-  int64_t result_channels(int64_t g) const { return std::min(lanes, channels - g * lanes); }
-  int64_t source_channels(int64_t g) const { return depthwise ? result_channels(g) : reduce; }
-  // Packed weights of a lane block: [tap][depth][lane of the block].
-  int64_t packed_block_size() const { return taps() * depth() * block; }
+  int64_t result_channels(int64_t g) const {
+    return std::min(out_channels, channels - g * out_channels);
+  }
+  int64_t source_channels(int64_t g) const { return depthwise ? result_channels(g) : in_channels; }
+  // Packed weights of a block of channels: [tap][depth][channel of the block].
+  int64_t packed_block_size() const { return taps() * depth() * oc_block; }
   int64_t batch_tiles() const { return divide_up(batch, batch_tile); }
   int64_t spatial_tiles() const { return divide_up(h.count, h.tile) * divide_up(w.count, w.tile); }
   int64_t pixel_tasks() const { return batch_tiles() * groups * spatial_tiles(); }
-  int64_t tasks() const { return pixel_tasks() * lane_split; }
+  int64_t tasks() const { return pixel_tasks() * oc_split; }
 };
 
-// Strides of the weight as the gather convolution sees it, in elements. Depthwise, a lane is a
-// group of the convolution.
+// Strides of the weight as the gather convolution sees it, in elements. Depthwise, a computed
+// channel is a group of the convolution.
 struct WeightStrides {
-  int64_t group, lane, reduce, r, s;
+  int64_t group, out_channel, in_channel, r, s;
 };
 
 // The axes of the forward convolution, of a phase of the input gradient and of all its phases.
@@ -110,29 +112,29 @@ ConvAxis forward_axis(const ConvProblem& problem, Spatial axis);
 ConvAxis input_grad_axis(const ConvProblem& problem, Spatial axis, int64_t phase);
 std::vector<ConvAxis> input_grad_axes(const ConvProblem& problem, Spatial axis);
 
-// Lanes computed together: two vectors, or one where that holds them all.
-inline int64_t lane_block(int64_t lanes, int64_t vector) {
-  return lanes <= vector ? vector : 2 * vector;
+// Channels computed together: two vectors, or one where that holds them all.
+inline int64_t channel_block(int64_t channels, int64_t vector) {
+  return channels <= vector ? vector : 2 * vector;
 }
 
-// The lanes that leave the fewest of a block empty; of those the most, up to two and a half
-// vectors. Halves where a half costs half: of vectors of 64 bytes.
-inline int64_t fitting_lane_block(int64_t lanes, int64_t vector, int64_t vector_bytes) {
-  if (vector_bytes < 64) return lane_block(lanes, vector);
+// The block that leaves the fewest lanes empty; of those the largest, up to two and a half vectors.
+// Halves where a half costs half: of vectors of 64 bytes.
+inline int64_t fitting_channel_block(int64_t channels, int64_t vector, int64_t vector_bytes) {
+  if (vector_bytes < 64) return channel_block(channels, vector);
   const int64_t half = vector / 2;
   int64_t best = 5 * half;
   for (int64_t block = best - half; block > 0; block -= half)
-    if (divide_up(lanes, block) * block < divide_up(lanes, best) * best) best = block;
+    if (divide_up(channels, block) * block < divide_up(channels, best) * best) best = block;
   return best;
 }
 
 // The gather convolution of the problem with these axes and channels a group, on vectors of that
 // many lanes; its tiles are yet to be chosen.
-GatherConv make_gather_conv(const ConvProblem& problem, ConvAxis h, ConvAxis w, int64_t reduce,
-                            int64_t lanes, int64_t vector);
+GatherConv make_gather_conv(const ConvProblem& problem, ConvAxis h, ConvAxis w, int64_t in_channels,
+                            int64_t out_channels, int64_t vector);
 
 WeightStrides weight_strides(const ConvProblem& problem, const GatherConv& c, const int64_t* stride,
-                             int lane, int reduce);
+                             int out_channel, int in_channel);
 
 // The tile size that makes as many tiles as `tile` does, but nearly equal ones.
 int64_t balanced_tile(int64_t count, int64_t tile);

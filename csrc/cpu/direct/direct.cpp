@@ -44,10 +44,10 @@ KernelTable<T, Accumulator<T>> best_kernels() {
   return CONVBP_IN_BEST_ISA(kernels<T, Accumulator<T>>());
 }
 
-// The kernels for lane blocks of the width that c has.
+// The kernels for channel blocks of the width that c has.
 template <typename T, typename Acc>
 LaneKernels<T, Acc> kernels_for(const KernelTable<T, Acc>& kernels, const GatherConv& c) {
-  const int64_t halves = 2 * c.block / kernels.lanes();
+  const int64_t halves = 2 * c.oc_block / kernels.lanes();
   return c.depthwise ? kernels.depthwise[halves > 2] : kernels.kernels(halves);
 }
 
@@ -96,7 +96,7 @@ bool in_planes(const GatherConv& c, const int64_t* result_stride) {
     if (a->dense_rows(a->count) > a->count * a->tap_count() ||
         a->dense_rows(1) > 2 * a->tap_count())
       return false;
-  return c.lanes <= kFewChannels || (c.reduce <= kFewChannels && result_stride[3] == 1);
+  return c.out_channels <= kFewChannels || (c.in_channels <= kFewChannels && result_stride[3] == 1);
 }
 
 // Do results that an activation follows go past the caches? In planes it costs more than it gains:
@@ -106,8 +106,8 @@ bool should_stream_results(const DirectConv& conv, View<T> result) {
   const GatherConv& c = conv.tap;
   const auto bytes = [](int64_t count) { return count * static_cast<int64_t>(sizeof(T)); };
   return std::is_same_v<T, float> && !conv.planes && result.stride[1] == 1 &&
-         bytes(c.block) % kLineBytes == 0 && should_stream(bytes(c.batch * result.stride[0])) &&
-         has_whole_lines(result.data, result.stride, c.lanes);
+         bytes(c.oc_block) % kLineBytes == 0 && should_stream(bytes(c.batch * result.stride[0])) &&
+         has_whole_lines(result.data, result.stride, c.out_channels);
 }
 
 template <typename T>
@@ -125,18 +125,18 @@ void run_gather_conv(const ConvProblem& p, Phases h, Phases w, View<const T> sou
   conv.w = std::move(w);
   if (in_planes(c, result.stride)) {
     conv.planes = true;
-    c.block = c.lanes <= kFewChannels ? c.lanes : kernels.most_planes;
+    c.oc_block = c.out_channels <= kFewChannels ? c.out_channels : kernels.most_planes;
   } else if (kernels.pack_pairs && !c.depthwise) {
     conv.pairs = true;
-    c.reduce = divide_up(c.reduce, 2);
+    c.in_channels = divide_up(c.in_channels, 2);
   } else if (!c.depthwise) {
-    c.block = fitting_lane_block(c.lanes, kernels.lanes(), kernels.vector_bytes);
+    c.oc_block = fitting_channel_block(c.out_channels, kernels.lanes(), kernels.vector_bytes);
   }
   const bool short_sums = kernels.short_sums && !conv.planes && !conv.pairs && !c.depthwise &&
-                          result.stride[1] == 1 && c.reduce * c.taps() <= kShortSum &&
-                          c.lanes % (4 * kernels.lanes()) == 0;
-  if (short_sums) c.block = 4 * kernels.lanes();
-  choose_tiles(c, conv.planes ? kPlanesBytes : kPatchBytes, sizeof(Acc), c.reduce, 0);
+                          result.stride[1] == 1 && c.in_channels * c.taps() <= kShortSum &&
+                          c.out_channels % (4 * kernels.lanes()) == 0;
+  if (short_sums) c.oc_block = 4 * kernels.lanes();
+  choose_tiles(c, conv.planes ? kPlanesBytes : kPatchBytes, sizeof(Acc), c.in_channels, 0);
   spread_over_threads(c, 1, 32);
   conv.streamed = should_stream_results(conv, result);
   const WeightStrides strides = weight_strides(p, c, weight.stride, !forward, forward);
@@ -148,8 +148,8 @@ void run_gather_conv(const ConvProblem& p, Phases h, Phases w, View<const T> sou
   parallel_for(blocks, [&](int64_t begin, int64_t end) {
     pack_weight(conv, weight.data, strides, packed, begin, end);
   });
-  const auto gather_conv = conv.pairs    ? kernels.pairs[c.block > kernels.lanes()]
-                           : conv.planes ? kernels.planes(c.block)
+  const auto gather_conv = conv.pairs    ? kernels.pairs[c.oc_block > kernels.lanes()]
+                           : conv.planes ? kernels.planes(c.oc_block)
                            : short_sums  ? kernels.short_sums
                                          : kernels_for(kernels, c).gather_conv;
   parallel_for(c.tasks(), [&](int64_t begin, int64_t end) {
@@ -164,22 +164,22 @@ DirectWeightGrad plan_weight_grad(GatherConv tap, int64_t element_bytes) {
   constexpr int64_t kPanel = DirectWeightGrad::kPanel;
   const int64_t panels = std::max<int64_t>(1, kWeightGradRows / c.taps() / kPanel);
   plan.channels_per_task =
-      c.depthwise ? c.reduce
-                  : std::min(std::max<int64_t>(1, c.reduce),
-                             kPanel * balanced_tile(divide_up(c.reduce, kPanel), panels));
+      c.depthwise ? c.in_channels
+                  : std::min(std::max<int64_t>(1, c.in_channels),
+                             kPanel * balanced_tile(divide_up(c.in_channels, kPanel), panels));
   const auto set_lanes = [&](int64_t most) {
-    plan.lanes_per_task = std::max<int64_t>(1, most / c.block) * c.block;
+    plan.lanes_per_task = std::max<int64_t>(1, most / c.oc_block) * c.oc_block;
   };
   set_lanes(kWeightGradLanes);
   choose_tiles(c, kPatchBytes, element_bytes, plan.channels_per_task,
-               std::min(c.lanes, plan.lanes_per_task));
+               std::min(c.out_channels, plan.lanes_per_task));
   const auto cut = [&] {
     plan.chunks = std::max<int64_t>(
         1, std::min({plan.tiles(), kWeightGradTasks / plan.parts(),
                      kWeightGradBytes / (plan.parts() * plan.sums_per_task() * element_bytes)}));
   };
   cut();
-  while (plan.tasks() < kWeightGradTasks / 2 && plan.lanes_per_task > c.block) {
+  while (plan.tasks() < kWeightGradTasks / 2 && plan.lanes_per_task > c.oc_block) {
     set_lanes(plan.lanes_per_task / 2);
     cut();
   }
@@ -210,7 +210,7 @@ void conv2d_weight_grad(const ConvProblem& p, View<const T> input, View<const T>
   GatherConv tap = make_gather_conv(p, forward_axis(p, kHeight), forward_axis(p, kWidth),
                                     p.in_channels, p.out_channels, kernels.lanes());
   if (!tap.depthwise)
-    tap.block = fitting_lane_block(tap.lanes, kernels.lanes(), kernels.vector_bytes);
+    tap.oc_block = fitting_channel_block(tap.out_channels, kernels.lanes(), kernels.vector_bytes);
   const DirectWeightGrad plan = plan_weight_grad(std::move(tap), sizeof(Acc));
   const Scratch sums_block =
       Scratch::take<Acc>(ScratchName::kPartial, plan.tasks() * plan.sums_per_task());
@@ -238,10 +238,11 @@ void conv2d_weight_grad(const ConvProblem& p, View<const T> input, View<const T>
       const int64_t first_lane = part % plan.lane_tasks() * plan.lanes_per_task;
       const int64_t k0 = part / plan.lane_tasks() % plan.channel_tasks() * plan.channels_per_task;
       const int64_t g = part / plan.lane_tasks() / plan.channel_tasks();
-      const int64_t o = g * c.lanes + first_lane + lane0;
+      const int64_t o = g * c.out_channels + first_lane + lane0;
       const int64_t lanes =
           std::min(kNear, std::min(plan.lanes_per_task, c.result_channels(g) - first_lane) - lane0);
-      const int64_t channels = c.depthwise ? 1 : std::min(plan.channels_per_task, c.reduce - k0);
+      const int64_t channels =
+          c.depthwise ? 1 : std::min(plan.channels_per_task, c.in_channels - k0);
       const Acc* row = sums + part * plan.sums_per_task() + lane0;
       for (int64_t r = 0; r < p.kernel[kHeight]; ++r)
         for (int64_t s = 0; s < p.kernel[kWidth]; ++s)

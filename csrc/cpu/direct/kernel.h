@@ -58,7 +58,7 @@ inline void locate_pixels(const DirectConv& conv, int64_t phase, const TileExten
       for (int64_t w = 0; w < columns; ++w)
         places.push_back(
             {((b * patch_rows + h * c.h.position_row()) * patch_columns + w * c.w.position_row()) *
-                 c.reduce,
+                 c.in_channels,
              b * stride[0] + (h_phase.first + h * h_phase.spacing) * stride[1] +
                  (w_phase.first + w * w_phase.spacing) * stride[2]});
 }
@@ -79,7 +79,7 @@ inline void find_runs(const DirectConv& conv, int64_t phase, int64_t patch_colum
   runs.clear();
   for (const int64_t h : conv.h_phase(phase).offset)
     for (const int64_t w : conv.w_phase(phase).offset) {
-      const int64_t start = (patch_row(c.h, h) * patch_columns + patch_row(c.w, w)) * c.reduce;
+      const int64_t start = (patch_row(c.h, h) * patch_columns + patch_row(c.w, w)) * c.in_channels;
       if (!c.depthwise && !runs.empty() && runs.back().start + runs.back().length == start)
         runs.back().length += c.depth();
       else
@@ -87,30 +87,30 @@ inline void find_runs(const DirectConv& conv, int64_t phase, int64_t patch_colum
     }
 }
 
-// [group][lane block][phase][tap][depth][lane of the block], zero in lanes that do not exist. Of
+// [group][channel block][phase][tap][depth][lane of the block], zero in lanes that do not exist. Of
 // kPer neighbouring channels, numbers of one lane lie side by side.
 template <int kPer, typename T, typename Packed>
 CONVBP_TARGET void pack_weight(const DirectConv& conv, const T* weight, const WeightStrides& stride,
                                void* packed, int64_t begin, int64_t end) {
   const GatherConv& c = conv.tap;
   for (int64_t task = begin; task < end; ++task) {
-    const int64_t g = task / c.blocks(), lane0 = task % c.blocks() * c.block;
-    const int64_t lanes = std::min(c.block, c.result_channels(g) - lane0);
+    const int64_t g = task / c.blocks(), lane0 = task % c.blocks() * c.oc_block;
+    const int64_t lanes = std::min(c.oc_block, c.result_channels(g) - lane0);
     Packed* to = static_cast<Packed*>(packed) + task * conv.packed_block_size() * kPer;
     const int64_t depth = c.depth() * kPer, channels = c.depthwise ? 1 : conv.channels;
     for (int64_t phase = 0; phase < conv.phases(); ++phase) {
       const std::vector<int64_t>&h = conv.h_phase(phase).taps, &w = conv.w_phase(phase).taps;
       const int64_t taps = static_cast<int64_t>(h.size() * w.size());
       for (int64_t tap = 0; tap < taps; ++tap) {
-        const T* from = weight + g * stride.group + lane0 * stride.lane +
+        const T* from = weight + g * stride.group + lane0 * stride.out_channel +
                         h[tap / w.size()] * stride.r + w[tap % w.size()] * stride.s;
         for (int64_t k = 0; k < depth; ++k) {
           const int64_t row = conv.planes ? k * taps + tap : tap * c.depth() + k / kPer;
-          Packed* const at = to + row * c.block * kPer + k % kPer;
+          Packed* const at = to + row * c.oc_block * kPer + k % kPer;
           const int64_t filled = k < channels ? lanes : 0;
           for (int64_t lane = 0; lane < filled; ++lane)
-            at[lane * kPer] = load<Packed>(from[lane * stride.lane + k * stride.reduce]);
-          for (int64_t lane = filled; lane < c.block; ++lane) at[lane * kPer] = Packed(0);
+            at[lane * kPer] = load<Packed>(from[lane * stride.out_channel + k * stride.in_channel]);
+          for (int64_t lane = filled; lane < c.oc_block; ++lane) at[lane * kPer] = Packed(0);
         }
       }
       to += conv.packed_phase_size(phase) * kPer;
@@ -200,9 +200,9 @@ CONVBP_TARGET void gather_conv_tasks(const DirectConv& conv, View<const T> sourc
                                      View<T> result, int64_t begin, int64_t end) {
   constexpr int kBlock = TileRow<Acc, kHalves>::kLanes, kTileRows = tile_rows(kHalves);
   const GatherConv& c = conv.tap;
-  const int64_t blocks_per_task = divide_up(c.blocks(), c.lane_split);
+  const int64_t blocks_per_task = divide_up(c.blocks(), c.oc_split);
   const Scratch patch_block = Scratch::take<Acc>(
-      ScratchName::kPatch, patch_size(c, c.batch_tile, c.h.tile, c.w.tile, c.reduce));
+      ScratchName::kPatch, patch_size(c, c.batch_tile, c.h.tile, c.w.tile, c.in_channels));
   Acc* const patch = patch_block.template data<Acc>();
   // Where lanes are not neighbours in memory, finished results wait for whole rows of pixels.
   const bool by_rows = result.stride[1] != 1;
@@ -223,16 +223,16 @@ CONVBP_TARGET void gather_conv_tasks(const DirectConv& conv, View<const T> sourc
   std::array<int64_t, 5> located{};
 
   for (int64_t task = begin; task < end; ++task) {
-    const int64_t split = task % c.lane_split, pixel_task = task / c.lane_split;
+    const int64_t split = task % c.oc_split, pixel_task = task / c.oc_split;
     const int64_t spatial = pixel_task % c.spatial_tiles();
     const int64_t g = pixel_task / c.spatial_tiles() % c.groups;
     const TileExtent e = tile_extent(c, pixel_task / c.spatial_tiles() / c.groups, spatial);
     const int64_t rows = conv.h.results(e.h0, e.rows), columns = conv.w.results(e.w0, e.columns);
     if constexpr (kProduct == Product::kPairs)
       pack_patch(c, e, source, g * conv.channels, conv.channels, reinterpret_cast<T*>(patch),
-                 2 * c.reduce);
+                 2 * c.in_channels);
     else
-      pack_patch(c, e, source, g * c.reduce, c.source_channels(g), patch, c.reduce);
+      pack_patch(c, e, source, g * c.in_channels, c.source_channels(g), patch, c.in_channels);
     const std::array<int64_t, 5> shape{e.images, e.rows, e.columns, rows, columns};
     if (shape != located)
       for (int64_t phase = 0; phase < conv.phases(); ++phase) {
@@ -248,8 +248,8 @@ CONVBP_TARGET void gather_conv_tasks(const DirectConv& conv, View<const T> sourc
 
     if (epilogue.bias)
       for (int64_t lane = 0; lane < c.result_channels(g); ++lane)
-        bias[lane] = load<Acc>(epilogue.bias[g * c.lanes + lane]);
-    const int64_t result_at = e.b0 * result.stride[0] + g * c.lanes * result.stride[1] +
+        bias[lane] = load<Acc>(epilogue.bias[g * c.out_channels + lane]);
+    const int64_t result_at = e.b0 * result.stride[0] + g * c.out_channels * result.stride[1] +
                               e.h0 * conv.h.spacing() * result.stride[2] +
                               e.w0 * conv.w.spacing() * result.stride[3];
 
@@ -323,7 +323,7 @@ struct Pixels {
 };
 
 // What lines of pixels [first, last) of a tile (those of all its images, `rows` each, counted
-// through) add to kTileRows rows of a lane block of the weight gradient.
+// through) add to kTileRows rows of a channel block of the weight gradient.
 template <int kTileRows, bool kDepthwise, typename Acc, int kHalves>
 CONVBP_TARGET void add_to_rows(int64_t first, int64_t last, int64_t rows, int64_t columns,
                                const Pixels<Acc>& patch, const int64_t* row_offset,
@@ -388,7 +388,7 @@ CONVBP_TARGET void weight_grad_tasks(const DirectWeightGrad& p, View<const T> in
       const int64_t pixels = e.pixels();
       const int64_t patch_columns = c.w.patch_rows(e.columns);
       const int64_t panel_size = patch_size(c, e.images, e.rows, e.columns, p.panel());
-      pack_patch(c, e, input, g * c.reduce + k0, channels, patch, p.panel(), panel_size);
+      pack_patch(c, e, input, g * c.in_channels + k0, channels, patch, p.panel(), panel_size);
       const std::array<int64_t, 3> shape{patch_columns, panel_size, channels};
       if (shape != located)
         for (int64_t tap = 0, row = 0; tap < c.taps(); ++tap) {
@@ -402,7 +402,7 @@ CONVBP_TARGET void weight_grad_tasks(const DirectWeightGrad& p, View<const T> in
       const int64_t patch_row = patch_columns * p.panel();
       const Pixels<Acc> patch_pixels{patch, panel_size / e.images, c.h.position_row() * patch_row,
                                      c.w.position_row() * p.panel()};
-      // Delta of the tile, [lane block][pixel][lane of the block], or where it is.
+      // Delta of the tile, [channel block][pixel][lane of the block], or where it is.
       Pixels<Acc> delta_pixels{packed_delta, e.rows * e.columns * kBlock, e.columns * kBlock,
                                kBlock};
       int64_t delta_lanes = pixels;  // apart
@@ -410,7 +410,7 @@ CONVBP_TARGET void weight_grad_tasks(const DirectWeightGrad& p, View<const T> in
       if constexpr (std::is_same_v<T, Acc>)
         if (delta.stride[1] == 1 && lanes % kBlock == 0) {
           in_place = true;
-          delta_pixels = {&delta.at(e.b0, g * c.lanes + lane0, e.h0, e.w0), delta.stride[0],
+          delta_pixels = {&delta.at(e.b0, g * c.out_channels + lane0, e.h0, e.w0), delta.stride[0],
                           delta.stride[2], delta.stride[3]};
           delta_lanes = 1;
         }
@@ -420,7 +420,7 @@ CONVBP_TARGET void weight_grad_tasks(const DirectWeightGrad& p, View<const T> in
           const int64_t width = std::min<int64_t>(kBlock, lanes - lane);
           for (int64_t b = 0; b < e.images; ++b)
             for (int64_t h = 0; h < e.rows; ++h, to += e.columns * kBlock)
-              pack_row(&delta.at(e.b0 + b, g * c.lanes + lane0 + lane, e.h0 + h, e.w0),
+              pack_row(&delta.at(e.b0 + b, g * c.out_channels + lane0 + lane, e.h0 + h, e.w0),
                        delta.stride[1], delta.stride[3], width, e.columns, to, int64_t{kBlock});
         }
       const auto delta_of = [&](int64_t lane) {

@@ -41,10 +41,10 @@ struct DirectConv {
   int64_t phases() const { return static_cast<int64_t>(h.axes.size() * w.axes.size()); }
   const ConvAxis& h_phase(int64_t phase) const { return h.axes[phase / w.axes.size()]; }
   const ConvAxis& w_phase(int64_t phase) const { return w.axes[phase % w.axes.size()]; }
-  // Packed weights of a lane block: [phase][tap][depth][lane of the block], in planes
+  // Packed weights of a channel block: [phase][tap][depth][lane of the block], in planes
   // [phase][depth][tap][lane of the block].
   int64_t packed_phase_size(int64_t phase) const {
-    return h_phase(phase).tap_count() * w_phase(phase).tap_count() * tap.depth() * tap.block;
+    return h_phase(phase).tap_count() * w_phase(phase).tap_count() * tap.depth() * tap.oc_block;
   }
   int64_t packed_block_size() const {
     int64_t size = 0;
@@ -58,7 +58,7 @@ struct DirectConv {
 // sums stay in the second-level cache. Chunks depend on the problem alone, so the order of every
 // sum does too.
 struct DirectWeightGrad {
-  GatherConv tap;  // the forward gather convolution: its reduce is K, its lanes O
+  GatherConv tap;  // the forward gather convolution: its in_channels are K, its out_channels O
   int64_t chunks = 1;
   int64_t channels_per_task = 1;
   int64_t lanes_per_task = 1;
@@ -66,19 +66,21 @@ struct DirectWeightGrad {
   // The patch is cut into panels of channels: the pixels that a row of the register tile reads are
   // near each other, and never a power of two of cache lines apart.
   static constexpr int64_t kPanel = 16;
-  int64_t panel() const { return tap.depthwise ? tap.reduce : std::min(tap.reduce, kPanel); }
+  int64_t panel() const {
+    return tap.depthwise ? tap.in_channels : std::min(tap.in_channels, kPanel);
+  }
   int64_t panels(int64_t channels) const { return tap.depthwise ? 1 : divide_up(channels, kPanel); }
   int64_t rows(int64_t channels) const { return tap.taps() * (tap.depthwise ? 1 : channels); }
   int64_t channel_tasks() const {
-    return std::max<int64_t>(1, divide_up(tap.reduce, channels_per_task));
+    return std::max<int64_t>(1, divide_up(tap.in_channels, channels_per_task));
   }
-  int64_t lane_tasks() const { return divide_up(tap.lanes, lanes_per_task); }
+  int64_t lane_tasks() const { return divide_up(tap.out_channels, lanes_per_task); }
   int64_t tiles() const { return tap.batch_tiles() * tap.spatial_tiles(); }
   // Tasks of one chunk, and of all: [chunk][group][channels][lanes].
   int64_t parts() const { return tap.groups * channel_tasks() * lane_tasks(); }
   int64_t tasks() const { return chunks * parts(); }
   // Sums of one task: a row of lanes for each (tap, k), then the bias row.
-  int64_t sums_per_row() const { return std::min(lanes_per_task, tap.blocks() * tap.block); }
+  int64_t sums_per_row() const { return std::min(lanes_per_task, tap.blocks() * tap.oc_block); }
   int64_t sums_per_task() const { return (rows(channels_per_task) + 1) * sums_per_row(); }
 };
 

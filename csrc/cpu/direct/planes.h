@@ -124,28 +124,29 @@ CONVBP_TARGET void plane_tasks(const DirectConv& conv, View<const T> source, con
   constexpr int kLanes = Simd<Acc>::kLanes, kVectors = plane_vectors(kOut);
   const GatherConv& c = conv.tap;
   const PlanePatch most(c, c.h.tile, c.w.tile);
-  const Scratch patch_block = Scratch::take<Acc>(ScratchName::kPatch, c.reduce * most.channel());
+  const Scratch patch_block =
+      Scratch::take<Acc>(ScratchName::kPatch, c.in_channels * most.channel());
   Acc* const patch = patch_block.template data<Acc>();
-  const int64_t blocks_per_task = divide_up(c.blocks(), c.lane_split);
+  const int64_t blocks_per_task = divide_up(c.blocks(), c.oc_split);
   std::vector<int64_t> taps;
 
   for (int64_t task = begin; task < end; ++task) {
-    const int64_t split = task % c.lane_split, pixel_task = task / c.lane_split;
+    const int64_t split = task % c.oc_split, pixel_task = task / c.oc_split;
     const int64_t g = pixel_task / c.spatial_tiles() % c.groups;
     const TileExtent e =
         tile_extent(c, pixel_task / c.spatial_tiles() / c.groups, pixel_task % c.spatial_tiles());
     const PlanePatch p(c, e.rows, e.columns);
     for (int64_t b = e.b0; b < e.b0 + e.images; ++b) {
       // In the order in which the source lies in memory.
-      const int64_t together = source.stride[1] == 1 ? c.reduce : 1;
-      for (int64_t k = 0; k < c.reduce; k += together)
-        pack_planes(p, e, b, source, g * c.reduce, k, together, patch);
+      const int64_t together = source.stride[1] == 1 ? c.in_channels : 1;
+      for (int64_t k = 0; k < c.in_channels; k += together)
+        pack_planes(p, e, b, source, g * c.in_channels, k, together, patch);
       const int64_t last_block = std::min(c.blocks(), (split + 1) * blocks_per_task);
       for (int64_t block = split * blocks_per_task; block < last_block; ++block) {
         const Acc* weight =
             static_cast<const Acc*>(packed) + (g * c.blocks() + block) * conv.packed_block_size();
-        const int64_t channel0 = g * c.lanes + block * kOut;
-        const int64_t channels = std::min<int64_t>(kOut, c.lanes - block * kOut);
+        const int64_t channel0 = g * c.out_channels + block * kOut;
+        const int64_t channels = std::min<int64_t>(kOut, c.out_channels - block * kOut);
         Acc bias[kOut] = {};
         if (epilogue.bias)
           for (int64_t i = 0; i < channels; ++i) bias[i] = load<Acc>(epilogue.bias[channel0 + i]);
@@ -184,7 +185,7 @@ CONVBP_TARGET void plane_tasks(const DirectConv& conv, View<const T> source, con
               if constexpr (std::is_same_v<T, Acc>)
                 if (in_place) to[v] = result.data + at[v];
             }
-            sum_planes<kOut>(taps, from, p.channel(), c.reduce, weight, bias, to,
+            sum_planes<kOut>(taps, from, p.channel(), c.in_channels, weight, bias, to,
                              in_place ? result.stride[1] : kVectors * kLanes);
             if (in_place) continue;
             const auto store_to = [&](T* result_data) CONVBP_TARGET {

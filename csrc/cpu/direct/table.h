@@ -11,7 +11,7 @@
 
 namespace convbp::direct {
 
-// For lane blocks of one width.
+// For channel blocks of one width.
 template <typename T, typename Acc>
 struct LaneKernels {
   using GatherConvTasks = void (*)(const DirectConv&, View<const T> source, const void* packed,
@@ -39,7 +39,7 @@ struct KernelTable {
   // The same in planes, for blocks of so many result channels: 1 to 4, or most_planes.
   GatherConvTasks (*planes)(int64_t block);
   int64_t most_planes;
-  // The same of pairs, or null: [lane blocks of one vector, or of two]
+  // The same of pairs, or null: [channel blocks of one vector, or of two]
   PackWeight pack_pairs;
   GatherConvTasks pairs[2];
 };

@@ -45,23 +45,23 @@ KernelTable<T> kernels_for(const ConvProblem& p, int64_t lanes) {
 }
 
 template <typename T>
-Grouped plan(const ConvProblem& p, ConvAxis h, ConvAxis w, int64_t reduce, int64_t lanes,
-             const KernelTable<T>& kernels) {
+Grouped plan(const ConvProblem& p, ConvAxis h, ConvAxis w, int64_t in_channels,
+             int64_t out_channels, const KernelTable<T>& kernels) {
   Grouped g;
   GatherConv& c = g.tap;
   c.batch = p.batch;
   c.groups = p.groups;
-  c.reduce = reduce;
-  c.lanes = lanes;
-  c.block = kernels.vector_bytes / static_cast<int64_t>(sizeof(T));
-  c.channels = p.groups * lanes;
+  c.in_channels = in_channels;
+  c.out_channels = out_channels;
+  c.oc_block = kernels.vector_bytes / static_cast<int64_t>(sizeof(T));
+  c.channels = p.groups * out_channels;
   c.h = std::move(h);
   c.w = std::move(w);
-  g.groups_per_block = groups_per_block(p, c.block);
+  g.groups_per_block = groups_per_block(p, c.oc_block);
 
   const auto fits = [&](int64_t rows, int64_t columns) {
     const int64_t patch = c.h.dense_rows(rows) * c.w.dense_rows(columns) * g.pitch();
-    return (patch + rows * columns * c.block) * static_cast<int64_t>(sizeof(T)) <= kTileBytes;
+    return (patch + rows * columns * c.oc_block) * static_cast<int64_t>(sizeof(T)) <= kTileBytes;
   };
   int64_t rows = std::min(kTileRows, c.h.count), columns = c.w.count;
   while (columns > 1 && !fits(rows, columns)) columns = divide_up(columns, 2);
@@ -71,35 +71,36 @@ Grouped plan(const ConvProblem& p, ConvAxis h, ConvAxis w, int64_t reduce, int64
   return g;
 }
 
-// The groups' filters in lanes; `lane` and `reduce` are the dimensions of the weight that hold the
-// channels of the result and of the sum. Lanes that do not exist are zero.
+// The groups' filters in lanes; `out_channel` and `in_channel` are the dimensions of the weight
+// that hold the channels of the result and of the sum. Lanes that do not exist are zero.
 template <typename T>
-void pack_filters(const Grouped& g, View<const T> weight, int64_t group, int lane, int reduce,
-                  T* to, int64_t begin, int64_t end) {
+void pack_filters(const Grouped& g, View<const T> weight, int64_t group, int out_channel,
+                  int in_channel, T* to, int64_t begin, int64_t end) {
   const GatherConv& c = g.tap;
   for (int64_t vector = begin; vector < end; ++vector) {
-    const int64_t group_block = vector / g.vectors(), lane0 = vector % g.vectors() * c.block;
+    const int64_t group_block = vector / g.vectors(), lane0 = vector % g.vectors() * c.oc_block;
     T* const filters = to + vector * g.filters_size();
-    for (int64_t l = 0; l < c.block; ++l) {
+    for (int64_t l = 0; l < c.oc_block; ++l) {
       const bool exists = l < g.lanes_of(group_block, vector % g.vectors());
-      const T* const from = weight.data +
-                            (group_block * g.groups_per_block + (lane0 + l) / c.lanes) * group +
-                            (lane0 + l) % c.lanes * weight.stride[lane];
+      const T* const from =
+          weight.data + (group_block * g.groups_per_block + (lane0 + l) / c.out_channels) * group +
+          (lane0 + l) % c.out_channels * weight.stride[out_channel];
       int64_t row = 0;
       for (const int64_t r : c.h.taps)
         for (const int64_t s : c.w.taps)
-          for (int64_t k = 0; k < c.reduce; ++k)
-            filters[row++ * c.block + l] =
-                exists
-                    ? from[k * weight.stride[reduce] + r * weight.stride[2] + s * weight.stride[3]]
-                    : T(0);
+          for (int64_t k = 0; k < c.in_channels; ++k)
+            filters[row++ * c.oc_block + l] =
+                exists ? from[k * weight.stride[in_channel] + r * weight.stride[2] +
+                              s * weight.stride[3]]
+                       : T(0);
     }
   }
 }
 
 template <typename T>
 void run(const ConvProblem& p, Grouped g, const KernelTable<T>& kernels, View<const T> source,
-         View<const T> weight, int lane, int reduce, const Epilogue<T>& epilogue, View<T> result) {
+         View<const T> weight, int out_channel, int in_channel, const Epilogue<T>& epilogue,
+         View<T> result) {
   GatherConv& c = g.tap;
   while (g.tiles() * g.group_blocks() < 3 * thread_count() && c.h.tile > kTileRows)
     c.h.tile = divide_up(c.h.tile, 2);
@@ -107,7 +108,8 @@ void run(const ConvProblem& p, Grouped g, const KernelTable<T>& kernels, View<co
   const Scratch filter_block = Scratch::take<T>(ScratchName::kWeight, vectors * g.filters_size());
   T* const filters = filter_block.template data<T>();
   parallel_for(vectors, [&](int64_t begin, int64_t end) {
-    pack_filters(g, weight, p.out_channels * weight.stride[0], lane, reduce, filters, begin, end);
+    pack_filters(g, weight, p.out_channels * weight.stride[0], out_channel, in_channel, filters,
+                 begin, end);
   });
   parallel_for(g.tiles() * g.group_blocks(), [&](int64_t begin, int64_t end) {
     kernels.gather_conv(g, source, filters, epilogue, result, begin, end);
@@ -166,16 +168,16 @@ void conv2d_weight_grad(const ConvProblem& p, View<const T> input, View<const T>
   });
 
   // The chunks' sums, added in their order.
-  const int64_t of_group_block = g.groups_per_block * c.lanes;
+  const int64_t of_group_block = g.groups_per_block * c.out_channels;
   parallel_for(c.channels, [&](int64_t begin, int64_t end) {
     for (int64_t o = begin; o < end; ++o) {
       const int64_t lane = o % of_group_block;
       const T* const first =
-          sums + (o / of_group_block * g.vectors() + lane / c.block) * g.sums_per_vector() +
-          lane % c.block;
+          sums + (o / of_group_block * g.vectors() + lane / c.oc_block) * g.sums_per_vector() +
+          lane % c.oc_block;
       int64_t row = 0;
       const auto next_total = [&] {
-        const T* from = first + row++ * c.block;
+        const T* from = first + row++ * c.oc_block;
         T sum = *from;
         for (int64_t chunk = 1; chunk < g.chunks; ++chunk) sum += from[chunk * g.sums_per_chunk()];
         return sum;

@@ -52,7 +52,7 @@ using Lanes = typename LaneNumbers<T>::Type;
 template <typename T>
 CONVBP_TARGET void find_first_channels(const GatherConv& c, Lanes<T>& lanes) {
   for (int64_t l = 0; l < Simd<T>::kLanes; ++l)
-    lanes[l] = std::min<int64_t>(l / c.lanes * c.reduce, Simd<T>::kLanes - 1);
+    lanes[l] = std::min<int64_t>(l / c.out_channels * c.in_channels, Simd<T>::kLanes - 1);
 }
 
 // Channel k of each lane's group, of the pixel at `from`; `lanes` says where they are.
@@ -85,7 +85,7 @@ CONVBP_TARGET void pack_group_block(const Grouped& g, const TileExtent& e, View<
                                     int64_t group_block, T* patch) {
   const GatherConv& c = g.tap;
   const int64_t rows = c.h.patch_rows(e.rows), columns = c.w.patch_rows(e.columns);
-  const int64_t pitch = g.pitch(), channels = g.groups_of(group_block) * c.reduce;
+  const int64_t pitch = g.pitch(), channels = g.groups_of(group_block) * c.in_channels;
   const int64_t i0 = c.h.source_position(0, e.h0), j0 = c.w.source_position(0, e.w0);
   const int64_t left = std::min(columns, std::max<int64_t>(0, -j0));
   const int64_t right = std::max(left, std::min(columns, c.w.source_size - j0));
@@ -98,7 +98,7 @@ CONVBP_TARGET void pack_group_block(const Grouped& g, const TileExtent& e, View<
     fill_zero(patch, left * pitch);
     fill_zero(patch + right * pitch, (columns - right) * pitch);
     const T* const from =
-        &source.at(e.b0, group_block * g.groups_per_block * c.reduce, i, j0 + left);
+        &source.at(e.b0, group_block * g.groups_per_block * c.in_channels, i, j0 + left);
     if (source.stride[1] == 1)
       copy_pixels(from, source.stride[3], patch + left * pitch, pitch, channels, right - left);
     else
@@ -160,8 +160,8 @@ CONVBP_INLINE void prefetch_source(const Grouped& g, const TileExtent& e, View<c
   for (int64_t row = part * rows / parts; row < (part + 1) * rows / parts; ++row) {
     const int64_t i = i0 + row;
     if (i >= 0 && i < c.h.source_size && columns > 0)
-      prefetch_row<false>(&source.at(e.b0, group_block * g.groups_per_block * c.reduce, i, j),
-                          g.groups_of(group_block) * c.reduce, source.stride[1], columns,
+      prefetch_row<false>(&source.at(e.b0, group_block * g.groups_per_block * c.in_channels, i, j),
+                          g.groups_of(group_block) * c.in_channels, source.stride[1], columns,
                           source.stride[3]);
   }
 }
@@ -196,7 +196,7 @@ CONVBP_TARGET void sum_run(const Grouped& g, const std::vector<TapRun>& runs,
                            const T* bias, T* sums) {
   constexpr int kLanes = Simd<T>::kLanes;
   constexpr int64_t pitch = kPitch<kBroadcast, T>;
-  const int64_t depth = g.tap.reduce;
+  const int64_t depth = g.tap.in_channels;
   const int64_t step = g.tap.w.position_row() * pitch;
   Vector<T> acc[kRun];
 #pragma GCC unroll 32
@@ -277,8 +277,8 @@ CONVBP_TARGET void gather_conv_tasks_of(const Grouped& g, View<const T> source, 
       const int64_t lanes = g.lanes_of(group_block, v);
       T bias[kLanes] = {};
       if (epilogue.bias)
-        copy_few(epilogue.bias + group_block * g.groups_per_block * c.lanes + v * kLanes, bias,
-                 lanes);
+        copy_few(epilogue.bias + group_block * g.groups_per_block * c.out_channels + v * kLanes,
+                 bias, lanes);
       for (TileExtent part = e; part.h0 < e.h0 + e.rows; part.h0 += part.rows) {
         part.rows = std::min(rows_at_once, e.h0 + e.rows - part.h0);
         const T* const row =
@@ -325,7 +325,7 @@ CONVBP_TARGET void add_to_taps(const Grouped& g, const TileExtent& e,
   constexpr int kLanes = Simd<T>::kLanes;
   constexpr int64_t pitch = kPitch<kBroadcast, T>;
   const GatherConv& c = g.tap;
-  const int64_t depth = c.reduce;
+  const int64_t depth = c.in_channels;
   const int64_t step = c.w.position_row() * pitch;
   const int64_t line = c.h.position_row() * c.w.patch_rows(e.columns) * pitch;
   const Lanes<T> first = first_channels + static_cast<typename LaneNumbers<T>::Integer>(k0);
@@ -421,12 +421,12 @@ CONVBP_TARGET void weight_grad_tasks_of(const Grouped& g, View<const T> input, V
               prefetch_row<false>(row + h * delta.stride[2], g.lanes_of(next, v), delta.stride[1],
                                   e_next.columns, delta.stride[3]);
             const TapRun& run = runs[n];
-            for (int64_t k = 0; k < c.reduce; k += kMostDepth) {
-              const int64_t depth = std::min<int64_t>(kMostDepth, c.reduce - k);
+            for (int64_t k = 0; k < c.in_channels; k += kMostDepth) {
+              const int64_t depth = std::min<int64_t>(kMostDepth, c.in_channels - k);
               (run.taps == 3 ? tile_function_of<AddToTaps<3, kBroadcast, T>>(depth, depths)
                              : tile_function_of<AddToTaps<1, kBroadcast, T>>(depth, depths))(
                   g, e, first_channels, patch + run.start, k, packed_delta,
-                  to + run.tap * c.reduce * kLanes);
+                  to + run.tap * c.in_channels * kLanes);
             }
           }
           Vector<T> bias = {};

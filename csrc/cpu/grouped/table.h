@@ -20,7 +20,7 @@ constexpr int64_t kMostChannels = 16;
 // of a tile; for the weight gradient, some group blocks of a chunk of tiles, which has its own
 // sums.
 struct Grouped {
-  GatherConv tap;  // its block is a vector, its batch_tile one image
+  GatherConv tap;  // its oc_block is a vector, its batch_tile one image
   int64_t groups_per_block = 1;
   int64_t group_blocks_per_task = 1;
   int64_t chunks = 1;
@@ -31,24 +31,25 @@ struct Grouped {
     return std::min(groups_per_block, tap.groups - group_block * groups_per_block);
   }
   // Vectors of a group block's results, and numbers a pixel of its source takes.
-  int64_t vectors() const { return divide_up(groups_per_block * tap.lanes, tap.block); }
-  int64_t pitch() const { return groups_per_block > 1 ? tap.block : kMostChannels; }
+  int64_t vectors() const { return divide_up(groups_per_block * tap.out_channels, tap.oc_block); }
+  int64_t pitch() const { return groups_per_block > 1 ? tap.oc_block : kMostChannels; }
   int64_t lanes_of(int64_t group_block, int64_t vector) const {
-    return std::min(tap.block, groups_of(group_block) * tap.lanes - vector * tap.block);
+    return std::min(tap.oc_block,
+                    groups_of(group_block) * tap.out_channels - vector * tap.oc_block);
   }
   int64_t tiles() const { return tap.batch * tap.spatial_tiles(); }
   // Where a tensor with these strides has pixel (h, w) of a vector of image b's results.
   int64_t result_place(int64_t b, int64_t h, int64_t w, int64_t group_block, int64_t vector,
                        const int64_t* stride) const {
     return b * stride[0] +
-           (group_block * groups_per_block * tap.lanes + vector * tap.block) * stride[1] +
+           (group_block * groups_per_block * tap.out_channels + vector * tap.oc_block) * stride[1] +
            (tap.h.first + h * tap.h.spacing) * stride[2] +
            (tap.w.first + w * tap.w.spacing) * stride[3];
   }
   // Filters of a vector of lanes, [tap][channel of the sum][lane]. Their gradient has the sums of
   // the bias gradient behind it.
-  int64_t filters_size() const { return tap.taps() * tap.reduce * tap.block; }
-  int64_t sums_per_vector() const { return filters_size() + tap.block; }
+  int64_t filters_size() const { return tap.taps() * tap.in_channels * tap.oc_block; }
+  int64_t sums_per_vector() const { return filters_size() + tap.oc_block; }
   int64_t sums_per_chunk() const { return group_blocks() * vectors() * sums_per_vector(); }
 };
 

@@ -103,16 +103,16 @@ CONVBP_TARGET void pack_weight(const Product& p, const T* weight, const WeightSt
                                T* packed, int64_t begin, int64_t end) {
   for (int64_t task = begin; task < end; ++task) {
     const int64_t g = task / p.blocks(), first = task % p.blocks() * p.block;
-    pack_row(weight + g * stride.group + first * stride.lane, stride.lane, stride.reduce,
-             std::min(p.block, p.channels - first), p.reduce, packed + task * p.packed_block_size(),
-             p.block);
+    pack_row(weight + g * stride.group + first * stride.out_channel, stride.out_channel,
+             stride.in_channel, std::min(p.block, p.channels - first), p.in_channels,
+             packed + task * p.packed_block_size(), p.block);
   }
 }
 
 // kTileRows pixels `step` apart, lanes of a block: to[at[i] + lane]. kFar: the weights are in the
 // second-level cache. The pixels after these begin at `next`.
 template <int kTileRows, typename T, int kHalves, bool kFar>
-CONVBP_TARGET void pixels_tile(const T* source, int64_t step, const T* next, int64_t reduce,
+CONVBP_TARGET void pixels_tile(const T* source, int64_t step, const T* next, int64_t in_channels,
                                const T* packed, const T* bias, T* to, const int64_t* at,
                                int64_t lanes) {
   using Row = TileRow<T, kHalves>;
@@ -121,7 +121,7 @@ CONVBP_TARGET void pixels_tile(const T* source, int64_t step, const T* next, int
   for (int i = 0; i < kTileRows; ++i)
 #pragma GCC unroll 4
     for (int64_t l = 0; l < Row::kLanes; l += kLine<T>) __builtin_prefetch(to + at[i] + l, 1);
-  multiply<kFar ? 8 : 0, T>(acc, source, step, 1, packed, Row::kLanes, reduce, Ahead<T>{next});
+  multiply<kFar ? 8 : 0, T>(acc, source, step, 1, packed, Row::kLanes, in_channels, Ahead<T>{next});
 #pragma GCC unroll 16
   for (int i = 0; i < kTileRows; ++i) acc[i].add(Row::at(bias));
   if (lanes == Row::kLanes) {
@@ -169,7 +169,7 @@ CONVBP_TARGET void channels_last_tasks(const Product& p, View<const T> source, c
                                        const Epilogue<T>& epilogue, View<T> result, int64_t begin,
                                        int64_t end) {
   constexpr int kTileRows = tile_rows(kHalves);
-  const int64_t pitch = p.reduce + kLine<T>;
+  const int64_t pitch = p.in_channels + kLine<T>;
   const Scratch patch_block = Scratch::take<T>(ScratchName::kPatch, p.pixel_block * pitch);
   T* const patch = patch_block.template data<T>();
   std::vector<int64_t> in_result(p.pixel_block);
@@ -190,10 +190,10 @@ CONVBP_TARGET void channels_last_tasks(const Product& p, View<const T> source, c
       for (int64_t i = 0; i < run.count; ++i) {
         in_result[run.first + i] = run.b + i * result.stride[3] + g * p.channels;
         if (copies)
-          copy_channels(source.data + run.a + i * source.stride[3], p.source, g * p.reduce,
-                        p.reduce, patch + (run.first + i) * pitch);
+          copy_channels(source.data + run.a + i * source.stride[3], p.source, g * p.in_channels,
+                        p.in_channels, patch + (run.first + i) * pitch);
       }
-    const T* const rows = copies ? patch : source.data + runs[0].a + p.source(g * p.reduce);
+    const T* const rows = copies ? patch : source.data + runs[0].a + p.source(g * p.in_channels);
     const int64_t step = copies ? pitch : source.stride[3];
 
     const int64_t first_block = split * p.blocks() / p.channel_split;
@@ -210,7 +210,7 @@ CONVBP_TARGET void channels_last_tasks(const Product& p, View<const T> source, c
                               : tile_function<PixelsTile<T, kHalves, false>, kTileRows>(count);
         for (int64_t block = block0; block < std::min(block0 + together, last_block); ++block) {
           const int64_t lane0 = block * p.block, lanes = std::min(p.block, p.channels - lane0);
-          tile(rows + i * step, step, rows + (i + kTileRows) * step, p.reduce,
+          tile(rows + i * step, step, rows + (i + kTileRows) * step, p.in_channels,
                packed + (g * p.blocks() + block) * block_size, &bias[lane0], result.data + lane0,
                &in_result[i], lanes);
         }
@@ -229,11 +229,11 @@ CONVBP_TARGET void channels_last_tasks(const Product& p, View<const T> source, c
 
 // kTileRows channels, a panel of pixels: to[i * pitch + pixel].
 template <int kTileRows, typename T>
-CONVBP_TARGET void channels_tile(const T* panel, int64_t reduce, const T* packed, const T* bias,
-                                 T* to, int64_t pitch) {
+CONVBP_TARGET void channels_tile(const T* panel, int64_t in_channels, const T* packed,
+                                 const T* bias, T* to, int64_t pitch) {
   constexpr int kLanes = Simd<T>::kLanes;
   TileRow<T, 4> acc[kTileRows] = {};
-  multiply<0, T>(acc, packed, 1, kRows, panel, kPixels<T>, reduce);
+  multiply<0, T>(acc, packed, 1, kRows, panel, kPixels<T>, in_channels);
 #pragma GCC unroll 16
   for (int i = 0; i < kTileRows; ++i)
 #pragma GCC unroll 4
@@ -264,7 +264,7 @@ CONVBP_TARGET void nchw_tasks(const Product& p, View<const T> source, const T* p
                               const Epilogue<T>& epilogue, View<T> result, int64_t begin,
                               int64_t end) {
   constexpr int64_t kPanel = kPixels<T>;
-  const int64_t panel_size = p.reduce * kPanel;
+  const int64_t panel_size = p.in_channels * kPanel;
   const Scratch panel_block =
       Scratch::take<T>(ScratchName::kPatch, divide_up(p.pixel_block, kPanel) * panel_size);
   T* const panels = panel_block.template data<T>();
@@ -283,10 +283,10 @@ CONVBP_TARGET void nchw_tasks(const Product& p, View<const T> source, const T* p
         if (i < last) body(run, i, last - i);
       }
     };
-    for (int64_t q = 0; q < p.reduce; ++q) {
-      const T* const from = source.data + (g * p.reduce + q) * source.stride[1];
+    for (int64_t q = 0; q < p.in_channels; ++q) {
+      const T* const from = source.data + (g * p.in_channels + q) * source.stride[1];
       for (int64_t j = 0; j < pixels; j += kPanel) {
-        T* const to = panels + j * p.reduce + q * kPanel;
+        T* const to = panels + j * p.in_channels + q * kPanel;
         for_pieces(j, j + kPanel, [&](const PixelRun& run, int64_t i, int64_t count) CONVBP_TARGET {
           const T* const start = from + run.a + (i - run.first) * source.stride[3];
           if (count == kPanel && source.stride[3] == 1) {
@@ -316,14 +316,14 @@ CONVBP_TARGET void nchw_tasks(const Product& p, View<const T> source, const T* p
         T sums[kRows * kPanel];
         bool computed = false;  // a panel over several runs is computed once, then cut
         for_pieces(j, j + kPanel, [&](const PixelRun& run, int64_t i, int64_t count) CONVBP_TARGET {
-          const T* const panel = panels + j * p.reduce;
+          const T* const panel = panels + j * p.in_channels;
           const int64_t step = result.stride[3];
           T* const to = result.data + channel0 * result.stride[1] + run.b + (i - run.first) * step;
           if (count == kPanel && step == 1) {
-            tile(panel, p.reduce, weight, bias, to, result.stride[1]);
+            tile(panel, p.in_channels, weight, bias, to, result.stride[1]);
             return;
           }
-          if (!computed) tile(panel, p.reduce, weight, bias, sums, kPanel);
+          if (!computed) tile(panel, p.in_channels, weight, bias, sums, kPanel);
           computed = true;
           for (int64_t row = 0; row < rows; ++row)
             copy_run(sums + row * kPanel + i - j, 1, count, to + row * result.stride[1], step);

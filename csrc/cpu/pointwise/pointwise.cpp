@@ -115,24 +115,24 @@ class FilterMatrix {
 };
 
 template <typename T>
-void run(const ConvProblem& c, int64_t reduce, int64_t channels, View<const T> source,
+void run(const ConvProblem& c, int64_t in_channels, int64_t channels, View<const T> source,
          const Channels& source_channels, const T* weight, const WeightStrides& strides,
          const Epilogue<T>& epilogue, View<T> result) {
   const bool last = is_channels_last(source.stride);
   const KernelTable<T> kernels = best_kernels<T>();
-  const int64_t lane_block = fitting_lane_block(channels, kernels.lanes(), kernels.vector_bytes);
+  const int64_t lane_block = fitting_channel_block(channels, kernels.lanes(), kernels.vector_bytes);
   const LaneKernels<T> lane_kernels = kernels.kernels_for(lane_block);
   const int64_t unit = last ? lane_kernels.rows : 2 * kernels.lanes();  // pixels of a register tile
   Product p{c.batch,
             c.out_size[kHeight],
             c.out_size[kWidth],
             c.groups,
-            reduce,
+            in_channels,
             channels,
             source_channels,
             last ? lane_block : kernels.rows};
   if (p.pixels() == 0) return;
-  const int64_t row_bytes = reduce * static_cast<int64_t>(sizeof(T));
+  const int64_t row_bytes = in_channels * static_cast<int64_t>(sizeof(T));
   int64_t units = std::clamp<int64_t>(kSourceBytes / row_bytes, unit, kMostPixels) / unit;
   // Blocks do not change what a result is made of, so this may look at the number of threads.
   const int64_t wanted = thread_count() > 1 ? 8 * thread_count() : 1;
@@ -232,7 +232,7 @@ void conv2d_weight_grad(const ConvProblem& c, View<const T> input, View<const T>
           rows_are_o ? c.out_channels : patch_channels(c),
           lanes,
           channels_of_patches(c, input.stride),
-          fitting_lane_block(lanes, kernels.lanes(), kernels.vector_bytes),
+          fitting_channel_block(lanes, kernels.lanes(), kernels.vector_bytes),
           rows_are_o};
   p.chunks = std::clamp<int64_t>(
       std::min(kWeightGradTasks / p.parts(), kWeightGradBytes / (p.parts() * p.sums_per_part() *

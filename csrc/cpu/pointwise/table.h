@@ -21,12 +21,12 @@ struct Channels {
   int64_t operator()(int64_t channel) const { return at[channel / piece] + channel % piece; }
 };
 
-// result[pixel, channel] = sum over `reduce` of source[pixel, :] weight[channel, :]. A stride is in
-// the strides of the views: height and width are those of the smaller tensor.
+// result[pixel, channel] = sum over `in_channels` of source[pixel, :] weight[channel, :]. A stride
+// is in the strides of the views: height and width are those of the smaller tensor.
 struct Product {
   int64_t batch, height, width;
   int64_t groups;
-  int64_t reduce;
+  int64_t in_channels;
   int64_t channels;
   Channels source;
   int64_t block;              // channels of a block of packed weights
@@ -35,7 +35,7 @@ struct Product {
 
   int64_t pixels() const { return batch * height * width; }
   int64_t blocks() const { return divide_up(channels, block); }
-  int64_t packed_block_size() const { return reduce * block; }
+  int64_t packed_block_size() const { return in_channels * block; }
   int64_t pixel_tasks() const { return groups * divide_up(pixels(), pixel_block); }
   int64_t tasks() const { return pixel_tasks() * channel_split; }
 };
@@ -81,7 +81,7 @@ struct KernelTable {
   int vector_bytes;
   int rows;  // of the register tile, NCHW
   int64_t lanes() const { return vector_bytes / static_cast<int64_t>(sizeof(T)); }
-  // [group][channel block][reduce][channel of the block]; task: a block.
+  // [group][channel block][in_channels][channel of the block]; task: a block.
   void (*pack_weight)(const Product&, const T* weight, const WeightStrides&, T* packed,
                       int64_t begin, int64_t end);
   void (*nchw)(const Product&, View<const T> source, const T* packed, const Epilogue<T>&,

@@ -186,15 +186,15 @@ CONVBP_TARGET void transform_filters_of_channels(const Winograd& p, const float*
               return vector_at(filters + tap * kBlock + v);
             },
             [&](int y, int x, Vector u) CONVBP_TARGET {
-              const int64_t channel = V::slot(kA, kB, x) * p.tap.reduce + k0 + k;
+              const int64_t channel = V::slot(kA, kB, x) * p.tap.in_channels + k0 + k;
               const int64_t point = V::result_point(kA, kB, y, x);
               vector_at(transformed + point * p.filter_stream() + channel * kBlock + v) = u;
             });
       });
 }
 
-// Task: a lane block of a group, zero in lanes that do not exist; `transformed` is that of the first
-// task.
+// Task: a channel block of a group, zero in lanes that do not exist; `transformed` is that of the
+// first task.
 template <typename T, typename V>
 CONVBP_TARGET void transform_filters(const Winograd& p, const T* weight,
                                      const WeightStrides& stride, float* transformed, int64_t begin,
@@ -208,29 +208,30 @@ CONVBP_TARGET void transform_filters(const Winograd& p, const T* weight,
   const bool whole_filters = stride.r == kSide && stride.s == 1;
   for (int64_t task = begin; task < end; ++task) {
     const int64_t g = task / c.blocks(), lane0 = task % c.blocks() * kBlock;
-    const int64_t lanes = std::min<int64_t>(kBlock, c.lanes - lane0);
+    const int64_t lanes = std::min<int64_t>(kBlock, c.out_channels - lane0);
     float* const to = transformed + (task - begin) * p.filter_block();
-    for (int64_t k0 = 0; k0 < c.reduce; k0 += kChannels) {
-      const T* const from = weight + g * stride.group + lane0 * stride.lane + k0 * stride.reduce;
-      const int64_t channels = std::min(kChannels, c.reduce - k0);
+    for (int64_t k0 = 0; k0 < c.in_channels; k0 += kChannels) {
+      const T* const from =
+          weight + g * stride.group + lane0 * stride.out_channel + k0 * stride.in_channel;
+      const int64_t channels = std::min(kChannels, c.in_channels - k0);
       float* const first = &filters[0][0][0][0];
       // Along what lies side by side in the weight.
-      if (whole_filters && stride.reduce == kFilter) {
-        copy_row(from, int64_t{1}, stride.lane, channels * kFilter, lanes, first, kBlock, 1);
+      if (whole_filters && stride.in_channel == kFilter) {
+        copy_row(from, int64_t{1}, stride.out_channel, channels * kFilter, lanes, first, kBlock, 1);
       } else if (whole_filters) {
         for (int64_t k = 0; k < channels; ++k)
-          copy_row(from + k * stride.reduce, int64_t{1}, stride.lane, kFilter, lanes,
+          copy_row(from + k * stride.in_channel, int64_t{1}, stride.out_channel, kFilter, lanes,
                    &filters[k][0][0][0], kBlock, 1);
       } else {
         for (int r = 0; r < kSide; ++r)
           for (int s = 0; s < kSide; ++s) {
             const T* tap = from + r * stride.r + s * stride.s;
-            if (stride.lane == 1)
-              copy_row(tap, int64_t{1}, stride.reduce, lanes, channels, &filters[0][r][s][0], 1,
+            if (stride.out_channel == 1)
+              copy_row(tap, int64_t{1}, stride.in_channel, lanes, channels, &filters[0][r][s][0], 1,
                        kFilter * kBlock);
             else
-              copy_row(tap, stride.reduce, stride.lane, channels, lanes, &filters[0][r][s][0],
-                       kFilter * kBlock, 1);
+              copy_row(tap, stride.in_channel, stride.out_channel, channels, lanes,
+                       &filters[0][r][s][0], kFilter * kBlock, 1);
           }
       }
       for (int64_t lane = lanes; lane < kBlock; ++lane)
@@ -241,7 +242,7 @@ CONVBP_TARGET void transform_filters(const Winograd& p, const T* weight,
   }
 }
 
-// The products of a task's tiles with a lane block's filters, [point][tile][lane].
+// The products of a task's tiles with a channel block's filters, [point][tile][lane].
 template <typename V>
 CONVBP_TARGET void multiply_points(const Winograd& p, int64_t tiles, const float* transformed,
                                    const float* filters, float* product) {
@@ -250,8 +251,9 @@ CONVBP_TARGET void multiply_points(const Winograd& p, int64_t tiles, const float
       for (int x = 0; x < V::kTile - kB; ++x) {
         const int64_t point = V::result_point(kA, kB, y, x);
         multiply<V, false>(tiles, transformed + (y * V::kTile + x) * p.source_stream(), p.pitch(),
-                           1, filters + point * p.filter_stream(), V::slots(y, x) * p.tap.reduce,
-                           product + point * p.product_stream(), V::kBlock);
+                           1, filters + point * p.filter_stream(),
+                           V::slots(y, x) * p.tap.in_channels, product + point * p.product_stream(),
+                           V::kBlock);
       }
   });
 }
@@ -282,7 +284,7 @@ CONVBP_TARGET void transform_results(const Winograd& p, const float* product, co
     }
 }
 
-// Results of a task and a lane block, a row of tiles after the other: pixels, g, and the store.
+// Results of a task and a channel block, a row of tiles after the other: pixels, g, and the store.
 // `pixels` is room for such a row.
 template <typename T, typename V>
 CONVBP_TARGET void store_results(const Winograd& p, const TileExtent& e, const float* product,
@@ -318,7 +320,7 @@ CONVBP_TARGET void gather_conv_tasks(const Winograd& p, View<const T> source, co
                                      int64_t end) {
   constexpr int kBlock = V::kBlock;
   const GatherConv& c = p.tap;
-  const int64_t blocks_per_task = divide_up(c.blocks(), c.lane_split);
+  const int64_t blocks_per_task = divide_up(c.blocks(), c.oc_split);
   const int64_t most_columns = p.whole(c.w.tile);
   const Scratch patch_block = Scratch::take<float>(
       ScratchName::kPatch,
@@ -338,13 +340,13 @@ CONVBP_TARGET void gather_conv_tasks(const Winograd& p, View<const T> source, co
 
   int64_t transformed_task = -1;
   for (int64_t task = begin; task < end; ++task) {
-    const int64_t split = task % c.lane_split, pixel_task = task / c.lane_split;
+    const int64_t split = task % c.oc_split, pixel_task = task / c.oc_split;
     const int64_t spatial = pixel_task % c.spatial_tiles();
     const int64_t g = pixel_task / c.spatial_tiles() % c.groups;
     const TileExtent e = tile_extent(c, pixel_task / c.spatial_tiles() / c.groups, spatial);
     const TileExtent whole = whole_tiles(p, e);
     if (pixel_task != transformed_task) {  // else it is there from the task before
-      pack_patch(c, whole, source, g * c.reduce, c.reduce, patch, p.channels_per_task);
+      pack_patch(c, whole, source, g * c.in_channels, c.in_channels, patch, p.channels_per_task);
       transform_input<V>(p, whole, patch, transformed);
       transformed_task = pixel_task;
     }
@@ -356,15 +358,15 @@ CONVBP_TARGET void gather_conv_tasks(const Winograd& p, View<const T> source, co
         transform_filters<T, V>(p, weight, stride, own_filters, filter_task, filter_task + 1);
       multiply_points<V>(p, whole.pixels() / (V::kOut * V::kOut), transformed,
                          filters ? filters + filter_task * p.filter_block() : own_filters, product);
-      store_results<T, V>(p, e, product, epilogue, g * c.lanes + block * kBlock,
-                          std::min<int64_t>(kBlock, c.lanes - block * kBlock),
+      store_results<T, V>(p, e, product, epilogue, g * c.out_channels + block * kBlock,
+                          std::min<int64_t>(kBlock, c.out_channels - block * kBlock),
                           pixel_block.data<float>(), result);
     }
   }
   if (p.streamed) stream_fence();
 }
 
-// Delta of an extent in lane blocks: [block][image][row][column][lane], zero outside.
+// Delta of an extent in channel blocks: [block][image][row][column][lane], zero outside.
 template <int kBlock, typename T>
 CONVBP_TARGET void pack_delta(const TileExtent& e, const TileExtent& whole, View<const T> delta,
                               int64_t channel0, int64_t lanes, float* to) {
@@ -428,13 +430,13 @@ CONVBP_TARGET void weight_grad_total(const Winograd& p, const float* sums, View<
     const int64_t k0 = part % p.channel_tasks() * p.channels_per_task, g = part / p.channel_tasks();
     const int64_t first = task % blocks * kTotalChannels;
     const int64_t channels =
-        std::min({kTotalChannels, p.channels_per_task - first, c.reduce - k0 - first});
+        std::min({kTotalChannels, p.channels_per_task - first, c.in_channels - k0 - first});
     if (channels <= 0) continue;
     const float* const task_sums = sums + (task / blocks - begin / blocks) * p.sums_per_task();
     const int64_t lane0 = lane_task * p.lanes_per_task;
-    for (int64_t v = 0; v < std::min(p.lanes_per_task, c.lanes - lane0); v += kLanes) {
-      const int64_t lanes = std::min<int64_t>(kLanes, c.lanes - lane0 - v);
-      const int64_t channel = g * c.lanes + lane0 + v;
+    for (int64_t v = 0; v < std::min(p.lanes_per_task, c.out_channels - lane0); v += kLanes) {
+      const int64_t lanes = std::min<int64_t>(kLanes, c.out_channels - lane0 - v);
+      const int64_t channel = g * c.out_channels + lane0 + v;
       transform_sums<V>(p, task_sums + v, first, channels, from);
       // Along what lies side by side in the weight.
       T* const to = &weight_grad.at(channel, k0 + first, 0, 0);
@@ -457,8 +459,8 @@ CONVBP_TARGET void weight_grad_total(const Winograd& p, const float* sums, View<
   }
 }
 
-// transformed[point][tile][lane] = A delta A^T of an extent's lane block, as pack_delta leaves it; all
-// phases of the source share its points.
+// transformed[point][tile][lane] = A delta A^T of an extent's channel block, as pack_delta leaves
+// it; all phases of the source share its points.
 template <typename V>
 CONVBP_TARGET void transform_delta(const Winograd& p, const TileExtent& whole, const float* delta,
                                    float* transformed) {
@@ -477,7 +479,7 @@ CONVBP_TARGET void transform_delta(const Winograd& p, const TileExtent& whole, c
   });
 }
 
-// sums[lane] += the sum of the lane over all pixels, for a lane block.
+// sums[lane] += the sum of the lane over all pixels, for a channel block.
 template <int kBlock>
 CONVBP_TARGET void add_pixels(const float* pixels, int64_t count, float* sums) {
   Vector sum[kBlock / kLanes] = {};
@@ -521,9 +523,9 @@ CONVBP_TARGET void weight_grad_tasks(const Winograd& p, View<const T> input, Vie
     const int64_t g = task / p.lane_tasks() / p.channel_tasks() % c.groups;
     const int64_t chunk = task / p.tasks_per_chunk();
     const int64_t k0 = channel_task * p.channels_per_task;
-    const int64_t channels = std::min(p.channels_per_task, c.reduce - k0);
+    const int64_t channels = std::min(p.channels_per_task, c.in_channels - k0);
     const int64_t lane0 = lane_task * p.lanes_per_task;
-    const int64_t lanes = std::min(p.lanes_per_task, c.lanes - lane0);
+    const int64_t lanes = std::min(p.lanes_per_task, c.out_channels - lane0);
     float* const task_sums = sums ? sums + task * p.sums_per_task() : sums_block.data<float>();
     float* const bias_sums = task_sums + p.bias_sums();
     const int64_t first = chunk * p.extents() / p.chunks;
@@ -535,9 +537,9 @@ CONVBP_TARGET void weight_grad_tasks(const Winograd& p, View<const T> input, Vie
       const TileExtent e = tile_extent(c, extent / c.spatial_tiles(), extent % c.spatial_tiles());
       const TileExtent whole = whole_tiles(p, e);
       const int64_t tiles = whole.pixels() / (V::kOut * V::kOut);
-      pack_patch(c, whole, input, g * c.reduce + k0, channels, patch, p.channels_per_task);
+      pack_patch(c, whole, input, g * c.in_channels + k0, channels, patch, p.channels_per_task);
       transform_input<V>(p, whole, patch, transformed);
-      pack_delta<kBlock>(e, whole, delta, g * c.lanes + lane0, lanes, packed_delta);
+      pack_delta<kBlock>(e, whole, delta, g * c.out_channels + lane0, lanes, packed_delta);
 
       for (int64_t block = 0; block * kBlock < lanes; ++block) {
         const float* const block_delta = packed_delta + block * whole.pixels() * kBlock;

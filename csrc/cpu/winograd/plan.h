@@ -63,15 +63,17 @@ struct Winograd {
   // Numbers of a transformed tile at a point: [slot][channel].
   int64_t pitch() const { return form.slots() * channels_per_task; }
   int64_t source_stream() const { return most_tiles * pitch() + kStreamPad; }
-  int64_t product_stream() const { return most_tiles * tap.block + kStreamPad; }
-  // Transformed filters of a lane block: [point][slot][channel][lane of the block].
-  int64_t filter_stream() const { return form.slots() * tap.reduce * tap.block + kStreamPad; }
+  int64_t product_stream() const { return most_tiles * tap.oc_block + kStreamPad; }
+  // Transformed filters of a channel block: [point][slot][channel][lane of the block].
+  int64_t filter_stream() const {
+    return form.slots() * tap.in_channels * tap.oc_block + kStreamPad;
+  }
   int64_t filter_block() const { return form.result_points() * filter_stream(); }
   // An extent's rows and columns up to whole tiles.
   int64_t whole(int64_t count) const { return round_up(count, form.out); }
 
-  int64_t lane_tasks() const { return divide_up(tap.lanes, lanes_per_task); }
-  int64_t channel_tasks() const { return divide_up(tap.reduce, channels_per_task); }
+  int64_t lane_tasks() const { return divide_up(tap.out_channels, lanes_per_task); }
+  int64_t channel_tasks() const { return divide_up(tap.in_channels, channels_per_task); }
   int64_t extents() const { return tap.batch_tiles() * tap.spatial_tiles(); }
   int64_t tasks_per_chunk() const { return tap.groups * channel_tasks() * lane_tasks(); }
   int64_t tasks() const { return chunks * tasks_per_chunk(); }

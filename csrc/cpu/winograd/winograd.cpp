@@ -135,9 +135,9 @@ void choose_tiles(Winograd& p, const KernelTable<T>& kernels, int64_t channels, 
   p.lanes = kernels.vector_bytes / static_cast<int64_t>(sizeof(float));
   GatherConv& c = p.tap;
   const int64_t out = p.form.out;
-  c.block = kernels.vectors * p.lanes;
-  p.channels_per_task = balanced_tile(c.reduce, channels);
-  p.lanes_per_task = std::min(lanes, Winograd::round_up(c.lanes, c.block));
+  c.oc_block = kernels.vectors * p.lanes;
+  p.channels_per_task = balanced_tile(c.in_channels, channels);
+  p.lanes_per_task = std::min(lanes, Winograd::round_up(c.out_channels, c.oc_block));
   const int64_t axis_points = p.form.points(p.form.source_phases);
   const int64_t tile_bytes = (axis_points * axis_points * p.channels_per_task +
                               p.form.result_points() * p.lanes_per_task) *
@@ -154,34 +154,34 @@ void choose_tiles(Winograd& p, const KernelTable<T>& kernels, int64_t channels, 
   p.most_tiles = images * rows * columns;
 }
 
-// Enough tasks for every thread: tasks of one extent take different lane blocks, and what a thread
-// transformed for one serves the next; only then are extents cut, which makes every filter be read
-// more often.
+// Enough tasks for every thread: tasks of one extent take different channel blocks, and what a
+// thread transformed for one serves the next; only then are extents cut, which makes every filter
+// be read more often.
 void spread(Winograd& p) {
   GatherConv& c = p.tap;
   const int64_t threads = thread_count();
   if (threads == 1 || c.pixel_tasks() >= 3 * threads) return;
-  c.lane_split = c.blocks();
+  c.oc_split = c.blocks();
   if (c.tasks() >= 2 * threads) return;
-  const int64_t split = c.lane_split;
+  const int64_t split = c.oc_split;
   spread_over_threads(c, p.form.out, p.form.out * p.form.out);
-  c.lane_split = split;
+  c.oc_split = split;
 }
 
 template <typename T>
 void run_gather_conv(Winograd p, View<const T> source, const T* weight,
                      const WeightStrides& strides, const Epilogue<T>& epilogue, View<T> result) {
-  const auto kernels = best_kernels<T>(p.form, p.tap.lanes);
+  const auto kernels = best_kernels<T>(p.form, p.tap.out_channels);
   // All tiles in one task, where that is possible, read the filters once, and many read filters
   // that leave the cache less often: that saves more than tiles that leave the second-level cache
   // cost.
   GatherConv& c = p.tap;
-  const int64_t filters_bytes =
-      p.form.products() * c.groups * c.reduce * c.lanes * static_cast<int64_t>(sizeof(float));
+  const int64_t filters_bytes = p.form.products() * c.groups * c.in_channels * c.out_channels *
+                                static_cast<int64_t>(sizeof(float));
   const bool few_tasks = all_tiles(p) <= kMostTiles || filters_bytes > kFiltersBytes;
-  choose_tiles(p, kernels, c.reduce, kernels.vectors * kernels.vector_bytes / sizeof(float),
+  choose_tiles(p, kernels, c.in_channels, kernels.vectors * kernels.vector_bytes / sizeof(float),
                few_tasks ? kMostTiles : kernels.rows);
-  const int64_t results = c.batch * c.groups * c.lanes * p.h.results * p.w.results;
+  const int64_t results = c.batch * c.groups * c.out_channels * p.h.results * p.w.results;
   // Where a vector is a line: with shorter ones the block takes 1.1 times as long.
   p.streamed =
       kernels.vector_bytes == 64 && should_stream(results * static_cast<int64_t>(sizeof(T)));
@@ -332,7 +332,7 @@ template <typename T>
 void conv2d_weight_grad(const ConvProblem& problem, View<const T> input, View<const T> delta,
                         View<T> weight_grad, T* bias_grad) {
   Winograd p = forward(problem);
-  const auto kernels = best_kernels<T>(p.form, p.tap.lanes);
+  const auto kernels = best_kernels<T>(p.form, p.tap.out_channels);
   // With fewer tiles, sums would be brought into registers and back too often.
   choose_tiles(p, kernels, kWeightGradChannels, kWeightGradLanes, kMostTiles);
   const int64_t bytes =
@@ -366,8 +366,8 @@ double products(const ConvProblem& problem, Operator op) {
   for_dilation_phases(problem, [&](const DilationPhase& part) {
     const Winograd p =
         op == Operator::kInputGrad ? input_grad(part.problem) : forward(part.problem);
-    count += static_cast<double>(all_tiles(p)) * p.form.products() * p.tap.groups * p.tap.reduce *
-             p.tap.lanes;
+    count += static_cast<double>(all_tiles(p)) * p.form.products() * p.tap.groups *
+             p.tap.in_channels * p.tap.out_channels;
   });
   return count;
 }
