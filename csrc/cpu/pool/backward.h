@@ -1,9 +1,9 @@
 // The backward kernels of pooling (L8), part of kernel.h.
 //
-// A task owns a band of rows of the input gradient and sums it up, [row][column][lane]. Max pooling
-// adds the delta of every window that meets the band where the window's winner is, in the order of
-// the windows. For average pooling a row is the sum of its windows' rows of deltas, each column of
-// which is then spread over the columns of its window.
+// A task owns a band of rows of the input gradient and sums it up, [row][column][channel]. Max
+// pooling adds the delta of every window that meets the band where the window's winner is, in the
+// order of the windows. For average pooling a row is the sum of its windows' rows of deltas, each
+// column of which is then spread over the columns of its window.
 
 namespace convbp::pool::CONVBP_ISA {
 
@@ -16,8 +16,8 @@ class Rows {
   int64_t row_step, column_step;
 
   Rows(const PoolProblem& p, const Tasks& tasks, const View<T>& grad)
-      : row_step(kInPlace ? grad.stride[2] : p.in_size[kWidth] * tasks.lanes),
-        column_step(kInPlace ? grad.stride[3] : tasks.lanes),
+      : row_step(kInPlace ? grad.stride[2] : p.in_size[kWidth] * tasks.channels_per_task),
+        column_step(kInPlace ? grad.stride[3] : tasks.channels_per_task),
         grad_(grad),
         columns_(p.in_size[kWidth]),
         scratch_(Scratch::take<Acc>(ScratchName::kPatch, kInPlace ? 0 : tasks.rows * row_step)) {}
@@ -26,12 +26,12 @@ class Rows {
   CONVBP_INLINE Acc* open(const Piece& piece) const {
     Acc* const rows = place(piece);
     const int64_t count = piece.end - piece.begin;
-    if (column_step == piece.lanes && row_step == columns_ * column_step)
+    if (column_step == piece.channels && row_step == columns_ * column_step)
       fill_zero(rows, count * row_step);
     else
       for (int64_t i = 0; i < count; ++i)
         for (int64_t j = 0; j < columns_; ++j)
-          fill_zero(rows + i * row_step + j * column_step, piece.lanes);
+          fill_zero(rows + i * row_step + j * column_step, piece.channels);
     return rows;
   }
 
@@ -44,7 +44,7 @@ class Rows {
           store_line(sums, columns_, to, grad_.stride[3]);
         else
           for (int64_t j = 0; j < columns_; ++j)
-            store_line(sums + j * column_step, piece.lanes, to + j * grad_.stride[3],
+            store_line(sums + j * column_step, piece.channels, to + j * grad_.stride[3],
                        grad_.stride[1]);
       }
   }
@@ -96,7 +96,7 @@ struct Taps {
   }
 };
 
-template <typename T, typename Offset, bool kOneLane>
+template <typename T, typename Offset, bool kOneChannel>
 CONVBP_TARGET void max_input_grad(const PoolProblem& p, const Tasks& tasks, View<const T> delta,
                                   View<const Offset> offset, View<T> input_grad, int64_t begin,
                                   int64_t end) {
@@ -109,7 +109,7 @@ CONVBP_TARGET void max_input_grad(const PoolProblem& p, const Tasks& tasks, View
 
   for (int64_t task = begin; task < end; ++task) {
     const Piece piece(tasks, task);
-    const int64_t lanes = kOneLane ? 1 : piece.lanes;
+    const int64_t channels = kOneChannel ? 1 : piece.channels;
     Acc* const sums = rows.open(piece);
     const Range meeting = p.outputs_meeting(kHeight, piece.begin, piece.end);
     for (int64_t m = meeting.begin; m < meeting.end; ++m) {
@@ -130,7 +130,7 @@ CONVBP_TARGET void max_input_grad(const PoolProblem& p, const Tasks& tasks, View
           Acc* const at = row + start * rows.column_step;
           const T* const deltas = from + n * delta.stride[3];
           const Offset* const offsets = from_offset + n * offset.stride[3];
-          for (int64_t l = 0; l < lanes; ++l) {
+          for (int64_t l = 0; l < channels; ++l) {
             const uint64_t tap = offsets[l * offset.stride[1]];
             if (tap - first < count && (!check || p.inside(kWidth, start + taps.column(tap))))
               at[taps.shift(tap) + l] += load<Acc>(deltas[l * delta.stride[1]]);
@@ -151,25 +151,26 @@ template <typename T, typename Offset>
 void max_pool2d_input_grad(const PoolProblem& p, const Tasks& tasks, View<const T> delta,
                            View<const Offset> offset, View<T> input_grad, int64_t begin,
                            int64_t end) {
-  const auto kernel =
-      tasks.lanes == 1 ? max_input_grad<T, Offset, true> : max_input_grad<T, Offset, false>;
+  const auto kernel = tasks.channels_per_task == 1 ? max_input_grad<T, Offset, true>
+                                                   : max_input_grad<T, Offset, false>;
   kernel(p, tasks, delta, offset, input_grad, begin, end);
 }
 
-template <typename T, bool kOneLane>
+template <typename T, bool kOneChannel>
 CONVBP_TARGET void average_input_grad(const PoolProblem& p, const Tasks& tasks, View<const T> delta,
                                       View<T> input_grad, int64_t begin, int64_t end) {
   using Acc = Accumulator<T>;
   const Rows<T> rows(p, tasks, input_grad);
   const Columns columns(p);
   const int64_t width = p.out_size[kWidth];
-  std::vector<Acc> shares(width * tasks.lanes);  // what each column of windows gives to a row
+  // What each column of windows gives to a row.
+  std::vector<Acc> shares(width * tasks.channels_per_task);
   std::vector<Acc> column_divisor(width);
   for (int64_t n = 0; n < width; ++n) column_divisor[n] = static_cast<Acc>(p.column_divisor(n));
 
   for (int64_t task = begin; task < end; ++task) {
     const Piece piece(tasks, task);
-    const int64_t lanes = kOneLane ? 1 : piece.lanes;
+    const int64_t channels = kOneChannel ? 1 : piece.channels;
     Acc* const sums = rows.open(piece);
     for (int64_t i = piece.begin; i < piece.end; ++i) {
       Acc* const share = shares.data();
@@ -178,7 +179,7 @@ CONVBP_TARGET void average_input_grad(const PoolProblem& p, const Tasks& tasks, 
         const Acc row_divisor = static_cast<Acc>(p.row_divisor(m));
         const bool first = m == meeting.begin;
         const T* const from = &delta.at(piece.b, piece.c, m, 0);
-        if constexpr (kOneLane) {
+        if constexpr (kOneChannel) {
           by_step(
               delta.stride[3], CONVBP_BODY(const auto step) {
                 for (int64_t n = 0; n < width; ++n)
@@ -188,10 +189,10 @@ CONVBP_TARGET void average_input_grad(const PoolProblem& p, const Tasks& tasks, 
         } else {
           for (int64_t n = 0; n < width; ++n) {
             const Acc divisor = row_divisor * column_divisor[n];
-            Acc* const to = share + n * lanes;
+            Acc* const to = share + n * channels;
             by_step(
                 delta.stride[1], CONVBP_BODY(const auto step) {
-                  for (int64_t l = 0; l < lanes; ++l)
+                  for (int64_t l = 0; l < channels; ++l)
                     to[l] = (first ? Acc(0) : to[l]) +
                             load<Acc>(from[n * delta.stride[3] + l * step]) / divisor;
                 });
@@ -201,7 +202,7 @@ CONVBP_TARGET void average_input_grad(const PoolProblem& p, const Tasks& tasks, 
       if (meeting.begin >= meeting.end) continue;
 
       Acc* const row = sums + (i - piece.begin) * rows.row_step;
-      if (kOneLane && is_line<Acc>(p)) {
+      if (kOneChannel && is_line<Acc>(p)) {
         for (size_t k = 0; k < columns.windows.size(); ++k) {
           const Range windows = columns.windows[k];
           Acc* const at =
@@ -215,7 +216,7 @@ CONVBP_TARGET void average_input_grad(const PoolProblem& p, const Tasks& tasks, 
         for (int64_t n = 0; n < width; ++n)
           for (int64_t s = columns.taps[n].begin; s < columns.taps[n].end; ++s) {
             Acc* const at = row + p.input_position(kWidth, n, s) * rows.column_step;
-            for (int64_t l = 0; l < lanes; ++l) at[l] += share[n * lanes + l];
+            for (int64_t l = 0; l < channels; ++l) at[l] += share[n * channels + l];
           }
       }
     }
@@ -226,7 +227,8 @@ CONVBP_TARGET void average_input_grad(const PoolProblem& p, const Tasks& tasks, 
 template <typename T>
 void avg_pool2d_input_grad(const PoolProblem& p, const Tasks& tasks, View<const T> delta,
                            View<T> input_grad, int64_t begin, int64_t end) {
-  const auto kernel = tasks.lanes == 1 ? average_input_grad<T, true> : average_input_grad<T, false>;
+  const auto kernel =
+      tasks.channels_per_task == 1 ? average_input_grad<T, true> : average_input_grad<T, false>;
   kernel(p, tasks, delta, input_grad, begin, end);
 }
 

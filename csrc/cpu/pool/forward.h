@@ -59,13 +59,13 @@ CONVBP_INLINE Window<T> window(const PoolProblem& p, const View<const T>& input,
           p.kernel[kWidth]};
 }
 
-// Takes kCount neighbouring groups of lanes, from the window's lane `lane` on, through its taps.
+// Takes kCount neighbouring groups of lanes, from the window's channel `channel` on, through its taps.
 template <typename Lanes, int kCount, template <typename> typename Fold, typename T>
-CONVBP_INLINE void fold_window(const Window<T>& w, int64_t lane, Fold<Lanes> (&folds)[kCount]) {
+CONVBP_INLINE void fold_window(const Window<T>& w, int64_t channel, Fold<Lanes> (&folds)[kCount]) {
 #pragma GCC unroll 4
   for (int v = 0; v < kCount; ++v) folds[v].start(w.first_tap());
   for (int64_t r = w.rows.begin; r < w.rows.end; ++r) {
-    const T* from = w.from + (r - w.rows.begin) * w.row_step + lane;
+    const T* from = w.from + (r - w.rows.begin) * w.row_step + channel;
     for (int64_t s = w.columns.begin; s < w.columns.end; ++s, from += w.column_step)
 #pragma GCC unroll 4
       for (int v = 0; v < kCount; ++v) {
@@ -85,11 +85,11 @@ CONVBP_INLINE void store_offsets(const Where* from, int64_t count, Offset* to, i
 }
 
 template <typename Lanes, int kCount, typename T, typename Offset>
-CONVBP_INLINE void max_block(const Window<T>& w, int64_t lane, T* output, int64_t output_step,
+CONVBP_INLINE void max_block(const Window<T>& w, int64_t channel, T* output, int64_t output_step,
                              Offset* offset, int64_t offset_step) {
   constexpr int kBlock = kCount * Lanes::kLanes;
   Largest<Lanes> folds[kCount];
-  fold_window<Lanes, kCount>(w, lane, folds);
+  fold_window<Lanes, kCount>(w, channel, folds);
   typename Lanes::Element values[kBlock];
   Index<typename Lanes::Element> where[kBlock];
 #pragma GCC unroll 4
@@ -97,22 +97,22 @@ CONVBP_INLINE void max_block(const Window<T>& w, int64_t lane, T* output, int64_
     *reinterpret_cast<typename Lanes::Value*>(values + v * Lanes::kLanes) = folds[v].value;
     *reinterpret_cast<typename Lanes::Where*>(where + v * Lanes::kLanes) = folds[v].where;
   }
-  store_line(values, kBlock, output + lane * output_step, output_step);
-  store_offsets(where, kBlock, offset + lane * offset_step, offset_step);
+  store_line(values, kBlock, output + channel * output_step, output_step);
+  store_offsets(where, kBlock, offset + channel * offset_step, offset_step);
 }
 
 template <typename Lanes, int kCount, typename T>
-CONVBP_INLINE void average_block(const Window<T>& w, int64_t lane, typename Lanes::Element divisor,
-                                 T* output, int64_t step) {
+CONVBP_INLINE void average_block(const Window<T>& w, int64_t channel,
+                                 typename Lanes::Element divisor, T* output, int64_t step) {
   constexpr int kBlock = kCount * Lanes::kLanes;
   Sum<Lanes> folds[kCount];
-  fold_window<Lanes, kCount>(w, lane, folds);
+  fold_window<Lanes, kCount>(w, channel, folds);
   typename Lanes::Element values[kBlock];
 #pragma GCC unroll 4
   for (int v = 0; v < kCount; ++v)
     *reinterpret_cast<typename Lanes::Value*>(values + v * Lanes::kLanes) =
         folds[v].value / divisor;
-  store_line(values, kBlock, output + lane * step, step);
+  store_line(values, kBlock, output + channel * step, step);
 }
 
 // Windows side by side that go through the taps together.
@@ -175,7 +175,7 @@ CONVBP_TARGET void max_pool2d(const PoolProblem& p, const Tasks& tasks, View<con
       T* const to = &output.at(piece.b, piece.c, m, 0);
       Offset* const to_offset = &offset.at(piece.b, piece.c, m, 0);
 
-      if (piece.lanes == 1 && is_line<Acc>(p)) {
+      if (piece.channels == 1 && is_line<Acc>(p)) {
         for (int64_t n = 0; n < width; n += kLine) {
           const int64_t count = std::min(kLine, width - n);
           Acc value[kLine];
@@ -204,13 +204,13 @@ CONVBP_TARGET void max_pool2d(const PoolProblem& p, const Tasks& tasks, View<con
         T* const out = to + n * output.stride[3];
         Offset* const out_offset = to_offset + n * offset.stride[3];
         const int64_t step = output.stride[1], offset_step = offset.stride[1];
-        int64_t lane = 0;
-        for (; lane + 4 * kLanes <= piece.lanes; lane += 4 * kLanes)
-          max_block<Vector<Acc>, 4>(w, lane, out, step, out_offset, offset_step);
-        for (; lane + kLanes <= piece.lanes; lane += kLanes)
-          max_block<Vector<Acc>, 1>(w, lane, out, step, out_offset, offset_step);
-        for (; lane < piece.lanes; ++lane)
-          max_block<One<Acc>, 1>(w, lane, out, step, out_offset, offset_step);
+        int64_t channel = 0;
+        for (; channel + 4 * kLanes <= piece.channels; channel += 4 * kLanes)
+          max_block<Vector<Acc>, 4>(w, channel, out, step, out_offset, offset_step);
+        for (; channel + kLanes <= piece.channels; channel += kLanes)
+          max_block<Vector<Acc>, 1>(w, channel, out, step, out_offset, offset_step);
+        for (; channel < piece.channels; ++channel)
+          max_block<One<Acc>, 1>(w, channel, out, step, out_offset, offset_step);
       }
     }
   }
@@ -233,7 +233,7 @@ CONVBP_TARGET void avg_pool2d(const PoolProblem& p, const Tasks& tasks, View<con
       const Acc row_divisor = static_cast<Acc>(p.row_divisor(m));
       T* const to = &output.at(piece.b, piece.c, m, 0);
 
-      if (piece.lanes == 1 && is_line<Acc>(p)) {
+      if (piece.channels == 1 && is_line<Acc>(p)) {
         for (int64_t n = 0; n < width; n += kLine) {
           const int64_t count = std::min(kLine, width - n);
           Acc sum[kLine];
@@ -253,13 +253,13 @@ CONVBP_TARGET void avg_pool2d(const PoolProblem& p, const Tasks& tasks, View<con
         const Window<T> w = window(p, input, piece, m, n, rows, columns.taps[n]);
         const Acc divisor = row_divisor * column_divisor[n];
         T* const out = to + n * output.stride[3];
-        int64_t lane = 0;
-        for (; lane + 4 * kLanes <= piece.lanes; lane += 4 * kLanes)
-          average_block<Vector<Acc>, 4>(w, lane, divisor, out, output.stride[1]);
-        for (; lane + kLanes <= piece.lanes; lane += kLanes)
-          average_block<Vector<Acc>, 1>(w, lane, divisor, out, output.stride[1]);
-        for (; lane < piece.lanes; ++lane)
-          average_block<One<Acc>, 1>(w, lane, divisor, out, output.stride[1]);
+        int64_t channel = 0;
+        for (; channel + 4 * kLanes <= piece.channels; channel += 4 * kLanes)
+          average_block<Vector<Acc>, 4>(w, channel, divisor, out, output.stride[1]);
+        for (; channel + kLanes <= piece.channels; channel += kLanes)
+          average_block<Vector<Acc>, 1>(w, channel, divisor, out, output.stride[1]);
+        for (; channel < piece.channels; ++channel)
+          average_block<One<Acc>, 1>(w, channel, divisor, out, output.stride[1]);
       }
     }
   }

@@ -58,12 +58,12 @@ Tasks output_rows(const PoolProblem& p, const View<T>& input) {
 // one.
 template <typename T>
 Tasks input_bands(const PoolProblem& p, const View<T>& input_grad, int64_t reach) {
-  constexpr int64_t kBand = 64 * 1024;  // numbers
-  constexpr int64_t kFewestLanes = 16;  // fill a cache line
+  constexpr int64_t kBand = 64 * 1024;     // numbers
+  constexpr int64_t kFewestChannels = 16;  // fill a cache line
   Tasks tasks{p.batch, p.channels, p.in_size[kHeight], neighbours(p, input_grad)};
-  const auto rows = [&] { return kBand / (p.in_size[kWidth] * tasks.lanes); };
-  while (tasks.lanes > kFewestLanes && rows() < std::min(tasks.size, 4 * reach))
-    tasks.lanes = (tasks.lanes + 1) / 2;
+  const auto rows = [&] { return kBand / (p.in_size[kWidth] * tasks.channels_per_task); };
+  while (tasks.channels_per_task > kFewestChannels && rows() < std::min(tasks.size, 4 * reach))
+    tasks.channels_per_task = (tasks.channels_per_task + 1) / 2;
   tasks.rows = std::clamp<int64_t>(rows(), 1, tasks.size);
   const int64_t wanted = thread_count() > 1 ? 3 * thread_count() : 1;
   while (tasks.rows > reach && tasks.count() < wanted) tasks.rows = (tasks.rows + 1) / 2;

@@ -8,32 +8,32 @@
 
 namespace convbp::pool {
 
-// How the work is cut: a task computes `rows` rows of `lanes` channels of one image. No cut changes
-// what an element of the result is made of.
+// How the work is cut: a task computes `rows` rows of `channels_per_task` channels of one image. No
+// cut changes what an element of the result is made of.
 struct Tasks {
   int64_t batch, channels, size;  // size: all rows
-  int64_t lanes = 1, rows = 1;
+  int64_t channels_per_task = 1, rows = 1;
 
-  int64_t blocks() const { return divide_up(channels, lanes); }
+  int64_t blocks() const { return divide_up(channels, channels_per_task); }
   int64_t bands() const { return divide_up(size, rows); }
   int64_t count() const { return batch * blocks() * bands(); }
 };
 
 // One of them.
 struct Piece {
-  int64_t b, c, lanes, begin, end;
+  int64_t b, c, channels, begin, end;
 
   Piece(const Tasks& tasks, int64_t task) {
     const int64_t band = task % tasks.bands(), block = task / tasks.bands();
     b = block / tasks.blocks();
-    c = block % tasks.blocks() * tasks.lanes;
-    lanes = std::min(tasks.lanes, tasks.channels - c);
+    c = block % tasks.blocks() * tasks.channels_per_task;
+    channels = std::min(tasks.channels_per_task, tasks.channels - c);
     begin = band * tasks.rows;
     end = std::min(begin + tasks.rows, tasks.size);
   }
 };
 
-// Each computes the tasks [begin, end); a task with more than one lane wants channels innermost.
+// Each computes the tasks [begin, end); a task with more than one channel wants them innermost.
 template <typename T, typename Offset>
 struct MaxKernelTable {
   // Tasks are rows of the output.
