@@ -24,14 +24,14 @@ ARCHITECTURES = {"sm_80", "sm_90"}
 # multiprocessor has 65536: 255 for 256 threads or two blocks of 128, or 168 for three of them,
 # which hide each other's waiting.
 BUDGETS = {
-    "gemm.*(pack|add_pieces)": 64,
+    "gemm.*(pack|reduce_splits)": 64,
     "gemm.*OnTensorCores.*Li128ELi128E": 255,
     "gemm.*Tf32": 216,
     "convolve.*ByMultiplyAddIf": 255, "weight_grad.*ByMultiplyAddIf": 176,
     "convolve.*ByMultiplyAddId": 192, "weight_grad.*ByMultiplyAddId": 184,
     "gemm.*(convolve|weight_grad)": 168,
     "depthwise.*backward": 216, "depthwise": 152, "reference": 128, "pool": 96,
-    "activate|error_signal|sum_of_pieces": 64,
+    "activate|error_signal|sum_of_splits": 64,
 }  # fmt: skip
 
 

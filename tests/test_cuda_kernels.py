@@ -148,10 +148,10 @@ BUGS = {
     "a phase's sources shifted": Bug(
         "implicit_gemm/operand.h", "met ? (number + pad - first * dilation) / stride : 0", "0"
     ),
-    "a piece left out": Bug(
+    "a split left out": Bug(
         "implicit_gemm/split_k_reduce.cuh",
-        "piece < pieces; ++piece)\n        sum += w.partial[",
-        "piece + 1 < std::max(pieces, 2u); ++piece)\n        sum += w.partial[",
+        "split < splits; ++split)\n        sum += w.partial[",
+        "split + 1 < std::max(splits, 2u); ++split)\n        sum += w.partial[",
     ),
     "sums of the first run of rows stored for all": Bug(
         "implicit_gemm/split_k_reduce.cuh", "row = run * size.run + e - ", "row = e - ",
@@ -209,9 +209,9 @@ BUGS = {
         "depthwise/strip.cuh", "number * length - (kForward ? 0 : a.pad % stride)",
         "number * length", "depthwise", "float32",
     ),
-    "depthwise: a piece left out": Bug(
-        "depthwise/pieces.cuh", "piece < pieces; piece += blockDim.y",
-        "piece < pieces - 1; piece += blockDim.y", "depthwise", "float32",
+    "depthwise: a split left out": Bug(
+        "depthwise/splits.cuh", "split < splits; split += blockDim.y",
+        "split < splits - 1; split += blockDim.y", "depthwise", "float32",
     ),
     "depthwise: the last slot left out": Bug(
         "depthwise/weight_grad.cuh", "z < slots; ++z", "z < slots - 1; ++z",
@@ -256,9 +256,9 @@ BUGS = {
     "no barrier before rows are added": Bug(
         "elementwise/elementwise.cuh", "  barrier();\n", "", "elementwise", "float32"
     ),
-    "the last piece of a bias gradient left out": Bug(
+    "the last split of a bias gradient left out": Bug(
         "elementwise/elementwise.cuh",
-        "piece < pieces;", "piece < pieces - 1;", "elementwise", "float32"
+        "split < splits;", "split < splits - 1;", "elementwise", "float32"
     ),
     "one channel too many": Bug(
         "elementwise/elementwise.cuh", "if (c < s.size.channels)\n", "if (c <= s.size.channels)\n",

@@ -47,19 +47,19 @@ BOUNDS = {
         Bound("implicit GEMM", 0.97, 1.05),
         Bound("implicit GEMM, weight gradient", 0.55),
         Bound("pack", 0.6), Bound("pack", 1.0, layout="channels_last"),
-        Bound("add_pieces", 1.0),
+        Bound("reduce_splits", 1.0),
     ],
     "1x1-100": [
         Bound("implicit GEMM", 0.75, 1.3), Bound("implicit GEMM, weight gradient", 0.6),
-        Bound("pack", 0.75), Bound("add_pieces", 0.9),
+        Bound("pack", 0.75), Bound("reduce_splits", 0.9),
     ],
     "stem-3x3": [
         Bound("implicit GEMM", 0.3, 1.4), Bound("implicit GEMM, weight gradient", 0.3),
-        Bound("pack", 0.8), Bound("add_pieces", 0.9, 2.0),
+        Bound("pack", 0.8), Bound("reduce_splits", 0.9, 2.0),
     ],
     "depthwise-3x3": [
         Bound("depthwise", 0.8, 1.2), Bound("depthwise_weight_grad", 0.75),
-        Bound("depthwise_backward", 0.8, 1.05), Bound("depthwise_add_pieces", 0.3),
+        Bound("depthwise_backward", 0.8, 1.05), Bound("depthwise_reduce_splits", 0.3),
     ],
     "pool-2": [
         Bound("max_pool2d", 0.4), Bound("max_pool2d", 1.0, layout="channels_last"),

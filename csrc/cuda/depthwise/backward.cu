@@ -43,20 +43,20 @@ bool start_tiles(const Call<T>& call) {
   if (count >= int64_t{1} << 30) return false;  // they are numbered by 32 bits
   tiles.count = static_cast<int>(count);
   const int64_t blocks = divide_up(channels, tile.at_once);
-  const Pieces pieces = cut(divide_up(count, threads.z),
+  const Splits splits = cut(divide_up(count, threads.z),
                             int64_t{tile.rows} * tile.columns * threads.z, taps * taps, blocks);
-  Accumulator<T>* const partial = partial_sums(call.context, pieces, call.gradients);
+  Accumulator<T>* const partial = partial_sums(call.context, splits, call.gradients);
   // Filters and deltas, and later the sums of half the threads.
   const Filters<taps, V, Accumulator<T>> filters(nullptr, tile.at_once);
   const int64_t while_computing = filters.size() + int64_t{threads.z} * tile.deltas();
   const int64_t while_adding = int64_t{taps * taps + 1} * kThreads / 2 * V;
-  if (pieces.count)
+  if (splits.count)
     launch(call.context, "depthwise_backward",
            kernels::backward<T, taps, stride, channels_innermost>,
-           dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(pieces.count)), threads,
+           dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(splits.count)), threads,
            std::max(while_computing, while_adding) * sizeof(Accumulator<T>), height, width,
-           channels, call.signal, call.input, call.weight, call.input_grad, tiles, pieces, partial);
-  add_pieces(call.context, partial, pieces, call.gradients);
+           channels, call.signal, call.input, call.weight, call.input_grad, tiles, splits, partial);
+  reduce_splits(call.context, partial, splits, call.gradients);
   return true;
 }
 

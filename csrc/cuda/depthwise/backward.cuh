@@ -31,7 +31,7 @@
 #pragma once
 
 #include "cuda/depthwise/depthwise.h"
-#include "cuda/depthwise/pieces.cuh"
+#include "cuda/depthwise/splits.cuh"
 #include "cuda/depthwise/strip.cuh"
 
 namespace convbp::cuda::depthwise {
@@ -103,13 +103,13 @@ __device__ void to_error_signal(const activation::Activation<A>& g, A (&grad)[V]
   }
 }
 
-// partial [pieces, taps * taps + 1, channels]: the last tap is the bias. Lines are as many tiles as
+// partial [splits, taps * taps + 1, channels]: the last tap is the bias. Lines are as many tiles as
 // a block has slots.
 template <typename T, int taps, int stride, bool channels_innermost>
 __global__ void __launch_bounds__(kThreads, 1)
     backward(StripAxis height, StripAxis width, int all_channels, ErrorSignal<T> signal,
              View<const T> input, View<const T> weight, View<T> input_grad, Tiles tiles,
-             Pieces pieces, Accumulator<T>* partial) {
+             Splits splits, Accumulator<T>* partial) {
   using A = Accumulator<T>;
   using TileOf = Tile<taps, stride, channels_innermost>;
   using S = typename TileOf::S;
@@ -128,8 +128,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   filters.take(weight, first_channel, all_channels, false, thread, kThreads);
 
   A sum[taps * taps + 1][V] = {};  // the last is the bias
-  const int64_t end = std::min((blockIdx.y + 1) * pieces.lines_per_piece, pieces.lines);
-  for (int64_t line = blockIdx.y * pieces.lines_per_piece; line < end; ++line) {
+  const int64_t end = std::min((blockIdx.y + 1) * splits.lines_per_split, splits.lines);
+  for (int64_t line = blockIdx.y * splits.lines_per_split; line < end; ++line) {
     const int64_t number = line * blockDim.z + slot;
     // A slot behind the last tile, a lane behind the last channel: no row is theirs.
     const bool is_there = number < tiles.count && c < all_channels;

@@ -27,33 +27,33 @@ void start_strips(const Call<T>& call) {
   const int64_t blocks = divide_up(channels, at_once);
   const int64_t rows = along_height ? divide_up(call.height.results, kLength) : call.height.results;
   const int64_t pixels = int64_t{call.width.results} * (along_height ? kLength : 1);
-  const Pieces pieces = cut(call.problem.batch * rows, pixels, taps * taps, blocks);
+  const Splits splits = cut(call.problem.batch * rows, pixels, taps * taps, blocks);
   const bool packed = is_packed(call.input, channels, V) && is_packed(call.delta, channels, V);
-  Accumulator<T>* const partial = partial_sums(call.context, pieces, call.gradients);
-  if (pieces.count)
+  Accumulator<T>* const partial = partial_sums(call.context, splits, call.gradients);
+  if (splits.count)
     launch(call.context, "depthwise_weight_grad",
            kernels::strips<T, taps, stride, kLength, V, along_height>,
-           dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(pieces.count)),
+           dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(splits.count)),
            dim3(lanes, taps, slots),
            int64_t{slots} * taps * (taps + 1) * at_once * sizeof(Accumulator<T>), call.height,
-           call.width, channels, call.input, call.delta, pieces, packed, partial);
-  add_pieces(call.context, partial, pieces, call.gradients);
+           call.width, channels, call.input, call.delta, splits, packed, partial);
+  reduce_splits(call.context, partial, splits, call.gradients);
 }
 
 template <typename T>
 void start_general(const Call<T>& call) {
   const bool innermost = channels_innermost(call.input.stride);
   const int64_t blocks = innermost ? (call.gradients.filters + 31) / 32 : call.gradients.filters;
-  const Pieces pieces = cut(call.problem.batch * call.height.results, call.width.results,
+  const Splits splits = cut(call.problem.batch * call.height.results, call.width.results,
                             int64_t{call.height.taps} * call.width.taps, blocks);
-  Accumulator<T>* const partial = partial_sums(call.context, pieces, call.gradients);
-  if (pieces.count)
+  Accumulator<T>* const partial = partial_sums(call.context, splits, call.gradients);
+  if (splits.count)
     launch(call.context, "depthwise_weight_grad", kernels::general<T>,
-           dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(pieces.count)), dim3(32, 8), 0,
+           dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(splits.count)), dim3(32, 8), 0,
            call.height, call.width, call.gradients.filters,
-           static_cast<int>(call.problem.out_channels), call.input, call.delta, pieces, innermost,
+           static_cast<int>(call.problem.out_channels), call.input, call.delta, splits, innermost,
            partial);
-  add_pieces(call.context, partial, pieces, call.gradients);
+  reduce_splits(call.context, partial, splits, call.gradients);
 }
 
 }  // namespace

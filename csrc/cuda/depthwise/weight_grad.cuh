@@ -6,32 +6,32 @@
 //       bias_grad[o] = the sum of delta[b, o, m, n]
 //
 // Bound by memory: input and delta are read once from DRAM, and what several taps need of them
-// comes from the L1 cache. The sum over the pixels is cut into pieces; a block sums a piece in a
-// fixed order, and a second kernel adds the pieces in theirs.
+// comes from the L1 cache. The sum over the pixels is cut into splits; a block sums a split in a
+// fixed order, and a second kernel adds the splits in theirs.
 //
 // - `strips`, compiled for R = S = 3, 5, 7 and strides 1 and 2: a thread has one tap of the axis
 //   across and all taps of the axis along a strip, whose input it loads once into registers. Where
 //   channels are innermost it has 4 of them and 4 neighbouring columns, along the width; where
 //   columns are, the lanes have neighbouring columns, of 8 rows each, along the height. A block has
 //   all taps of its channels.
-// - `general`, for the rest: a thread goes over the piece once for each of its taps.
+// - `general`, for the rest: a thread goes over the split once for each of its taps.
 //
 // The speed is not measured yet.
 #pragma once
 
-#include "cuda/depthwise/pieces.cuh"
+#include "cuda/depthwise/splits.cuh"
 #include "cuda/depthwise/strip.cuh"
 
 namespace convbp::cuda::depthwise {
 
 namespace kernels {
 
-// partial [pieces, taps * taps + 1, channels]: the last tap is the bias. Lines are output rows of
+// partial [splits, taps * taps + 1, channels]: the last tap is the bias. Lines are output rows of
 // all samples; where a strip's axis is the height, rows of strips.
 template <typename T, int taps, int stride, int length, int V, bool along_height>
 __global__ void __launch_bounds__(256, 1)
     strips(StripAxis height, StripAxis width, int all_channels, View<const T> input,
-           View<const T> delta, Pieces pieces, bool packed, Accumulator<T>* partial) {
+           View<const T> delta, Splits splits, bool packed, Accumulator<T>* partial) {
   using A = Accumulator<T>;
   using S = Strip<Direction::kForward, taps, stride>;
   constexpr int kSources = S::sources(length);
@@ -80,9 +80,9 @@ __global__ void __launch_bounds__(256, 1)
   };
   const int strip_count = S::count(along, length);
   const int lines_per_sample = along_height ? strip_count : across.results;
-  const int64_t end = std::min((blockIdx.y + 1) * pieces.lines_per_piece, pieces.lines);
+  const int64_t end = std::min((blockIdx.y + 1) * splits.lines_per_split, splits.lines);
   if (there > 0)
-    for (int64_t line = blockIdx.y * pieces.lines_per_piece + slot; line < end; line += slots) {
+    for (int64_t line = blockIdx.y * splits.lines_per_split + slot; line < end; line += slots) {
       const int64_t b = line / lines_per_sample;
       const int at = static_cast<int>(line - b * lines_per_sample);
       if constexpr (along_height)
@@ -120,17 +120,17 @@ __global__ void __launch_bounds__(256, 1)
 }
 
 // A block has 32 filters, or of one filter the lanes have neighbouring columns.
-// partial [pieces, R * S + 1, filters]
+// partial [splits, R * S + 1, filters]
 template <typename T>
 __global__ void __launch_bounds__(256, 1)
     general(StripAxis height, StripAxis width, int filters, int multiplier, View<const T> input,
-            View<const T> delta, Pieces pieces, bool channels_innermost, Accumulator<T>* partial) {
+            View<const T> delta, Splits splits, bool channels_innermost, Accumulator<T>* partial) {
   using A = Accumulator<T>;
   const int lane = threadIdx.x;
   const int o = channels_innermost ? blockIdx.x * blockDim.x + lane : blockIdx.x;
   const int first = channels_innermost ? 0 : lane, step = channels_innermost ? 1 : blockDim.x;
-  const int64_t begin = blockIdx.y * pieces.lines_per_piece;
-  const int64_t end = std::min(begin + pieces.lines_per_piece, pieces.lines);
+  const int64_t begin = blockIdx.y * splits.lines_per_split;
+  const int64_t end = std::min(begin + splits.lines_per_split, splits.lines);
   const int taps = height.taps * width.taps;
   for (int tap = threadIdx.y; tap <= taps; tap += blockDim.y) {
     const int r = tap / width.taps, s = tap % width.taps;

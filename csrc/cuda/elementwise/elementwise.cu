@@ -30,19 +30,19 @@ void error_signal_bias_grad(Context& context, const activation::Activation<Accum
   const bool channels_innermost = size.inner == 1;
   const int64_t rows =
       channels_innermost ? size.outer : divide_up(size.outer * size.inner, Sums::kColumns);
-  Sums s{size, 256, 0};  // rows a piece
-  constexpr int64_t kMostPieces = 1024;
-  while ((s.pieces = divide_up(rows, s.rows)) > kMostPieces) s.rows *= 2;
-  A* const partial = static_cast<A*>(context.scratch(s.pieces * size.channels * sizeof(A)));
+  Sums s{size, 256, 0};  // rows a split
+  constexpr int64_t kMostSplits = 1024;
+  while ((s.splits = divide_up(rows, s.rows)) > kMostSplits) s.rows *= 2;
+  A* const partial = static_cast<A*>(context.scratch(s.splits * size.channels * sizeof(A)));
   const int64_t columns =
       channels_innermost ? divide_up(size.channels, Sums::kColumns) : size.channels;
-  if (s.pieces > 0)
+  if (s.splits > 0)
     launch(context, "error_signal_bias_grad",
            channels_innermost ? kernels::error_signal_columns<T> : kernels::error_signal_nchw<T>,
-           dim3(columns, s.pieces), dim3(Sums::kColumns, Sums::kRows),
+           dim3(columns, s.splits), dim3(Sums::kColumns, Sums::kRows),
            Sums::kColumns * Sums::kRows * sizeof(A), g, grad, kept, delta, s, partial);
-  launch(context, "bias_grad", kernels::sum_of_pieces<T>, blocks_for(size.channels, context),
-         kThreads, 0, partial, s.pieces, size.channels, bias_grad);
+  launch(context, "bias_grad", kernels::sum_of_splits<T>, blocks_for(size.channels, context),
+         kThreads, 0, partial, s.splits, size.channels, bias_grad);
 }
 
 #define INSTANTIATE(T)                                                                          \

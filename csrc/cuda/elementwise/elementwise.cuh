@@ -3,8 +3,8 @@
 //     output[i] = g(input[i])    delta[i] = g'(p_i) grad[i]    bias_grad[c] = sum delta[.., c, ..]
 //
 // Bound by memory: a thread takes neighbours of its neighbours' elements, so that a warp reads and
-// writes whole lines. The sums of L5 are cut into pieces whose number depends on the tensor's size
-// alone; each is summed by one block in a fixed order, and another kernel adds the pieces.
+// writes whole lines. The sums of L5 are cut into splits whose number depends on the tensor's size
+// alone; each is summed by one block in a fixed order, and another kernel adds the splits.
 #pragma once
 
 #include "core/channels.h"
@@ -32,7 +32,7 @@ __global__ void error_signal(activation::Activation<Accumulator<T>> g, const T* 
 // c is by itself, its N x H * W elements are read as rows of 32.
 struct Sums {
   Channels size;
-  int64_t rows, pieces;
+  int64_t rows, splits;
 
   static constexpr int kColumns = 32, kRows = 8;
 };
@@ -49,8 +49,8 @@ __device__ A sum_of_rows(A value) {
   return sum;
 }
 
-// Channels innermost: block (x, y) has channels 32 x ... and piece y of the rows.
-// partial [pieces, C]
+// Channels innermost: block (x, y) has channels 32 x ... and split y of the rows.
+// partial [splits, C]
 template <typename T>
 __global__ void error_signal_columns(activation::Activation<Accumulator<T>> g, const T* grad,
                                      const T* kept, T* delta, Sums s, Accumulator<T>* partial) {
@@ -67,8 +67,8 @@ __global__ void error_signal_columns(activation::Activation<Accumulator<T>> g, c
   if (threadIdx.y == 0 && c < s.size.channels) partial[blockIdx.y * s.size.channels + c] = sum;
 }
 
-// Pixels innermost: block (x, y) has channel x and piece y of its N * H * W elements.
-// partial [pieces, C]
+// Pixels innermost: block (x, y) has channel x and split y of its N * H * W elements.
+// partial [splits, C]
 template <typename T>
 __global__ void error_signal_nchw(activation::Activation<Accumulator<T>> g, const T* grad,
                                   const T* kept, T* delta, Sums s, Accumulator<T>* partial) {
@@ -95,11 +95,11 @@ __global__ void error_signal_nchw(activation::Activation<Accumulator<T>> g, cons
 }
 
 template <typename T>
-__global__ void sum_of_pieces(const Accumulator<T>* partial, int64_t pieces, int64_t channels,
+__global__ void sum_of_splits(const Accumulator<T>* partial, int64_t splits, int64_t channels,
                               T* bias_grad) {
   each(channels, [&](int64_t c) {
     Accumulator<T> sum = 0;
-    for (int64_t piece = 0; piece < pieces; ++piece) sum += partial[piece * channels + c];
+    for (int64_t split = 0; split < splits; ++split) sum += partial[split * channels + c];
     bias_grad[c] = static_cast<T>(sum);
   });
 }

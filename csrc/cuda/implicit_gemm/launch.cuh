@@ -1,4 +1,4 @@
-// Starts the implicit GEMM: prepares the operands, chooses the tile, cuts the pixels into pieces.
+// Starts the implicit GEMM: prepares the operands, chooses the tile, cuts the pixels into splits.
 // The .cu files instantiate it, one for each element type.
 #pragma once
 
@@ -217,24 +217,24 @@ void conv2d_weight_grad(Context& context, const ConvProblem& p, View<const T> in
             const int64_t tiles = divide_up(pixels, S::kDepth);
             const int64_t blocks =
                 w.groups * divide_up(w.filters, S::kRows) * divide_up(w.columns, S::kColumns);
-            w.tiles_per_piece = static_cast<uint32_t>(std::clamp(
+            w.tiles_per_split = static_cast<uint32_t>(std::clamp(
                 divide_up(tiles, divide_up(2 * kManyTiles, blocks)), kFewTiles, kMostTiles));
-            w.pieces = static_cast<int>(divide_up(tiles, w.tiles_per_piece));
-            w.by_pieces = divisor(w.pieces);
+            w.splits = static_cast<int>(divide_up(tiles, w.tiles_per_split));
+            w.by_splits = divisor(w.splits);
             w.walk =
                 Walk::of(WeightGradLoader<S>::kInputStep, w.axis[kHeight], w.axis[kWidth], w.input);
             w.partial =
-                static_cast<A*>(context.scratch(w.pieces * all_filters * w.columns * sizeof(A)));
+                static_cast<A*>(context.scratch(w.splits * all_filters * w.columns * sizeof(A)));
             if (bias_grad)
-              w.bias_partial = static_cast<A*>(context.scratch(w.pieces * all_filters * sizeof(A)));
+              w.bias_partial = static_cast<A*>(context.scratch(w.splits * all_filters * sizeof(A)));
             launch(context, "implicit GEMM, weight gradient", kernels::weight_grad<S>,
-                   dim3(static_cast<unsigned>(blocks * w.pieces)), S::kThreads, S::kRingBytes, w);
+                   dim3(static_cast<unsigned>(blocks * w.splits)), S::kThreads, S::kRingBytes, w);
           });
     });
   }
-  const PieceTiles sums(all_filters, p.in_channels, divide_up(p.in_channels, unit) * unit,
+  const SplitTiles sums(all_filters, p.in_channels, divide_up(p.in_channels, unit) * unit,
                         p.kernel[0] * p.kernel[1], p.kernel[1]);
-  launch(context, "add_pieces", kernels::add_pieces<T>,
+  launch(context, "reduce_splits", kernels::reduce_splits<T>,
          blocks_for(int64_t{sums.tiles()} * kThreads + all_filters, context), kThreads,
          sums.kPlaces * sizeof(Accumulator<T>), w, sums, weight_grad, bias_grad);
 }

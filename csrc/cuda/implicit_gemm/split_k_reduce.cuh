@@ -1,7 +1,7 @@
-// Adds the pieces of a weight gradient (weight_grad.cuh), in their order:
+// Adds the splits of a weight gradient (weight_grad.cuh), in their order:
 //
-//     weight_grad[filter, channel, tap] = sum over pieces of partial[piece, filter, tap, channel]
-//     bias_grad[filter] = sum over pieces of bias_partial[piece, filter]
+//     weight_grad[filter, channel, tap] = sum over splits of partial[split, filter, tap, channel]
+//     bias_grad[filter] = sum over splits of bias_partial[split, filter]
 //
 // Bound by memory. Partial sums are a matrix of rows, one for each tap of a filter, and channels:
 // neighbouring lanes read neighbouring channels. Where the gradient's taps lie closer together than
@@ -17,14 +17,14 @@
 
 namespace convbp::cuda::gemm {
 
-struct PieceTiles {
+struct SplitTiles {
   static constexpr uint32_t kMost = 32;  // channels, and rows of a run
 
   uint32_t rows, channels, padded;  // padded: to whole chunks, as partial sums are
   uint32_t run, tile_rows, tile_channels, row_tiles, channel_tiles;
   Divisor by_run, by_tile_channels, by_channel_tiles, by_taps, by_width;
 
-  PieceTiles(int64_t filters, int64_t channels_, int64_t padded_, int64_t taps, int64_t width)
+  SplitTiles(int64_t filters, int64_t channels_, int64_t padded_, int64_t taps, int64_t width)
       : rows(static_cast<uint32_t>(filters * taps)),
         channels(static_cast<uint32_t>(channels_)),
         padded(static_cast<uint32_t>(padded_)),
@@ -52,11 +52,11 @@ struct PieceTiles {
 namespace kernels {
 
 template <typename T>
-__global__ void add_pieces(GemmWeightGrad<T> w, PieceTiles size, View<T> weight_grad,
-                           T* bias_grad) {
+__global__ void reduce_splits(GemmWeightGrad<T> w, SplitTiles size, View<T> weight_grad,
+                              T* bias_grad) {
   using A = Accumulator<T>;
   A* const tile = shared_memory<A>();
-  const uint32_t filters = w.groups * w.filters, pieces = w.pieces;
+  const uint32_t filters = w.groups * w.filters, splits = w.splits;
   const bool taps_innermost = weight_grad.stride[3] < weight_grad.stride[1];
   const uint32_t bias_tiles = bias_grad ? (filters + kThreads - 1) / kThreads : 0;
   for (uint32_t number = blockIdx.x; number < size.tiles() + bias_tiles; number += gridDim.x) {
@@ -64,8 +64,8 @@ __global__ void add_pieces(GemmWeightGrad<T> w, PieceTiles size, View<T> weight_
       const uint32_t o = (number - size.tiles()) * kThreads + threadIdx.x;
       A sum = 0;
       if (o < filters) {
-        for (uint32_t piece = 0; piece < pieces; ++piece)
-          sum += w.bias_partial[int64_t{piece} * filters + o];
+        for (uint32_t split = 0; split < splits; ++split)
+          sum += w.bias_partial[int64_t{split} * filters + o];
         bias_grad[o] = static_cast<T>(sum);
       }
       continue;
@@ -83,8 +83,8 @@ __global__ void add_pieces(GemmWeightGrad<T> w, PieceTiles size, View<T> weight_
       if (!is_there(row, channel)) continue;
       const int64_t at = int64_t{first_row + row} * size.padded + first_channel + channel;
       A sum = 0;
-      for (uint32_t piece = 0; piece < pieces; ++piece)
-        sum += w.partial[int64_t{piece} * size.rows * size.padded + at];
+      for (uint32_t split = 0; split < splits; ++split)
+        sum += w.partial[int64_t{split} * size.rows * size.padded + at];
       tile[size.place(row, channel)] = sum;
     }
     barrier();

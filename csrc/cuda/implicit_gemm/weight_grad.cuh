@@ -12,9 +12,9 @@
 // the tensor as it is. A thread stays at its tap: from pixel to pixel only a pointer and a position
 // step.
 //
-// There are few tiles and many pixels, so these are cut into pieces, as many as the problem's size
-// says, whatever the GPU; each block sums one piece, and another kernel (split_k_reduce.cuh) adds
-// the pieces in their order: the same bits in every run. How fast this is has not been measured
+// There are few tiles and many pixels, so these are cut into splits, as many as the problem's size
+// says, whatever the GPU; each block sums one split, and another kernel (split_k_reduce.cuh) adds
+// the splits in their order: the same bits in every run. How fast this is has not been measured
 // yet.
 #pragma once
 
@@ -59,13 +59,13 @@ struct GemmWeightGrad {
   int columns;                      // taps x channels, with the padding of chunks
   Divisor units;                    // a tap's columns: channels, or chunks of them
   Divisor row_tiles, column_tiles;  // of a group's sums
-  int pieces = 0;                   // of the pixels: none where there are none
-  Divisor by_pieces;
-  uint32_t tiles_per_piece = 0;
+  int splits = 0;                   // of the pixels: none where there are none
+  Divisor by_splits;
+  uint32_t tiles_per_split = 0;
   Walk walk;
 
-  Accumulator<T>* partial = nullptr;       // [pieces, groups * filters, columns]
-  Accumulator<T>* bias_partial = nullptr;  // [pieces, groups * filters], or null
+  Accumulator<T>* partial = nullptr;       // [splits, groups * filters, columns]
+  Accumulator<T>* bias_partial = nullptr;  // [splits, groups * filters], or null
 };
 
 template <typename S>
@@ -173,7 +173,7 @@ class WeightGradLoader {
 
   const GemmWeightGrad<T>& w_;
   const T *delta_, *input_;      // where the next chunks are, or would be
-  int delta_left_, input_left_;  // how many pixels of the piece are left from there
+  int delta_left_, input_left_;  // how many pixels of the split are left from there
   int y_, x_, y_end_, x_end_;    // the position in the input, and where a sample's or row's end
   Tap other_[S::kElements ? kPack<T> - 1 : 1];
 };
@@ -187,11 +187,11 @@ __global__ void __launch_bounds__(S::kThreads) weight_grad(GemmWeightGrad<typena
   uint32_t block = blockIdx.x;
   const int first_column = w.column_tiles.take(block) * S::kColumns;
   const int first_filter = w.row_tiles.take(block) * S::kRows;
-  const int piece = w.by_pieces.take(block), group = block;
+  const int split = w.by_splits.take(block), group = block;
 
   const int all_pixels = w.batch * w.axis[kHeight].results * w.axis[kWidth].results;
-  const int first_pixel = piece * w.tiles_per_piece * S::kDepth;
-  const int pixels = std::min<int>(all_pixels - first_pixel, w.tiles_per_piece * S::kDepth);
+  const int first_pixel = split * w.tiles_per_split * S::kDepth;
+  const int pixels = std::min<int>(all_pixels - first_pixel, w.tiles_per_split * S::kDepth);
   const bool with_bias = w.bias_partial && first_column == 0 && S::warp_column() == 0;
 
   typename S::Sums sums;
@@ -201,7 +201,7 @@ __global__ void __launch_bounds__(S::kThreads) weight_grad(GemmWeightGrad<typena
     if (with_bias) sums.add_rows(delta, S::warp_row());
   });
 
-  const int64_t first = (int64_t{piece} * w.groups + group) * w.filters;
+  const int64_t first = (int64_t{split} * w.groups + group) * w.filters;
   sums.each([&](int row, int column, const auto& sum) {
     const int filter = first_filter + S::warp_row() + row;
     const int at = first_column + S::warp_column() + column;

@@ -1,4 +1,4 @@
-// Gradients of the filters, which are sums over all pixels: cut into pieces, whose sums are added.
+// Gradients of the filters, which are sums over all pixels: cut into splits, whose sums are added.
 #pragma once
 
 #include "core/conv_problem.h"
@@ -7,21 +7,21 @@
 
 namespace convbp::cuda::depthwise {
 
-// A piece is summed by one block of each group of channels, line by line.
-struct Pieces {
-  int64_t lines, lines_per_piece;
+// A split is summed by one block of each group of channels, line by line.
+struct Splits {
+  int64_t lines, lines_per_split;
   int64_t count;
 };
 
-// The cut depends on the problem alone: so does the order of the sums. A piece has at least four
+// The cut depends on the problem alone: so does the order of the sums. A split has at least four
 // pixels for each tap, so that the partial sums are a small part of the traffic.
-inline Pieces cut(int64_t lines, int64_t pixels_per_line, int64_t taps, int64_t other_blocks) {
+inline Splits cut(int64_t lines, int64_t pixels_per_line, int64_t taps, int64_t other_blocks) {
   constexpr int64_t kMost = 512, kBlocks = 2048;
   const int64_t most = std::clamp<int64_t>(kBlocks / other_blocks, 1, kMost);
-  Pieces p{lines, 0, 0};
-  p.lines_per_piece =
+  Splits p{lines, 0, 0};
+  p.lines_per_split =
       std::max({int64_t{1}, divide_up(4 * taps, pixels_per_line), divide_up(lines, most)});
-  p.count = divide_up(lines, p.lines_per_piece);
+  p.count = divide_up(lines, p.lines_per_split);
   return p;
 }
 
@@ -44,17 +44,17 @@ FilterGradients<T> filter_gradients(const ConvProblem& p, View<T> weight_grad, T
 
 namespace kernels {
 
-// A block of 32 x 8 threads adds the pieces of 32 sums, every eighth piece a thread.
+// A block of 32 x 8 threads adds the splits of 32 sums, every eighth split a thread.
 template <typename T>
 __global__ void __launch_bounds__(256, 1)
-    add_pieces(const Accumulator<T>* partial, int64_t pieces, FilterGradients<T> to) {
+    reduce_splits(const Accumulator<T>* partial, int64_t splits, FilterGradients<T> to) {
   using A = Accumulator<T>;
   const int64_t sums = to.sums();
   const int64_t e = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   A sum = 0;
   if (e < sums)
-    for (int64_t piece = threadIdx.y; piece < pieces; piece += blockDim.y)
-      sum += partial[piece * sums + e];
+    for (int64_t split = threadIdx.y; split < splits; split += blockDim.y)
+      sum += partial[split * sums + e];
   A* const shared = shared_memory<A>();
   shared[threadIdx.y * blockDim.x + threadIdx.x] = sum;
   barrier();
@@ -71,19 +71,19 @@ __global__ void __launch_bounds__(256, 1)
 
 }  // namespace kernels
 
-// Memory for the pieces' sums: [pieces, sums].
+// Memory for the splits' sums: [splits, sums].
 template <typename T>
-Accumulator<T>* partial_sums(Context& context, const Pieces& pieces, const FilterGradients<T>& to) {
+Accumulator<T>* partial_sums(Context& context, const Splits& splits, const FilterGradients<T>& to) {
   return static_cast<Accumulator<T>*>(
-      context.scratch(pieces.count * to.sums() * sizeof(Accumulator<T>)));
+      context.scratch(splits.count * to.sums() * sizeof(Accumulator<T>)));
 }
 
 template <typename T>
-void add_pieces(Context& context, const Accumulator<T>* partial, const Pieces& pieces,
-                const FilterGradients<T>& to) {
-  launch(context, "depthwise_add_pieces", kernels::add_pieces<T>,
+void reduce_splits(Context& context, const Accumulator<T>* partial, const Splits& splits,
+                   const FilterGradients<T>& to) {
+  launch(context, "depthwise_reduce_splits", kernels::reduce_splits<T>,
          dim3(static_cast<unsigned>(divide_up(to.sums(), 32))), dim3(32, 8),
-         32 * 8 * sizeof(Accumulator<T>), partial, pieces.count, to);
+         32 * 8 * sizeof(Accumulator<T>), partial, splits.count, to);
 }
 
 }  // namespace convbp::cuda::depthwise
