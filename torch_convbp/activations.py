@@ -1,8 +1,8 @@
 """The activations g of the lecture's layer (L2), and their share of its error signal (L3).
 
 One row each: g, and delta = g'(p) ⊙ dL/da written with what is *kept* for it: the output a = g(p)
-where that determines g', the pre-activation p otherwise. csrc/activation.h has the same rows for
-the kernels, and a test holds the two together.
+where that determines g', the pre-activation p otherwise. csrc/core/activation.h has the same rows
+for the kernels, and a test holds the two together.
 """
 
 from __future__ import annotations

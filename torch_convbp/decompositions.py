@@ -1,7 +1,7 @@
 """The operators in torch's own (ATen), for compilers and file formats that do not know ours.
 
-Arguments are those of csrc/ops.cpp. Results have the operators' memory formats; numbers differ by
-rounding, and each sum of float16 or bfloat16 runs in float32 here as there.
+Arguments are those of csrc/torch/schema.cpp. Results have the operators' memory formats; numbers
+differ by rounding, and each sum of float16 or bfloat16 runs in float32 here as there.
 """
 
 from __future__ import annotations

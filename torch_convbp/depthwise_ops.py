@@ -2,7 +2,7 @@
 
 Such a layer has no more products than its filter has taps for each number it reads: memory is what
 it waits for. One after the other, L3 to L6 read or write seven tensors of the layer's size; in one
-pass they are four. csrc/cuda/depthwise_backward.cuh does it so on a GPU; elsewhere, and under
+pass they are four. csrc/cuda/depthwise/backward.cuh does it so on a GPU; elsewhere, and under
 torch.func, the operator is the four equations.
 """
 

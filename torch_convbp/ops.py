@@ -1,8 +1,9 @@
 """The dispatcher operators ``torch.ops.torch_convbp.*``: what torch must know of them beside
 their CPU and CUDA kernels, which are in csrc/.
 
-Schemas are in csrc/ops.cpp, derivatives in autograd.py. Here: fake kernels (shapes, strides
-and checks without data), batching and autocast rules, and the error for devices without kernels.
+Schemas are in csrc/torch/schema.cpp, derivatives in autograd.py. Here: fake kernels (shapes,
+strides and checks without data), batching and autocast rules, and the error for devices without
+kernels.
 """
 
 from __future__ import annotations
@@ -379,7 +380,7 @@ for _operator in (conv2d, conv2d_activation, conv2d_activation_pair, linear):
 
 
 def _allow_tf32() -> bool:
-    """Asked by csrc/cuda/tf32.cpp for each convolution of float32: what torch's own would do.
+    """Asked by csrc/cuda/torch/tf32.cpp for each convolution of float32: what torch's own would do.
 
     The new name of the setting; it also says what torch.backends.cudnn.allow_tf32 was set to.
     """

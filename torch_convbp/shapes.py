@@ -1,6 +1,6 @@
 """Output-size arithmetic and argument checks.
 
-The fake kernels call these; csrc/checks.cpp says the same of real tensors, and the tests hold
+The fake kernels call these; csrc/torch/checks.cpp says the same of real tensors, and the tests hold
 the two together. The words are torch's own where torch has them.
 
 In shapes N is the batch; an output map is M x N' (height, width).
@@ -19,7 +19,7 @@ from torch.overrides import is_tensor_like
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
-# csrc/checks.h explains both.
+# csrc/torch/checks.h explains both.
 LARGEST_PARAMETER = 2**31 - 1
 LARGEST_BYTES = 2**47
 
