@@ -32,7 +32,7 @@ constexpr int64_t kWeightGradTasks = 32;
 // So many rows of sums stay in the second-level cache, of as many lanes as a task has: few rows and
 // many lanes, since delta is the smaller side to read again.
 constexpr int64_t kWeightGradRows = 320;
-constexpr int64_t kWeightGradLanes = 128;
+constexpr int64_t kWeightGradOutChannels = 128;
 constexpr int64_t kWeightGradBytes = 16 * 1024 * 1024;
 
 template <typename T>
@@ -163,24 +163,24 @@ DirectWeightGrad plan_weight_grad(GatherConv tap, int64_t element_bytes) {
   GatherConv& c = plan.tap;
   constexpr int64_t kPanel = DirectWeightGrad::kPanel;
   const int64_t panels = std::max<int64_t>(1, kWeightGradRows / c.taps() / kPanel);
-  plan.channels_per_task =
+  plan.ic_per_task =
       c.depthwise ? c.in_channels
                   : std::min(std::max<int64_t>(1, c.in_channels),
                              kPanel * balanced_tile(divide_up(c.in_channels, kPanel), panels));
-  const auto set_lanes = [&](int64_t most) {
-    plan.lanes_per_task = std::max<int64_t>(1, most / c.oc_block) * c.oc_block;
+  const auto set_oc_per_task = [&](int64_t most) {
+    plan.oc_per_task = std::max<int64_t>(1, most / c.oc_block) * c.oc_block;
   };
-  set_lanes(kWeightGradLanes);
-  choose_tiles(c, kPatchBytes, element_bytes, plan.channels_per_task,
-               std::min(c.out_channels, plan.lanes_per_task));
+  set_oc_per_task(kWeightGradOutChannels);
+  choose_tiles(c, kPatchBytes, element_bytes, plan.ic_per_task,
+               std::min(c.out_channels, plan.oc_per_task));
   const auto cut = [&] {
     plan.chunks = std::max<int64_t>(
         1, std::min({plan.tiles(), kWeightGradTasks / plan.parts(),
                      kWeightGradBytes / (plan.parts() * plan.sums_per_task() * element_bytes)}));
   };
   cut();
-  while (plan.tasks() < kWeightGradTasks / 2 && plan.lanes_per_task > c.oc_block) {
-    set_lanes(plan.lanes_per_task / 2);
+  while (plan.tasks() < kWeightGradTasks / 2 && plan.oc_per_task > c.oc_block) {
+    set_oc_per_task(plan.oc_per_task / 2);
     cut();
   }
   return plan;
@@ -234,16 +234,15 @@ void conv2d_weight_grad(const ConvProblem& p, View<const T> input, View<const T>
   const int64_t near_per_task = divide_up(plan.sums_per_row(), kNear);
   parallel_for(plan.parts() * near_per_task, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
-      const int64_t part = task / near_per_task, lane0 = task % near_per_task * kNear;
-      const int64_t first_lane = part % plan.lane_tasks() * plan.lanes_per_task;
-      const int64_t k0 = part / plan.lane_tasks() % plan.channel_tasks() * plan.channels_per_task;
-      const int64_t g = part / plan.lane_tasks() / plan.channel_tasks();
-      const int64_t o = g * c.out_channels + first_lane + lane0;
+      const int64_t part = task / near_per_task, o0 = task % near_per_task * kNear;
+      const int64_t first_channel = part % plan.oc_tasks() * plan.oc_per_task;
+      const int64_t k0 = part / plan.oc_tasks() % plan.ic_tasks() * plan.ic_per_task;
+      const int64_t g = part / plan.oc_tasks() / plan.ic_tasks();
+      const int64_t o = g * c.out_channels + first_channel + o0;
       const int64_t lanes =
-          std::min(kNear, std::min(plan.lanes_per_task, c.result_channels(g) - first_lane) - lane0);
-      const int64_t channels =
-          c.depthwise ? 1 : std::min(plan.channels_per_task, c.in_channels - k0);
-      const Acc* row = sums + part * plan.sums_per_task() + lane0;
+          std::min(kNear, std::min(plan.oc_per_task, c.result_channels(g) - first_channel) - o0);
+      const int64_t channels = c.depthwise ? 1 : std::min(plan.ic_per_task, c.in_channels - k0);
+      const Acc* row = sums + part * plan.sums_per_task() + o0;
       for (int64_t r = 0; r < p.kernel[kHeight]; ++r)
         for (int64_t s = 0; s < p.kernel[kWidth]; ++s)
           for (int64_t k = k0; k < k0 + channels; ++k, row += plan.sums_per_row())

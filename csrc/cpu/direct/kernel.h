@@ -94,15 +94,15 @@ CONVBP_TARGET void pack_weight(const DirectConv& conv, const T* weight, const We
                                void* packed, int64_t begin, int64_t end) {
   const GatherConv& c = conv.tap;
   for (int64_t task = begin; task < end; ++task) {
-    const int64_t g = task / c.blocks(), lane0 = task % c.blocks() * c.oc_block;
-    const int64_t lanes = std::min(c.oc_block, c.result_channels(g) - lane0);
+    const int64_t g = task / c.blocks(), o0 = task % c.blocks() * c.oc_block;
+    const int64_t lanes = std::min(c.oc_block, c.result_channels(g) - o0);
     Packed* to = static_cast<Packed*>(packed) + task * conv.packed_block_size() * kPer;
     const int64_t depth = c.depth() * kPer, channels = c.depthwise ? 1 : conv.channels;
     for (int64_t phase = 0; phase < conv.phases(); ++phase) {
       const std::vector<int64_t>&h = conv.h_phase(phase).taps, &w = conv.w_phase(phase).taps;
       const int64_t taps = static_cast<int64_t>(h.size() * w.size());
       for (int64_t tap = 0; tap < taps; ++tap) {
-        const T* from = weight + g * stride.group + lane0 * stride.out_channel +
+        const T* from = weight + g * stride.group + o0 * stride.out_channel +
                         h[tap / w.size()] * stride.r + w[tap % w.size()] * stride.s;
         for (int64_t k = 0; k < depth; ++k) {
           const int64_t row = conv.planes ? k * taps + tap : tap * c.depth() + k / kPer;
@@ -362,22 +362,22 @@ CONVBP_TARGET void weight_grad_tasks(const DirectWeightGrad& p, View<const T> in
   const int64_t most_pixels = c.batch_tile * c.h.tile * c.w.tile;
   const int64_t most_patch = patch_size(c, c.batch_tile, c.h.tile, c.w.tile, p.panel());
   const Scratch patch_block =
-      Scratch::take<Acc>(ScratchName::kPatch, p.panels(p.channels_per_task) * most_patch);
+      Scratch::take<Acc>(ScratchName::kPatch, p.panels(p.ic_per_task) * most_patch);
   const Scratch delta_block =
-      Scratch::take<Acc>(ScratchName::kDelta, most_pixels * (p.lanes_per_task + kBlock));
+      Scratch::take<Acc>(ScratchName::kDelta, most_pixels * (p.oc_per_task + kBlock));
   Acc* const patch = patch_block.template data<Acc>();
   Acc* const packed_delta = delta_block.template data<Acc>();
-  std::vector<int64_t> row_offset(p.rows(p.channels_per_task));
+  std::vector<int64_t> row_offset(p.rows(p.ic_per_task));
   std::array<int64_t, 3> located{};
 
   for (int64_t task = begin; task < end; ++task) {
-    const int64_t lane_task = task % p.lane_tasks();
-    const int64_t channel_task = task / p.lane_tasks() % p.channel_tasks();
-    const int64_t g = task / p.lane_tasks() / p.channel_tasks() % c.groups;
+    const int64_t oc_task = task % p.oc_tasks();
+    const int64_t ic_task = task / p.oc_tasks() % p.ic_tasks();
+    const int64_t g = task / p.oc_tasks() / p.ic_tasks() % c.groups;
     const int64_t chunk = task / p.parts();
-    const int64_t lane0 = lane_task * p.lanes_per_task, k0 = channel_task * p.channels_per_task;
-    const int64_t lanes = std::min(p.lanes_per_task, c.result_channels(g) - lane0);
-    const int64_t channels = std::min(p.channels_per_task, c.source_channels(g) - k0);
+    const int64_t o0 = oc_task * p.oc_per_task, k0 = ic_task * p.ic_per_task;
+    const int64_t lanes = std::min(p.oc_per_task, c.result_channels(g) - o0);
+    const int64_t channels = std::min(p.ic_per_task, c.source_channels(g) - k0);
     const int64_t rows = p.rows(channels);
     Acc* const task_sums = sums + task * p.sums_per_task();
     fill_zero(task_sums, (rows + 1) * p.sums_per_row());
@@ -410,7 +410,7 @@ CONVBP_TARGET void weight_grad_tasks(const DirectWeightGrad& p, View<const T> in
       if constexpr (std::is_same_v<T, Acc>)
         if (delta.stride[1] == 1 && lanes % kBlock == 0) {
           in_place = true;
-          delta_pixels = {&delta.at(e.b0, g * c.out_channels + lane0, e.h0, e.w0), delta.stride[0],
+          delta_pixels = {&delta.at(e.b0, g * c.out_channels + o0, e.h0, e.w0), delta.stride[0],
                           delta.stride[2], delta.stride[3]};
           delta_lanes = 1;
         }
@@ -420,7 +420,7 @@ CONVBP_TARGET void weight_grad_tasks(const DirectWeightGrad& p, View<const T> in
           const int64_t width = std::min<int64_t>(kBlock, lanes - lane);
           for (int64_t b = 0; b < e.images; ++b)
             for (int64_t h = 0; h < e.rows; ++h, to += e.columns * kBlock)
-              pack_row(&delta.at(e.b0 + b, g * c.out_channels + lane0 + lane, e.h0 + h, e.w0),
+              pack_row(&delta.at(e.b0 + b, g * c.out_channels + o0 + lane, e.h0 + h, e.w0),
                        delta.stride[1], delta.stride[3], width, e.columns, to, int64_t{kBlock});
         }
       const auto delta_of = [&](int64_t lane) {
@@ -442,7 +442,7 @@ CONVBP_TARGET void weight_grad_tasks(const DirectWeightGrad& p, View<const T> in
                 p.sums_per_row());
         }
 
-      if (with_bias && channel_task == 0)
+      if (with_bias && ic_task == 0)
         for (int64_t lane = 0; lane < lanes; lane += kBlock) {
           const Pixels<Acc> block = delta_of(lane);
           Row sum = {};

@@ -53,15 +53,15 @@ struct DirectConv {
   }
 };
 
-// The weight gradient: row j = (tap, k) of the gradient against lane o, summed over the pixels of a
-// chunk of tiles, then over the chunks. A task takes some channels against some lanes, so that its
-// sums stay in the second-level cache. Chunks depend on the problem alone, so the order of every
-// sum does too.
+// The weight gradient: row j = (tap, k) of the gradient against filter o, summed over the pixels of
+// a chunk of tiles, then over the chunks. A task takes some channels of the input (ic) against some
+// of the output (oc), so that its sums stay in the second-level cache. Chunks depend on the problem
+// alone, so the order of every sum does too.
 struct DirectWeightGrad {
   GatherConv tap;  // the forward gather convolution: its in_channels are K, its out_channels O
   int64_t chunks = 1;
-  int64_t channels_per_task = 1;
-  int64_t lanes_per_task = 1;
+  int64_t ic_per_task = 1;
+  int64_t oc_per_task = 1;
 
   // The patch is cut into panels of channels: the pixels that a row of the register tile reads are
   // near each other, and never a power of two of cache lines apart.
@@ -71,17 +71,15 @@ struct DirectWeightGrad {
   }
   int64_t panels(int64_t channels) const { return tap.depthwise ? 1 : divide_up(channels, kPanel); }
   int64_t rows(int64_t channels) const { return tap.taps() * (tap.depthwise ? 1 : channels); }
-  int64_t channel_tasks() const {
-    return std::max<int64_t>(1, divide_up(tap.in_channels, channels_per_task));
-  }
-  int64_t lane_tasks() const { return divide_up(tap.out_channels, lanes_per_task); }
+  int64_t ic_tasks() const { return std::max<int64_t>(1, divide_up(tap.in_channels, ic_per_task)); }
+  int64_t oc_tasks() const { return divide_up(tap.out_channels, oc_per_task); }
   int64_t tiles() const { return tap.batch_tiles() * tap.spatial_tiles(); }
   // Tasks of one chunk, and of all: [chunk][group][channels][lanes].
-  int64_t parts() const { return tap.groups * channel_tasks() * lane_tasks(); }
+  int64_t parts() const { return tap.groups * ic_tasks() * oc_tasks(); }
   int64_t tasks() const { return chunks * parts(); }
   // Sums of one task: a row of lanes for each (tap, k), then the bias row.
-  int64_t sums_per_row() const { return std::min(lanes_per_task, tap.blocks() * tap.oc_block); }
-  int64_t sums_per_task() const { return (rows(channels_per_task) + 1) * sums_per_row(); }
+  int64_t sums_per_row() const { return std::min(oc_per_task, tap.blocks() * tap.oc_block); }
+  int64_t sums_per_task() const { return (rows(ic_per_task) + 1) * sums_per_row(); }
 };
 
 }  // namespace convbp::direct

@@ -95,7 +95,7 @@ template <typename V>
 CONVBP_TARGET void transform_input(const Winograd& p, const TileExtent& e, const float* patch,
                                    float* transformed) {
   const GatherConv& c = p.tap;
-  const int64_t pixel = p.channels_per_task, row = c.w.patch_rows(e.columns) * pixel;
+  const int64_t pixel = p.ic_per_task, row = c.w.patch_rows(e.columns) * pixel;
   const int64_t image = c.h.patch_rows(e.rows) * row;
   const int64_t stream = p.source_stream(), pitch = p.pitch();
   const int64_t down = p.h.source_step * row, right = p.w.source_step * pixel;
@@ -207,12 +207,12 @@ CONVBP_TARGET void transform_filters(const Winograd& p, const T* weight,
   float filters[kChannels][kSide][kSide][kBlock] = {};
   const bool whole_filters = stride.r == kSide && stride.s == 1;
   for (int64_t task = begin; task < end; ++task) {
-    const int64_t g = task / c.blocks(), lane0 = task % c.blocks() * kBlock;
-    const int64_t lanes = std::min<int64_t>(kBlock, c.out_channels - lane0);
+    const int64_t g = task / c.blocks(), o0 = task % c.blocks() * kBlock;
+    const int64_t lanes = std::min<int64_t>(kBlock, c.out_channels - o0);
     float* const to = transformed + (task - begin) * p.filter_block();
     for (int64_t k0 = 0; k0 < c.in_channels; k0 += kChannels) {
       const T* const from =
-          weight + g * stride.group + lane0 * stride.out_channel + k0 * stride.in_channel;
+          weight + g * stride.group + o0 * stride.out_channel + k0 * stride.in_channel;
       const int64_t channels = std::min(kChannels, c.in_channels - k0);
       float* const first = &filters[0][0][0][0];
       // Along what lies side by side in the weight.
@@ -324,7 +324,7 @@ CONVBP_TARGET void gather_conv_tasks(const Winograd& p, View<const T> source, co
   const int64_t most_columns = p.whole(c.w.tile);
   const Scratch patch_block = Scratch::take<float>(
       ScratchName::kPatch,
-      patch_size(c, c.batch_tile, p.whole(c.h.tile), most_columns, p.channels_per_task) + kLanes);
+      patch_size(c, c.batch_tile, p.whole(c.h.tile), most_columns, p.ic_per_task) + kLanes);
   const Scratch source_block =
       Scratch::take<float>(ScratchName::kTransformed, p.form.source_points() * p.source_stream());
   const Scratch product_block =
@@ -346,7 +346,7 @@ CONVBP_TARGET void gather_conv_tasks(const Winograd& p, View<const T> source, co
     const TileExtent e = tile_extent(c, pixel_task / c.spatial_tiles() / c.groups, spatial);
     const TileExtent whole = whole_tiles(p, e);
     if (pixel_task != transformed_task) {  // else it is there from the task before
-      pack_patch(c, whole, source, g * c.in_channels, c.in_channels, patch, p.channels_per_task);
+      pack_patch(c, whole, source, g * c.in_channels, c.in_channels, patch, p.ic_per_task);
       transform_input<V>(p, whole, patch, transformed);
       transformed_task = pixel_task;
     }
@@ -404,8 +404,8 @@ CONVBP_TARGET void transform_sums(const Winograd& p, const float* sums, int64_t 
       transform_2d<transform::filter_grad<Y>, transform::filter_grad<X>, Vector>(
           [&](int y, int x) CONVBP_TARGET {
             const int64_t row =
-                (y * V::kTile + x) * p.pitch() + V::slot(kA, kB, x) * p.channels_per_task + k0 + k;
-            return total(p, sums + row * p.lanes_per_task);
+                (y * V::kTile + x) * p.pitch() + V::slot(kA, kB, x) * p.ic_per_task + k0 + k;
+            return total(p, sums + row * p.oc_per_task);
           },
           [&](int r, int s, Vector grad) CONVBP_TARGET {
             const int64_t tap = (k * kSide + h_taps[r]) * kSide + w_taps[s];
@@ -425,18 +425,18 @@ CONVBP_TARGET void weight_grad_total(const Winograd& p, const float* sums, View<
   float filters[kTotalChannels][kSide][kSide][kLanes];
   float* const from = &filters[0][0][0][0];
   for (int64_t task = begin; task < end; ++task) {
-    const int64_t lane_task = task / blocks % p.lane_tasks();
-    const int64_t part = task / blocks / p.lane_tasks();
-    const int64_t k0 = part % p.channel_tasks() * p.channels_per_task, g = part / p.channel_tasks();
+    const int64_t oc_task = task / blocks % p.oc_tasks();
+    const int64_t part = task / blocks / p.oc_tasks();
+    const int64_t k0 = part % p.ic_tasks() * p.ic_per_task, g = part / p.ic_tasks();
     const int64_t first = task % blocks * kTotalChannels;
     const int64_t channels =
-        std::min({kTotalChannels, p.channels_per_task - first, c.in_channels - k0 - first});
+        std::min({kTotalChannels, p.ic_per_task - first, c.in_channels - k0 - first});
     if (channels <= 0) continue;
     const float* const task_sums = sums + (task / blocks - begin / blocks) * p.sums_per_task();
-    const int64_t lane0 = lane_task * p.lanes_per_task;
-    for (int64_t v = 0; v < std::min(p.lanes_per_task, c.out_channels - lane0); v += kLanes) {
-      const int64_t lanes = std::min<int64_t>(kLanes, c.out_channels - lane0 - v);
-      const int64_t channel = g * c.out_channels + lane0 + v;
+    const int64_t o0 = oc_task * p.oc_per_task;
+    for (int64_t v = 0; v < std::min(p.oc_per_task, c.out_channels - o0); v += kLanes) {
+      const int64_t lanes = std::min<int64_t>(kLanes, c.out_channels - o0 - v);
+      const int64_t channel = g * c.out_channels + o0 + v;
       transform_sums<V>(p, task_sums + v, first, channels, from);
       // Along what lies side by side in the weight.
       T* const to = &weight_grad.at(channel, k0 + first, 0, 0);
@@ -499,11 +499,11 @@ CONVBP_TARGET void weight_grad_tasks(const Winograd& p, View<const T> input, Vie
   const GatherConv& c = p.tap;
   const int64_t most_rows = p.whole(c.h.tile), most_columns = p.whole(c.w.tile);
   const int64_t most_pixels = c.batch_tile * most_rows * most_columns;
-  const int64_t task_blocks = divide_up(p.lanes_per_task, kBlock);
+  const int64_t task_blocks = divide_up(p.oc_per_task, kBlock);
   const int64_t delta_stream = p.product_stream();
   const Scratch patch_block = Scratch::take<float>(
       ScratchName::kPatch,
-      patch_size(c, c.batch_tile, most_rows, most_columns, p.channels_per_task) + kLanes);
+      patch_size(c, c.batch_tile, most_rows, most_columns, p.ic_per_task) + kLanes);
   const Scratch source_block =
       Scratch::take<float>(ScratchName::kTransformed, p.form.source_points() * p.source_stream());
   const Scratch delta_block =
@@ -518,14 +518,14 @@ CONVBP_TARGET void weight_grad_tasks(const Winograd& p, View<const T> input, Vie
   float* const transformed_delta = product_block.data<float>();
 
   for (int64_t task = begin; task < end; ++task) {
-    const int64_t lane_task = task % p.lane_tasks();
-    const int64_t channel_task = task / p.lane_tasks() % p.channel_tasks();
-    const int64_t g = task / p.lane_tasks() / p.channel_tasks() % c.groups;
+    const int64_t oc_task = task % p.oc_tasks();
+    const int64_t ic_task = task / p.oc_tasks() % p.ic_tasks();
+    const int64_t g = task / p.oc_tasks() / p.ic_tasks() % c.groups;
     const int64_t chunk = task / p.tasks_per_chunk();
-    const int64_t k0 = channel_task * p.channels_per_task;
-    const int64_t channels = std::min(p.channels_per_task, c.in_channels - k0);
-    const int64_t lane0 = lane_task * p.lanes_per_task;
-    const int64_t lanes = std::min(p.lanes_per_task, c.out_channels - lane0);
+    const int64_t k0 = ic_task * p.ic_per_task;
+    const int64_t channels = std::min(p.ic_per_task, c.in_channels - k0);
+    const int64_t o0 = oc_task * p.oc_per_task;
+    const int64_t lanes = std::min(p.oc_per_task, c.out_channels - o0);
     float* const task_sums = sums ? sums + task * p.sums_per_task() : sums_block.data<float>();
     float* const bias_sums = task_sums + p.bias_sums();
     const int64_t first = chunk * p.extents() / p.chunks;
@@ -537,9 +537,9 @@ CONVBP_TARGET void weight_grad_tasks(const Winograd& p, View<const T> input, Vie
       const TileExtent e = tile_extent(c, extent / c.spatial_tiles(), extent % c.spatial_tiles());
       const TileExtent whole = whole_tiles(p, e);
       const int64_t tiles = whole.pixels() / (V::kOut * V::kOut);
-      pack_patch(c, whole, input, g * c.in_channels + k0, channels, patch, p.channels_per_task);
+      pack_patch(c, whole, input, g * c.in_channels + k0, channels, patch, p.ic_per_task);
       transform_input<V>(p, whole, patch, transformed);
-      pack_delta<kBlock>(e, whole, delta, g * c.out_channels + lane0, lanes, packed_delta);
+      pack_delta<kBlock>(e, whole, delta, g * c.out_channels + o0, lanes, packed_delta);
 
       for (int64_t block = 0; block * kBlock < lanes; ++block) {
         const float* const block_delta = packed_delta + block * whole.pixels() * kBlock;
@@ -552,11 +552,11 @@ CONVBP_TARGET void weight_grad_tasks(const Winograd& p, View<const T> input, Vie
         for (int x = 0; x < V::kTile; ++x)
           for (int64_t block = 0; block * kBlock < lanes; ++block) {
             const int64_t point = y * V::kTile + x;
-            const int64_t rows = (V::slots(y, x) - 1) * p.channels_per_task + channels;
+            const int64_t rows = (V::slots(y, x) - 1) * p.ic_per_task + channels;
             multiply_extent(rows, transformed + point * p.source_stream(), 1, p.pitch(),
                             transformed_delta + (block * kPoints + point) * delta_stream, tiles,
-                            task_sums + point * p.pitch() * p.lanes_per_task + block * kBlock,
-                            p.lanes_per_task);
+                            task_sums + point * p.pitch() * p.oc_per_task + block * kBlock,
+                            p.oc_per_task);
           }
     }
     if (!sums)

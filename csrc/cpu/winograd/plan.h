@@ -54,14 +54,14 @@ struct Winograd {
   bool streamed = false;   // is the result stored past the caches?
   int64_t most_tiles = 1;  // of a task
   // Source channels a task takes: all of a group, but for the weight gradient, whose sums of a task
-  // should stay in the cache. Its chunks and lanes are as in direct::DirectWeightGrad.
-  int64_t channels_per_task = 1;
-  int64_t lanes_per_task = 1;
+  // should stay in the cache. Its chunks and channels are as in direct::DirectWeightGrad.
+  int64_t ic_per_task = 1;
+  int64_t oc_per_task = 1;
   int64_t chunks = 1;
 
   static int64_t round_up(int64_t a, int64_t b) { return divide_up(a, b) * b; }
   // Numbers of a transformed tile at a point: [slot][channel].
-  int64_t pitch() const { return form.slots() * channels_per_task; }
+  int64_t pitch() const { return form.slots() * ic_per_task; }
   int64_t source_stream() const { return most_tiles * pitch() + kStreamPad; }
   int64_t product_stream() const { return most_tiles * tap.oc_block + kStreamPad; }
   // Transformed filters of a channel block: [point][slot][channel][lane of the block].
@@ -72,16 +72,16 @@ struct Winograd {
   // An extent's rows and columns up to whole tiles.
   int64_t whole(int64_t count) const { return round_up(count, form.out); }
 
-  int64_t lane_tasks() const { return divide_up(tap.out_channels, lanes_per_task); }
-  int64_t channel_tasks() const { return divide_up(tap.in_channels, channels_per_task); }
+  int64_t oc_tasks() const { return divide_up(tap.out_channels, oc_per_task); }
+  int64_t ic_tasks() const { return divide_up(tap.in_channels, ic_per_task); }
   int64_t extents() const { return tap.batch_tiles() * tap.spatial_tiles(); }
-  int64_t tasks_per_chunk() const { return tap.groups * channel_tasks() * lane_tasks(); }
+  int64_t tasks_per_chunk() const { return tap.groups * ic_tasks() * oc_tasks(); }
   int64_t tasks() const { return chunks * tasks_per_chunk(); }
   // What is written of a task's share of the weight gradient, kTotalChannels at a time.
-  int64_t parts_per_task() const { return divide_up(channels_per_task, kTotalChannels); }
+  int64_t parts_per_task() const { return divide_up(ic_per_task, kTotalChannels); }
   // Sums of a task: [point][slot][channel][lane], then the bias gradient's lanes.
-  int64_t bias_sums() const { return form.result_points() * pitch() * lanes_per_task; }
-  int64_t sums_per_task() const { return bias_sums() + lanes_per_task; }
+  int64_t bias_sums() const { return form.result_points() * pitch() * oc_per_task; }
+  int64_t sums_per_task() const { return bias_sums() + oc_per_task; }
 };
 
 }  // namespace convbp::winograd

@@ -29,7 +29,7 @@ constexpr int64_t kFiltersBytes = 16 * 1024 * 1024;
 constexpr int64_t kWeightGradTasks = 16, kWeightGradLeastTasks = 4;
 constexpr int64_t kWeightGradChunkTiles = 256;
 constexpr int64_t kWeightGradBytes = 32 * 1024 * 1024;
-constexpr int64_t kWeightGradLanes = 64, kWeightGradChannels = 128;
+constexpr int64_t kWeightGradOutChannels = 64, kWeightGradInChannels = 128;
 
 // Kernels for so many result channels a group.
 template <typename T>
@@ -136,12 +136,12 @@ void choose_tiles(Winograd& p, const KernelTable<T>& kernels, int64_t channels, 
   GatherConv& c = p.tap;
   const int64_t out = p.form.out;
   c.oc_block = kernels.vectors * p.lanes;
-  p.channels_per_task = balanced_tile(c.in_channels, channels);
-  p.lanes_per_task = std::min(lanes, Winograd::round_up(c.out_channels, c.oc_block));
+  p.ic_per_task = balanced_tile(c.in_channels, channels);
+  p.oc_per_task = std::min(lanes, Winograd::round_up(c.out_channels, c.oc_block));
   const int64_t axis_points = p.form.points(p.form.source_phases);
-  const int64_t tile_bytes = (axis_points * axis_points * p.channels_per_task +
-                              p.form.result_points() * p.lanes_per_task) *
-                             static_cast<int64_t>(sizeof(float));
+  const int64_t tile_bytes =
+      (axis_points * axis_points * p.ic_per_task + p.form.result_points() * p.oc_per_task) *
+      static_cast<int64_t>(sizeof(float));
   const int64_t most = std::clamp<int64_t>(kTaskBytes / tile_bytes, least_tiles, kMostTiles);
   const int64_t down = divide_up(c.h.count, out), across = divide_up(c.w.count, out);
   const int64_t columns = balanced_tile(across, std::min(across, most));
@@ -334,7 +334,7 @@ void conv2d_weight_grad(const ConvProblem& problem, View<const T> input, View<co
   Winograd p = forward(problem);
   const auto kernels = best_kernels<T>(p.form, p.tap.out_channels);
   // With fewer tiles, sums would be brought into registers and back too often.
-  choose_tiles(p, kernels, kWeightGradChannels, kWeightGradLanes, kMostTiles);
+  choose_tiles(p, kernels, kWeightGradInChannels, kWeightGradOutChannels, kMostTiles);
   const int64_t bytes =
       p.tasks_per_chunk() * p.sums_per_task() * static_cast<int64_t>(sizeof(float));
   const int64_t chunks = std::clamp<int64_t>(
