@@ -45,6 +45,10 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_tanh": lambda p: F.gelu(p, approximate="tanh"),
     "hardswish": F.hardswish,
     "softplus": F.softplus,
+    "hardsigmoid": F.hardsigmoid,
+    "mish": F.mish,
+    "elu": F.elu,
+    "elu(-0.5)": lambda p: F.elu(p, -0.5),
 }
 # These keep whole numbers and halves exact.
 EXACT = (None, "relu", "leaky_relu(0.5)", "leaky_relu(-0.5)", "relu6")

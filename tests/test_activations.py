@@ -39,6 +39,9 @@ MODULES: dict[str, nn.Module] = {
     "gelu_tanh": nn.GELU(approximate="tanh"),
     "hardswish": nn.Hardswish(),
     "softplus(2, 1)": nn.Softplus(2, 1),
+    "hardsigmoid": nn.Hardsigmoid(),
+    "mish": nn.Mish(),
+    "elu(0.5)": nn.ELU(0.5),
 }
 # Rounding of one value: of the result, and of p before g where torch rounds that too.
 EPSILON = {dtype: torch.finfo(dtype).eps for dtype in (torch.float64, torch.float32,

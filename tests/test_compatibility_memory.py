@@ -55,6 +55,9 @@ ACTIVATIONS: dict[str, tuple[Callable[[], nn.Module], Callable[[], nn.Module] | 
     "gelu_tanh": (lambda: nn.GELU(approximate="tanh"), None),
     "hardswish": (nn.Hardswish, lambda: nn.Hardswish(inplace=True)),
     "softplus": (nn.Softplus, None),
+    "hardsigmoid": (nn.Hardsigmoid, lambda: nn.Hardsigmoid(inplace=True)),
+    "mish": (nn.Mish, lambda: nn.Mish(inplace=True)),
+    "elu": (nn.ELU, lambda: nn.ELU(inplace=True)),
 }
 
 

@@ -113,18 +113,32 @@ def _softplus(grad: Tensor, p: Tensor, beta: float, threshold: float) -> Tensor:
     return torch.where(p * beta > threshold, grad, grad * torch.sigmoid(p * beta))
 
 
+def _hardsigmoid(grad: Tensor, a: Tensor) -> Tensor:
+    return torch.where((a > 0) & (a < 1), grad / 6, _zero(grad))
+
+
+def _mish(grad: Tensor, p: Tensor) -> Tensor:
+    t = torch.tanh(F.softplus(p))
+    return grad * (t + p * torch.sigmoid(p) * (1 - t * t))
+
+
+def _elu(grad: Tensor, saved: Tensor, alpha: float) -> Tensor:
+    below = saved + alpha if alpha >= 0 else alpha * torch.exp(saved)
+    return torch.where(saved > 0, grad, grad * below)
+
+
 def _gelu_tanh_g(p: Tensor) -> Tensor:
     return F.gelu(p, approximate="tanh")
 
 
-def _slope_keeps_sign(slope: float) -> bool:
+def _keeps_sign(slope: float) -> bool:
     return slope >= 0
 
 
 TABLE: Mapping[str, Row] = {
     "relu": Row(F.relu, _relu, True, nn.ReLU),
     "leaky_relu": Row(
-        F.leaky_relu, _leaky_relu, _slope_keeps_sign, nn.LeakyReLU, {"negative_slope": 0.01}
+        F.leaky_relu, _leaky_relu, _keeps_sign, nn.LeakyReLU, {"negative_slope": 0.01}
     ),
     "relu6": Row(F.relu6, _relu6, True, nn.ReLU6),
     "sigmoid": Row(torch.sigmoid, _sigmoid, True, nn.Sigmoid),
@@ -134,6 +148,9 @@ TABLE: Mapping[str, Row] = {
     "gelu_tanh": Row(_gelu_tanh_g, _gelu_tanh, False, nn.GELU),
     "hardswish": Row(F.hardswish, _hardswish, False, nn.Hardswish),
     "softplus": Row(F.softplus, _softplus, False, nn.Softplus, {"beta": 1.0, "threshold": 20.0}),
+    "hardsigmoid": Row(F.hardsigmoid, _hardsigmoid, True, nn.Hardsigmoid),
+    "mish": Row(F.mish, _mish, False, nn.Mish),
+    "elu": Row(F.elu, _elu, _keeps_sign, nn.ELU, {"alpha": 1.0}),
 }
 
 # What users may write for an activation.

@@ -131,6 +131,53 @@ struct Softplus {  // q: beta, threshold
   }
 };
 
+struct Hardsigmoid {
+  static constexpr const char* kName = "hardsigmoid";
+  static constexpr int kParameters = 0;
+  CONVBP_G(p, q) {
+    const A shifted = p + A(3);
+    return (shifted < A(0) ? A(0) : shifted > A(6) ? A(6) : shifted) / A(6);
+  }
+  CONVBP_ERROR_SIGNAL(grad, a, q) {
+    const A between = grad / A(6);
+    return a > A(0) && a < A(1) ? between : A(0);
+  }
+};
+
+struct Mish {  // p tanh(log(1 + e^p))
+  static constexpr const char* kName = "mish";
+  static constexpr int kParameters = 0;
+  // tanh(log(1 + e)) = ((1 + e)^2 - 1) / ((1 + e)^2 + 1); it is 1 where e^2 would overflow.
+  template <typename A>
+  CONVBP_BOTH static A factor(A p, A e) {
+    const A n = e * (e + A(2));
+    const A t = n / (n + A(2));
+    return p > A(20) ? A(1) : t;
+  }
+  CONVBP_G(p, q) { return p * factor(p, elementary::exp(p)); }
+  CONVBP_ERROR_SIGNAL(grad, p, q) {
+    const A t = factor(p, elementary::exp(p));
+    const A sigmoid = A(1) / (A(1) + elementary::exp(-p));
+    return grad * (t + p * sigmoid * (A(1) - t * t));
+  }
+};
+
+struct Elu {  // q: alpha. With an alpha >= 0 the output has the sign of p.
+  static constexpr const char* kName = "elu";
+  static constexpr int kParameters = 1;
+  CONVBP_G(p, q) {
+    // e^p - 1 = tanh(p / 2) (e^p + 1), which loses no digits near zero.
+    const A below = q[0] * (elementary::tanh(p * A(0.5)) * (elementary::exp(p) + A(1)));
+    return p > A(0) ? p : below;
+  }
+  CONVBP_ERROR_SIGNAL(grad, kept, q) {  // a; p where alpha < 0
+    const A of_output = kept + q[0];
+    const A of_input = q[0] * elementary::exp(kept);
+    const A below = grad * (q[0] < A(0) ? of_input : of_output);
+    return kept > A(0) ? grad : below;
+  }
+};
+
 #undef CONVBP_G
 #undef CONVBP_ERROR_SIGNAL
 
@@ -138,7 +185,8 @@ constexpr int kMostParameters = 2;
 
 template <typename... Rows>
 struct Table {};
-using All = Table<Relu, LeakyRelu, Relu6, Sigmoid, Tanh, Silu, Gelu, GeluTanh, Hardswish, Softplus>;
+using All = Table<Relu, LeakyRelu, Relu6, Sigmoid, Tanh, Silu, Gelu, GeluTanh, Hardswish, Softplus,
+                  Hardsigmoid, Mish, Elu>;
 
 // The row of this name, counted from 0, or -1.
 int row_of(const std::string& name);

@@ -29,6 +29,7 @@ ACTIVATIONS = {
     "gelu": "GELU",
     "tanh": "Tanh",
     "hardswish": "Hardswish",
+    "mish": "Mish",
 }
 
 

@@ -146,11 +146,11 @@ void expect_of_g(Tensor<T>& ours, Tensor<T>& expected, const Size& size,
 // One that leaves whole numbers whole, or with exact = false any.
 template <typename A>
 activation::Activation<A> any_activation(Random& random, bool exact = true) {
-  constexpr int kIdentity = -1, kLeakyRelu = 1, kRelu6 = 2, kSoftplus = 9;
-  activation::Activation<A> g{
-      static_cast<int>(random.number(kIdentity, exact ? kRelu6 : kSoftplus))};
+  constexpr int kIdentity = -1, kLeakyRelu = 1, kRelu6 = 2, kSoftplus = 9, kElu = 12;
+  activation::Activation<A> g{static_cast<int>(random.number(kIdentity, exact ? kRelu6 : kElu))};
   if (g.row == kLeakyRelu) g.parameters[0] = A(0.25);
   if (g.row == kSoftplus) g.parameters[0] = A(1), g.parameters[1] = A(20);
+  if (g.row == kElu) g.parameters[0] = A(0.5);
   return g;
 }
 

@@ -66,7 +66,10 @@ activation::Activation<A> any_activation(Random& random, bool exact = false) {
                                         {"gelu", {}},
                                         {"gelu_tanh", {}},
                                         {"hardswish", {}},
-                                        {"softplus", {A(1), A(20)}}};
+                                        {"softplus", {A(1), A(20)}},
+                                        {"hardsigmoid", {}},
+                                        {"mish", {}},
+                                        {"elu", {A(0.5)}}};
   const Row& row = rows[random.number(0, exact ? 3 : static_cast<int64_t>(rows.size()) - 1)];
   activation::Activation<A> g;
   if (*row.first) g.functions = activation::functions_of<A>(activation::row_of(row.first));
