@@ -28,14 +28,16 @@ pytest.importorskip("sklearn", reason="the experiments need torch_convbp[experim
 pytest.importorskip("matplotlib", reason="the experiments need torch_convbp[experiments]")
 
 import torch_convbp as bp
-from experiments import conductor, data, index, lockstep, networks, options, parity, verdict
-from experiments.batches import crop_and_flip, digest, loader_in_order
-from experiments.errors import UsageError
-from experiments.module import TrainBatches
-from experiments.record import read_record
-from experiments.results import Epoch, SeedResult, Start, TrainingResult
-from experiments.runfolder import RunFolder, fresh
-from experiments.spec import SIDES, Spec
+from experiments.common import data, index, networks
+from experiments.common.batches import crop_and_flip, digest, loader_in_order
+from experiments.common.errors import UsageError
+from experiments.common.runfolder import RunFolder, fresh
+from experiments.parity import conductor, lockstep, options, verdict
+from experiments.parity import experiment as parity
+from experiments.parity.record import read_record
+from experiments.parity.results import Epoch, SeedResult, Start, TrainingResult
+from experiments.parity.spec import SIDES, Spec
+from experiments.training.module import TrainBatches
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = ["--network", "lecture", "--limit-train", "96", "--limit-test", "40"]

@@ -22,10 +22,10 @@ import lightning as L
 import yaml
 
 import torch_convbp as bp
-from experiments.errors import UsageError
-from experiments.module import Pictures, Study, initial
-from experiments.networks import NETWORKS, SMALLEST
-from experiments.train import main
+from experiments.common.errors import UsageError
+from experiments.common.networks import NETWORKS, SMALLEST
+from experiments.training.command_line import main
+from experiments.training.module import Pictures, Study, initial
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = sorted((ROOT / "experiments" / "configs").glob("*.yaml"))

@@ -16,7 +16,7 @@ pytest.importorskip("matplotlib", reason="the tutorial needs torch_convbp[experi
 import nbformat
 from nbclient.exceptions import CellExecutionError
 
-from experiments.tutorial import NOTEBOOK, PAGE, as_shown, notebook_of, run
+from experiments.documents.tutorial import NOTEBOOK, PAGE, as_shown, notebook_of, run
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = """\

@@ -9,7 +9,7 @@ from argparse import Namespace
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from experiments.errors import UsageError
+from experiments.common.errors import UsageError
 from experiments.speed import options as command_line
 
 if TYPE_CHECKING:
@@ -33,9 +33,9 @@ def main(arguments: list[str]) -> int:
 
 def run(options: Namespace, arguments: list[str]) -> int:
     # Only now is torch loaded, which reads its variables once.
-    from experiments.index import renew_index
-    from experiments.machine import machine, versions
-    from experiments.runfolder import RunFolder, fresh
+    from experiments.common.index import renew_index
+    from experiments.common.machine import machine, versions
+    from experiments.common.runfolder import RunFolder, fresh
     from experiments.speed import table
     from experiments.speed.measure import measure_all
     from experiments.speed.report import write_report

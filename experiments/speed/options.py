@@ -7,7 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-from experiments.options import available_cpus, positive, run_name, whole
+from experiments.common.arguments import available_cpus, positive, run_name, whole
 from experiments.speed.cases import DEFAULT_OPERATORS, OPERATORS, SUITES, parse
 
 LAYOUTS = ("NCHW", "channels_last")

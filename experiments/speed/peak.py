@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection
 
 import torch
 
-from experiments.memory import PeakMemory, status_bytes
+from experiments.common.memory import PeakMemory, status_bytes
 from experiments.speed import sides
 from experiments.speed.cases import Case
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 from pathlib import Path
 
-from experiments import page
+from experiments.common import page
 from experiments.speed import table
 from experiments.speed.pictures import draw_ratios, draw_roofline
 from experiments.speed.results import Results

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import torch_convbp as bp
-from experiments import networks
+from experiments.common import networks
 from experiments.speed.cases import ACTIVATIONS, Case, Network, Shape
 from experiments.speed.options import ALGORITHMS
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from experiments.figures import BOUND, COLORS, Picture, picture
-from experiments.spec import LABELS
+from experiments.common.figures import BOUND, COLORS, Picture, picture
+from experiments.parity.spec import LABELS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from matplotlib.axes import Axes
 
-    from experiments.lockstep import Row
+    from experiments.parity.lockstep import Row
 
 TICKS_AT_MOST = 24
 SHADES = ("#f0a35e", "#d1600b", "#7a3503", "#4a2000")

@@ -11,13 +11,13 @@ import statistics
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from experiments.lockstep import COMPARISONS, DTYPES, HEADROOM, Row, roundoff
-from experiments.spec import LABELS, SIDES
+from experiments.parity.lockstep import COMPARISONS, DTYPES, HEADROOM, Row, roundoff
+from experiments.parity.spec import LABELS, SIDES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from experiments.results import SeedResult, TrainingResult
+    from experiments.parity.results import SeedResult, TrainingResult
 
 CONFIDENCE = 3
 BEYOND_CONFIDENCE = 0.0027  # the share of a normal distribution beyond 3 standard deviations

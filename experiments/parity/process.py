@@ -9,23 +9,22 @@ measured.
 
 from __future__ import annotations
 
-import logging
 import time
-import warnings
 from typing import TYPE_CHECKING, Any
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import TQDMProgressBar
 
-from experiments.batches import digest, loader_in_order
-from experiments.data import read_data
-from experiments.draft import draft_of
-from experiments.memory import PeakMemory, peak_memory
-from experiments.module import Study, TrainBatches
-from experiments.networks import convolutions
-from experiments.results import Epoch, Start
-from experiments.spec import LABELS, Spec
+from experiments.common.batches import digest, loader_in_order
+from experiments.common.data import read_data
+from experiments.common.draft import draft_of
+from experiments.common.memory import PeakMemory, peak_memory
+from experiments.common.networks import convolutions
+from experiments.common.silence import quieten
+from experiments.parity.results import Epoch, Start
+from experiments.parity.spec import LABELS, Spec
+from experiments.training.module import Study, TrainBatches
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -232,13 +231,3 @@ def strict_float32(accelerator: str) -> None:
         return
     torch.backends.cudnn.fp32_precision = "ieee"
     torch.backends.cuda.matmul.fp32_precision = "ieee"
-
-
-def quieten() -> None:
-    """Silence what Lightning says about hardware and loaders that are not in question here."""
-    for name in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated.*")
-    warnings.filterwarnings("ignore", message=".*number of training batches.*")
-    warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*optimizer.step.*")

@@ -5,18 +5,18 @@ from __future__ import annotations
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from experiments import page
-from experiments.curves import draw_curves, draw_seeds
-from experiments.layers import draw_float64, draw_rounded, worst
-from experiments.spec import LABELS, SIDES
-from experiments.verdict import accuracies, spread_of
+from experiments.common import page
+from experiments.parity.curves import draw_curves, draw_seeds
+from experiments.parity.layers import draw_float64, draw_rounded, worst
+from experiments.parity.spec import LABELS, SIDES
+from experiments.parity.verdict import accuracies, spread_of
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from experiments.lockstep import Row
-    from experiments.results import SeedResult
-    from experiments.verdict import Check
+    from experiments.parity.lockstep import Row
+    from experiments.parity.results import SeedResult
+    from experiments.parity.verdict import Check
 
 MIB = 2**20
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from experiments.errors import UsageError
+from experiments.common.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING
 
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from experiments.figures import BOUND, COLORS, LINES, Picture, picture
-from experiments.results import quartiles
-from experiments.spec import LABELS, SIDES
-from experiments.verdict import BEYOND_CONFIDENCE, accuracies, spread_of
+from experiments.common.figures import BOUND, COLORS, LINES, Picture, picture
+from experiments.parity.results import quartiles
+from experiments.parity.spec import LABELS, SIDES
+from experiments.parity.verdict import BEYOND_CONFIDENCE, accuracies, spread_of
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from matplotlib.axes import Axes
 
-    from experiments.results import Epoch, SeedResult
+    from experiments.parity.results import Epoch, SeedResult
 
 SMOOTH_ABOVE = 400
 MARKERS = {"torch": "o", "bp": "s"}

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from experiments import page
-from experiments.figures import BOUND, COLORS, Picture, picture
+from experiments.common import page
+from experiments.common.figures import BOUND, COLORS, Picture, picture
 
 if TYPE_CHECKING:
     from pathlib import Path

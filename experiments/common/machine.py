@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 
-from experiments.options import available_cpus
+from experiments.common.arguments import available_cpus
 
 PACKAGES = ("torch", "torchvision", "lightning", "numpy", "scikit-learn", "matplotlib")
 

@@ -11,8 +11,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.draft import draft_of
-from experiments.errors import UsageError
+from experiments.common.draft import draft_of
+from experiments.common.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

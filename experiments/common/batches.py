@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, SequentialSampler
 
-from experiments.data import Data, Pictures
+from experiments.common.data import Data, Pictures
 
 CROP_MARGIN = 4
 

@@ -7,10 +7,10 @@ import statistics
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from experiments.spec import SIDES
+from experiments.parity.spec import SIDES
 
 if TYPE_CHECKING:
-    from experiments.lockstep import Row
+    from experiments.parity.lockstep import Row
 
 WARM_UP_STEPS = 3
 

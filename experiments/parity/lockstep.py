@@ -50,7 +50,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from experiments.networks import InLayer
+from experiments.common.networks import InLayer
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -6,7 +6,7 @@ in two ways:
 1. Lockstep (``lockstep``): the same weights and batch through both; every layer's output and
    every parameter's gradient is compared, in float64, float32 and, where training is in mixed
    precision, bfloat16, at the start and at later steps.
-2. Two trainings (``training``, ``conductor``): independent, on the same batches in the same
+2. Two trainings (``process``, ``conductor``): independent, on the same batches in the same
    order; loss and accuracy, seconds a step, peak memory.
 
 ``--seeds N`` does this N times over, each time from another seed. Parity holds, and the exit
@@ -28,10 +28,10 @@ from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from experiments.errors import UsageError
-from experiments.options import parse
-from experiments.runfolder import RunFolder, fresh
-from experiments.spec import LABELS, SIDES, Spec
+from experiments.common.errors import UsageError
+from experiments.common.runfolder import RunFolder, fresh
+from experiments.parity.options import parse
+from experiments.parity.spec import LABELS, SIDES, Spec
 
 if TYPE_CHECKING:
     import argparse
@@ -39,10 +39,10 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from experiments.data import Data
-    from experiments.record import Record
-    from experiments.results import SeedResult
-    from experiments.verdict import Check
+    from experiments.common.data import Data
+    from experiments.parity.record import Record
+    from experiments.parity.results import SeedResult
+    from experiments.parity.verdict import Check
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -72,7 +72,7 @@ def share_the_machine() -> None:
 
 def begin(args: argparse.Namespace, arguments: list[str]) -> int:
     """Load the data and begin a run in a fresh folder."""
-    from experiments.record import Record
+    from experiments.parity.record import Record
 
     check_accelerator(args.accelerator)
     data = load_data(args)
@@ -88,7 +88,7 @@ def begin(args: argparse.Namespace, arguments: list[str]) -> int:
 
 def go_on(resumed: argparse.Namespace) -> int:
     """Go on with the run of a folder; if there is nothing left to do, write its report anew."""
-    from experiments.record import read_record
+    from experiments.parity.record import read_record
 
     record = read_record(resumed.resume)
     if resumed.seeds:
@@ -121,8 +121,8 @@ def check_accelerator(accelerator: str) -> None:
 
 def load_data(args: argparse.Namespace) -> Data:
     """Load the pictures."""
-    from experiments.data import load
-    from experiments.networks import check_size
+    from experiments.common.data import load
+    from experiments.common.networks import check_size
 
     check_size("--image-size", args.network, args.image_size)
     return load(
@@ -221,10 +221,10 @@ class Parity:
         """Train, compare, judge, write and tell."""
         import torch
 
-        from experiments.conductor import TrainingFailed
-        from experiments.data import write_data
-        from experiments.training import strict_float32
-        from experiments.verdict import Plan, holds, judge
+        from experiments.common.data import write_data
+        from experiments.parity.conductor import TrainingFailed
+        from experiments.parity.process import strict_float32
+        from experiments.parity.verdict import Plan, holds, judge
 
         spec = self.spec
         torch.set_num_threads(spec.threads)
@@ -253,7 +253,7 @@ class Parity:
 
     def result_of(self, seed: int) -> SeedResult:
         """Return what a seed has given before; nothing, if the checkpoints to go on from lack."""
-        from experiments.results import SeedResult
+        from experiments.parity.results import SeedResult
 
         place = seed - self.planned.start
         if place < len(self.seeds):
@@ -268,7 +268,7 @@ class Parity:
 
     def train(self, result: SeedResult) -> None:
         """Let both trainings of a seed run in turns; compare at each snapshot when it is there."""
-        from experiments.conductor import Trainings
+        from experiments.parity.conductor import Trainings
 
         done = result.epochs_done
         spec = replace(self.spec, seed=result.seed, epochs_done=done)
@@ -299,10 +299,10 @@ class Parity:
         """Do the lockstep comparison for every snapshot that is new."""
         import torch
 
-        from experiments.lockstep import COMPARISONS, compare
+        from experiments.parity.lockstep import COMPARISONS, compare
 
         def build(side: str) -> nn.Module:
-            from experiments.training import make_study
+            from experiments.parity.process import make_study
 
             return make_study(spec, side, len(self.data.classes), self.data.image_size).net
 
@@ -335,8 +335,8 @@ class Parity:
 
     def summary(self, checks: list[Check], parity: bool) -> dict[str, Any]:
         """Return what summary.json says."""
-        from experiments.machine import machine, versions
-        from experiments.results import over_seeds
+        from experiments.common.machine import machine, versions
+        from experiments.parity.results import over_seeds
 
         spec, data = self.spec, self.data
         failing = [check.name for check in checks if not check.ok]
@@ -437,8 +437,8 @@ class Parity:
         """Write tables, pictures and report, and the summary last."""
         from dataclasses import asdict
 
-        from experiments.index import renew_index
-        from experiments.report import write_report
+        from experiments.common.index import renew_index
+        from experiments.parity.report import write_report
 
         path = self.folder.path
         self.record.write(path)
@@ -484,7 +484,7 @@ class Parity:
 
     def say_end(self, checks: list[Check], summary: dict[str, Any]) -> None:
         """Say the figures, the checks and the verdict."""
-        from experiments.report import training_figures
+        from experiments.parity.report import training_figures
 
         say(f"\n{'':28s} {LABELS['torch']:>17s} {LABELS['bp']:>17s} {'ratio':>7s}")
         for label, (first, second, ratio) in training_figures(summary["trainings"]):
@@ -500,7 +500,3 @@ class Parity:
 def say(text: str) -> None:
     """Print at once; wipe a progress bar that stands on the line."""
     print(("\r\033[K" if sys.stdout.isatty() else "") + text, flush=True)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

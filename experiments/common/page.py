@@ -12,7 +12,7 @@ from html import escape
 from string import Template
 from typing import TYPE_CHECKING
 
-from experiments.draft import draft_of
+from experiments.common.draft import draft_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

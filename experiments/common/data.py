@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from experiments.errors import UsageError
+from experiments.common.errors import UsageError
 
 FOLDER_BYTES_LIMIT = 8 << 30
 DIGITS_TEST = 360

@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from experiments.draft import draft_of
-from experiments.errors import UsageError
-from experiments.lockstep import Row
-from experiments.results import Epoch, SeedResult, TrainingResult
+from experiments.common.draft import draft_of
+from experiments.common.errors import UsageError
+from experiments.parity.lockstep import Row
+from experiments.parity.results import Epoch, SeedResult, TrainingResult
 
 NAME = "record.json"
 

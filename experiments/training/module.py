@@ -19,18 +19,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from experiments.batches import BatchDataset, loader_in_order
-from experiments.data import load
-from experiments.errors import UsageError
-from experiments.networks import NETWORKS, build, check_size
+from experiments.common.batches import BatchDataset, loader_in_order
+from experiments.common.data import load
+from experiments.common.errors import UsageError
+from experiments.common.networks import NETWORKS, build, check_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from torch.utils.data import DataLoader
 
-    from experiments.data import Data
-    from experiments.data import Pictures as PicturesInMemory
+    from experiments.common.data import Data
+    from experiments.common.data import Pictures as PicturesInMemory
 
 WARM_UP_SHARE = 0.2
 MOMENTUM = 0.9

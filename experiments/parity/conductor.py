@@ -13,14 +13,14 @@ import traceback
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from experiments.spec import LABELS, SIDES, Spec
+from experiments.parity.spec import LABELS, SIDES, Spec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from multiprocessing.connection import Connection
     from types import TracebackType
 
-    from experiments.results import Epoch, Start
+    from experiments.parity.results import Epoch, Start
 
 STOP_SECONDS = 5
 
@@ -32,7 +32,7 @@ class TrainingFailed(Exception):
 def work(pipe: Connection, side: str, spec: Spec) -> None:
     """Run one training, and answer with the traceback if it fails."""
     try:
-        from experiments.training import train
+        from experiments.parity.process import train
 
         train(pipe, side, spec)
     except (EOFError, ConnectionError):

@@ -1,0 +1,1 @@
+"""One network trained from a YAML file: ``python -m experiments.train``."""
