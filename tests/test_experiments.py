@@ -32,7 +32,7 @@ from experiments.common import data, index, networks
 from experiments.common.batches import crop_and_flip, digest, loader_in_order
 from experiments.common.errors import UsageError
 from experiments.common.runfolder import RunFolder, fresh
-from experiments.parity import conductor, lockstep, options, verdict
+from experiments.parity import alternate, lockstep, options, verdict
 from experiments.parity import experiment as parity
 from experiments.parity.record import read_record
 from experiments.parity.results import Epoch, SeedResult, Start, TrainingResult
@@ -482,7 +482,7 @@ def test_a_training_that_breaks_is_reported_and_no_parity(
         result.sides["torch"].epochs.append(
             Epoch(0, [2.5, math.inf], [0.1, 0.1], ["aa", "bb"], 0.5, math.nan, 0.9, 2, 1, "")
         )
-        raise conductor.TrainingFailed("bp.ConvBP2d: RuntimeError: out of luck")
+        raise alternate.TrainingFailed("bp.ConvBP2d: RuntimeError: out of luck")
 
     monkeypatch.setattr(parity.Parity, "train", broken)
     assert parity.main([*SMALL, "--runs", str(tmp_path), "--name", "broken"]) == 1
@@ -515,10 +515,10 @@ def some_spec(scratch: Path) -> Spec:
 
 def test_a_process_that_fails_sends_its_traceback(tmp_path: Path) -> None:
     ours, theirs = multiprocessing.Pipe()
-    conductor.work(theirs, "bp", some_spec(tmp_path))  # there are no pictures to read
-    trainings = conductor.Trainings(some_spec(tmp_path))
+    alternate.work(theirs, "bp", some_spec(tmp_path))  # there are no pictures to read
+    trainings = alternate.Trainings(some_spec(tmp_path))
     trainings.pipes["bp"] = ours
-    with pytest.raises(conductor.TrainingFailed, match=r"(?s)bp\.ConvBP2d: .*data\.pt"):
+    with pytest.raises(alternate.TrainingFailed, match=r"(?s)bp\.ConvBP2d: .*data\.pt"):
         trainings.hear("bp")
 
 

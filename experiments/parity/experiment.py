@@ -6,7 +6,7 @@ in two ways:
 1. Lockstep (``lockstep``): the same weights and batch through both; every layer's output and
    every parameter's gradient is compared, in float64, float32 and, where training is in mixed
    precision, bfloat16, at the start and at later steps.
-2. Two trainings (``process``, ``conductor``): independent, on the same batches in the same
+2. Two trainings (``process``, ``alternate``): independent, on the same batches in the same
    order; loss and accuracy, seconds a step, peak memory.
 
 ``--seeds N`` does this N times over, each time from another seed. Parity holds, and the exit
@@ -222,7 +222,7 @@ class Parity:
         import torch
 
         from experiments.common.data import write_data
-        from experiments.parity.conductor import TrainingFailed
+        from experiments.parity.alternate import TrainingFailed
         from experiments.parity.process import strict_float32
         from experiments.parity.verdict import Plan, holds, judge
 
@@ -268,7 +268,7 @@ class Parity:
 
     def train(self, result: SeedResult) -> None:
         """Let both trainings of a seed run in turns; compare at each snapshot when it is there."""
-        from experiments.parity.conductor import Trainings
+        from experiments.parity.alternate import Trainings
 
         done = result.epochs_done
         spec = replace(self.spec, seed=result.seed, epochs_done=done)
