@@ -12,7 +12,7 @@ from html import escape
 from string import Template
 from typing import TYPE_CHECKING
 
-from experiments.common.draft import draft_of
+from experiments.common.atomic_write import atomic_write
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -108,8 +108,8 @@ for (const table of document.querySelectorAll("table.sift")) {
 
 def write_page(path: Path, title: str, subtitle: str, body: str) -> None:
     """Write a page in one move; ``body`` is HTML."""
-    with draft_of(path) as draft:
-        draft.write_text(
+    with atomic_write(path) as part:
+        part.write_text(
             PAGE.substitute(title=escape(title), subtitle=escape(subtitle), body=body),
             encoding="utf-8",
             errors="replace",  # the name of a folder may be any bytes

@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.common.draft import draft_of
+from experiments.common.atomic_write import atomic_write
 from experiments.common.errors import UsageError
 
 if TYPE_CHECKING:
@@ -55,8 +55,8 @@ class RunFolder:
 
     def finish(self, summary: dict[str, Any], name: str = "summary.json") -> None:
         """Write the summary in one move, then take the mark away."""
-        with draft_of(self.path / name) as draft:
-            draft.write_text(json.dumps(plain(summary), indent=2, allow_nan=False) + "\n")
+        with atomic_write(self.path / name) as part:
+            part.write_text(json.dumps(plain(summary), indent=2, allow_nan=False) + "\n")
         self.drop_scratch()
         (self.path / MARK).unlink()
         self.lock.close()

@@ -16,9 +16,9 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import TQDMProgressBar
 
+from experiments.common.atomic_write import atomic_write
 from experiments.common.batches import digest, loader_in_order
 from experiments.common.data import read_data
-from experiments.common.draft import draft_of
 from experiments.common.memory import PeakMemory, peak_memory
 from experiments.common.networks import convolutions
 from experiments.common.silence import quieten
@@ -67,8 +67,8 @@ class Turns(L.Callback):
     def save(self, trainer: L.Trainer) -> None:
         """Write the checkpoint of this epoch, in one move."""
         file = self.spec.checkpoint_file(self.side, trainer.current_epoch + 1)
-        with draft_of(file) as draft:
-            trainer.save_checkpoint(draft)
+        with atomic_write(file) as part:
+            trainer.save_checkpoint(part)
 
 
 class Snapshots(L.Callback):

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from experiments.common.draft import draft_of
+from experiments.common.atomic_write import atomic_write
 from experiments.common.errors import UsageError
 from experiments.parity.lockstep import Row
 from experiments.parity.results import Epoch, SeedResult, TrainingResult
@@ -28,8 +28,8 @@ class Record:
 
     def write(self, folder: Path) -> None:
         """Write it in one move. Losses that are no numbers stand there as Python reads them."""
-        with draft_of(folder / NAME) as draft:
-            draft.write_text(json.dumps(asdict(self)) + "\n")
+        with atomic_write(folder / NAME) as part:
+            part.write_text(json.dumps(asdict(self)) + "\n")
 
 
 def read_record(folder: Path) -> Record:

@@ -15,7 +15,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from experiments.common.draft import draft_of
+from experiments.common.atomic_write import atomic_write
 from experiments.common.errors import UsageError
 from experiments.common.silence import quieten
 from experiments.training.module import Pictures, Study
@@ -85,7 +85,7 @@ class Command(LightningCLI):
         pictures = self.datamodule.pictures
         found = torch.cat(self.trainer.predict_loop.predictions).tolist()
         path = Path(self.trainer.default_root_dir) / "predictions.csv"
-        with draft_of(path) as draft, draft.open("w", newline="", encoding="utf-8") as file:
+        with atomic_write(path) as part, part.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(("picture", "class", "predicted"))
             for index, predicted in enumerate(found):

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def draft_of(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Give a file beside ``path`` to write to, which then takes its place in one move."""
-    draft = path.with_name(f"{path.name}.part")
-    yield draft
-    os.replace(draft, path)
+    part = path.with_name(f"{path.name}.part")
+    yield part
+    os.replace(part, path)
