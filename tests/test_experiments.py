@@ -34,9 +34,9 @@ from experiments.common.errors import UsageError
 from experiments.common.runfolder import RunFolder, fresh
 from experiments.parity import alternate, lockstep, options, verdict
 from experiments.parity import experiment as parity
+from experiments.parity.config import SIDES, Config
 from experiments.parity.record import read_record
 from experiments.parity.results import Epoch, SeedResult, Start, TrainingResult
-from experiments.parity.spec import SIDES, Spec
 from experiments.training.module import TrainBatches
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -492,8 +492,8 @@ def test_a_training_that_breaks_is_reported_and_no_parity(
     assert summary["trainings"]["torch"]["last_loss"] == "inf"
 
 
-def some_spec(scratch: Path) -> Spec:
-    return Spec(
+def some_config(scratch: Path) -> Config:
+    return Config(
         network="lecture",
         stem="torchvision",
         epochs=1,
@@ -515,8 +515,8 @@ def some_spec(scratch: Path) -> Spec:
 
 def test_a_process_that_fails_sends_its_traceback(tmp_path: Path) -> None:
     ours, theirs = multiprocessing.Pipe()
-    alternate.work(theirs, "bp", some_spec(tmp_path))  # there are no pictures to read
-    trainings = alternate.Trainings(some_spec(tmp_path))
+    alternate.work(theirs, "bp", some_config(tmp_path))  # there are no pictures to read
+    trainings = alternate.Trainings(some_config(tmp_path))
     trainings.pipes["bp"] = ours
     with pytest.raises(alternate.TrainingFailed, match=r"(?s)bp\.ConvBP2d: .*data\.pt"):
         trainings.hear("bp")

@@ -13,7 +13,7 @@ import traceback
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from experiments.parity.spec import LABELS, SIDES, Spec
+from experiments.parity.config import LABELS, SIDES, Config
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,12 +29,12 @@ class TrainingFailed(Exception):
     """One of the trainings ended before its time; the text says which and why."""
 
 
-def work(pipe: Connection, side: str, spec: Spec) -> None:
+def work(pipe: Connection, side: str, config: Config) -> None:
     """Run one training, and answer with the traceback if it fails."""
     try:
         from experiments.parity.process import train
 
-        train(pipe, side, spec)
+        train(pipe, side, config)
     except (EOFError, ConnectionError):
         return  # the parent has gone, or has closed the pipe to say so
     except Exception:
@@ -49,8 +49,8 @@ class Trainings:
     decides what it means.
     """
 
-    def __init__(self, spec: Spec) -> None:
-        self.spec = spec
+    def __init__(self, config: Config) -> None:
+        self.config = config
         self.pipes: dict[str, Connection] = {}
         self.processes: dict[str, Any] = {}
 
@@ -60,7 +60,7 @@ class Trainings:
         try:
             for side in SIDES:
                 ours, theirs = spawn.Pipe()
-                process = spawn.Process(target=work, args=(theirs, side, self.spec), daemon=True)
+                process = spawn.Process(target=work, args=(theirs, side, self.config), daemon=True)
                 process.start()
                 theirs.close()
                 self.pipes[side], self.processes[side] = ours, process
@@ -102,7 +102,7 @@ class Trainings:
 
     def epochs(self) -> Iterator[tuple[str, Epoch]]:
         """Let the sides train in turn; yield the record of each epoch as it ends."""
-        for _ in range(self.spec.epochs_done, self.spec.epochs):
+        for _ in range(self.config.epochs_done, self.config.epochs):
             training = list(SIDES)
             while training:
                 for side in list(training):

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from experiments.common.figures import BOUND, COLORS, LINES, Picture, picture
+from experiments.parity.config import LABELS, SIDES
 from experiments.parity.results import quartiles
-from experiments.parity.spec import LABELS, SIDES
 from experiments.parity.verdict import BEYOND_CONFIDENCE, accuracies, spread_of
 
 if TYPE_CHECKING:

@@ -30,8 +30,8 @@ from typing import TYPE_CHECKING, Any
 
 from experiments.common.errors import UsageError
 from experiments.common.runfolder import RunFolder, fresh
+from experiments.parity.config import LABELS, SIDES, Config
 from experiments.parity.options import parse
-from experiments.parity.spec import LABELS, SIDES, Spec
 
 if TYPE_CHECKING:
     import argparse
@@ -154,7 +154,7 @@ def run(
     """Train and compare in a folder; mark it if that breaks off."""
     folder = RunFolder(path)
     epochs, total_steps, lockstep_steps = planned
-    spec = Spec(
+    config = Config(
         network=args.network,
         stem=args.stem,
         epochs=epochs,
@@ -173,13 +173,13 @@ def run(
         progress=sys.stdout.isatty(),
     )
     try:
-        return Parity(spec, args.seeds, data, folder, record).run()
+        return Parity(config, args.seeds, data, folder, record).run()
     except BaseException as error:
         interrupted = isinstance(error, KeyboardInterrupt)
         how = "Interrupted" if interrupted else f"Broken off by {error!r}"
         says = f"{how}. To go on: python -m experiments.parity --resume {path}"
         folder.mark(f"{says}\n")
-        spec.data_file.unlink(missing_ok=True)  # it can be large, and is made anew
+        config.data_file.unlink(missing_ok=True)  # it can be large, and is made anew
         if interrupted:
             print(f"\n{says}", file=sys.stderr)
         raise
@@ -209,10 +209,10 @@ class Parity:
     """One run of the experiment, from the first line on the terminal to the verdict."""
 
     def __init__(
-        self, spec: Spec, seeds: int, data: Data, folder: RunFolder, record: Record
+        self, config: Config, seeds: int, data: Data, folder: RunFolder, record: Record
     ) -> None:
-        self.spec, self.data, self.folder, self.record = spec, data, folder, record
-        self.planned = range(spec.seed, spec.seed + seeds)
+        self.config, self.data, self.folder, self.record = config, data, folder, record
+        self.planned = range(config.seed, config.seed + seeds)
         self.seeds = record.seeds
         self.began = time.monotonic() - record.seconds
         self.failure: str | None = None
@@ -226,12 +226,12 @@ class Parity:
         from experiments.parity.process import strict_float32
         from experiments.parity.verdict import Plan, holds, judge
 
-        spec = self.spec
-        torch.set_num_threads(spec.threads)
-        strict_float32(spec.accelerator)
+        config = self.config
+        torch.set_num_threads(config.threads)
+        strict_float32(config.accelerator)
         self.say_beginning()
         self.record.write(self.folder.path)  # an interrupt in the first epoch can be resumed too
-        write_data(self.data, spec.data_file)
+        write_data(self.data, config.data_file)
         try:
             for seed in self.planned:
                 self.train(self.result_of(seed))
@@ -240,10 +240,10 @@ class Parity:
             say(self.failure)
         plan = Plan(
             seeds=len(self.planned),
-            total_steps=spec.total_steps,
-            lockstep_steps=spec.snapshot_steps,
+            total_steps=config.total_steps,
+            lockstep_steps=config.snapshot_steps,
             test_size=len(self.data.test),
-            precision=spec.precision,
+            precision=config.precision,
         )
         checks = judge(self.seeds, plan, self.failure)
         summary = self.summary(checks, holds(checks))
@@ -258,9 +258,9 @@ class Parity:
         place = seed - self.planned.start
         if place < len(self.seeds):
             done = self.seeds[place].epochs_done
-            spec = replace(self.spec, seed=seed)
-            if done == spec.epochs or all(
-                spec.checkpoint_file(side, done).is_file() for side in SIDES
+            config = replace(self.config, seed=seed)
+            if done == config.epochs or all(
+                config.checkpoint_file(side, done).is_file() for side in SIDES
             ):
                 return self.seeds[place]
         self.seeds[place:] = [SeedResult(seed)]
@@ -271,31 +271,31 @@ class Parity:
         from experiments.parity.alternate import Trainings
 
         done = result.epochs_done
-        spec = replace(self.spec, seed=result.seed, epochs_done=done)
-        if done == spec.epochs:
+        config = replace(self.config, seed=result.seed, epochs_done=done)
+        if done == config.epochs:
             return
         self.say_seed(result)
-        with Trainings(spec) as trainings:
+        with Trainings(config) as trainings:
             for side, start in trainings.starts().items():
                 result.sides[side].begin(start)
             for side, epoch in trainings.epochs():
                 result.sides[side].epochs.append(epoch)
                 self.say_epoch(result, side)
                 if side == SIDES[-1]:
-                    self.compare_snapshots(spec, result)
-                    self.keep(spec, result.epochs_done)
+                    self.compare_snapshots(config, result)
+                    self.keep(config, result.epochs_done)
 
-    def keep(self, spec: Spec, epochs: int) -> None:
+    def keep(self, config: Config, epochs: int) -> None:
         """Write down what both sides have done; the checkpoints before it are of no use then."""
         self.record.seconds = round(time.monotonic() - self.began, 1)
         self.record.write(self.folder.path)
         self.write_tables()
         for side in SIDES:
-            spec.checkpoint_file(side, epochs - 1).unlink(missing_ok=True)
-            if epochs == spec.epochs:
-                spec.checkpoint_file(side, epochs).unlink(missing_ok=True)
+            config.checkpoint_file(side, epochs - 1).unlink(missing_ok=True)
+            if epochs == config.epochs:
+                config.checkpoint_file(side, epochs).unlink(missing_ok=True)
 
-    def compare_snapshots(self, spec: Spec, result: SeedResult) -> None:
+    def compare_snapshots(self, config: Config, result: SeedResult) -> None:
         """Do the lockstep comparison for every snapshot that is new."""
         import torch
 
@@ -304,10 +304,10 @@ class Parity:
         def build(side: str) -> nn.Module:
             from experiments.parity.process import make_study
 
-            return make_study(spec, side, len(self.data.classes), self.data.image_size).net
+            return make_study(config, side, len(self.data.classes), self.data.image_size).net
 
-        for step in spec.snapshot_steps:
-            file = spec.snapshot_file(step)
+        for step in config.snapshot_steps:
+            file = config.snapshot_file(step)
             if not file.is_file():
                 continue
             saved = torch.load(file, weights_only=True)
@@ -318,13 +318,13 @@ class Parity:
                 saved["state"],
                 saved["x"],
                 saved["y"],
-                spec.channels_last,
-                spec.precision,
+                config.channels_last,
+                config.precision,
             )
             result.rows += rows
             worst = {
                 name: max(row.error for row in rows if row.comparison == name)
-                for name in COMPARISONS[spec.precision]
+                for name in COMPARISONS[config.precision]
             }
             bad = sum(not row.ok for row in rows)
             say(
@@ -338,7 +338,7 @@ class Parity:
         from experiments.common.machine import machine, versions
         from experiments.parity.results import over_seeds
 
-        spec, data = self.spec, self.data
+        config, data = self.config, self.data
         failing = [check.name for check in checks if not check.ok]
         return {
             "verdict": f"Parity holds: all {len(checks)} checks."
@@ -361,19 +361,19 @@ class Parity:
             "started": self.record.started,
             "seconds": round(time.monotonic() - self.began, 1),
             "settings": {
-                "network": spec.network,
-                "stem": spec.stem if spec.network == "resnet18" else None,
+                "network": config.network,
+                "stem": config.stem if config.network == "resnet18" else None,
                 "seeds": list(self.planned),
-                "epochs": spec.epochs,
-                "total_steps": spec.total_steps,
-                "batch_size": spec.batch_size,
-                "lr": spec.lr,
-                "weight_decay": spec.weight_decay,
-                "augment": spec.augment,
-                "channels_last": spec.channels_last,
-                "accelerator": spec.accelerator,
-                "precision": spec.precision,
-                "lockstep_steps": spec.snapshot_steps,
+                "epochs": config.epochs,
+                "total_steps": config.total_steps,
+                "batch_size": config.batch_size,
+                "lr": config.lr,
+                "weight_decay": config.weight_decay,
+                "augment": config.augment,
+                "channels_last": config.channels_last,
+                "accelerator": config.accelerator,
+                "precision": config.precision,
+                "lockstep_steps": config.snapshot_steps,
             },
             "data": {
                 "name": data.name,
@@ -386,7 +386,7 @@ class Parity:
             },
             "trainings": over_seeds(self.seeds),
             "seeds": [result.summary() for result in self.seeds],
-            "machine": machine(spec.threads),
+            "machine": machine(config.threads),
             "versions": versions(),
         }
 
@@ -455,14 +455,14 @@ class Parity:
 
     def say_beginning(self) -> None:
         """Say what is about to happen."""
-        spec, data = self.spec, self.data
+        config, data = self.config, self.data
         n = len(self.planned)
-        seeds = f"seed {spec.seed}" if n == 1 else f"seeds {spec.seed} to {spec.seed + n - 1}"
+        seeds = f"seed {config.seed}" if n == 1 else f"seeds {config.seed} to {config.seed + n - 1}"
         say(
-            f"{LABELS['torch']} and {LABELS['bp']}: {spec.network} on {data.name}, "
+            f"{LABELS['torch']} and {LABELS['bp']}: {config.network} on {data.name}, "
             f"{len(data.train):,} training and {len(data.test):,} test pictures\n"
-            f"{spec.total_steps:,} steps of {spec.batch_size} pictures in {spec.epochs} epochs, "
-            f"{seeds}, {spec.threads} threads\n"
+            f"{config.total_steps:,} steps of {config.batch_size} pictures in "
+            f"{config.epochs} epochs, {seeds}, {config.threads} threads\n"
         )
 
     def say_seed(self, result: SeedResult) -> None:
@@ -474,7 +474,7 @@ class Parity:
     def say_epoch(self, result: SeedResult, side: str) -> None:
         """Say how the last epoch of one side went."""
         epoch = result.sides[side].epochs[-1]
-        head = f"epoch {epoch.epoch + 1}/{self.spec.epochs}"
+        head = f"epoch {epoch.epoch + 1}/{self.config.epochs}"
         say(
             f"{head if side == SIDES[0] else '':12s} {LABELS[side]:15s} "
             f"loss {sum(epoch.losses) / len(epoch.losses):.4f}   "

@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from experiments.common.figures import BOUND, COLORS, Picture, picture
-from experiments.parity.spec import LABELS
+from experiments.parity.config import LABELS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -22,8 +22,8 @@ from experiments.common.data import read_data
 from experiments.common.memory import PeakMemory, peak_memory
 from experiments.common.networks import convolutions
 from experiments.common.silence import quieten
+from experiments.parity.config import LABELS, Config
 from experiments.parity.results import Epoch, Start
-from experiments.parity.spec import LABELS, Spec
 from experiments.training.module import Study, TrainBatches
 
 if TYPE_CHECKING:
@@ -36,8 +36,8 @@ CONV = {"torch": "torch", "bp": "convbp"}
 class Turns(L.Callback):
     """Wait for the turn every TURN_STEPS steps; answer with the record after the test pass."""
 
-    def __init__(self, pipe: Connection, side: str, spec: Spec) -> None:
-        self.pipe, self.side, self.spec = pipe, side, spec
+    def __init__(self, pipe: Connection, side: str, config: Config) -> None:
+        self.pipe, self.side, self.config = pipe, side, config
         self.record = Epoch(0)
 
     def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -66,7 +66,7 @@ class Turns(L.Callback):
 
     def save(self, trainer: L.Trainer) -> None:
         """Write the checkpoint of this epoch, in one move."""
-        file = self.spec.checkpoint_file(self.side, trainer.current_epoch + 1)
+        file = self.config.checkpoint_file(self.side, trainer.current_epoch + 1)
         with atomic_write(file) as part:
             trainer.save_checkpoint(part)
 
@@ -74,19 +74,19 @@ class Turns(L.Callback):
 class Snapshots(L.Callback):
     """Keep the weights and the batch just before the chosen steps, for the lockstep reading."""
 
-    def __init__(self, spec: Spec) -> None:
-        self.spec = spec
+    def __init__(self, config: Config) -> None:
+        self.config = config
 
     def on_train_batch_start(
         self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Write them if this is such a step."""
         assert isinstance(module, Study)
-        if trainer.global_step in self.spec.snapshot_steps:
+        if trainer.global_step in self.config.snapshot_steps:
             x, y = batch
             torch.save(
                 {"state": module.net.state_dict(), "x": x, "y": y},
-                self.spec.snapshot_file(trainer.global_step),
+                self.config.snapshot_file(trainer.global_step),
             )
 
 
@@ -125,7 +125,7 @@ class Meter(L.Callback):
         record.peak_bytes = self.memory.peak_bytes()
         record.start_bytes = self.memory.start_bytes
         record.memory_method = self.memory.method
-        if trainer.global_step >= self.turns.spec.total_steps:
+        if trainer.global_step >= self.turns.config.total_steps:
             # Lightning's max_steps would end without the test pass, and resume an epoch's end.
             trainer.should_stop = True
 
@@ -164,13 +164,13 @@ class Bar(TQDMProgressBar):
         """Leave the terminal to the other process."""
 
 
-def train(pipe: Connection, side: str, spec: Spec) -> None:
+def train(pipe: Connection, side: str, config: Config) -> None:
     """Train one side as the other end of the pipe says."""
     quieten()
-    torch.set_num_threads(spec.threads)
-    strict_float32(spec.accelerator)
-    data = read_data(spec.data_file)
-    study = make_study(spec, side, len(data.classes), data.image_size)
+    torch.set_num_threads(config.threads)
+    strict_float32(config.accelerator)
+    data = read_data(config.data_file)
+    study = make_study(config, side, len(data.classes), data.image_size)
     pipe.send(
         Start(
             weights=digest(*study.net.state_dict().values()),
@@ -178,47 +178,47 @@ def train(pipe: Connection, side: str, spec: Spec) -> None:
             convolutions=[type(conv).__name__ for _, conv in convolutions(study.net)],
         )
     )
-    turns = Turns(pipe, side, spec)
+    turns = Turns(pipe, side, config)
     callbacks: list[L.Callback] = [turns]
     if side == "torch":
-        callbacks.append(Snapshots(spec))
-    if spec.progress:
+        callbacks.append(Snapshots(config))
+    if config.progress:
         callbacks.append(Bar(LABELS[side]))
     callbacks.append(Meter(turns))
     L.Trainer(
-        accelerator=spec.accelerator,
+        accelerator=config.accelerator,
         devices=1,
-        precision=spec.precision,  # type: ignore[arg-type]
-        max_epochs=spec.epochs,
+        precision=config.precision,  # type: ignore[arg-type]
+        max_epochs=config.epochs,
         callbacks=callbacks,
         logger=False,
         enable_checkpointing=False,
         enable_model_summary=False,
-        enable_progress_bar=spec.progress,
+        enable_progress_bar=config.progress,
         num_sanity_val_steps=0,
     ).fit(
         study,
-        TrainBatches(data, spec.batch_size, spec.seed, spec.augment, study),
-        loader_in_order(data.test, data, spec.batch_size),
-        ckpt_path=spec.checkpoint_file(side, spec.epochs_done) if spec.epochs_done else None,
+        TrainBatches(data, config.batch_size, config.seed, config.augment, study),
+        loader_in_order(data.test, data, config.batch_size),
+        ckpt_path=config.checkpoint_file(side, config.epochs_done) if config.epochs_done else None,
         weights_only=False,
     )
 
 
-def make_study(spec: Spec, side: str, classes: int, image_size: int) -> Study:
+def make_study(config: Config, side: str, classes: int, image_size: int) -> Study:
     """Build what one side trains."""
     study = Study(
-        network=spec.network,
+        network=config.network,
         conv=CONV[side],  # type: ignore[arg-type]
-        stem=spec.stem,  # type: ignore[arg-type]
-        lr=spec.lr,
-        weight_decay=spec.weight_decay,
-        seed=spec.seed,
-        channels_last=spec.channels_last,
+        stem=config.stem,  # type: ignore[arg-type]
+        lr=config.lr,
+        weight_decay=config.weight_decay,
+        seed=config.seed,
+        channels_last=config.channels_last,
         classes=classes,
         image_size=image_size,
     )
-    study.total_steps = spec.total_steps
+    study.total_steps = config.total_steps
     return study
 
 

@@ -6,9 +6,9 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from experiments.common import page
+from experiments.parity.config import LABELS, SIDES
 from experiments.parity.curves import draw_curves, draw_seeds
 from experiments.parity.layers import draw_float64, draw_rounded, worst
-from experiments.parity.spec import LABELS, SIDES
 from experiments.parity.verdict import accuracies, spread_of
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ import statistics
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from experiments.parity.spec import SIDES
+from experiments.parity.config import SIDES
 
 if TYPE_CHECKING:
     from experiments.parity.lockstep import Row

@@ -11,8 +11,8 @@ import statistics
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from experiments.parity.config import LABELS, SIDES
 from experiments.parity.lockstep import COMPARISONS, DTYPES, HEADROOM, Row, roundoff
-from experiments.parity.spec import LABELS, SIDES
 
 if TYPE_CHECKING:
     from collections.abc import Callable

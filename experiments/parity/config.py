@@ -10,7 +10,7 @@ LABELS = {"torch": "torch.nn.Conv2d", "bp": "bp.ConvBP2d"}
 
 
 @dataclass(frozen=True)
-class Spec:
+class Config:
     """A training, but for the convolution class: everything else is the same on both sides."""
 
     network: str
