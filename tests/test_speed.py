@@ -15,7 +15,7 @@ pytest.importorskip("matplotlib", reason="the experiments need torch_convbp[expe
 pytest.importorskip("torchvision", reason="the experiments need torch_convbp[experiments]")
 
 import torch_convbp as bp
-from experiments.speed import bandwidth, floors, options, sides, table, timing
+from experiments.speed import bandwidth, floors, implementations, options, table, timing
 from experiments.speed.cases import NETWORKS, SUITES, Network, parse
 from experiments.speed.ceilings import Ceiling
 from experiments.speed.floors import Floor, Plan
@@ -120,8 +120,10 @@ def test_variables_that_are_missing_are_set_before_torch_is_loaded(monkeypatch) 
 # --- sides and their errors --------------------------------------------------------------------
 
 
-def setup(layout: str = "NCHW", *names: str) -> sides.Setup:
-    return sides.Setup(layout, names or ("torch", "ours"), "auto", 1, seed=0, device="cpu")
+def setup(layout: str = "NCHW", *names: str) -> implementations.Setup:
+    return implementations.Setup(
+        layout, names or ("torch", "ours"), "auto", 1, seed=0, device="cpu"
+    )
 
 
 WORKS = [
@@ -133,10 +135,10 @@ WORKS += [(Network(model, 8, 32), "training step") for model in ("resnet20", "mo
 
 
 @pytest.mark.usefixtures("one_thread")
-@pytest.mark.parametrize("layout", sides.MEMORY_FORMATS)
+@pytest.mark.parametrize("layout", implementations.MEMORY_FORMATS)
 @pytest.mark.parametrize("case, operator", WORKS, ids=lambda value: getattr(value, "name", value))
 def test_all_sides_compute_the_same_and_an_error_is_seen(case, operator: str, layout: str) -> None:
-    work = sides.work(case, operator, setup(layout))
+    work = implementations.work(case, operator, setup(layout))
     # Through a whole network rounding grows, and flips masks.
     allowed = 0.1 if isinstance(case, Network) else 1e-5
     assert list(work.runs) == ["torch", "ours"]
@@ -151,15 +153,15 @@ def test_all_sides_compute_the_same_and_an_error_is_seen(case, operator: str, la
 
 
 def test_every_network_has_a_model() -> None:
-    assert sides.MODELS.keys() == NETWORKS.keys()
+    assert implementations.MODELS.keys() == NETWORKS.keys()
 
 
 def test_apart_and_the_algorithms_are_sides() -> None:
     names = ("torch", "apart", "auto", "direct", "winograd")
-    work = sides.work(parse("1x16x8-16k3"), "block", setup("NCHW", *names))
+    work = implementations.work(parse("1x16x8-16k3"), "block", setup("NCHW", *names))
     assert tuple(work.runs) == names
     for name, algorithm in zip(names[1:], ["auto", *names[2:]], strict=True):
-        sides.switch(name, setup())
+        implementations.switch(name, setup())
         assert bp.backends.cpu.conv_algorithm == algorithm
     bp.backends.cpu.conv_algorithm = "auto"
 

@@ -78,12 +78,12 @@ def run(options: Namespace, arguments: list[str]) -> int:
 
 
 def most(options: Namespace, runs: int) -> list[Ceiling]:
-    from experiments.speed import ceilings, measure, sides
+    from experiments.speed import ceilings, implementations, measure
 
     setup = measure.make_setup(options, options.layouts[0])
     if options.device == "cpu":
         return ceilings.ceilings(options.threads, setup.dtype, runs)
-    sides.set_precision(setup)
+    implementations.set_precision(setup)
     return ceilings.gpu_ceilings(setup.dtype, runs)
 
 

@@ -14,7 +14,7 @@ import torch
 import torch_convbp as bp
 from experiments.speed.cases import Case, Network
 from experiments.speed.ceilings import Ceiling
-from experiments.speed.sides import MEMORY_FORMATS, Setup
+from experiments.speed.implementations import MEMORY_FORMATS, Setup
 
 PASSES = {
     "forward": ("forward",),

@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 
-from experiments.speed import sides
+from experiments.speed import implementations
 from experiments.speed.cases import Case
 from experiments.speed.floors import Plan, plan
+from experiments.speed.implementations import Setup
 from experiments.speed.peak import peak_bytes
 from experiments.speed.results import FORCED, TORCH, Row
 from experiments.speed.timing import ATTEMPTS, measure
@@ -20,7 +21,7 @@ def measure_all(options: argparse.Namespace) -> Iterator[Row]:
                 yield measure_row(case, operator, make_setup(options, layout), options)
 
 
-def make_setup(options: argparse.Namespace, layout: str) -> sides.Setup:
+def make_setup(options: argparse.Namespace, layout: str) -> Setup:
     names = ["torch"]
     if options.device == "cuda":
         names.append("benchmarked")
@@ -29,7 +30,7 @@ def make_setup(options: argparse.Namespace, layout: str) -> sides.Setup:
     if options.suite == "activations" and not options.sweep:
         names.append("apart")
     names += ["auto", *FORCED] if options.sweep else ["ours"]
-    return sides.Setup(
+    return Setup(
         layout,
         tuple(names),
         options.algorithm or "auto",
@@ -41,11 +42,11 @@ def make_setup(options: argparse.Namespace, layout: str) -> sides.Setup:
     )
 
 
-def measure_row(case: Case, operator: str, setup: sides.Setup, options: argparse.Namespace) -> Row:
-    work = sides.work(case, operator, setup)
+def measure_row(case: Case, operator: str, setup: Setup, options: argparse.Namespace) -> Row:
+    work = implementations.work(case, operator, setup)
 
     def prepare(side: str) -> None:
-        sides.switch(side, setup)
+        implementations.switch(side, setup)
 
     errors: dict[str, float] = {}
     plans: dict[str, Plan] = {}

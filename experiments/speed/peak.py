@@ -16,11 +16,11 @@ from multiprocessing.connection import Connection
 import torch
 
 from experiments.common.memory import PeakMemory, status_bytes
-from experiments.speed import sides
 from experiments.speed.cases import Case
+from experiments.speed.implementations import Run, Setup, switch, work
 
 
-def peak_bytes(case: Case, operator: str, setup: sides.Setup, side: str) -> int | None:
+def peak_bytes(case: Case, operator: str, setup: Setup, side: str) -> int | None:
     """Bytes; None where the system does not say."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["experiments.speed.peak"])
@@ -40,13 +40,13 @@ def peak_bytes(case: Case, operator: str, setup: sides.Setup, side: str) -> int 
         process.join()
 
 
-def child(answer: Connection, case: Case, operator: str, setup: sides.Setup, side: str) -> None:
+def child(answer: Connection, case: Case, operator: str, setup: Setup, side: str) -> None:
     torch.set_num_threads(setup.threads)
-    sides.switch(side, setup)
+    switch(side, setup)
     if setup.device == "cuda":
-        answer.send(gpu_bytes(sides.work(case, operator, setup).runs[side]))
+        answer.send(gpu_bytes(work(case, operator, setup).runs[side]))
         return
-    run = sides.work(case, operator, setup).runs[side]
+    run = work(case, operator, setup).runs[side]
     if hasattr(ctypes.CDLL(None), "malloc_trim"):
         ctypes.CDLL(None).malloc_trim(0)  # what making the tensors left free would be used again
     peak = PeakMemory()
@@ -58,7 +58,7 @@ def child(answer: Connection, case: Case, operator: str, setup: sides.Setup, sid
     answer.send(peak.peak_bytes() - peak.start_bytes - (status_bytes("RssFile") - code))
 
 
-def gpu_bytes(run: sides.Run) -> int:
+def gpu_bytes(run: Run) -> int:
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()

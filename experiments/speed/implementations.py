@@ -1,4 +1,4 @@
-"""The sides of a comparison: for a case and an operator, one function of each side.
+"""The implementations that are compared: for a case and an operator, one function of each side.
 
 "torch" is eager torch, "benchmarked" the same with torch.backends.cudnn.benchmark, "compiled"
 torch.compile of the same modules, "ours" torch_convbp, "apart"
@@ -36,7 +36,7 @@ class Setup:
     """What is the same for every case; other processes get it too."""
 
     layout: str
-    sides: tuple[str, ...]
+    implementations: tuple[str, ...]
     algorithm: str
     threads: int
     seed: int
@@ -92,9 +92,9 @@ def work(case: Case, operator: str, setup: Setup) -> Work:
         made = layer_work(case, operator, setup)
     else:
         made = operator_work(case, operator, setup)
-    ours = {name: made.runs["ours"] for name in setup.sides if name in ALGORITHMS}
+    ours = {name: made.runs["ours"] for name in setup.implementations if name in ALGORITHMS}
     runs = made.runs | ours | {"benchmarked": made.runs["torch"]}
-    made.runs = {name: runs[name] for name in setup.sides if name in runs}
+    made.runs = {name: runs[name] for name in setup.implementations if name in runs}
     if setup.graphs:
         for name, run in made.runs.items():
             switch(name, setup)
@@ -195,7 +195,7 @@ def layer_work(case: Shape, operator: str, setup: Setup) -> Work:
         "apart": nn.Sequential(layer(bp.ConvBP2d), g),
         "ours": layer(bp.ConvBP2d, activation=case.activation),
     }
-    if "compiled" in setup.sides:
+    if "compiled" in setup.implementations:
         models["compiled"] = compiled(nn.Sequential(layer(nn.Conv2d), g))
     bias = models["ours"].bias
 
@@ -285,7 +285,7 @@ def network_work(case: Network, setup: Setup) -> Work:
         "torch": copy.deepcopy(original),
         "ours": bp.convert(copy.deepcopy(original), pooling=True, fuse_activations=True),
     }
-    if "compiled" in setup.sides:
+    if "compiled" in setup.implementations:
         models["compiled"] = compiled(copy.deepcopy(original))
 
     def step_of(model: nn.Module, input: Tensor) -> Run:
