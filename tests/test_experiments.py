@@ -35,8 +35,8 @@ from experiments.common.runfolder import RunFolder, fresh
 from experiments.parity import alternate, lockstep, options, verdict
 from experiments.parity import experiment as parity
 from experiments.parity.config import SIDES, Config
-from experiments.parity.record import read_record
 from experiments.parity.results import Epoch, SeedResult, Start, TrainingResult
+from experiments.parity.state import read_state
 from experiments.training.module import TrainBatches
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -230,12 +230,12 @@ def test_a_finished_run_takes_more_seeds(finished: Finished, tmp_path: Path) -> 
     """Its own seed is not trained again, and its report is written anew."""
     folder = tmp_path / "more"
     shutil.copytree(finished.folder, folder)
-    before = read_record(folder).seeds[0]
+    before = read_state(folder).seeds[0]
     process = start_parity("--resume", str(folder), "--seeds", "2")
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, out + err
     assert "Parity holds: all 9 checks." in out and "\nseed 1\n" in out and "\nseed 0\n" not in out
-    first, second = read_record(folder).seeds
+    first, second = read_state(folder).seeds
     assert first == before and second.seed == 1
     assert second.sides["bp"].weights != first.sides["bp"].weights
     assert {row["seed"] for row in table(folder / "steps.csv")} == {"0", "1"}
@@ -578,7 +578,7 @@ def test_the_trainings_end_with_an_experiment_that_is_ended(
 def what_was_trained(folder: Path) -> list[object]:
     """Everything that does not depend on the time a step took."""
     found: list[object] = []
-    for seed in read_record(folder).seeds:
+    for seed in read_state(folder).seeds:
         found += [dataclasses.replace(row) for row in seed.rows]
         for side in SIDES:
             for epoch in seed.sides[side].epochs:
@@ -647,7 +647,7 @@ def test_a_run_that_cannot_be_resumed_says_why(
     assert "has no record.json" in resume_error(tmp_path, capsys)
     said = resume_error(folder, capsys, "--epochs", "3")
     assert "argument --epochs: --resume takes it from the run folder" in said
-    record = read_record(folder)
+    record = read_state(folder)
     record.seeds *= 2
     record.write(folder)
     assert "--seeds: expected at least the 2 of the run" in resume_error(folder, capsys)

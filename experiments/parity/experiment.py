@@ -40,8 +40,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from experiments.common.data import Data
-    from experiments.parity.record import Record
     from experiments.parity.results import SeedResult
+    from experiments.parity.state import State
     from experiments.parity.verdict import Check
 
 
@@ -72,38 +72,38 @@ def share_the_machine() -> None:
 
 def begin(args: argparse.Namespace, arguments: list[str]) -> int:
     """Load the data and begin a run in a fresh folder."""
-    from experiments.parity.record import Record
+    from experiments.parity.state import State
 
     check_accelerator(args.accelerator)
     data = load_data(args)
     planned = plan(args, data)
     path = fresh(args.runs, args.name, f"{args.network}-{args.data}")
-    record = Record(
+    state = State(
         [*arguments, *([] if "--threads" in arguments else ["--threads", str(args.threads)])],
         fingerprint(data),
         datetime.now().isoformat(timespec="seconds"),
     )
-    return run(args, data, planned, path, record)
+    return run(args, data, planned, path, state)
 
 
 def go_on(resumed: argparse.Namespace) -> int:
     """Go on with the run of a folder; if there is nothing left to do, write its report anew."""
-    from experiments.parity.record import read_record
+    from experiments.parity.state import read_state
 
-    record = read_record(resumed.resume)
+    state = read_state(resumed.resume)
     if resumed.seeds:
-        record.arguments += ["--seeds", str(resumed.seeds)]
-    _, args = parse(record.arguments)
-    if args.seeds < len(record.seeds):
+        state.arguments += ["--seeds", str(resumed.seeds)]
+    _, args = parse(state.arguments)
+    if args.seeds < len(state.seeds):
         raise UsageError(
-            f"--seeds: expected at least the {len(record.seeds)} of the run in "
+            f"--seeds: expected at least the {len(state.seeds)} of the run in "
             f"{resumed.resume}, got {args.seeds}"
         )
     check_accelerator(args.accelerator)
     data = load_data(args)
-    if fingerprint(data) != record.data:
+    if fingerprint(data) != state.data:
         raise UsageError(f"--resume: the pictures are not those of the run in {resumed.resume}")
-    return run(args, data, plan(args, data), resumed.resume, record)
+    return run(args, data, plan(args, data), resumed.resume, state)
 
 
 def check_accelerator(accelerator: str) -> None:
@@ -149,7 +149,7 @@ def run(
     data: Data,
     planned: tuple[int, int, tuple[int, ...]],
     path: Path,
-    record: Record,
+    state: State,
 ) -> int:
     """Train and compare in a folder; mark it if that breaks off."""
     folder = RunFolder(path)
@@ -173,7 +173,7 @@ def run(
         progress=sys.stdout.isatty(),
     )
     try:
-        return Parity(config, args.seeds, data, folder, record).run()
+        return Parity(config, args.seeds, data, folder, state).run()
     except BaseException as error:
         interrupted = isinstance(error, KeyboardInterrupt)
         how = "Interrupted" if interrupted else f"Broken off by {error!r}"
@@ -209,12 +209,12 @@ class Parity:
     """One run of the experiment, from the first line on the terminal to the verdict."""
 
     def __init__(
-        self, config: Config, seeds: int, data: Data, folder: RunFolder, record: Record
+        self, config: Config, seeds: int, data: Data, folder: RunFolder, state: State
     ) -> None:
-        self.config, self.data, self.folder, self.record = config, data, folder, record
+        self.config, self.data, self.folder, self.state = config, data, folder, state
         self.planned = range(config.seed, config.seed + seeds)
-        self.seeds = record.seeds
-        self.began = time.monotonic() - record.seconds
+        self.seeds = state.seeds
+        self.began = time.monotonic() - state.seconds
         self.failure: str | None = None
 
     def run(self) -> int:
@@ -230,7 +230,7 @@ class Parity:
         torch.set_num_threads(config.threads)
         strict_float32(config.accelerator)
         self.say_beginning()
-        self.record.write(self.folder.path)  # an interrupt in the first epoch can be resumed too
+        self.state.write(self.folder.path)  # an interrupt in the first epoch can be resumed too
         write_data(self.data, config.data_file)
         try:
             for seed in self.planned:
@@ -287,8 +287,8 @@ class Parity:
 
     def keep(self, config: Config, epochs: int) -> None:
         """Write down what both sides have done; the checkpoints before it are of no use then."""
-        self.record.seconds = round(time.monotonic() - self.began, 1)
-        self.record.write(self.folder.path)
+        self.state.seconds = round(time.monotonic() - self.began, 1)
+        self.state.write(self.folder.path)
         self.write_tables()
         for side in SIDES:
             config.checkpoint_file(side, epochs - 1).unlink(missing_ok=True)
@@ -357,8 +357,8 @@ class Parity:
                 for check in checks
             ],
             "failure": self.failure,
-            "command": shlex.join(["python", "-m", "experiments.parity", *self.record.arguments]),
-            "started": self.record.started,
+            "command": shlex.join(["python", "-m", "experiments.parity", *self.state.arguments]),
+            "started": self.state.started,
             "seconds": round(time.monotonic() - self.began, 1),
             "settings": {
                 "network": config.network,
@@ -441,7 +441,7 @@ class Parity:
         from experiments.parity.report import write_report
 
         path = self.folder.path
-        self.record.write(path)
+        self.state.write(path)
         self.write_tables()
         rows = [
             {"seed": result.seed, **asdict(row), "ok": row.ok}

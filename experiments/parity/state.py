@@ -16,7 +16,7 @@ NAME = "record.json"
 
 
 @dataclass
-class Record:
+class State:
     """A run of the experiment: its command line, its data, and every step of every training."""
 
     arguments: list[str]
@@ -32,11 +32,11 @@ class Record:
             part.write_text(json.dumps(asdict(self)) + "\n")
 
 
-def read_record(folder: Path) -> Record:
-    """Read the record of a run folder."""
+def read_state(folder: Path) -> State:
+    """Read the state of a run from its folder."""
     try:
         found = json.loads((folder / NAME).read_text())
-        return Record(**{**found, "seeds": [seed_result(seed) for seed in found["seeds"]]})
+        return State(**{**found, "seeds": [seed_result(seed) for seed in found["seeds"]]})
     except FileNotFoundError:
         raise UsageError(f"--resume: expected a run folder, {folder} has no {NAME}") from None
     except (OSError, ValueError, TypeError, KeyError) as error:
