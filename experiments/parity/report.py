@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from experiments.common import page
 from experiments.parity.config import LABELS, SIDES
 from experiments.parity.curves import draw_curves, draw_seeds
-from experiments.parity.layers import draw_float64, draw_rounded, worst
+from experiments.parity.lockstep_plots import draw_float64, draw_rounded, worst
 from experiments.parity.verdict import accuracies, spread_of
 
 if TYPE_CHECKING:
