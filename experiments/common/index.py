@@ -14,7 +14,7 @@ from html import escape
 from pathlib import Path
 from urllib.parse import quote
 
-from experiments.common import page
+from experiments.common import html
 from experiments.common.runfolder import MARK
 
 PICTURES = ("curves.png", "ratios.png", "error-signals.png")
@@ -64,7 +64,7 @@ def write_index(folder: Path) -> Path:
     runs = sorted((run for run in found if run), key=lambda run: changed(run.path), reverse=True)
     cards = "".join(card(run) for run in runs)
     subtitle = f"{len(runs)} run{'' if len(runs) == 1 else 's'} in {folder}, the latest first"
-    page.write_page(folder / "index.html", "Runs", subtitle, f'<div class="runs">{cards}</div>')
+    html.write_page(folder / "index.html", "Runs", subtitle, f'<div class="runs">{cards}</div>')
     return folder / "index.html"
 
 

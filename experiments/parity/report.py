@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from experiments.common import page
+from experiments.common import html
 from experiments.parity.config import LABELS, SIDES
 from experiments.parity.curves import draw_curves, draw_seeds
 from experiments.parity.lockstep_plots import draw_float64, draw_rounded, worst
@@ -29,15 +29,15 @@ def write_report(
     rows = [row for seed in seeds for row in seed.rows]
     numbers = ", ".join(map(str, settings["seeds"]))
     body = [
-        page.verdict(summary["verdict"], summary["parity"]),
-        page.tiles(first_figures(summary, seeds, rows)),
-        page.section("The checks", checks_table(checks)),
-        page.section(
+        html.verdict(summary["verdict"], summary["parity"]),
+        html.tiles(first_figures(summary, seeds, rows)),
+        html.section("The checks", checks_table(checks)),
+        html.section(
             "Independent trainings",
-            page.paragraph(trainings_text(settings, data)),
+            html.paragraph(trainings_text(settings, data)),
             trainings_table(summary["trainings"]),
             *([seeds_table(summary["seeds"])] if len(seeds) > 1 else []),
-            page.figure(
+            html.figure(
                 draw_curves(folder / "curves.png", seeds),
                 "Loss, difference of losses, accuracy and time a step",
                 "The two trainings of a seed see the same batches. They part as rounding "
@@ -51,9 +51,9 @@ def write_report(
             ),
             *seeds_figure(folder, seeds),
         ),
-        page.section(
+        html.section(
             "Lockstep: the same weights and batch through both",
-            page.paragraph(
+            html.paragraph(
                 "Before the chosen steps of nn.Conv2d's training, its weights and batch went "
                 "through both networks; every layer's output and every parameter's gradient is "
                 "compared. An error is the largest difference relative to the largest entry of "
@@ -61,16 +61,16 @@ def write_report(
             ),
             *lockstep_figures(folder, rows),
         ),
-        page.section("Every convolution", convolutions_table(rows)),
+        html.section("Every convolution", convolutions_table(rows)),
         f"<details><summary>Every tensor that was compared ({len(rows):,})</summary>"
         f"{rows_table(seeds)}</details>",
-        page.section(
+        html.section(
             "How this was run",
             f'<p class="code">{escape(summary["command"])}</p>',
-            page.facts({name: summary[name] for name in FACTS}),
+            html.facts({name: summary[name] for name in FACTS}),
         ),
     ]
-    page.write_page(
+    html.write_page(
         folder / "report.html",
         f"Parity: {settings['network']} on {data['name']}",
         f"{LABELS['torch']} and {LABELS['bp']}, "
@@ -129,7 +129,7 @@ def seeds_figure(folder: Path, seeds: list[SeedResult]) -> list[str]:
     if len(seeds) < 2:
         return []
     return [
-        page.figure(
+        html.figure(
             draw_seeds(folder / "seeds.png", seeds),
             "Final accuracy of every seed, and the mean difference with its interval",
             "Left: both sides of every seed. Right: their differences, the mean with its 95 % "
@@ -142,7 +142,7 @@ def seeds_figure(folder: Path, seeds: list[SeedResult]) -> list[str]:
 def lockstep_figures(folder: Path, rows: list[Row]) -> list[str]:
     """Return a picture for each comparison."""
     found = [
-        page.figure(
+        html.figure(
             draw_float64(folder / "lockstep64.png", rows),
             "Errors of every layer in float64 and their bound",
             "float64. Circles, squares and diamonds are the compared steps; the line is the "
@@ -152,7 +152,7 @@ def lockstep_figures(folder: Path, rows: list[Row]) -> list[str]:
     for comparison, name in (("float32", "lockstep32"), ("bfloat16", "lockstep16")):
         if any(row.comparison == comparison for row in rows):
             found.append(
-                page.figure(
+                html.figure(
                     draw_rounded(folder / f"{name}.png", rows, comparison),
                     f"Errors of every layer in {comparison}",
                     f"{comparison}, each side against the float64 truth, at the step where "
@@ -169,21 +169,21 @@ def checks_table(checks: list[Check]) -> str:
         tone, word = ("good", "\u2713 holds") if check.ok else ("bad", "\u2717 fails")
         lines.append(
             f'<tr><td class="mark {tone}">{word}</td><th>{escape(check.name)}</th>'
-            f"{page.cell(check.measured)}{page.cell(check.allowed)}"
-            f"{page.cell(check.rule, 'rule')}</tr>"
+            f"{html.cell(check.measured)}{html.cell(check.allowed)}"
+            f"{html.cell(check.rule, 'rule')}</tr>"
         )
     head = [("", ""), ("check", ""), ("measured", ""), ("allowed", ""), ("rule", "")]
-    return page.table(head, lines)
+    return html.table(head, lines)
 
 
 def trainings_table(trainings: dict[str, Any]) -> str:
     """Return the figures of both sides and how they compare."""
     lines = []
     for label, figures in training_figures(trainings):
-        cells = "".join(page.cell(figure, "number") for figure in figures)
+        cells = "".join(html.cell(figure, "number") for figure in figures)
         lines.append(f"<tr><th>{escape(label)}</th>{cells}</tr>")
     head = [("", ""), *((LABELS[side], "number") for side in SIDES), ("ratio", "number")]
-    return page.table(head, lines)
+    return html.table(head, lines)
 
 
 def training_figures(trainings: dict[str, Any]) -> list[tuple[str, tuple[str, str, str]]]:
@@ -229,7 +229,7 @@ def seeds_table(seeds: list[dict[str, Any]]) -> str:
     for seed in seeds:
         theirs, ours = (seed["trainings"][side] for side in SIDES)
         if theirs["test_loss"] is None or ours["test_loss"] is None:
-            lines.append(f"<tr>{page.cell(str(seed['seed']), 'number')}</tr>")
+            lines.append(f"<tr>{html.cell(str(seed['seed']), 'number')}</tr>")
             continue
         times = [side["seconds_per_step"]["median"] for side in (theirs, ours)]
         memory = [side["peak_memory_growth_bytes"] for side in (theirs, ours)]
@@ -241,8 +241,8 @@ def seeds_table(seeds: list[dict[str, Any]]) -> str:
             f"{times[1] / times[0]:.2f}",
             f"{memory[1] / memory[0]:.2f}",
         ]
-        lines.append(f"<tr>{''.join(page.cell(text, 'number') for text in cells)}</tr>")
-    return page.table(head, lines)
+        lines.append(f"<tr>{''.join(html.cell(text, 'number') for text in cells)}</tr>")
+    return html.table(head, lines)
 
 
 def convolutions_table(rows: list[Row]) -> str:
@@ -280,15 +280,15 @@ def convolutions_table(rows: list[Row]) -> str:
 
 def number(value: float) -> str:
     """Return a cell with an error."""
-    return page.cell(f"{value:.1e}" if value else "0", "number")
+    return html.cell(f"{value:.1e}" if value else "0", "number")
 
 
 def rows_table(seeds: list[SeedResult]) -> str:
     """Return every comparison made."""
     lines = [
-        f'<tr class="{"" if row.ok else "bad"}">{page.cell(str(seed.seed), "number")}'
-        f"{page.cell(row.comparison)}{page.cell(str(row.step), 'number')}"
-        f"{page.cell(row.kind)}{page.cell(row.name, 'code')}{page.cell(row.layer)}"
+        f'<tr class="{"" if row.ok else "bad"}">{html.cell(str(seed.seed), "number")}'
+        f"{html.cell(row.comparison)}{html.cell(str(row.step), 'number')}"
+        f"{html.cell(row.kind)}{html.cell(row.name, 'code')}{html.cell(row.layer)}"
         f"{number(row.torch_error)}{number(row.error)}{number(row.allowed)}</tr>"
         for seed in seeds
         for row in seed.rows
@@ -304,4 +304,4 @@ def rows_table(seeds: list[SeedResult]) -> str:
         ("ConvBP2d's error", "number"),
         ("allowed", "number"),
     ]
-    return page.table(head, lines, "sift")
+    return html.table(head, lines, "sift")

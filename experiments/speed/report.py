@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 from pathlib import Path
 
-from experiments.common import page
+from experiments.common import html
 from experiments.speed import table
 from experiments.speed.pictures import draw_ratios, draw_roofline
 from experiments.speed.results import Results
@@ -16,7 +16,7 @@ def write_report(folder: Path, results: Results) -> None:
     text, lines = table.every_case(results)
     sides, side_lines = table.full(results)
     pictures = [
-        page.figure(
+        html.figure(
             draw_ratios(folder / "ratios.png", results),
             "Eager torch's time over torch_convbp's, case by case",
             "Eager torch's time over torch_convbp's: right of 1, ours is faster. Whiskers are what "
@@ -25,7 +25,7 @@ def write_report(folder: Path, results: Results) -> None:
     ]
     if any(row.operations for row in results.rows):
         pictures.append(
-            page.figure(
+            html.figure(
                 draw_roofline(folder / "roofline.png", results),
                 "Rates of both sides under the machine's roofline",
                 "Rates of the direct arithmetic, torch's and ours joined by a line; algorithms "
@@ -40,18 +40,18 @@ def write_report(folder: Path, results: Results) -> None:
         )
         for s in results.summaries()
     ]
-    shares = [page.paragraph(table.SHARE)] if table.has_shares(results) else []
+    shares = [html.paragraph(table.SHARE)] if table.has_shares(results) else []
     body = [
-        page.tiles(figures[:8]),
-        page.section("Ratios", *pictures),
-        page.section("All means", html_table(table.summaries(results)), *shares),
-        page.section("Every case", page.paragraph(text), html_table(lines, "sift")),
-        f"<details><summary>Every side</summary>{page.paragraph(sides)}"
+        html.tiles(figures[:8]),
+        html.section("Ratios", *pictures),
+        html.section("All means", html_table(table.summaries(results)), *shares),
+        html.section("Every case", html.paragraph(text), html_table(lines, "sift")),
+        f"<details><summary>Every side</summary>{html.paragraph(sides)}"
         f"{html_table(side_lines, 'sift')}</details>",
-        page.section(
+        html.section(
             "How this was run",
             f'<p class="code">{escape(results.command)}</p>',
-            page.facts(
+            html.facts(
                 {
                     "settings": results.settings,
                     "machine": results.machine,
@@ -65,7 +65,7 @@ def write_report(folder: Path, results: Results) -> None:
             ),
         ),
     ]
-    page.write_page(
+    html.write_page(
         folder / "report.html", f"Speed: {results.title}", results.started, "\n".join(body)
     )
 
@@ -73,5 +73,5 @@ def write_report(folder: Path, results: Results) -> None:
 def html_table(lines: list[list[str]], kind: str = "") -> str:
     """Return a table whose first line is its head."""
     head, *rows = lines
-    body = (f"<tr>{''.join(page.cell(text) for text in row)}</tr>" for row in rows)
-    return page.table([(text, "") for text in head], body, kind)
+    body = (f"<tr>{''.join(html.cell(text) for text in row)}</tr>" for row in rows)
+    return html.table([(text, "") for text in head], body, kind)

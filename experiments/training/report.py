@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from experiments.common import page
+from experiments.common import html
 from experiments.common.figures import BOUND, COLORS, Picture, picture
 
 if TYPE_CHECKING:
@@ -32,20 +32,20 @@ def write_report(folder: Path, logs: Path) -> Path | None:
     if not (logs / "metrics.csv").is_file():
         return None
     curves = read_curves(logs / "metrics.csv")
-    body = [page.tiles(first_figures(curves))]
-    drawn = page.figure(
+    body = [html.tiles(first_figures(curves))]
+    drawn = html.figure(
         draw_curves(folder / "curves.png", curves),
         "Loss, accuracy and learning rate by epoch",
         "Training losses and accuracies are means over an epoch, in which the weights move.",
     )
-    body.append(page.section("Curves", drawn))
+    body.append(html.section("Curves", drawn))
     for signals in sorted(logs.glob("error-signals*.png")):
-        shown = page.image(signals, "rms of the error signal, layers against steps")
-        body.append(page.section("Error signals", f"<figure>{shown}</figure>"))
+        shown = html.image(signals, "rms of the error signal, layers against steps")
+        body.append(html.section("Error signals", f"<figure>{shown}</figure>"))
     if (logs / "config.yaml").is_file():
         settings = escape((logs / "config.yaml").read_text())
-        body.append(page.section("Settings", f'<pre class="code">{settings}</pre>'))
-    page.write_page(folder / "report.html", f"Training: {folder.name}", str(logs), "\n".join(body))
+        body.append(html.section("Settings", f'<pre class="code">{settings}</pre>'))
+    html.write_page(folder / "report.html", f"Training: {folder.name}", str(logs), "\n".join(body))
     return folder / "report.html"
 
 
