@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from experiments.common.figures import BOUND, COLORS, LINES, Picture, picture
+from experiments.common.plotting import BOUND, COLORS, LINES, Picture, picture
 from experiments.parity.config import LABELS, SIDES
 from experiments.parity.results import quartiles
 from experiments.parity.verdict import BEYOND_CONFIDENCE, accuracies, spread_of

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from experiments.common.figures import BOUND, COLORS, Picture, picture
+from experiments.common.plotting import BOUND, COLORS, Picture, picture
 from experiments.parity.config import LABELS
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from experiments.common.figures import COLORS, Picture, picture
+from experiments.common.plotting import COLORS, Picture, picture
 from experiments.speed.results import Results, Row, unique
 
 LAYOUT_COLORS = {"NCHW": "#1f5a96", "channels_last": "#d1600b"}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from experiments.common import html
-from experiments.common.figures import BOUND, COLORS, Picture, picture
+from experiments.common.plotting import BOUND, COLORS, Picture, picture
 
 if TYPE_CHECKING:
     from pathlib import Path
