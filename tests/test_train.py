@@ -25,7 +25,7 @@ import torch_convbp as bp
 from experiments.common.errors import UsageError
 from experiments.common.networks import NETWORKS, SMALLEST
 from experiments.training.command_line import main
-from experiments.training.module import Pictures, Study, initial
+from experiments.training.module import Classifier, Pictures, initial
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = sorted((ROOT / "experiments" / "configs").glob("*.yaml"))
@@ -63,7 +63,7 @@ def test_fit_then_validate_test_and_predict(here: Path, tmp_path: Path) -> None:
     assert "<title>validation, epoch 2:" in report and "seed_everything: 0" in report
     for verb in ("validate", "test", "predict"):
         assert main([verb, *SMALL, "--ckpt_path", str(here / "last.ckpt")]) == 0
-    study = Study.load_from_checkpoint(here / "last.ckpt").eval()
+    study = Classifier.load_from_checkpoint(here / "last.ckpt").eval()
     x, labels = next(iter(Pictures(limit_train=107, limit_test=40).test_dataloader()))
     with torch.no_grad():
         classes = study(x).argmax(1).tolist()
@@ -144,7 +144,7 @@ def test_a_step_half_accumulated_by_several_processes_is_refused(
     fit(*FOUR_A_STEP, *AT_VALIDATION)
     stopped = tmp_path / "amid" / "epoch=0.ckpt"
     kept = torch.load(stopped, weights_only=False)
-    torch.save(kept | {"gradients": None}, stopped)  # as Study keeps it there
+    torch.save(kept | {"gradients": None}, stopped)  # as Classifier keeps it there
     assert main(["fit", *SMALL, "--trainer.max_epochs=2", *FOUR_A_STEP, f"--ckpt_path={stopped}"])
     assert "in the middle of an accumulated step" in capsys.readouterr().err
 
@@ -300,7 +300,7 @@ def test_a_network_says_how_small_a_picture_may_be(network: str) -> None:
         assert net(torch.zeros(1, 3, side, side)).shape == (1, 10)
     message = f"--data.image_size: {network} needs at least {side}, got {side - 1}"
     with pytest.raises(UsageError, match=message):
-        Study(network, image_size=side - 1)
+        Classifier(network, image_size=side - 1)
 
 
 def test_a_checkpoint_says_what_it_was_made_with(

@@ -302,9 +302,9 @@ class Parity:
         from experiments.parity.lockstep import COMPARISONS, compare
 
         def build(side: str) -> nn.Module:
-            from experiments.parity.process import make_study
+            from experiments.parity.process import make_classifier
 
-            return make_study(config, side, len(self.data.classes), self.data.image_size).net
+            return make_classifier(config, side, len(self.data.classes), self.data.image_size).net
 
         for step in config.snapshot_steps:
             file = config.snapshot_file(step)

@@ -1,6 +1,6 @@
 """One training with Lightning, in a process of its own, a few steps at a time when told to.
 
-What is trained is the ``Study`` of ``experiments.train``, on its batches. The process answers
+What is trained is the ``Classifier`` of ``experiments.train``, on its batches. The process answers
 over a pipe: first what it starts from, then after each epoch the record of it, when the
 checkpoint from which it can go on is there. What is not part of a training step (fingerprints,
 snapshots, the test pass, checkpoints, waiting for the turn) lies outside the time that is
@@ -24,7 +24,7 @@ from experiments.common.networks import convolutions
 from experiments.common.silence import quieten
 from experiments.parity.config import LABELS, Config
 from experiments.parity.results import Epoch, Start
-from experiments.training.module import Study, TrainBatches
+from experiments.training.module import Classifier, TrainBatches
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -81,7 +81,7 @@ class Snapshots(L.Callback):
         self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Write them if this is such a step."""
-        assert isinstance(module, Study)
+        assert isinstance(module, Classifier)
         if trainer.global_step in self.config.snapshot_steps:
             x, y = batch
             torch.save(
@@ -170,12 +170,12 @@ def train(pipe: Connection, side: str, config: Config) -> None:
     torch.set_num_threads(config.threads)
     strict_float32(config.accelerator)
     data = read_data(config.data_file)
-    study = make_study(config, side, len(data.classes), data.image_size)
+    classifier = make_classifier(config, side, len(data.classes), data.image_size)
     pipe.send(
         Start(
-            weights=digest(*study.net.state_dict().values()),
-            parameters=sum(parameter.numel() for parameter in study.net.parameters()),
-            convolutions=[type(conv).__name__ for _, conv in convolutions(study.net)],
+            weights=digest(*classifier.net.state_dict().values()),
+            parameters=sum(parameter.numel() for parameter in classifier.net.parameters()),
+            convolutions=[type(conv).__name__ for _, conv in convolutions(classifier.net)],
         )
     )
     turns = Turns(pipe, side, config)
@@ -197,17 +197,17 @@ def train(pipe: Connection, side: str, config: Config) -> None:
         enable_progress_bar=config.progress,
         num_sanity_val_steps=0,
     ).fit(
-        study,
-        TrainBatches(data, config.batch_size, config.seed, config.augment, study),
+        classifier,
+        TrainBatches(data, config.batch_size, config.seed, config.augment, classifier),
         loader_in_order(data.test, data, config.batch_size),
         ckpt_path=config.checkpoint_file(side, config.epochs_done) if config.epochs_done else None,
         weights_only=False,
     )
 
 
-def make_study(config: Config, side: str, classes: int, image_size: int) -> Study:
+def make_classifier(config: Config, side: str, classes: int, image_size: int) -> Classifier:
     """Build what one side trains."""
-    study = Study(
+    classifier = Classifier(
         network=config.network,
         conv=CONV[side],  # type: ignore[arg-type]
         stem=config.stem,  # type: ignore[arg-type]
@@ -218,8 +218,8 @@ def make_study(config: Config, side: str, classes: int, image_size: int) -> Stud
         classes=classes,
         image_size=image_size,
     )
-    study.total_steps = config.total_steps
-    return study
+    classifier.total_steps = config.total_steps
+    return classifier
 
 
 def strict_float32(accelerator: str) -> None:

@@ -18,7 +18,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from experiments.common.atomic_write import atomic_write
 from experiments.common.errors import UsageError
 from experiments.common.silence import quieten
-from experiments.training.module import Pictures, Study
+from experiments.training.module import Classifier, Pictures
 from experiments.training.report import write_report
 
 LEAST = {
@@ -136,7 +136,7 @@ def main(arguments: list[str] | None = None) -> int:
     warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
     try:
         Command(
-            Study,
+            Classifier,
             Pictures,
             args=arguments,
             seed_everything_default=0,

@@ -185,7 +185,7 @@ def as_options(text: str) -> str:
     )
 
 
-class Study(L.LightningModule):
+class Classifier(L.LightningModule):
     """A network with cross entropy and SGD; the learning rate rises, then falls to zero.
 
     Args:
@@ -305,7 +305,7 @@ class Study(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse what does not go with these options; be ready for the weights."""
-        if self._trainer is None:  # Study.load_from_checkpoint
+        if self._trainer is None:  # Classifier.load_from_checkpoint
             return
         own, kept = (
             {name: tuple(value.shape) for name, value in state.items()}
