@@ -25,7 +25,7 @@ import torch_convbp as bp
 from experiments.common.errors import UsageError
 from experiments.common.networks import NETWORKS, SMALLEST
 from experiments.training.command_line import main
-from experiments.training.module import Classifier, Pictures, initial
+from experiments.training.module import Classifier, ImageDataModule, initial
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = sorted((ROOT / "experiments" / "configs").glob("*.yaml"))
@@ -64,7 +64,7 @@ def test_fit_then_validate_test_and_predict(here: Path, tmp_path: Path) -> None:
     for verb in ("validate", "test", "predict"):
         assert main([verb, *SMALL, "--ckpt_path", str(here / "last.ckpt")]) == 0
     study = Classifier.load_from_checkpoint(here / "last.ckpt").eval()
-    x, labels = next(iter(Pictures(limit_train=107, limit_test=40).test_dataloader()))
+    x, labels = next(iter(ImageDataModule(limit_train=107, limit_test=40).test_dataloader()))
     with torch.no_grad():
         classes = study(x).argmax(1).tolist()
     lines = (here.parent / "predictions.csv").read_text().splitlines()
@@ -319,16 +319,16 @@ def test_what_is_held_out_is_not_trained_on() -> None:
     def digests(loader: object) -> set[bytes]:
         return {picture.numpy().tobytes() for x, _ in loader for picture in x}  # type: ignore[attr-defined]
 
-    pictures = Pictures(batch_size=1)
+    pictures = ImageDataModule(batch_size=1)
     train, held, test = map(
         digests,
         (pictures.train_dataloader(), pictures.val_dataloader(), pictures.test_dataloader()),
     )
     assert (len(pictures.pictures.train), len(pictures.held_out)) == (1293, 144)
     assert not train & held and len(train | held) >= 1430  # a few digits are there twice
-    assert digests(Pictures(seed=1).val_dataloader()) != held
-    assert digests(Pictures(seed=0).val_dataloader()) == held
-    assert digests(Pictures(val_share=0).val_dataloader()) == test
+    assert digests(ImageDataModule(seed=1).val_dataloader()) != held
+    assert digests(ImageDataModule(seed=0).val_dataloader()) == held
+    assert digests(ImageDataModule(val_share=0).val_dataloader()) == test
 
 
 def test_two_processes_share_the_batches() -> None:
@@ -341,7 +341,7 @@ def test_two_processes_share_the_batches() -> None:
 
     seen = []
     for rank in (0, 1):
-        pictures = Pictures(limit_train=107, batch_size=16)
+        pictures = ImageDataModule(limit_train=107, batch_size=16)
         pictures.trainer = Trainer(rank)  # type: ignore[assignment]
         batches = list(pictures.train_dataloader())
         assert len(batches) == 3
@@ -349,7 +349,7 @@ def test_two_processes_share_the_batches() -> None:
     pictures.trainer.world_size = 7  # type: ignore[misc,union-attr]
     with pytest.raises(UsageError, match=r"batch_size: expected at most 1/7 of the 96"):
         pictures.train_dataloader()
-    every = next(iter(Pictures(limit_train=107, batch_size=96).train_dataloader()))[0]
+    every = next(iter(ImageDataModule(limit_train=107, batch_size=96).train_dataloader()))[0]
     assert sorted(seen) == sorted(picture.numpy().tobytes() for picture in every)
 
 

@@ -18,7 +18,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from experiments.common.atomic_write import atomic_write
 from experiments.common.errors import UsageError
 from experiments.common.silence import quieten
-from experiments.training.module import Classifier, Pictures
+from experiments.training.module import Classifier, ImageDataModule
 from experiments.training.report import write_report
 
 LEAST = {
@@ -137,7 +137,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         Command(
             Classifier,
-            Pictures,
+            ImageDataModule,
             args=arguments,
             seed_everything_default=0,
             save_config_kwargs={"overwrite": True},

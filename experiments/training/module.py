@@ -29,8 +29,7 @@ if TYPE_CHECKING:
 
     from torch.utils.data import DataLoader
 
-    from experiments.common.data import Data
-    from experiments.common.data import Pictures as PicturesInMemory
+    from experiments.common.data import Data, Pictures
 
 WARM_UP_SHARE = 0.2
 MOMENTUM = 0.9
@@ -81,7 +80,7 @@ class TrainBatches:
             yield self.dataset[order[index * self.batch_size :][: self.batch_size].tolist()]
 
 
-class Pictures(L.LightningDataModule):
+class ImageDataModule(L.LightningDataModule):
     """Pictures for training, some held out of these for validation, and the test part.
 
     Args:
@@ -160,7 +159,7 @@ class Pictures(L.LightningDataModule):
     predict_dataloader = test_dataloader
 
 
-def hold_out(data: Data, share: float, seed: int) -> tuple[Data, PicturesInMemory]:
+def hold_out(data: Data, share: float, seed: int) -> tuple[Data, Pictures]:
     """Return the data without a random share of its training pictures, and that share.
 
     At least one picture of each is kept; with a share of 0, the test part is returned beside all.
