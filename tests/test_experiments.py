@@ -519,7 +519,7 @@ def test_a_process_that_fails_sends_its_traceback(tmp_path: Path) -> None:
     trainings = alternate.Trainings(some_config(tmp_path))
     trainings.pipes["bp"] = ours
     with pytest.raises(alternate.TrainingFailed, match=r"(?s)bp\.ConvBP2d: .*data\.pt"):
-        trainings.hear("bp")
+        trainings.receive("bp")
 
 
 # --- breaking off ------------------------------------------------------------------------------

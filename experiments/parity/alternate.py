@@ -84,7 +84,7 @@ class Trainings:
                     self.processes[side].kill()
                     self.processes[side].join()
 
-    def hear(self, side: str) -> Any:
+    def receive(self, side: str) -> Any:
         """Return the next answer of one side."""
         try:
             answer = self.pipes[side].recv()
@@ -98,7 +98,7 @@ class Trainings:
 
     def starts(self) -> dict[str, Start]:
         """Wait until both are ready; return what each starts from."""
-        return {side: self.hear(side) for side in SIDES}
+        return {side: self.receive(side) for side in SIDES}
 
     def epochs(self) -> Iterator[tuple[str, Epoch]]:
         """Let the sides train in turn; yield the record of each epoch as it ends."""
@@ -107,7 +107,7 @@ class Trainings:
             while training:
                 for side in list(training):
                     self.pipes[side].send("go")
-                    record = self.hear(side)
+                    record = self.receive(side)
                     if record is not None:  # None: the turn is over, the epoch is not
                         training.remove(side)
                         yield side, record
