@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
     _, args = parse(arguments)
     share_the_machine()
     try:
-        return go_on(args) if args.resume else begin(args, arguments)
+        return resume(args) if args.resume else begin(args, arguments)
     except (UsageError, OSError) as error:  # an OSError: the disk is full, say
         print(f"python -m experiments.parity: error: {error}", file=sys.stderr)
         return 2
@@ -86,7 +86,7 @@ def begin(args: argparse.Namespace, arguments: list[str]) -> int:
     return run(args, data, planned, path, state)
 
 
-def go_on(resumed: argparse.Namespace) -> int:
+def resume(resumed: argparse.Namespace) -> int:
     """Go on with the run of a folder; if there is nothing left to do, write its report anew."""
     from experiments.parity.state import read_state
 
