@@ -6,7 +6,7 @@ import logging
 import warnings
 
 
-def quieten() -> None:
+def silence_lightning() -> None:
     """Silence what Lightning says about hardware and loaders that are not in question here."""
     for name in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning"):
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import torch_convbp as bp
-from experiments.common.silence import quieten
+from experiments.common.silence import silence_lightning
 
 DEPTH, CHANNELS, STEPS = 14, 16, 150
 
@@ -100,7 +100,7 @@ def parse_arguments(arguments: list[str]) -> Path:
 
 
 def main(path: Path) -> None:
-    quieten()
+    silence_lightning()
     monitors = {activation: train(activation) for activation in ("sigmoid", "relu")}
     found = [
         rms

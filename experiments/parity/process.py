@@ -21,7 +21,7 @@ from experiments.common.batches import digest, loader_in_order
 from experiments.common.data import read_data
 from experiments.common.memory import PeakMemory, peak_memory
 from experiments.common.networks import convolutions
-from experiments.common.silence import quieten
+from experiments.common.silence import silence_lightning
 from experiments.parity.config import LABELS, Config
 from experiments.parity.results import Epoch, Start
 from experiments.training.module import Classifier, TrainBatches
@@ -166,7 +166,7 @@ class Bar(TQDMProgressBar):
 
 def train(pipe: Connection, side: str, config: Config) -> None:
     """Train one side as the other end of the pipe says."""
-    quieten()
+    silence_lightning()
     torch.set_num_threads(config.threads)
     strict_float32(config.accelerator)
     data = read_data(config.data_file)

@@ -17,7 +17,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from experiments.common.atomic_write import atomic_write
 from experiments.common.errors import UsageError
-from experiments.common.silence import quieten
+from experiments.common.silence import silence_lightning
 from experiments.training.module import Classifier, ImageDataModule
 from experiments.training.report import write_report
 
@@ -131,7 +131,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return the exit status."""
-    quieten()
+    silence_lightning()
     # Said of loaders without a state; TrainBatches asks the trainer where to go on.
     warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
     try:
