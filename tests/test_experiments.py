@@ -404,7 +404,7 @@ def test_each_check_fails_by_itself(name: str | None) -> None:
     checks = judged(results, rows, precision="bf16-mixed")
     assert [check.name for check in checks] == list(TAMPERINGS)
     assert [check.name for check in checks if not check.ok] == ([] if name is None else [name])
-    assert verdict.holds(checks) is (name is None)
+    assert verdict.all_passed(checks) is (name is None)
 
 
 def test_the_first_loss_agrees_to_the_rounding_of_the_precision() -> None:
@@ -440,7 +440,7 @@ def seeds_with(pairs: list[tuple[float, float]]) -> list[SeedResult]:
 def test_one_bad_seed_is_no_parity_and_is_named() -> None:
     plan = verdict.Plan(seeds=3, total_steps=2, lockstep_steps=(0,), test_size=1000)
     seeds = seeds_with([(0.90, 0.91), (0.91, 0.90), (0.92, 0.93)])
-    assert verdict.holds(verdict.judge(seeds, plan))
+    assert verdict.all_passed(verdict.judge(seeds, plan))
     assert [check.name for check in verdict.judge(seeds, plan)] == [
         *ONE_SEED,
         "accuracy over seeds",

@@ -224,7 +224,7 @@ class Parity:
         from experiments.common.data import write_data
         from experiments.parity.alternate import TrainingFailed
         from experiments.parity.process import strict_float32
-        from experiments.parity.verdict import Plan, holds, judge
+        from experiments.parity.verdict import Plan, all_passed, judge
 
         config = self.config
         torch.set_num_threads(config.threads)
@@ -246,10 +246,10 @@ class Parity:
             precision=config.precision,
         )
         checks = judge(self.seeds, plan, self.failure)
-        summary = self.summary(checks, holds(checks))
+        summary = self.summary(checks, all_passed(checks))
         self.write(checks, summary)
         self.say_end(checks, summary)
-        return 0 if holds(checks) else 1
+        return 0 if all_passed(checks) else 1
 
     def result_of(self, seed: int) -> SeedResult:
         """Return what a seed has given before; nothing, if the checkpoints to go on from lack."""

@@ -294,6 +294,6 @@ def check_spread(seeds: list[SeedResult], planned: int) -> Check:
     )
 
 
-def holds(checks: list[Check]) -> bool:
+def all_passed(checks: list[Check]) -> bool:
     """Parity holds if every check does."""
     return all(check.ok for check in checks)
