@@ -34,3 +34,16 @@ def machine(threads: int) -> dict[str, str | int | float]:
         "memory_gib": round(memory / 2**30, 1),
         "system": platform.platform(),
     }
+
+
+def cuda_missing() -> str | None:
+    """Return why torch_convbp computes on no GPU here; None where it does."""
+    import torch_convbp as bp
+
+    if bp.backends.cuda.is_available():
+        return None
+    try:
+        _ = bp.backends.cuda.conv_algorithm
+    except RuntimeError as error:  # where there are no kernels; the reason ends the sentence
+        return str(error).partition(" here: ")[2] or str(error)
+    return "there is no GPU"

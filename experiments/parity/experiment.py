@@ -110,12 +110,10 @@ def check_accelerator(accelerator: str) -> None:
     """Raise a UsageError where Lightning would take a GPU that is not there, or has no kernels."""
     import torch
 
-    import torch_convbp as bp
-    from torch_convbp import _library
+    from experiments.common.machine import cuda_missing
 
     wanted = accelerator == "gpu" or (accelerator == "auto" and torch.cuda.is_available())
-    if wanted and not bp.backends.cuda.is_available():
-        missing = _library.cuda_missing or "there is no GPU"
+    if wanted and (missing := cuda_missing()):
         raise UsageError(f"--accelerator {accelerator}: {missing}; expected cpu")
 
 

@@ -159,13 +159,11 @@ def check_device(parser: argparse.ArgumentParser, options: argparse.Namespace) -
         if options.precision == "tf32" or options.graphs:
             parser.error("argument --device: TF32 and CUDA graphs are --device cuda's")
         return
-    import torch_convbp as bp  # late, as torch reads its variables when it is loaded
-    from torch_convbp import _library
+    from experiments.common.machine import cuda_missing
 
-    if not bp.backends.cuda.is_available():
-        parser.error(
-            f"argument --device: cuda cannot be timed: {_library.cuda_missing or 'there is no GPU'}"
-        )
+    # cuda_missing() loads torch, which reads its variables when it is loaded: not before.
+    if missing := cuda_missing():
+        parser.error(f"argument --device: cuda cannot be timed: {missing}")
     if options.sweep or options.algorithm not in (None, "auto", "plain"):
         parser.error(
             "argument --device: on cuda the algorithms are auto and plain, without --sweep"
