@@ -1,8 +1,8 @@
 """The pages of the experiments: one HTML file each, which holds its style and pictures itself.
 
-They are read without a network, and printed. What a page can do beyond that: its figures are SVG
-whose points say what they are when the pointer rests on them, and the tables of class ``sift`` are
-sorted by a click on a column's head and searched in a field above them.
+A page is read without a network, and printed. Its figures are SVG: their points say what they are
+when the pointer rests on them. Tables of class ``sift`` are sorted by a click on a column's head,
+and searched in a field above them.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def paragraph(text: str) -> str:
 
 
 def verdict(text: str, good: bool) -> str:
-    """Return the line that says how it ended."""
+    """Return the line that says how a run ended."""
     return f'<div class="verdict {"good" if good else "bad"}">{escape(text)}</div>'
 
 

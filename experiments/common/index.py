@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def renew_index(folder: Path) -> None:
-    """Write the page where a run has ended, which is no worse for a page that cannot be."""
+    """Write the page after a run; only warn where it cannot be written."""
     try:
         write_index(folder)
     except OSError as error:
@@ -85,7 +85,7 @@ def read_run(path: Path) -> Run | None:
 
 
 def read(path: Path) -> Run | None:
-    """The same of a folder whose files are what they should be."""
+    """Read what a folder is; raise an error if its files are not what they should be."""
     picture = next((file for name in PICTURES for file in sorted(path.rglob(name))), None)
     if (path / MARK).is_file():
         return Run(path, "unfinished", (path / MARK).read_text().strip(), None, picture)

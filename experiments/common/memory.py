@@ -37,7 +37,7 @@ class PeakMemory:
 
 
 class PeakMemoryOfGPU(PeakMemory):
-    """The same for what torch has allocated on a GPU."""
+    """Highest memory that torch has allocated on a GPU since this object was made."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device

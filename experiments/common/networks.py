@@ -21,7 +21,7 @@ Conv = type[nn.Conv2d]
 
 
 class InLayer(nn.Identity):
-    """Stands where an activation was that is part of the layer before it."""
+    """Takes the place of an activation that is part of the layer before it."""
 
 
 class Lecture(nn.Sequential):
@@ -72,7 +72,7 @@ def head(inputs: int, classes: int) -> OrderedDict[str, nn.Module]:
 
 
 class VGG(nn.Sequential):
-    """Stages of 3x3 convolutions, batch norm and ReLU, a pool behind each stage."""
+    """Stages of 3x3 convolutions, batch norm and ReLU, a pool after each stage."""
 
     def __init__(self, conv: Conv, classes: int, stages: tuple[tuple[int, ...], ...]) -> None:
         layers: OrderedDict[str, nn.Module] = OrderedDict()

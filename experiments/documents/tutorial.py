@@ -1,8 +1,8 @@
 """``python -m experiments.tutorial``: runs docs/tutorial.md as a notebook and keeps what it shows.
 
 The page is the source. Its blocks of Python are the cells of docs/tutorial.ipynb, and the text
-between them is the notebook's text. What stands right behind a block, one block of text and then
-pictures, is what its cell printed and drew: it is no part of the notebook, and written anew.
+between them is the notebook's text. What stands directly after a block, one block of text
+and then pictures, is what its cell printed and drew: no part of the notebook, and written anew.
 """
 
 from __future__ import annotations
@@ -68,26 +68,26 @@ def as_shown(page: str, ran: NotebookNode) -> tuple[str, dict[str, bytes]]:
     """The page with what the cells printed, and its pictures by the names it gives them.
 
     Raises:
-        ValueError: behind a block there are more or fewer pictures than its cell drew.
+        ValueError: after a block there are more or fewer pictures than its cell drew.
     """
     pictures: dict[str, bytes] = {}
     cells: Iterator[NotebookNode] = (c for c in ran.cells if c.cell_type == "code")
 
-    def behind(found: re.Match[str]) -> str:
+    def with_output(found: re.Match[str]) -> str:
         cell = next(cells)
         images = list(PICTURE.finditer(found["shown"]))
         if len(images) != len(drawn(cell)):
             line = page.count("\n", 0, found.start()) + 1
             raise ValueError(
                 f"{PAGE}:{line}: the block draws {len(drawn(cell))} pictures, "
-                f"but {len(images)} stand behind it"
+                f"but {len(images)} stand after it"
             )
         pictures.update(zip((image[1] for image in images), drawn(cell), strict=True))
         text = printed(cell).rstrip()
         parts = [f"```python\n{found['code']}\n```", *([f"```text\n{text}\n```"] if text else [])]
         return "\n\n".join([*parts, *(image[0] for image in images)]) + "\n"
 
-    return CELL.sub(behind, page), pictures
+    return CELL.sub(with_output, page), pictures
 
 
 def main(arguments: list[str]) -> None:

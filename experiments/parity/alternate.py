@@ -1,8 +1,8 @@
 """Two trainings in two processes that take turns, a few steps each.
 
-Each has a process of its own so that its peak memory is its own. They take turns, so that only
-one computes at any time and a machine that is slower for a minute slows both alike: the seconds
-a step are then fair, which two trainings one after the other, or both at once, would not give.
+Each training has a process of its own, so that its peak memory is its own. The two take turns:
+one computes at a time, and a slower minute of the machine slows both alike. The seconds a step
+would not be fair if one training ran after the other, or both at once.
 """
 
 from __future__ import annotations
@@ -45,8 +45,7 @@ def work(pipe: Connection, side: str, config: Config) -> None:
 class Trainings:
     """The two processes: a context manager that leaves none of them behind.
 
-    They ignore an interrupt from the keyboard, as they are born with it ignored: the parent
-    decides what it means.
+    The processes begin with the keyboard's interrupt ignored: the parent decides what it means.
     """
 
     def __init__(self, config: Config) -> None:

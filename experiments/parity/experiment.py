@@ -177,7 +177,7 @@ def run(
         how = "Interrupted" if interrupted else f"Broken off by {error!r}"
         says = f"{how}. To go on: python -m experiments.parity --resume {path}"
         folder.mark(f"{says}\n")
-        config.data_file.unlink(missing_ok=True)  # it can be large, and is made anew
+        config.data_file.unlink(missing_ok=True)  # large at times, and made anew
         if interrupted:
             print(f"\n{says}", file=sys.stderr)
         raise
@@ -250,7 +250,7 @@ class Parity:
         return 0 if all_passed(checks) else 1
 
     def result_of(self, seed: int) -> SeedResult:
-        """Return what a seed has given before; nothing, if the checkpoints to go on from lack."""
+        """Return what a seed has given before: nothing, if its checkpoints are missing."""
         from experiments.parity.results import SeedResult
 
         place = seed - self.planned.start
@@ -284,7 +284,7 @@ class Parity:
                     self.keep(config, result.epochs_done)
 
     def keep(self, config: Config, epochs: int) -> None:
-        """Write down what both sides have done; the checkpoints before it are of no use then."""
+        """Write down what both sides have done, and remove the checkpoints before that."""
         self.state.seconds = round(time.monotonic() - self.began, 1)
         self.state.write(self.folder.path)
         self.write_tables()

@@ -8,7 +8,7 @@ always max |difference| / max |truth| over one tensor.
     u = 2**-53 of its size, so one convolution errs by about sqrt(n) u times the sum of the
     |products|; for terms of mixed sign that sum is about sqrt(n) times the result. So n u is
     the error to expect of one sum, relative to the layer's largest output. Layers hand on to
-    first order what they get, and add their own: behind several convolutions the lengths add
+    first order what they get, and add their own: after several convolutions the lengths add
     up to D, and
 
         bound = 8 u D.
@@ -36,8 +36,9 @@ always max |difference| / max |truth| over one tensor.
     u = 2**-8. Sums run in float32 and each layer's result is rounded, so that D counts layers:
     those up to an output, or twice all of them for a gradient.
 
-Where an activation is part of a ConvBP2d, there is no output before it to compare; what stands in
-its place is compared with the output behind it. To replay its choices it is taken out of the layer.
+Where an activation is part of a ConvBP2d, there is no output before the activation to compare; the
+layer in its place (``InLayer``) is compared with the activation of the other network. For a replay,
+the activation is taken out of the ConvBP2d.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ HEADROOM = 8
 COMPARISONS = {
     "32-true": ("float64", "float32"),
     "bf16-mixed": ("float64", "float32", "bfloat16"),
-}  # of each precision of training; the last is that of the training itself
+}  # for each precision of training; the last one is in this precision itself
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -256,7 +257,7 @@ def compare(
     channels_last: bool = False,
     precision: str = "32-true",
 ) -> list[Row]:
-    """Compare both networks, with the weights ``state``, on the batch (x, y), where that lies.
+    """Compare both networks, with the weights ``state``, on the device of the batch (x, y).
 
     ``build`` makes the network of a side, "torch" or "bp". The modes are those of training.
     """

@@ -1,8 +1,8 @@
 """One training with Lightning, in a process of its own, a few steps at a time when told to.
 
 What is trained is the ``Classifier`` of ``experiments.train``, on its batches. The process answers
-over a pipe: first what it starts from, then after each epoch the record of it, when the
-checkpoint from which it can go on is there. What is not part of a training step (fingerprints,
+over a pipe: first what the training starts from, then the record of each epoch, once the
+checkpoint after it is written. What is not part of a training step (fingerprints,
 snapshots, the test pass, checkpoints, waiting for the turn) lies outside the time that is
 measured.
 """
@@ -80,7 +80,7 @@ class Snapshots(L.Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Write them if this is such a step."""
+        """Write both before a chosen step."""
         assert isinstance(module, Classifier)
         if trainer.global_step in self.config.snapshot_steps:
             x, y = batch
@@ -91,7 +91,7 @@ class Snapshots(L.Callback):
 
 
 class Meter(L.Callback):
-    """Fingerprint each batch, time each step, keep its loss, watch the memory. Comes last."""
+    """The last callback: fingerprints each batch, times each step, keeps losses and memory."""
 
     def __init__(self, turns: Turns) -> None:
         self.turns = turns
@@ -131,7 +131,7 @@ class Meter(L.Callback):
 
 
 def wait_for(device: torch.device) -> None:
-    """Wait until a GPU has done what it was given; a CPU has."""
+    """Wait until a GPU has done what it was given; a CPU always has."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

@@ -86,7 +86,7 @@ class TrainingResult:
 
     @property
     def steady_seconds(self) -> list[float]:
-        """Time of every step but the first, which allocate, if enough others remain."""
+        """Time of every step but the first ones, which allocate; of all where steps are few."""
         return self.seconds[WARM_UP_STEPS if len(self.seconds) > 2 * WARM_UP_STEPS else 0 :]
 
     def summary(self) -> dict[str, Any]:

@@ -27,7 +27,7 @@ class State:
     seeds: list[SeedResult] = field(default_factory=list)
 
     def write(self, folder: Path) -> None:
-        """Write it in one move. Losses that are no numbers stand there as Python reads them."""
+        """Write the file in one move, NaN and infinite losses as Python reads them."""
         with atomic_write(folder / NAME) as part:
             part.write_text(json.dumps(asdict(self)) + "\n")
 

@@ -1,7 +1,7 @@
 """The rules by which parity holds, and the check of a run against them.
 
-RULES is what the report prints: one sentence for each check. Each is applied to every seed; what
-is shown is the seed that comes closest to what is allowed, or fails.
+RULES is what the report prints: one sentence for each check. Each rule is applied to every
+seed; shown is the seed that comes closest to what is allowed, or fails.
 """
 
 from __future__ import annotations

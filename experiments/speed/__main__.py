@@ -100,7 +100,7 @@ def gpu(options: Namespace) -> dict[str, str]:
 
 
 def command(arguments: list[str]) -> str:
-    """As a user can type it again, with the variables that have a say."""
+    """The command as a user can type it again, with the variables that have a say."""
     variables = [
         f"{name}={os.environ[name]}" for name in command_line.TELLING if name in os.environ
     ]

@@ -20,8 +20,10 @@ LEAST = 1 << 26  # bytes a sample moves, so that starting its threads does not c
 
 
 def rates(threads: int, runs: int) -> list[tuple[int, float]]:
-    """Of each size of the working set the highest rate of all programs, written bytes and read ones
-    counted; what a larger set reaches, a smaller one does too."""
+    """The highest rate of all programs for each size of the working set.
+
+    Written bytes count, and read ones. What a larger set reaches, a smaller one does too.
+    """
     found: list[tuple[int, float]] = []
     for size in reversed(SIZES):
         block = torch.ones(size, dtype=torch.uint8)
@@ -34,7 +36,7 @@ def rates(threads: int, runs: int) -> list[tuple[int, float]]:
 
 
 def programs(start: int, size: int, threads: int) -> list[Callable[[int], object]]:
-    """What a thread does, called with its number."""
+    """What a thread does: functions of its number."""
     libc = ctypes.CDLL(None)  # a call lets other threads run Python meanwhile
     libc.memcpy.argtypes = libc.memcmp.argtypes = (
         ctypes.c_void_p,

@@ -25,12 +25,12 @@ class Ceiling:
     disturbed: bool = False  # other programs used the CPUs meanwhile
 
     def memory_rate(self, bytes: float) -> float:
-        """As measured with the largest working set that is no larger: no floor is too high."""
+        """The rate of the largest working set that is no larger, so that no floor is too high."""
         return min((rate for size, rate in self.memory if size <= bytes), default=self.memory[0][1])
 
 
 def ceilings(threads: int, dtype: torch.dtype, runs: int) -> list[Ceiling]:
-    """Of one thread, and of all."""
+    """The most that one thread reaches, and all."""
     found = []
     for count in sorted({1, threads}):
         torch.set_num_threads(count)
@@ -45,7 +45,7 @@ def ceilings(threads: int, dtype: torch.dtype, runs: int) -> list[Ceiling]:
 
 
 def gpu_ceilings(dtype: torch.dtype, runs: int) -> list[Ceiling]:
-    """Of the GPU, its products in the precision that torch is set to."""
+    """The most that the GPU reaches, its products in the precision that torch is set to."""
     a = torch.randn(8192, 8192, device="cuda", dtype=dtype)
     product = 2.0 * 8192**3 / fastest(lambda: a @ a, runs, clocks.cuda)
     copy = copy_rate(runs, "cuda", clocks.cuda)

@@ -28,9 +28,9 @@ def _larger_than_the_cache() -> torch.Tensor:
 def cuda(run: Callable[[], object]) -> float:
     """Seconds between two events around the call's work on the current stream.
 
-    Before, memory is written that drives everything else out of the second-level cache. That takes
-    the GPU longer than the first launches take the CPU: their time shows only where a call has
-    so many and so small kernels that the GPU waits for them.
+    First, memory is written that drives everything else out of the second-level cache. The GPU
+    takes longer for that than the CPU for the first launches. So the time of launches shows only
+    where a call has so many and so small kernels that the GPU waits for them.
     """
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     _larger_than_the_cache().zero_()

@@ -42,7 +42,7 @@ class Setup:
     seed: int
     device: str
     precision: str = "float32"
-    graphs: bool = False  # CUDA's: recorded once, then replayed
+    graphs: bool = False  # calls are recorded as CUDA graphs, then replayed
 
     @property
     def dtype(self) -> torch.dtype:
@@ -61,7 +61,7 @@ def switch(side: str, setup: Setup) -> None:
 
 
 def set_precision(setup: Setup) -> None:
-    """Of float32's products on a GPU, for both sides."""
+    """Sets the precision of float32's products on a GPU, for both sides."""
     products = "tf32" if setup.precision == "tf32" else "ieee"
     torch.backends.cudnn.conv.fp32_precision = products  # type: ignore[attr-defined]
     torch.backends.cuda.matmul.fp32_precision = products
@@ -107,7 +107,7 @@ def recorded(run: Run) -> Run:
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        for _ in range(3):  # what is allocated or tried out once
+        for _ in range(3):  # warms up: some work is done once
             run()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
@@ -260,7 +260,7 @@ def mobilenetv2() -> nn.Module:
 
 
 def vgg16() -> nn.Module:
-    """As it is used on 32x32 pictures: one dense layer behind the convolutions."""
+    """VGG-16 as it is used on 32x32 pictures: one dense layer after the convolutions."""
     import torchvision
 
     features = torchvision.models.vgg16_bn().features
@@ -311,5 +311,5 @@ def network_work(case: Network, setup: Setup) -> Work:
 
 
 def compiled(model: nn.Module) -> Any:
-    torch._dynamo.reset()  # else the many shapes of a suite end in one recompiled for any
+    torch._dynamo.reset()  # without it, a suite's many shapes end in one program for any shape
     return torch.compile(model)

@@ -19,7 +19,7 @@ NO_PAGE_FAULTS = {
     "MALLOC_MMAP_THRESHOLD_": "4000000000",
     "MALLOC_TRIM_THRESHOLD_": "8000000000",
 }
-# Set by a user, they change what is measured: the caption names them.
+# Variables that change what is measured where a user has set them: the caption names them.
 TELLING = ("TORCH_CONVBP_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "OMP_WAIT_POLICY", *NO_PAGE_FAULTS)
 
 

@@ -21,7 +21,7 @@ from experiments.speed.implementations import Run, Setup, switch, work
 
 
 def peak_bytes(case: Case, operator: str, setup: Setup, side: str) -> int | None:
-    """Bytes; None where the system does not say."""
+    """Peak bytes of one call; None where the system does not say."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["experiments.speed.peak"])
     receiver, sender = context.Pipe(duplex=False)

@@ -60,7 +60,7 @@ def draw_ratios(path: Path, results: Results) -> str:
 
 
 def draw_bar(drawn: Picture, axes: Axes, place: float, thickness: float, row: Row) -> None:
-    """From 1 to the ratio, with what the quartiles of both sides allow."""
+    """A bar from 1 to the ratio, with what the quartiles of both sides allow."""
     ratio = row.ratio()
     low, high = row.ratio_quartiles()
     color = LAYOUT_COLORS[row.layout]
@@ -76,7 +76,7 @@ def draw_bar(drawn: Picture, axes: Axes, place: float, thickness: float, row: Ro
         axes.plot(
             row.ratio("compiled"), place, "D", color="#1d2129", markersize=3, fillstyle="none"
         )
-    # Beyond the whisker, so that the number does not lie on it.
+    # The number stands beyond the whisker, not on it.
     axes.annotate(
         f"{ratio:.2f}",
         (max(ratio, high, 1), place),

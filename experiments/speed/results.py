@@ -82,7 +82,7 @@ class Results:
     rows: list[Row] = field(default_factory=list)
 
     def floor(self, row: Row, side: str) -> Floor | None:
-        """Of a side's algorithm with all threads; None where that is not known."""
+        """The floor of a side's algorithm with all threads; None where it is not known."""
         plan = row.plans.get(side)
         return floor(plan, row.bytes, self.ceilings[-1]) if plan else None
 
@@ -113,7 +113,7 @@ class Results:
         return found
 
     def plain(self) -> dict[str, Any]:
-        """For results.json."""
+        """Everything, for results.json."""
         found = {"schema": 1} | asdict(self) | {"summaries": [asdict(s) for s in self.summaries()]}
         for plain, row in zip(found["rows"], self.rows, strict=True):
             floors = {side: floor for side in row.plans if (floor := self.floor(row, side))}
@@ -131,7 +131,7 @@ def summary(
 
 
 def fastest(rows: Sequence[Row]) -> dict[str, float]:
-    """Of each case, torch's fastest way over ours: any layout, compiled or not."""
+    """Torch's fastest way over ours for each case: any layout, compiled or not."""
     return {
         ours.case: min(
             row.seconds(side) for row in rows if row.case == ours.case for side in row.torch
@@ -142,7 +142,7 @@ def fastest(rows: Sequence[Row]) -> dict[str, float]:
 
 
 def fastest_of_ours(rows: Sequence[Row]) -> list[Row]:
-    """Of each case the layout in which torch_convbp is fastest."""
+    """The layout in which torch_convbp is fastest, for each case."""
     return [
         min((row for row in rows if row.case == case), key=lambda row: row.seconds(row.ours))
         for case in unique(row.case for row in rows)
@@ -154,5 +154,5 @@ def geometric_mean(values: Iterable[float]) -> float:
 
 
 def unique(names: Iterable[str]) -> list[str]:
-    """Without repetition, in order."""
+    """The names without repetition, in order."""
     return list(dict.fromkeys(names))

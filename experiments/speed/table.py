@@ -209,7 +209,7 @@ def short(results: Results) -> str:
 
 
 def write_folder(folder: Path, results: Results) -> None:
-    """table.md: everything."""
+    """Write table.md, which has everything."""
     pictures = "".join(f"![{p.stem}]({p.name})\n\n" for p in sorted(folder.glob("*.png")))
     text, lines = full(results)
     (folder / "table.md").write_text(

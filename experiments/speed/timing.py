@@ -18,8 +18,8 @@ STAT = Path("/proc/stat")
 LEAST_SAMPLES = 5
 WARM_UP = 2
 ATTEMPTS = 3
-# Of the time of our CPUs, what others may use before a case counts as disturbed; the kernel counts
-# in ticks, which for a short case are more than that.
+# Share of our CPUs' time that others may use before a case counts as disturbed. The kernel counts
+# in ticks; in a short case, a few ticks are more than this share.
 FOREIGN_SHARE = 0.03
 FOREIGN_TICKS = 3
 
@@ -135,7 +135,7 @@ def page_faults() -> int:
 
 
 def pin(threads: int) -> None:
-    """As many CPUs as threads, where the system can say so."""
+    """Use as many CPUs as threads, where the system can say so."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
     torch.set_num_threads(threads)

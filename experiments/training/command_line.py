@@ -132,7 +132,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return the exit status."""
     silence_lightning()
-    # Said of loaders without a state; TrainBatches asks the trainer where to go on.
+    # The warning is about loaders without a state; TrainBatches asks the trainer where to go on.
     warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
     try:
         Command(

@@ -71,7 +71,7 @@ class TrainBatches:
         epoch, rank, world, done = 0, 0, 1, 0
         if trainer is not None:
             epoch, rank, world = trainer.current_epoch, trainer.global_rank, trainer.world_size
-            # Not 0 where a checkpoint of the middle of an epoch is resumed.
+            # done: more than 0 where a training resumes in the middle of an epoch.
             done = trainer.fit_loop.epoch_loop.batch_progress.current.ready
         self.generator.manual_seed(seed_of(self.seed, epoch))
         order = torch.randperm(len(self.dataset), generator=self.generator)[rank::world]
@@ -162,7 +162,7 @@ class ImageDataModule(L.LightningDataModule):
 def hold_out(data: Data, share: float, seed: int) -> tuple[Data, Pictures]:
     """Return the data without a random share of its training pictures, and that share.
 
-    At least one picture of each is kept; with a share of 0, the test part is returned beside all.
+    Each part keeps at least one picture. With a share of 0, the test part is returned beside all.
     """
     if share == 0:
         return data, data.test
@@ -190,7 +190,7 @@ class Classifier(L.LightningModule):
     Args:
         network: its name.
         conv: whose convolution: torch.nn.Conv2d or bp.ConvBP2d.
-        fuse: let each convolution compute the activation behind it (conv convbp only).
+        fuse: let each convolution compute the activation after it (conv convbp only).
         stem: the first layers of resnet18: made for small pictures, or torchvision's.
         lr: the highest learning rate.
         weight_decay: of SGD.
@@ -227,8 +227,8 @@ class Classifier(L.LightningModule):
             raise UsageError("--model.fuse true: goes with --model.conv convbp only")
         self.save_hyperparameters()
         self.lr, self.weight_decay, self.seed = lr, weight_decay, seed
-        self.total_steps: float | None = None  # as many as the trainer will make
-        self.accumulated: dict[str, Tensor | None] = {}  # gradients, of a checkpoint
+        self.total_steps: float | None = None  # None: as many as the trainer will make
+        self.accumulated: dict[str, Tensor | None] = {}  # gradients of a checkpoint
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
         net = initial(network, conv, fuse, classes, image_size, stem, seed)
         self.net = net.to(memory_format=self.layout)
@@ -283,14 +283,14 @@ class Classifier(L.LightningModule):
             return self.total_steps
         try:
             return self.trainer.estimated_stepping_batches
-        except ValueError as error:  # of the trainer's limits, which do not go with the data
+        except ValueError as error:  # the trainer's limits do not go with the data
             raise UsageError(f"--trainer: {str(error).strip()}") from error
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what the schedule was made for, and the gradients of a step half accumulated."""
         checkpoint["planned_steps"] = self.planned_steps
         if self.accumulating:
-            # In several processes each has gradients of its own, of which one would be kept.
+            # Several processes have gradients each, and a checkpoint keeps those of one.
             alone = self.trainer.world_size == 1
             gradients = {name: p.grad for name, p in self.named_parameters()}
             checkpoint["gradients"] = gradients if alone else None
@@ -316,7 +316,7 @@ class Classifier(L.LightningModule):
                     f"--ckpt_path: expected {name} {own.get(name, 'to be absent')}, "
                     f"the checkpoint has {kept.get(name, 'none')}"
                 )
-        # Lightning would make it double only after the weights were rounded to what it is now.
+        # Lightning would make the module double only after it has rounded the weights to float32.
         self.trainer.precision_plugin.convert_module(self)
         if self.trainer.state.fn != "fit":
             return
