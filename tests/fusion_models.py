@@ -61,6 +61,26 @@ class Residual(Two):
         return self.two(self.relu(p + 0)) + p
 
 
+class Holds(Two):
+    """Its output is a part of the model too, as Grad-CAM has it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: dict[str, Any] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen["one"] = self.one(x)
+        return self.two(self.relu(self.seen["one"]))
+
+
+class WithoutGradients(Two):
+    """Runs another way where no gradients are recorded."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.one(x)
+        return self.two(self.relu(x) if torch.is_grad_enabled() else x)
+
+
 class TwiceCalled(Two):
     def forward(self, x: Tensor) -> Tensor:
         return self.relu(self.two(self.two(self.one(x))))
@@ -220,6 +240,10 @@ MODELS = {
     "calls": Model(Calls, {}, {"one": "followed by relu, which is no", "two": "followed by tanh"}),
     "residual": Model(
         Residual, {}, {"one": "used more than once", "two": "followed by add, which is no module"}),
+    "holds": Model(
+        Holds, {}, {"one": "its output is held by the model too", "two": "what its module"}),
+    "without_gradients": Model(
+        WithoutGradients, {}, {"one": "followed by ConvBP2d", "two": "what its module returns"}),
     "switches": Model(
         Switches, {}, {"one": "gradients or autocast are switched", "two": "its module returns"}),
     "training": Model(Trained, {}, {"one": "followed by Identity", "two": "its module returns"}),
@@ -229,7 +253,7 @@ MODELS = {
         "two": "what ReLU6 gives may be changed in place"}),
     "twice_called": Model(
         TwiceCalled, {}, {"one": "followed by ConvBP2d", "two": "followed by ConvBP2d"}),
-    "shared_convolution": Model(shared_convolution, {}, {"0": "it is called more than once"}),
+    "shared_convolution": Model(shared_convolution, {}, {"0": "it is in more than one place"}),
     "prelu": Model(sequential(act=nn.PReLU), {}, {"conv": "followed by PReLU", **LAST}),
     "subclass": Model(
         sequential(act=SubclassOfReLU), {}, {"conv": "followed by SubclassOfReLU", **LAST}),
@@ -238,7 +262,7 @@ MODELS = {
         {"features.2": "followed by PReLU", "direct": "torch.fx cannot trace Untraceable ("}),
     "shared_by_parts": Model(
         SharedByParts, {},
-        {"a.0": "called in more than one place", "b.0": "called in more than one place"}),
+        {"a.0": "it is in more than one place of", "b.0": "it is in more than one place of"}),
     "replaced_forward": Model(replaced_forward, {}, {
         "conv": "cannot trace Sequential (its forward was replaced", "last": "was replaced"}),
     "own_activation": Model(

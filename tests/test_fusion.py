@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import io
 import logging
 import pickle
@@ -22,11 +23,11 @@ from torch import Tensor, nn
 from torch.ao.nn import qat
 from torch.ao.quantization import get_default_qat_qconfig
 from torch.nn.utils import parametrizations, prune
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 from twins import bytes_of, kept
 
 import torch_convbp as bp
-from torch_convbp.fusion import FusedActivation
+from torch_convbp import fusion
 
 
 @pytest.fixture(autouse=True)
@@ -63,11 +64,11 @@ def assert_close(these: list[Tensor], others: list[Tensor]) -> None:
 
 def runs_fused(model: nn.Module, input: Tensor) -> int:
     """How many activations are computed in convolutions when the model is called."""
-    told, tell = [], FusedActivation.tell
+    taken, take = [], fusion.Run.take
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(FusedActivation, "tell", lambda a, out: told.append(a) or tell(a, out))
+        patch.setattr(fusion.Run, "take", lambda run, out: taken.append(out) or take(run, out))
         model(input)
-    return len(told)
+    return len(taken)
 
 
 # ---------------------------------------------------------------------------------- what is a pair
@@ -205,7 +206,7 @@ CHANGES: dict[str, tuple[Callable[[Any], Any], bool]] = {
     "quantised": (quantised, False),
     "weight_norm": (lambda m: parametrizations.weight_norm(m.conv), True),
     "spectral_norm": (lambda m: parametrizations.spectral_norm(m.conv), True),
-    "a norm folded in": (fold_batch_norm, False),
+    "a norm folded in": (fold_batch_norm, True),
     "another activation": (replaces("act", lambda _: nn.GELU()), False),
     "no activation": (replaces("act", lambda _: nn.Identity()), False),
     "the activation's parameter": (lambda m: setattr(m.act, "negative_slope", 0.7), True),
@@ -297,7 +298,8 @@ def test_activations_are_what_they_were() -> None:
     for output in (model(input), bp.revert(model)(input)):
         assert_close([output], [model(input)])
     assert type(model[1]) is nn.LeakyReLU and vars(model[1])["anything"] == "there"
-    assert "_told_by" not in vars(model[1])
+    assert not any({"_pairs", "_runs", "_fusion"} & vars(m).keys() for m in model.modules())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
 def test_nothing_is_left_on_tensors() -> None:
@@ -305,23 +307,108 @@ def test_nothing_is_left_on_tensors() -> None:
     assert not vars(bp.convert(model, fuse_activations=True)(input))
 
 
+class Waits(nn.Module):
+    """Its one activation has another use while an output waits for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.g = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3), nn.Tanh()
+        self.norm = nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = self.a(x), self.norm(self.b(x))
+        return self.g(b) + self.g(a)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """The layers are called by another method than forward, as a training step may."""
+        return self.a(x)
+
+
+def test_who_else_calls_the_layers() -> None:
+    model, input = prepared(Model(Waits))
+    expected = [model(input), model.logits(input)]
+    bp.convert(model, fuse_activations=True)
+    assert_close([model(input), model.logits(input)], expected)
+    assert runs_fused(model, input) == 1
+
+
+PARTS: dict[str, Callable[[Any], nn.Module]] = {
+    "a slice": lambda m: m[:1],
+    "its children": lambda m: nn.Sequential(*list(m.children())[:1]),
+    "torch.fx, without the activation": lambda m: without(torch.fx.symbolic_trace(m), "act"),
+    "the layer": lambda m: m.conv,
+    "its copy": lambda m: copy.deepcopy(m.conv),
+    "pickled": lambda m: pickle.loads(pickle.dumps(m.conv)),
+}
+
+
+def without(graph: torch.fx.GraphModule, name: str) -> nn.Module:
+    graph.act, graph.last = nn.Identity(), nn.Identity()
+    return graph
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_parts_of_a_fused_model(part: str) -> None:
+    """Whoever calls a layer in another way than its owner does gets what it computes alone."""
+    model, input = prepared(MODELS["gelu"])
+    expected = model.conv(input)
+    bp.convert(model, fuse_activations=True)
+    model.register_buffer("big", torch.ones(300, 300))
+    assert_close([PARTS[part](model)(input)], [expected])
+    assert len(pickle.dumps(model.conv)) < 10_000  # nothing of the model is in it
+
+
 class Wires(Two):
     """Runs another way when it is told to."""
 
-    between: Any = staticmethod(lambda x: x)
+    def __init__(self) -> None:
+        super().__init__()
+        self.way = 0
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.two(self.relu(self.between(self.one(x))))
+        p = self.one(x)
+        if self.way == 1:
+            p = p + 1
+        return self.two(p if self.way == 2 else self.relu(p))
 
 
-def test_what_runs_another_way_says_so() -> None:
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("way", [1, 2])
+def test_what_runs_another_way_says_so(way: int, compiled: bool) -> None:
     model, input = prepared(Model(Wires))
     bp.convert(model, fuse_activations=True)
     model(input)
-    model.between = lambda x: x + 1
-    with pytest.raises(RuntimeError, match="FusedReLU: a convolution has computed this activation"):
+    model.way = way
+    run = torch.compile(model, backend="eager") if compiled else model
+    with pytest.raises(RuntimeError, match="Wires: a convolution has computed the activation"):
+        run(input)
+    expected = bp.revert(copy.deepcopy(model))(input)
+    bp.convert(model, fuse_activations=True)  # as it is now
+    assert_close([model(input)], [expected])
+
+
+class Fails(Two):
+    """Stops between the two, once."""
+
+    stops = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        p = self.one(x)
+        if self.stops:
+            raise KeyError("here")
+        return self.two(self.relu(p))
+
+
+def test_an_exception_between_the_two() -> None:
+    model, input = prepared(Model(Fails))
+    bp.convert(model, fuse_activations=True)
+    expected = model(input)
+    model.stops = True
+    with pytest.raises(KeyError, match="here"):
         model(input)
-    assert_close([bp.revert(model)(input)], [model(input)])
+    model.stops = False
+    assert_close([model(input)], [expected])
+    assert model.one(input).min() < 0
 
 
 # ------------------------------------------------------------------------ copies and other programs
@@ -335,7 +422,7 @@ def saved_and_loaded(model: nn.Module) -> nn.Module:
     return loaded
 
 
-FUSING = ["modules", "shared_relu", "untraceable", "weight_norm"]
+FUSING = ["modules", "gelu", "shared_relu", "untraceable", "weight_norm"]
 
 
 @pytest.mark.parametrize(
@@ -361,17 +448,6 @@ def test_copies(name: str, copied: Callable[[nn.Module], nn.Module]) -> None:
     assert runs_fused(model, input) == len(MODELS[name].fused)
 
 
-def test_a_layer_by_itself_has_no_activation() -> None:
-    model, input = prepared(MODELS["modules"])
-    expected = model.conv(input)
-    bp.convert(model, fuse_activations=True)
-    for copied in (copy.deepcopy(model.conv), pickle.loads(pickle.dumps(model.conv))):
-        assert_close([copied(input)], [expected])
-    layer = model.conv
-    del model
-    assert_close([layer(input)], [expected])
-
-
 def test_a_part_is_reverted() -> None:
     for part in ("conv", "act"):
         model, input = prepared(MODELS["modules"])
@@ -392,16 +468,40 @@ def test_state_dict_both_ways(name: str) -> None:
     fused.load_state_dict(prepared(MODELS[name])[0].state_dict())
 
 
-def checkpointed(model: nn.Module) -> nn.Module:
-    class Checkpointed(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = model
+def checkpointed(parts: int, use_reentrant: bool) -> Callable[[Any, Tensor], Any]:
+    """Each part of a Sequential runs again in the backward pass; 0: the model as a whole."""
 
-        def forward(self, x: Tensor) -> Tensor:
-            return checkpoint(self.model, x, use_reentrant=False)
+    def make(model: Any, x: Tensor) -> Callable[[Tensor], Tensor]:
+        if parts == 0:
+            return lambda y: checkpoint(model, y, use_reentrant=use_reentrant)
+        return lambda y: checkpoint_sequential(model, parts, y, use_reentrant=use_reentrant)
 
-    return Checkpointed()
+    return make
+
+
+def checkpoints_switched_on(use_reentrant: bool) -> Callable[[Any, Tensor], Any]:
+    """A model's own flag, set after it was fused, puts each layer into a checkpoint."""
+
+    def make(model: Any, x: Tensor) -> nn.Module:
+        for layer in model.children():
+            forward = type(layer).forward.__get__(layer)
+            layer.register_forward_pre_hook(lambda *_: None).remove()
+            vars(layer)["forward"] = functools.partial(
+                checkpoint, forward, use_reentrant=use_reentrant
+            )
+        return model
+
+    return make
+
+
+def compiled_part(model: Any) -> nn.Module:
+    model.conv = torch.compile(model.conv, backend="aot_eager")
+    return model
+
+
+def prepared_again(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    return prepared(MODELS[name])[0]
 
 
 PROGRAMS: dict[str, Callable[[nn.Module, Tensor], Any]] = {
@@ -412,24 +512,30 @@ PROGRAMS: dict[str, Callable[[nn.Module, Tensor], Any]] = {
     "torch.jit.trace": lambda m, x: torch.jit.trace(m, x),
     "vmap": lambda m, x: lambda y: torch.func.vmap(m)(y[:, None])[:, 0],
     "functional_call": lambda m, x: lambda y: torch.func.functional_call(m, {}, (y,)),
-    "checkpoint": lambda m, x: checkpointed(m),
+    "checkpoint": checkpointed(0, False),
+    "checkpoint, reentrant": checkpointed(0, True),
+    "checkpoints of layers": checkpointed(3, False),
+    "checkpoints of layers, reentrant": checkpointed(3, True),
+    "checkpoints, later": checkpoints_switched_on(False),
+    "checkpoints, later, reentrant": checkpoints_switched_on(True),
+    "torch.compile of a part": lambda m, x: compiled_part(m),
     "again": lambda m, x: bp.convert(bp.convert(m), fuse_activations=True),
 }
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 @pytest.mark.parametrize("program", PROGRAMS)
-@pytest.mark.parametrize("name", ["modules", "shared_relu"])
+@pytest.mark.parametrize("name", ["modules", "gelu"])
 def test_programs(name: str, program: str) -> None:
     model, input = prepared(MODELS[name])
     bp.convert(model, fuse_activations=True)
-    leaf = input.clone().requires_grad_()
     made = PROGRAMS[program](model, input)
     both = []
-    for run in (model, made):
+    for run in (bp.convert(prepared_again(name)), made):
+        leaf = input.clone().requires_grad_()
         output = run(leaf)
-        (grad,) = torch.autograd.grad(output.square().sum(), leaf)
-        both.append([output.detach(), grad])
+        output.square().sum().backward()
+        both.append([output.detach(), leaf.grad])
     assert_close(*both)
 
 

@@ -23,6 +23,7 @@ __all__ = [
     "below_autograd",
     "derivative_wanted",
     "is_legacy_batchedtensor",
+    "saved_tensors_hooks",
     "transforms_active",
 ]
 
@@ -32,6 +33,7 @@ try:
         _are_functorch_transforms_active,
         _AutoDispatchBelowAutograd,
     )
+    from torch._C._autograd import _top_saved_tensors_default_hooks
     from torch._C._functorch import (
         get_single_level_autograd_function_allowed,
         is_legacy_batchedtensor,
@@ -132,6 +134,11 @@ def below_autograd(operator: torch._ops.OpOverload, *args: Any, **kwargs: Any) -
             return operator(*args, **kwargs)
         with torch.enable_grad(), _set_fwd_grad_enabled(True):
             return operator(*args, **kwargs)
+
+
+def saved_tensors_hooks() -> Any:
+    """What sees the tensors that are saved for backward, such as a checkpoint; None: nothing."""
+    return _top_saved_tensors_default_hooks(True)
 
 
 def as_wanted(*args: Any) -> AbstractContextManager[Any]:

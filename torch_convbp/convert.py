@@ -159,11 +159,10 @@ def convert(
         fuse_activations: also have a ConvBP2d compute the activation module that alone follows it.
             True: where one trace by torch.fx in each mode shows that, of the model, or of its parts
             where it cannot be traced as a whole. Pairs of names, [("conv1", "relu1"), ...]: those.
-            In each call a pair runs as one only while both are in their places and have no hooks.
-            What the traces cannot show is code of the model's own that takes another way when a
-            flag or an argument is changed, or that calls the layers of a part which was traced by
-            itself one by one: there the convolution's output is a, not p. bp.fusions(model) lists
-            what was fused, and what was not and why; the logger "torch_convbp" is told too.
+            A pair runs as one only while the innermost module around it is called, both are in
+            their places and no hook is between them; a model that later runs another way than it
+            was traced raises RuntimeError. bp.fusions(model) lists what was fused, and what was not
+            and why; the logger "torch_convbp" is told too.
 
     Returns:
         The same model: outputs, gradients and state_dict are what they were.

@@ -112,9 +112,10 @@ def conv2d(
         groups: divides K and O.
         activation: a name as in torch.nn.functional ("relu", "leaky_relu(0.2)", "relu6",
             "sigmoid", "tanh", "silu", "gelu", "gelu_tanh", "hardswish", "softplus(1, 20)",
-            "hardsigmoid", "mish", "elu(1)"), the torch.nn module, or None. For backward is kept what nn.Conv2d and the activation would
-            keep, or less: the output where it determines g', else the pre-activation. Of complex
-            numbers what torch has: sigmoid, tanh, and silu without a derivative.
+            "hardsigmoid", "mish", "elu(1)"), the torch.nn module, or None. For backward is kept
+            what nn.Conv2d and the activation would keep, or less: the output where it determines
+            g', else the pre-activation. Of complex numbers what torch has: sigmoid, tanh, and silu
+            without a derivative.
 
     Returns:
         [N, O, M, N'] or [O, M, N'], channels_last if input or weight is.

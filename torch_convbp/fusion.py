@@ -3,11 +3,12 @@
 How pairs are found: torch.fx traces the model once in training and once in evaluation mode. A pair
 is a ConvBP2d whose output goes to one activation module and nowhere else, in both traces.
 
-How they run: every module stays where it is. In each call the convolution looks whether its
-activation is still in its place, and whether a hook could see what passes between the two. If none
-can, it computes g in its epilogue and marks the output. The activation hands on a marked tensor,
-and computes g of every other. So a module that is replaced, pruned, quantised or observed is simply
-not fused, and g is neither lost nor computed twice.
+How they run: every module stays where it is. The *owner* of a pair is the innermost module that has
+both in it. While a call of the owner lasts, and if no hook could see what passes between the two,
+the convolution computes g in its epilogue and marks the output. The activation hands on a marked
+tensor, and computes g of every other. So a layer that is replaced, pruned, quantised or observed,
+or called by anyone else than the owner, is simply not fused, and g is neither lost nor computed
+twice.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ import random
 import sys
 import threading
 import warnings
-import weakref
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple, TypeAlias
@@ -30,9 +30,11 @@ import torch
 import torch.fx
 from torch import Tensor, nn
 from torch.fx import Node
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from torch_convbp import activations, shapes
-from torch_convbp.activations import TABLE
+from torch_convbp._single_level import saved_tensors_hooks
+from torch_convbp.activations import TABLE, Activation
 from torch_convbp.modules import ConvBP2d, as_node, is_node
 
 __all__ = [
@@ -98,35 +100,15 @@ class FusedActivation(nn.Module):
 
     Its class is derived from the activation's own too, so it is that activation still, with its
     attributes, hooks and references.
-
-    Raises:
-        RuntimeError: what the convolution gave has not come here, but something else; so the model
-            has changed since it was traced.
     """
-
-    def tell(self, output: Tensor) -> None:
-        """Says that g is in ``output``, which comes here next."""
-        output._has_g = True  # type: ignore[attr-defined]
-        if not torch.compiler.is_compiling():
-            self.__dict__["_told_by"] = threading.get_ident()
 
     def forward(self, input: Tensor) -> Tensor:
         if is_node(self, input):
             return as_node(self, input)
-        compiling = torch.compiler.is_compiling()
-        told = not compiling and self.__dict__.pop("_told_by", None) == threading.get_ident()
-        if getattr(input, "_has_g", False) is True:  # of a torch.fx.Proxy it is another Proxy
-            if compiling:  # torch.compile knows no ``del`` of an attribute
-                input._has_g = False  # type: ignore[attr-defined]
-            else:
-                del input._has_g  # type: ignore[attr-defined]
+        run = getattr(input, "_run", None)
+        if isinstance(run, Run):
+            run.take(input)
             return input
-        if told:
-            raise RuntimeError(
-                f"{type(self).__name__}: a convolution has computed this activation, but its "
-                "output was not handed on to it. The model runs another way than when it was "
-                "fused: bp.revert(model), and convert it as it is now"
-            )
         output: Tensor = super().forward(input)
         return output
 
@@ -140,47 +122,99 @@ def _fused_class(cls: type[nn.Module]) -> type[nn.Module]:
 _FUSED_CLASSES = {row.module: _fused_class(row.module) for row in TABLE.values()}
 globals().update({cls.__name__: cls for cls in _FUSED_CLASSES.values()})
 
+
+class Run:
+    """One call of an owner. Where its convolutions find other modes than at its beginning (it has
+    come to a checkpoint, say, which may run its part again alone), they do not fuse."""
+
+    def __init__(self) -> None:
+        self.thread, self.modes = _thread(), _modes()
+        self.convolutions: list[Any] = []  # those that fuse in this call
+        self.untaken = 0  # outputs with g in them that have not come to their activations
+
+    def activation(self, module: FusedActivation) -> Activation | None:
+        """g as the module says it now; None: it is not for the convolution to compute."""
+        if (self.thread, self.modes) != (_thread(), _modes()):
+            return None
+        return activations.of_module(module)
+
+    def mark(self, output: Tensor) -> None:
+        """Says that g is in ``output``."""
+        output._run = self  # type: ignore[attr-defined]
+        self.untaken += 1
+
+    def take(self, output: Tensor) -> None:
+        self.untaken -= 1
+        if torch.compiler.is_compiling():  # which knows no ``del`` of an attribute
+            output._run = None  # type: ignore[attr-defined]
+        else:
+            del output._run  # type: ignore[attr-defined]
+
+
+def _thread() -> int:
+    return 0 if torch.compiler.is_compiling() else threading.get_ident()
+
+
+def _modes() -> tuple[Any, ...]:
+    if torch.compiler.is_compiling():
+        return ()
+    return torch.is_grad_enabled(), saved_tensors_hooks()
+
+
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _global_hooks = [vars(nn.modules.module)[f"_global{kind}"] for kind in _HOOKS]
 
 
-class Pair:
-    """What a fused convolution holds: the way to its activation, by way of the ``owner``, the
-    innermost module that has both in it.
+def _begin(owner: Any, args: Any) -> None:
+    """Before the owner's forward."""
+    run = Run()
+    owner._runs.append(run)
+    for convolution, activation in _live_pairs(owner):
+        convolution._fusion = activation, run
+        run.convolutions.append(convolution)
 
-    The owner is not kept alive, and goes with a copy only if it is copied too: a convolution that
-    is taken out of its model, or copied by itself, is one without an activation.
+
+def _end(owner: Any, args: Any, output: Any) -> None:
+    """After it, and after an exception in it.
+
+    Raises:
+        RuntimeError: what a convolution gave has not come to its activation. So the owner runs
+            another way than when it was traced.
     """
+    run = next(run for run in reversed(owner._runs) if run.thread == _thread())
+    owner._runs.remove(run)
+    for convolution in run.convolutions:
+        convolution._fusion = None
+    if run.untaken and output is not None:
+        raise RuntimeError(
+            f"{type(owner).__name__}: a convolution has computed the activation after it, but its "
+            "output was not handed on to that. The model runs another way than when it was fused: "
+            "bp.revert(model), and convert it as it is now"
+        )
 
-    def __init__(self, owner: nn.Module | None, convolution: str, activation: str) -> None:
-        self.owner = (lambda: None) if owner is None else weakref.ref(owner)
-        self.names = convolution, activation
-        self.paths = convolution.split("."), activation.split(".")
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Pair:
-        owner = self.owner()
-        return Pair(None if owner is None else memo.get(id(owner)), *self.names)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Pair, (self.owner(), *self.names)
-
-    def activation(self, layer: ConvBP2d) -> FusedActivation | None:
-        """The activation of ``layer``; None where g is not for the layer to compute."""
-        owner = self.owner()
-        if owner is None or any(_global_hooks):
-            return None
-        convolution, activation = (_unwatched(owner, path) for path in self.paths)
-        if convolution is not layer or not isinstance(activation, FusedActivation):
-            return None
-        return None if "forward" in activation.__dict__ else activation
+def _live_pairs(owner: Any) -> list[tuple[Any, FusedActivation]]:
+    """The pairs of an owner that run as one in a call of it."""
+    live: list[tuple[Any, FusedActivation]] = []
+    for names in () if any(_global_hooks) else owner._pairs:
+        convolution, activation = (_unwatched(owner, name.split(".")) for name in names)
+        if convolution is None or not _is_ours(convolution):
+            continue
+        if isinstance(activation, FusedActivation) and "forward" not in activation.__dict__:
+            live.append((convolution, activation))
+    return live
 
 
 def _unwatched(module: nn.Module, path: Iterable[str]) -> nn.Module | None:
     """The module at the end of ``path``; None where there is none, or a hook is on the way."""
     for name in path:
-        inner = module._modules.get(name)
-        if inner is None or any([inner.__dict__[hooks] for hooks in _HOOKS]):
+        if name not in module._modules:
             return None
+        inner: Any = module._modules[name]
+        for kind in _HOOKS:
+            for hook in inner.__dict__.get(kind, {}).values():
+                if hook is not _begin and hook is not _end:  # of an owner within
+                    return None
         module = inner
     return module
 
@@ -235,18 +269,29 @@ def _unseen() -> Iterator[None]:
             numpy.random.set_state(numpys)
 
 
+def _instances(kind: type, value: Any) -> list[Any]:
+    """Those of a class in an attribute's value, and in its containers."""
+    if isinstance(value, kind):
+        return [value]
+    parts = value.values() if isinstance(value, dict) else value
+    several = isinstance(value, (dict, list, tuple, set))
+    return [found for part in parts for found in _instances(kind, part)] if several else []
+
+
+def _stand_in(tensor: Tensor) -> Tensor:
+    if isinstance(tensor, (UninitializedBuffer, UninitializedParameter)):
+        return tensor
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(torch.empty_like(tensor, device="meta"), tensor.requires_grad)
+    return tensor.detach().clone()
+
+
 def _structural_copy(model: nn.Module, training: bool) -> nn.Module:
     """A copy to trace, in that mode: without hooks, Parameters without values, and nothing shared
     that a forward could change."""
     memo: dict[int, Any] = {}
     for module in model.modules():
-        for parameter in module._parameters.values():
-            if parameter is not None:
-                empty = torch.empty_like(parameter, device="meta")
-                memo[id(parameter)] = nn.Parameter(empty, parameter.requires_grad)
-        for value in [*module._buffers.values(), *vars(module).values()]:
-            if isinstance(value, Tensor):
-                memo[id(value)] = value.detach().clone()
+        memo |= {id(tensor): _stand_in(tensor) for tensor in _instances(Tensor, vars(module))}
         memo |= {id(vars(module)[hooks]): type(vars(module)[hooks])() for hooks in _HOOKS}
     return copy.deepcopy(model, memo).train(training)
 
@@ -275,7 +320,13 @@ def _pairs(module: nn.Module, prefix: str = "", why: str = "") -> Found:
     for node in graph.nodes:
         if node.op == "call_module" and node.target in nodes:
             nodes[node.target].append(node)
-    return {prefix + name: _pair(module, prefix, calls) for name, calls in nodes.items()}
+    held = {proxy.node for m in module.modules() for proxy in _instances(torch.fx.Proxy, vars(m))}
+    return {
+        prefix + name: "its output is held by the model too"
+        if held & {*calls}
+        else _pair(module, prefix, calls)
+        for name, calls in nodes.items()
+    }
 
 
 def _is_ours(module: nn.Module) -> bool:
@@ -339,7 +390,9 @@ def _find(model: nn.Module) -> Found:
     """Of each convolution in ``model`` its pair in both modes, or the reason why it has none."""
     try:
         with _one_at_a_time, _unseen():
-            training, evaluation = (_pairs(_structural_copy(model, mode)) for mode in (True, False))
+            training = _pairs(_structural_copy(model, True))
+            with torch.no_grad():
+                evaluation = _pairs(_structural_copy(model, False))
     except Exception as error:  # what a model does when it is copied is its own
         reason = f"{type(model).__name__} cannot be copied ({error or type(error).__name__})"
         training = evaluation = {n: reason for n, m in model.named_modules() if _is_ours(m)}
@@ -348,10 +401,10 @@ def _find(model: nn.Module) -> Found:
         for name, here in training.items()
     }
     modules = dict(model.named_modules(remove_duplicate=False))
-    places = Counter(id(modules[name]) for name in found)
+    places = Counter(map(id, modules.values()))
     for name, pair in found.items():
-        if places[id(modules[name])] > 1:  # in two parts that were traced by themselves
-            found[name] = "it is called in more than one place"
+        if places[id(modules[name])] > 1:
+            found[name] = "it is in more than one place of the model"
         elif not isinstance(pair, str) and activations.of_module(modules[pair[1]]) is None:
             found[name] = "its copies have another activation"
     return found
@@ -396,43 +449,47 @@ def _shown(value: Any) -> str:
 def fuse(model: nn.Module, pairs: bool | list[Names] = True) -> None:
     """Has each ConvBP2d compute the activation after it; see ``convert``."""
     found: Found = _find(model) if isinstance(pairs, bool) else {pair[0]: pair for pair in pairs}
-    modules = dict(model.named_modules(remove_duplicate=False))
+    unfuse(model)
+    modules: dict[str, Any] = dict(model.named_modules(remove_duplicate=False))
     for names in found.values():
-        if not isinstance(names, str):
-            _connect(modules, *names)
+        if isinstance(names, str):
+            continue
+        paths = [name.split(".") for name in names]
+        shared = itertools.takewhile(lambda parts: parts[0] == parts[1], zip(*paths, strict=False))
+        depth = len(list(shared))
+        owner, activation = modules[".".join(paths[0][:depth])], modules[names[1]]
+        if "_pairs" not in vars(owner):
+            owner._pairs, owner._runs = (), []
+            owner.register_forward_pre_hook(_begin)
+            owner.register_forward_hook(_end, always_call=True)
+        owner._pairs += (tuple(".".join(path[depth:]) for path in paths),)
+        if not isinstance(activation, FusedActivation):
+            activation.__class__ = _FUSED_CLASSES[type(activation)]
     logger.info("%s", Fusions(_fused(model), _left_alone(found)))
-
-
-def _connect(modules: dict[str, nn.Module], convolution: str, activation: str) -> None:
-    paths = convolution.split("."), activation.split(".")
-    shared = itertools.takewhile(lambda parts: parts[0] == parts[1], zip(*paths, strict=False))
-    depth = len(list(shared))
-    owner = modules[".".join(paths[0][:depth])]
-    module = modules[activation]
-    if not isinstance(module, FusedActivation):
-        module.__class__ = _FUSED_CLASSES[type(module)]
-    pair = Pair(owner, *(".".join(path[depth:]) for path in paths))
-    modules[convolution].__dict__["_fusion"] = pair
 
 
 def unfuse(model: nn.Module) -> None:
     """Undoes ``fuse`` for all modules in ``model``."""
     for module in model.modules():
-        vars(module).pop("_fusion", None)
+        for attribute in ("_pairs", "_runs", "_fusion"):
+            vars(module).pop(attribute, None)
+        for kind in ("_forward_pre_hooks", "_forward_hooks"):
+            hooks = vars(module).get(kind) or {}
+            for key in [key for key, hook in hooks.items() if hook in (_begin, _end)]:
+                del hooks[key]
+                module._forward_hooks_always_called.pop(key, None)
         if isinstance(module, FusedActivation):
             module.__class__ = type(module).activation_class  # type: ignore[attr-defined]
 
 
 def _fused(model: nn.Module) -> list[Fused]:
     names = {module: name for name, module in model.named_modules()}
-    found = []
-    for module, name in names.items():
-        pair = vars(module).get("_fusion")
-        activation = None if pair is None else pair.activation(module)
-        if activation in names:
-            g = str(activations.of_module(activation))
-            found.append(Fused(name, names[activation], g))
-    return found
+    return [
+        Fused(names[convolution], names[activation], str(activations.of_module(activation)))
+        for owner in names
+        if "_pairs" in vars(owner)
+        for convolution, activation in _live_pairs(owner)
+    ]
 
 
 def _left_alone(found: Found) -> list[LeftAlone]:

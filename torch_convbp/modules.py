@@ -152,7 +152,7 @@ class ConvBP2d(_WithActivation, nn.Conv2d):
         if g is not None:
             self.activation = g
 
-    # What fusion.py puts here is asked in each call for the activation after the layer.
+    # While the call of a module around lasts, fusion.py puts an activation and that call here.
     _fusion: Any = None
 
     def forward(self, input: Tensor) -> Tensor:
@@ -165,15 +165,15 @@ class ConvBP2d(_WithActivation, nn.Conv2d):
         if self.padding_mode != "zeros":
             input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
             padding = 0
-        g, after = self.activation, None
-        if g is None and self._fusion is not None:
-            after = self._fusion.activation(self)
-            g = activations.of_module(after)
+        g, fusion = self.activation, self._fusion
+        if fusion is not None:
+            after, run = fusion
+            g = run.activation(after)
         output = functional.conv2d(
             input, weight, bias, self.stride, padding, self.dilation, self.groups, activation=g
         )
-        if after is not None and g is not None:
-            after.tell(output)
+        if fusion is not None and g is not None:
+            run.mark(output)
         return output
 
 
