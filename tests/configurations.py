@@ -25,7 +25,7 @@ from torch import Tensor
 from twins import assert_same
 
 import torch_convbp as bp
-from torch_convbp import ops
+from torch_convbp.ops import conv2d as conv2d_ops
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 ALGORITHMS = ("auto", "direct", "winograd", "plain")
@@ -206,9 +206,9 @@ class Conv2d(_Layer, Case):
                 self.dilation, self.groups, activation=self.activation,
             )  # fmt: skip
         if self.activation is None:
-            return ops.conv2d(input, weight, bias, *self.geometry)
+            return conv2d_ops.conv2d(input, weight, bias, *self.geometry)
         g = bp.activations.parse("conv2d", self.activation)
-        return ops.conv2d_activation(input, weight, bias, *self.geometry, *g)
+        return conv2d_ops.conv2d_activation(input, weight, bias, *self.geometry, *g)
 
     def check(self) -> bool:
         input = self.numbers(self.input_size, self.input_memory, 1)

@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from twins import assert_same
 
 import torch_convbp as bp
-from torch_convbp import shapes
+from torch_convbp.ops import checks
 
 f = bp.functional
 TABLE = "PyTorch's own cases"
@@ -233,7 +233,7 @@ def rows(name: str, *dtypes: torch.dtype, take: Callable[[str, torch.dtype], boo
 
 
 def is_supported(layer: str, dtype: torch.dtype) -> bool:
-    known = (*shapes.DTYPES, *SUBJECTS[layer].more_dtypes)
+    known = (*checks.DTYPES, *SUBJECTS[layer].more_dtypes)
     return dtype in OPINFOS[layer].dtypes and dtype in known
 
 
@@ -250,7 +250,7 @@ def check_samples(layer: str, dtype: torch.dtype, view: Callable[[Tensor], Tenso
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
-@rows("OpInfo samples, {}", *shapes.DTYPES, *INTEGERS, *COMPLEX, take=is_supported)
+@rows("OpInfo samples, {}", *checks.DTYPES, *INTEGERS, *COMPLEX, take=is_supported)
 def test_samples(layer: str, dtype: torch.dtype) -> None:
     check_samples(layer, dtype, lambda t: t)
 

@@ -18,26 +18,29 @@ import torch
 from torch import Tensor
 
 import torch_convbp as bp
-from torch_convbp import _library, ops, pool_ops
+from torch_convbp import extension
+from torch_convbp.ops import conv2d as conv2d_ops
+from torch_convbp.ops import elementwise as elementwise_ops
+from torch_convbp.ops import pool2d as pool2d_ops
 
 ROOT = Path(__file__).resolve().parents[1]
 
 # A CUDA tensor cannot be made without a GPU, but the operators' CUDA kernels can be called.
 CUDA = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
 CALLS: dict[str, Callable[[Tensor], object]] = {
-    "conv2d": lambda x: ops.conv2d.redispatch(CUDA, x, x, None, [1, 1], [0] * 4, [1, 1], 1),
-    "conv2d_input_grad": lambda x: ops.conv2d_input_grad.redispatch(
+    "conv2d": lambda x: conv2d_ops.conv2d.redispatch(CUDA, x, x, None, [1, 1], [0] * 4, [1, 1], 1),
+    "conv2d_input_grad": lambda x: conv2d_ops.conv2d_input_grad.redispatch(
         CUDA, [1, 1, 2, 2], x, x, [1, 1], [1] * 4, [1, 1], 1
     ),
-    "conv2d_weight_grad": lambda x: ops.conv2d_weight_grad.redispatch(
+    "conv2d_weight_grad": lambda x: conv2d_ops.conv2d_weight_grad.redispatch(
         CUDA, x, [1, 1, 2, 2], x, [1, 1], [1] * 4, [1, 1], 1
     ),
-    "activation": lambda x: ops.activation.redispatch(CUDA, x, "relu", []),
-    "error_signal": lambda x: ops.error_signal.redispatch(CUDA, x, x, "relu", []),
-    "max_pool2d": lambda x: pool_ops.max_pool2d.redispatch(
+    "activation": lambda x: elementwise_ops.activation.redispatch(CUDA, x, "relu", []),
+    "error_signal": lambda x: elementwise_ops.error_signal.redispatch(CUDA, x, x, "relu", []),
+    "max_pool2d": lambda x: pool2d_ops.max_pool2d.redispatch(
         CUDA, x, [2, 2], [2, 2], [0, 0], [1, 1], False
     ),
-    "avg_pool2d": lambda x: pool_ops.avg_pool2d.redispatch(
+    "avg_pool2d": lambda x: pool2d_ops.avg_pool2d.redispatch(
         CUDA, x, [2, 2], [2, 2], [0, 0], False, True, None
     ),
 }
@@ -46,7 +49,7 @@ CALLS: dict[str, Callable[[Tensor], object]] = {
 @pytest.mark.parametrize("call", CALLS.values(), ids=list(CALLS))
 def test_the_cuda_key_is_served(call: Callable[[Tensor], object]) -> None:
     """By the kernels, which refuse memory of the CPU, or by what says why there are none."""
-    if _library.cuda_missing is None:
+    if extension.cuda_missing is None:
         with pytest.raises(RuntimeError, match="on another device than cuda"):
             call(torch.ones(1, 1, 2, 2))
     else:
@@ -102,7 +105,7 @@ def test_a_missing_library_is_told(without_cuda: Callable[[str], str]) -> None:
 
 
 def test_the_switch() -> None:
-    if _library.cuda_missing is not None:
+    if extension.cuda_missing is not None:
         with pytest.raises(RuntimeError, match="there are no CUDA kernels here: "):
             bp.backends.cuda.conv_algorithm = "plain"
         return

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import torch_convbp
-from torch_convbp import _library
+from torch_convbp import extension
 
 LIBRARY = Path(torch_convbp.__file__).with_name("_C_cuda.so")
 ARCHITECTURES = {"sm_80", "sm_90"}
@@ -48,7 +48,7 @@ def cuobjdump() -> str:
 def usage() -> list[tuple[str, str, dict[str, int]]]:
     """Architecture, mangled name, and what it uses, of every kernel."""
     if not LIBRARY.is_file():
-        pytest.skip(f"there is no {LIBRARY.name}: {_library.cuda_missing}")
+        pytest.skip(f"there is no {LIBRARY.name}: {extension.cuda_missing}")
     done = subprocess.run(
         [cuobjdump(), "-res-usage", str(LIBRARY)], capture_output=True, text=True, check=True
     )

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from torch_convbp import _library
+from torch_convbp import extension
 
 # A process for each, because old and new settings do not mix: statements, and whether float32 may
 # be rounded to TF32 after them.
@@ -29,7 +29,7 @@ SETTINGS = {
 @pytest.mark.parametrize("settings", SETTINGS)
 def test_the_setting_is_followed(settings: str) -> None:
     """In Python; and, where the kernels are, as they ask for it: in C++, through the dispatcher."""
-    operators = ["_allow_tf32"] + ["_cuda_tf32"] * (_library.cuda_missing is None)
+    operators = ["_allow_tf32"] + ["_cuda_tf32"] * (extension.cuda_missing is None)
     lines = ["import torch, torch_convbp", "cudnn = torch.backends.cudnn"]
     for statement, expected in SETTINGS[settings]:
         lines.append(statement)

@@ -15,7 +15,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from twins import Calls
 
 import torch_convbp as bp
-from torch_convbp import depthwise_ops
+from torch_convbp.ops import depthwise as depthwise_ops
 
 ops = torch.ops.torch_convbp
 

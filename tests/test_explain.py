@@ -16,11 +16,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from torch_convbp import functional, lecture, ops
+from torch_convbp import functional, lecture
 from torch_convbp.explain import __main__ as program
 from torch_convbp.explain import drawing, layer, page, picture, steps
 from torch_convbp.explain.activation import ACTIVATIONS
 from torch_convbp.explain.errors import UsageError
+from torch_convbp.ops import elementwise as elementwise_ops
 
 ROOT = Path(__file__).resolve().parent.parent
 VOID = {"meta", "img", "input", "br", "link", "hr"}
@@ -76,8 +77,8 @@ def test_a_wrong_step_is_found() -> None:
 def test_the_error_signal_is_the_package_s_own(
     activation: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    error_signal = ops.error_signal
-    monkeypatch.setattr(ops, "error_signal", lambda *args: error_signal(*args) * 1.0001)
+    error_signal = elementwise_ops.error_signal
+    monkeypatch.setattr(elementwise_ops, "error_signal", lambda *args: error_signal(*args) * 1.0001)
     wrong = {step.equation for step in compared(boat(activation)) if not step.agrees}
     assert wrong == {"L3", "L4", "L5", "L6"}
 

@@ -16,7 +16,8 @@ import torch
 from configurations import KINDS, Common, parse
 from hypothesis import HealthCheck, given, settings
 
-from torch_convbp import ops, pool_ops
+from torch_convbp.ops import conv2d as conv2d_ops
+from torch_convbp.ops import pool2d as pool2d_ops
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 STABLE = settings(
@@ -72,11 +73,11 @@ def unwritten(real: Callable[..., Any]) -> Callable[..., Any]:
 # name: (module, operator, what is wrong with it, what every case that shows it has when it is
 # shrunk: how small the rest gets is Hypothesis's affair)
 BUGS: dict[str, Any] = {
-    "wrong_column": (ops, "conv2d", wrong_column,
+    "wrong_column": (conv2d_ops, "conv2d", wrong_column,
         {"kernel": (1, 3), "dilation": (1, 2)}),
-    "wrong_scale": (ops, "conv2d_weight_grad", wrong_scale,
+    "wrong_scale": (conv2d_ops, "conv2d_weight_grad", wrong_scale,
         {"stride": (3, 1), "dtype": "float32"}),
-    "unwritten": (pool_ops, "avg_pool2d", unwritten,
+    "unwritten": (pool2d_ops, "avg_pool2d", unwritten,
         {"kernel": (1, 1), "count_include_pad": False}),
 }  # fmt: skip
 

@@ -21,10 +21,10 @@ def main() -> None:
 
     say(step="import torch_convbp")
     import torch_convbp as bp
-    from torch_convbp import _library
+    from torch_convbp import extension
 
-    say(libraries={"_C": f"{_library._find('_C')}, loaded"})
-    path, missing = _library._find("_C_cuda"), _library.cuda_missing
+    say(libraries={"_C": f"{extension._find('_C')}, loaded"})
+    path, missing = extension._find("_C_cuda"), extension.cuda_missing
     place = f"{path}, not loaded" if path else "missing"
     say(libraries={"_C_cuda": f"{place}: {missing}" if missing else f"{path}, loaded"})
 

@@ -8,7 +8,7 @@ seen from its three sides: dT/ddelta, dT/da and dT/dw. So the derivative of each
 with the other two, and gradients of every order need no further kernel.
 
 Conv2dWeightBiasGrad is no fourth one, but L4 and L5 from the same pass over delta; and a depthwise
-layer's whole backward pass may be one operator (depthwise_ops.py).
+layer's whole backward pass may be one operator (ops/depthwise.py).
 
 An activation g turns the gradient of what a layer puts out into its error signal (L3); L4 to L6
 take it from there, or L7 in a dense layer, whose matrix products are torch's.
@@ -31,14 +31,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torch_convbp import activations, depthwise_ops, ops, recording, shapes
-from torch_convbp._single_level import (
+from torch_convbp import activations, recording
+from torch_convbp.activations import Activation
+from torch_convbp.ops import checks
+from torch_convbp.ops import conv2d as conv2d_ops
+from torch_convbp.ops import depthwise as depthwise_ops
+from torch_convbp.ops import elementwise as elementwise_ops
+from torch_convbp.ops import linear as linear_ops
+from torch_convbp.ops.dispatch import (
     as_wanted,
     autograd_kernel,
     below_autograd,
     derivative_wanted,
 )
-from torch_convbp.activations import Activation
+from torch_convbp.ops.memory_format import result_format
+from torch_convbp.ops.registration import register
 
 
 def _sum(*terms: Tensor | None) -> Tensor | None:
@@ -63,15 +70,15 @@ def _gradients(
     needs_input_grad, needs_weight_grad, needs_bias_grad = ctx.needs_input_grad[:3]
     input_grad = weight_grad = None
     if needs_input_grad:  # L6
-        input_grad = ops.conv2d_input_grad(
+        input_grad = conv2d_ops.conv2d_input_grad(
             ctx.input_size, weight, delta, *ctx.geometry, memory_format=ctx.memory_format
         )
     if needs_weight_grad and needs_bias_grad and bias_grad is None:  # L4 and L5 in one pass
-        weight_grad, bias_grad = ops.conv2d_weight_bias_grad(
+        weight_grad, bias_grad = conv2d_ops.conv2d_weight_bias_grad(
             input, ctx.weight_size, delta, *ctx.geometry, memory_format=ctx.memory_format
         )
     elif needs_weight_grad:  # L4
-        weight_grad = ops.conv2d_weight_grad(
+        weight_grad = conv2d_ops.conv2d_weight_grad(
             input, ctx.weight_size, delta, *ctx.geometry, memory_format=ctx.memory_format
         )
     elif needs_bias_grad and bias_grad is None:  # L5, with the sign of L2: bias = -sum_k b_ok
@@ -108,9 +115,9 @@ def _tangent(ctx: Any, input: Tensor, weight: Tensor, input_t, weight_t, bias_t)
     """That of a convolution p, which is linear in its input and in its weight."""
     along_input = along_weight = along_bias = None
     if input_t is not None:
-        along_input = ops.conv2d(input_t, weight, None, *ctx.geometry)
+        along_input = conv2d_ops.conv2d(input_t, weight, None, *ctx.geometry)
     if weight_t is not None:
-        along_weight = ops.conv2d(input, weight_t, None, *ctx.geometry)
+        along_weight = conv2d_ops.conv2d(input, weight_t, None, *ctx.geometry)
     if bias_t is not None:
         along_bias = bias_t.reshape(1, -1, 1, 1).expand(ctx.output_size)
     total = _sum(along_input, along_weight, along_bias)
@@ -123,7 +130,9 @@ class Conv2d(torch.autograd.Function):
 
     @staticmethod
     def forward(input, weight, bias, stride, padding, dilation, groups):  # type: ignore[override]
-        return below_autograd(ops.conv2d, input, weight, bias, stride, padding, dilation, groups)
+        return below_autograd(
+            conv2d_ops.conv2d, input, weight, bias, stride, padding, dilation, groups
+        )
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -134,7 +143,7 @@ class Conv2d(torch.autograd.Function):
         )
         ctx.save_for_forward(input, weight)
         ctx.input_size, ctx.weight_size, ctx.output_size = input.shape, weight.shape, output.shape
-        ctx.memory_format = shapes.result_format(input, weight)
+        ctx.memory_format = result_format(input, weight)
         ctx.layer = recording.here.layer
 
     @staticmethod
@@ -157,7 +166,7 @@ class Conv2dActivation(torch.autograd.Function):
 
     @staticmethod
     def forward(input, weight, bias, *geometry_and_g):  # type: ignore[override]
-        return below_autograd(ops.conv2d_activation, input, weight, bias, *geometry_and_g)
+        return below_autograd(conv2d_ops.conv2d_activation, input, weight, bias, *geometry_and_g)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -170,7 +179,7 @@ class Conv2dActivation(torch.autograd.Function):
         )
         ctx.save_for_forward(input, weight, kept)
         ctx.input_size, ctx.weight_size, ctx.output_size = input.shape, weight.shape, kept.shape
-        ctx.memory_format = shapes.result_format(input, weight)
+        ctx.memory_format = result_format(input, weight)
         ctx.layer = recording.here.layer
         ctx.set_materialize_grads(False)
 
@@ -186,13 +195,13 @@ class Conv2dActivation(torch.autograd.Function):
             if grad is not None and p_grad is None and _is_one_pass(ctx, grad):
                 gradients = _in_one_pass(ctx, grad, kept, input, weight, ctx.g)
                 if ctx.layer is not None:  # what is recorded
-                    delta = ops.error_signal(grad, kept, *ctx.g)
+                    delta = elementwise_ops.error_signal(grad, kept, *ctx.g)
             else:
                 # L3, and L5 in one pass
                 if grad is not None and p_grad is None and ctx.needs_input_grad[2]:
-                    delta, bias_grad = ops.error_signal_bias_grad(grad, kept, *ctx.g)
+                    delta, bias_grad = elementwise_ops.error_signal_bias_grad(grad, kept, *ctx.g)
                 elif grad is not None:  # L3
-                    delta = ops.error_signal(grad, kept, *ctx.g)
+                    delta = elementwise_ops.error_signal(grad, kept, *ctx.g)
                 delta = _sum(delta, p_grad)
                 if delta is not None:
                     gradients = _gradients(ctx, input, weight, delta, bias_grad)
@@ -209,7 +218,7 @@ class Conv2dActivation(torch.autograd.Function):
         """Those of a' and of p."""
         input, weight, kept = ctx.saved_tensors
         p_t = _tangent(ctx, input, weight, input_t, weight_t, bias_t)
-        return ops.error_signal(p_t, kept, *ctx.g), p_t
+        return elementwise_ops.error_signal(p_t, kept, *ctx.g), p_t
 
 
 class Conv2dActivationPair(Conv2dActivation):
@@ -217,7 +226,9 @@ class Conv2dActivationPair(Conv2dActivation):
 
     @staticmethod
     def forward(input, weight, bias, *geometry_and_g):  # type: ignore[override]
-        return below_autograd(ops.conv2d_activation_pair, input, weight, bias, *geometry_and_g)
+        return below_autograd(
+            conv2d_ops.conv2d_activation_pair, input, weight, bias, *geometry_and_g
+        )
 
     @staticmethod
     def jvp(ctx: Any, input_t, weight_t, bias_t, *_) -> Any:  # type: ignore[override]
@@ -229,7 +240,7 @@ class ActivationOf(torch.autograd.Function):
 
     @staticmethod
     def forward(p, name, parameters):  # type: ignore[override]
-        return below_autograd(ops.activation, p, name, parameters)
+        return below_autograd(elementwise_ops.activation, p, name, parameters)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -242,12 +253,12 @@ class ActivationOf(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         (kept,) = ctx.saved_tensors
-        return ops.error_signal(grad, kept, *ctx.g), None, None
+        return elementwise_ops.error_signal(grad, kept, *ctx.g), None, None
 
     @staticmethod
     def jvp(ctx: Any, p_t, *_) -> Tensor:  # type: ignore[override]
         (kept,) = ctx.saved_tensors
-        return ops.error_signal(p_t, kept, *ctx.g)
+        return elementwise_ops.error_signal(p_t, kept, *ctx.g)
 
 
 def _rows(tensor: Tensor) -> Tensor:
@@ -266,7 +277,7 @@ class Linear(torch.autograd.Function):
 
     @staticmethod
     def forward(input, weight, bias):  # type: ignore[override]
-        return below_autograd(ops.linear, input, weight, bias)
+        return below_autograd(linear_ops.linear, input, weight, bias)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -298,8 +309,8 @@ class Linear(torch.autograd.Function):
     def jvp(ctx: Any, input_t, weight_t, bias_t) -> Tensor | None:  # type: ignore[override]
         input, weight = ctx.saved_tensors
         return _sum(
-            None if input_t is None else ops.linear(input_t, weight, None),
-            None if weight_t is None else ops.linear(input, weight_t, None),
+            None if input_t is None else linear_ops.linear(input_t, weight, None),
+            None if weight_t is None else linear_ops.linear(input, weight_t, None),
             None if bias_t is None else bias_t.expand(ctx.output_size),
         )
 
@@ -311,7 +322,7 @@ class Conv2dInputGrad(torch.autograd.Function):
     def forward(input_size, weight, delta, *geometry_and_format):  # type: ignore[override]
         *geometry, memory_format = geometry_and_format
         return below_autograd(
-            ops.conv2d_input_grad,
+            conv2d_ops.conv2d_input_grad,
             input_size,
             weight,
             delta,
@@ -335,9 +346,9 @@ class Conv2dInputGrad(torch.autograd.Function):
         needs_weight_grad, needs_delta_grad = ctx.needs_input_grad[1:3]
         weight_grad = delta_grad = None
         if needs_weight_grad:
-            weight_grad = ops.conv2d_weight_grad(grad, ctx.weight_size, delta, *ctx.geometry)
+            weight_grad = conv2d_ops.conv2d_weight_grad(grad, ctx.weight_size, delta, *ctx.geometry)
         if needs_delta_grad:
-            delta_grad = ops.conv2d(grad, weight, None, *ctx.geometry)
+            delta_grad = conv2d_ops.conv2d(grad, weight, None, *ctx.geometry)
         return None, weight_grad, delta_grad, None, None, None, None, None
 
     @staticmethod
@@ -345,9 +356,13 @@ class Conv2dInputGrad(torch.autograd.Function):
         weight, delta = ctx.saved_tensors
         along_weight = along_delta = None
         if weight_t is not None:
-            along_weight = ops.conv2d_input_grad(ctx.input_size, weight_t, delta, *ctx.geometry)
+            along_weight = conv2d_ops.conv2d_input_grad(
+                ctx.input_size, weight_t, delta, *ctx.geometry
+            )
         if delta_t is not None:
-            along_delta = ops.conv2d_input_grad(ctx.input_size, weight, delta_t, *ctx.geometry)
+            along_delta = conv2d_ops.conv2d_input_grad(
+                ctx.input_size, weight, delta_t, *ctx.geometry
+            )
         return _sum(along_weight, along_delta)
 
 
@@ -358,7 +373,7 @@ class Conv2dWeightGrad(torch.autograd.Function):
     def forward(input, weight_size, delta, *geometry_and_format):  # type: ignore[override]
         *geometry, memory_format = geometry_and_format
         return below_autograd(
-            ops.conv2d_weight_grad,
+            conv2d_ops.conv2d_weight_grad,
             input,
             weight_size,
             delta,
@@ -384,9 +399,9 @@ class Conv2dWeightGrad(torch.autograd.Function):
         needs_input_grad, _, needs_delta_grad = ctx.needs_input_grad[:3]
         input_grad = delta_grad = None
         if needs_input_grad:
-            input_grad = ops.conv2d_input_grad(ctx.input_size, grad, delta, *ctx.geometry)
+            input_grad = conv2d_ops.conv2d_input_grad(ctx.input_size, grad, delta, *ctx.geometry)
         if needs_delta_grad:
-            delta_grad = ops.conv2d(input, grad, bias_grad, *ctx.geometry)
+            delta_grad = conv2d_ops.conv2d(input, grad, bias_grad, *ctx.geometry)
         return input_grad, None, delta_grad, None, None, None, None, None
 
     @staticmethod
@@ -394,9 +409,13 @@ class Conv2dWeightGrad(torch.autograd.Function):
         input, delta = ctx.saved_tensors
         along_input = along_delta = None
         if input_t is not None:
-            along_input = ops.conv2d_weight_grad(input_t, ctx.weight_size, delta, *ctx.geometry)
+            along_input = conv2d_ops.conv2d_weight_grad(
+                input_t, ctx.weight_size, delta, *ctx.geometry
+            )
         if delta_t is not None:
-            along_delta = ops.conv2d_weight_grad(input, ctx.weight_size, delta_t, *ctx.geometry)
+            along_delta = conv2d_ops.conv2d_weight_grad(
+                input, ctx.weight_size, delta_t, *ctx.geometry
+            )
         return _sum(along_input, along_delta)
 
 
@@ -407,7 +426,7 @@ class Conv2dWeightBiasGrad(Conv2dWeightGrad):
     def forward(input, weight_size, delta, *geometry_and_format):  # type: ignore[override]
         *geometry, memory_format = geometry_and_format
         return below_autograd(
-            ops.conv2d_weight_bias_grad,
+            conv2d_ops.conv2d_weight_bias_grad,
             input,
             weight_size,
             delta,
@@ -422,18 +441,18 @@ class Conv2dWeightBiasGrad(Conv2dWeightGrad):
 
 
 for _operator, _function in (
-    (ops.conv2d, Conv2d),
-    (ops.conv2d_activation_pair, Conv2dActivationPair),
-    (ops.conv2d_input_grad, Conv2dInputGrad),
-    (ops.conv2d_weight_grad, Conv2dWeightGrad),
-    (ops.conv2d_weight_bias_grad, Conv2dWeightBiasGrad),
-    (ops.activation, ActivationOf),
-    (ops.linear, Linear),
+    (conv2d_ops.conv2d, Conv2d),
+    (conv2d_ops.conv2d_activation_pair, Conv2dActivationPair),
+    (conv2d_ops.conv2d_input_grad, Conv2dInputGrad),
+    (conv2d_ops.conv2d_weight_grad, Conv2dWeightGrad),
+    (conv2d_ops.conv2d_weight_bias_grad, Conv2dWeightBiasGrad),
+    (elementwise_ops.activation, ActivationOf),
+    (linear_ops.linear, Linear),
 ):
-    ops.register(_operator, "Autograd", autograd_kernel(_operator, _function))
+    register(_operator, "Autograd", autograd_kernel(_operator, _function))
 
 
-_conv2d_activation = autograd_kernel(ops.conv2d_activation, Conv2dActivation)
+_conv2d_activation = autograd_kernel(conv2d_ops.conv2d_activation, Conv2dActivation)
 
 
 def _conv2d_activation_kernel(input, weight, bias, *geometry_and_g):
@@ -444,25 +463,25 @@ def _conv2d_activation_kernel(input, weight, bias, *geometry_and_g):
         input, weight, bias
     ):
         return _conv2d_activation(input, weight, bias, *geometry_and_g)
-    return ops.conv2d_activation_pair(input, weight, bias, *geometry_and_g)[0]
+    return conv2d_ops.conv2d_activation_pair(input, weight, bias, *geometry_and_g)[0]
 
 
 def _error_signal_kernel(grad, kept, name, parameters):
     # To be differentiated, L3 is written in torch's operators: delta is not linear in what is kept.
     if not derivative_wanted(grad, kept):
-        return below_autograd(ops.error_signal, grad, kept, name, parameters)
+        return below_autograd(elementwise_ops.error_signal, grad, kept, name, parameters)
     activations.check(name, parameters)
-    shapes.check_size("grad", grad.shape, "kept", kept.shape)
+    checks.check_size("grad", grad.shape, "kept", kept.shape)
     return activations.error_signal(grad, kept, name, parameters)
 
 
 def _error_signal_bias_grad_kernel(grad, kept, name, parameters):
     if not derivative_wanted(grad, kept):
-        return below_autograd(ops.error_signal_bias_grad, grad, kept, name, parameters)
-    delta = ops.error_signal(grad, kept, name, parameters)
+        return below_autograd(elementwise_ops.error_signal_bias_grad, grad, kept, name, parameters)
+    delta = elementwise_ops.error_signal(grad, kept, name, parameters)
     return delta, activations.bias_grad(delta)
 
 
-ops.register(ops.conv2d_activation, "Autograd", _conv2d_activation_kernel)
-ops.register(ops.error_signal, "Autograd", _error_signal_kernel)
-ops.register(ops.error_signal_bias_grad, "Autograd", _error_signal_bias_grad_kernel)
+register(conv2d_ops.conv2d_activation, "Autograd", _conv2d_activation_kernel)
+register(elementwise_ops.error_signal, "Autograd", _error_signal_kernel)
+register(elementwise_ops.error_signal_bias_grad, "Autograd", _error_signal_bias_grad_kernel)

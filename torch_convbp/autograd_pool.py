@@ -17,8 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torch_convbp import ops, pool_ops, recording, shapes
-from torch_convbp._single_level import autograd_kernel, below_autograd
+from torch_convbp import recording
+from torch_convbp.ops import pool2d as pool2d_ops
+from torch_convbp.ops.dispatch import autograd_kernel, below_autograd
+from torch_convbp.ops.memory_format import result_format
+from torch_convbp.ops.registration import register
 
 
 def _no_gradients(ctx: Any) -> tuple[None, ...]:
@@ -31,7 +34,7 @@ class MaxPool2d(torch.autograd.Function):
 
     @staticmethod
     def forward(input, *geometry):  # type: ignore[override]
-        return below_autograd(pool_ops.max_pool2d, input, *geometry)
+        return below_autograd(pool2d_ops.max_pool2d, input, *geometry)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -41,7 +44,7 @@ class MaxPool2d(torch.autograd.Function):
         ctx.set_materialize_grads(False)  # no zeros for the offset's
         ctx.save_for_backward(offset)
         ctx.save_for_forward(offset)
-        ctx.input_size, ctx.memory_format = input.shape, shapes.result_format(input, input)
+        ctx.input_size, ctx.memory_format = input.shape, result_format(input, input)
         ctx.layer = recording.here.layer
 
     @staticmethod
@@ -49,7 +52,7 @@ class MaxPool2d(torch.autograd.Function):
         if delta is None:
             return None, *_no_gradients(ctx)
         (offset,) = ctx.saved_tensors
-        input_grad = pool_ops.max_pool2d_input_grad(
+        input_grad = pool2d_ops.max_pool2d_input_grad(
             ctx.input_size, delta, offset, *ctx.geometry, memory_format=ctx.memory_format
         )
         if ctx.layer is not None:
@@ -59,7 +62,7 @@ class MaxPool2d(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, input_t: Tensor, *_: Any) -> Any:  # type: ignore[override]
         (offset,) = ctx.saved_tensors
-        return pool_ops.max_pool2d_gather(input_t, offset, *ctx.geometry), None
+        return pool2d_ops.max_pool2d_gather(input_t, offset, *ctx.geometry), None
 
 
 class MaxPool2dInputGrad(torch.autograd.Function):
@@ -69,7 +72,7 @@ class MaxPool2dInputGrad(torch.autograd.Function):
     def forward(input_size, delta, offset, *geometry_and_format):  # type: ignore[override]
         *geometry, memory_format = geometry_and_format
         return below_autograd(
-            pool_ops.max_pool2d_input_grad,
+            pool2d_ops.max_pool2d_input_grad,
             input_size,
             delta,
             offset,
@@ -86,13 +89,13 @@ class MaxPool2dInputGrad(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         (offset,) = ctx.saved_tensors
-        delta_grad = pool_ops.max_pool2d_gather(grad, offset, *ctx.geometry)
+        delta_grad = pool2d_ops.max_pool2d_gather(grad, offset, *ctx.geometry)
         return None, delta_grad, None, *_no_gradients(ctx), None
 
     @staticmethod
     def jvp(ctx: Any, _: Any, delta_t: Tensor, *__: Any) -> Tensor:  # type: ignore[override]
         (offset,) = ctx.saved_tensors
-        return pool_ops.max_pool2d_input_grad(ctx.input_size, delta_t, offset, *ctx.geometry)
+        return pool2d_ops.max_pool2d_input_grad(ctx.input_size, delta_t, offset, *ctx.geometry)
 
 
 class MaxPool2dGather(torch.autograd.Function):
@@ -100,7 +103,7 @@ class MaxPool2dGather(torch.autograd.Function):
 
     @staticmethod
     def forward(input, offset, *geometry):  # type: ignore[override]
-        return below_autograd(pool_ops.max_pool2d_gather, input, offset, *geometry)
+        return below_autograd(pool2d_ops.max_pool2d_gather, input, offset, *geometry)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -112,13 +115,13 @@ class MaxPool2dGather(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         (offset,) = ctx.saved_tensors
-        input_grad = pool_ops.max_pool2d_input_grad(ctx.input_size, grad, offset, *ctx.geometry)
+        input_grad = pool2d_ops.max_pool2d_input_grad(ctx.input_size, grad, offset, *ctx.geometry)
         return input_grad, None, *_no_gradients(ctx)
 
     @staticmethod
     def jvp(ctx: Any, input_t: Tensor, *_: Any) -> Tensor:  # type: ignore[override]
         (offset,) = ctx.saved_tensors
-        return pool_ops.max_pool2d_gather(input_t, offset, *ctx.geometry)
+        return pool2d_ops.max_pool2d_gather(input_t, offset, *ctx.geometry)
 
 
 class AvgPool2d(torch.autograd.Function):
@@ -126,17 +129,17 @@ class AvgPool2d(torch.autograd.Function):
 
     @staticmethod
     def forward(input, *geometry):  # type: ignore[override]
-        return below_autograd(pool_ops.avg_pool2d, input, *geometry)
+        return below_autograd(pool2d_ops.avg_pool2d, input, *geometry)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         input, *ctx.geometry = inputs
-        ctx.input_size, ctx.memory_format = input.shape, shapes.result_format(input, input)
+        ctx.input_size, ctx.memory_format = input.shape, result_format(input, input)
         ctx.layer = recording.here.layer
 
     @staticmethod
     def backward(ctx: Any, delta: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        input_grad = pool_ops.avg_pool2d_input_grad(
+        input_grad = pool2d_ops.avg_pool2d_input_grad(
             ctx.input_size, delta, *ctx.geometry, memory_format=ctx.memory_format
         )
         if ctx.layer is not None:
@@ -145,7 +148,7 @@ class AvgPool2d(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, input_t: Tensor, *_: Any) -> Tensor:  # type: ignore[override]
-        return pool_ops.avg_pool2d(input_t, *ctx.geometry)
+        return pool2d_ops.avg_pool2d(input_t, *ctx.geometry)
 
 
 class AvgPool2dInputGrad(torch.autograd.Function):
@@ -155,7 +158,7 @@ class AvgPool2dInputGrad(torch.autograd.Function):
     def forward(input_size, delta, *geometry_and_format):  # type: ignore[override]
         *geometry, memory_format = geometry_and_format
         return below_autograd(
-            pool_ops.avg_pool2d_input_grad,
+            pool2d_ops.avg_pool2d_input_grad,
             input_size,
             delta,
             *geometry,
@@ -168,18 +171,18 @@ class AvgPool2dInputGrad(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        return None, pool_ops.avg_pool2d(grad, *ctx.geometry), *_no_gradients(ctx), None
+        return None, pool2d_ops.avg_pool2d(grad, *ctx.geometry), *_no_gradients(ctx), None
 
     @staticmethod
     def jvp(ctx: Any, _: Any, delta_t: Tensor, *__: Any) -> Tensor:  # type: ignore[override]
-        return pool_ops.avg_pool2d_input_grad(ctx.input_size, delta_t, *ctx.geometry)
+        return pool2d_ops.avg_pool2d_input_grad(ctx.input_size, delta_t, *ctx.geometry)
 
 
 for _operator, _function in (
-    (pool_ops.max_pool2d, MaxPool2d),
-    (pool_ops.max_pool2d_input_grad, MaxPool2dInputGrad),
-    (pool_ops.max_pool2d_gather, MaxPool2dGather),
-    (pool_ops.avg_pool2d, AvgPool2d),
-    (pool_ops.avg_pool2d_input_grad, AvgPool2dInputGrad),
+    (pool2d_ops.max_pool2d, MaxPool2d),
+    (pool2d_ops.max_pool2d_input_grad, MaxPool2dInputGrad),
+    (pool2d_ops.max_pool2d_gather, MaxPool2dGather),
+    (pool2d_ops.avg_pool2d, AvgPool2d),
+    (pool2d_ops.avg_pool2d_input_grad, AvgPool2dInputGrad),
 ):
-    ops.register(_operator, "Autograd", autograd_kernel(_operator, _function))
+    register(_operator, "Autograd", autograd_kernel(_operator, _function))

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from torch_convbp import _library, shapes
+from torch_convbp import extension
+from torch_convbp.ops import checks
 
 __all__ = ["ConvAlgorithm", "cpu", "cuda"]
 
@@ -113,10 +114,10 @@ class _CPU(_Backend):
             RuntimeError: sizes, dtypes or devices do not fit together, or a value is out of range.
         """
         function = "chosen_algorithm"
-        shapes.check_is_tensor(function, input=input, weight=weight)
-        shapes.check_dim(function, "input", input.shape)
-        shapes.check_weight_dim(weight.shape)
-        geometry = shapes.geometry(function, weight.shape, stride, padding, dilation, groups)
+        checks.check_is_tensor(function, input=input, weight=weight)
+        checks.check_dim(function, "input", input.shape)
+        checks.check_weight_dim(weight.shape)
+        geometry = checks.geometry(function, weight.shape, stride, padding, dilation, groups)
         if not isinstance(operator, str):
             raise TypeError(
                 f"{function}(): argument 'operator' must be str, not {type(operator).__name__}"
@@ -161,15 +162,15 @@ class _CUDA(_Backend):
         _operators._set_cuda_conv_algorithm(_checked(name))
 
     def _check_built(self) -> None:
-        if _library.cuda_missing is not None:
+        if extension.cuda_missing is not None:
             raise RuntimeError(
                 f"torch_convbp.backends.cuda.conv_algorithm: there are no CUDA kernels here: "
-                f"{_library.cuda_missing}"
+                f"{extension.cuda_missing}"
             )
 
     def is_available(self) -> bool:
         """Are the CUDA kernels built, loaded, and is there a GPU?"""
-        return _library.cuda_missing is None and torch.cuda.is_available()
+        return extension.cuda_missing is None and torch.cuda.is_available()
 
 
 cpu = _CPU()

@@ -17,8 +17,9 @@ from typing import Any, TypeVar
 from torch import nn
 from torch.nn.utils import parametrize
 
-from torch_convbp import fusion, shapes
+from torch_convbp import fusion
 from torch_convbp.modules import AvgPoolBP2d, ConvBP2d, LinearBP, MaxPoolBP2d
+from torch_convbp.ops import checks
 
 __all__ = ["convert", "revert"]
 
@@ -128,7 +129,7 @@ def _convert_layer(module: nn.Module, theirs: type[nn.Module]) -> str | None:
     if theirs is nn.Conv2d:
         # A parameter, not module.weight: to look at a parametrized weight is to compute it.
         for parameter in module.parameters(recurse=True):
-            if parameter.dtype not in shapes.DTYPES and not parameter.is_complex():
+            if parameter.dtype not in checks.DTYPES and not parameter.is_complex():
                 return f"its dtype is {parameter.dtype}"
     try:
         changed = _set_class(module, _converted_class)
@@ -171,9 +172,9 @@ def convert(
         TypeError: model is no torch.nn.Module, or another argument no bool or pairs of names.
         ValueError: a name is of no module in model, of no nn.Conv2d or of no known activation.
     """
-    shapes.check_is_module("convert", model)
+    checks.check_is_module("convert", model)
     for argument, value in {"pooling": pooling, "dense": dense}.items():
-        shapes.flag("convert", argument, value)
+        checks.flag("convert", argument, value)
     pairs = fusion.check_pairs(model, fuse_activations)
     wanted = CONVOLUTION | (POOLING if pooling else {}) | (DENSE if dense else {})
     left_alone = {}
@@ -204,7 +205,7 @@ def revert(model: Model) -> Model:
     Raises:
         TypeError: model is no torch.nn.Module.
     """
-    shapes.check_is_module("revert", model)
+    checks.check_is_module("revert", model)
     fusion.unfuse(model)
     left_alone, ours = {}, tuple(_OURS.values())
     for name, module in model.named_modules():

@@ -17,9 +17,15 @@ from torch import Tensor
 
 import torch_convbp.autograd
 import torch_convbp.autograd_pool  # noqa: F401  (both register derivatives)
-from torch_convbp import activations, ops, pool_ops, shapes
-from torch_convbp._single_level import as_wanted
+from torch_convbp import activations
 from torch_convbp.activations import ActivationLike
+from torch_convbp.ops import checks
+from torch_convbp.ops import conv2d as conv2d_ops
+from torch_convbp.ops import elementwise as elementwise_ops
+from torch_convbp.ops import linear as linear_ops
+from torch_convbp.ops import pool2d as pool2d_ops
+from torch_convbp.ops.dispatch import as_wanted
+from torch_convbp.ops.memory_format import format_of, result_format
 
 __all__ = [
     "avg_pool2d",
@@ -43,7 +49,7 @@ def _activated(output: Tensor, g: activations.Activation | None) -> Tensor:
         return output
     if output.is_complex():  # torch's own, which says so where it has none
         return activations.TABLE[g.name].g(output, *g.parameters)
-    return ops.activation(output, *g)
+    return elementwise_ops.activation(output, *g)
 
 
 def _complex_conv2d(
@@ -54,29 +60,29 @@ def _complex_conv2d(
     (a + bi)(c + di) = (ac - bd) + (ad + bc)i: each channel becomes two neighbours, its real and its
     imaginary part, and each filter two, one for either part of the output.
     """
-    shapes.check_alike("conv2d", input=input, weight=weight, bias=bias)
-    shapes.conv2d_output_size(
+    checks.check_alike("conv2d", input=input, weight=weight, bias=bias)
+    checks.conv2d_output_size(
         input.shape,
         weight.shape,
         *geometry,
         input.element_size(),  # type: ignore[call-arg]
     )
     if bias is not None:
-        shapes.check_bias(bias.shape, weight.shape)
+        checks.check_bias(bias.shape, weight.shape)
         bias = torch.stack([bias.real, bias.imag], 1).flatten()
     # Not view_as_real, whose derivative torch cannot compute of empty tensors.
     channels = torch.stack([input.real, input.imag], 2).flatten(1, 2)
-    channels = channels.contiguous(memory_format=shapes.format_of(input))
+    channels = channels.contiguous(memory_format=format_of(input))
     c, d = weight.real, weight.imag
     filters = torch.stack([torch.stack([c, -d], 2), torch.stack([d, c], 2)], 1)
     filters = filters.flatten(2, 3).flatten(0, 1)
-    filters = filters.contiguous(memory_format=shapes.result_format(weight, weight))
+    filters = filters.contiguous(memory_format=result_format(weight, weight))
     # Autocast leaves complex numbers alone; it would not know these for complex.
     with torch.autocast("cuda" if input.is_cuda else "cpu", enabled=False):
-        output = ops.conv2d(channels, filters, bias, *geometry)
+        output = conv2d_ops.conv2d(channels, filters, bias, *geometry)
     # Not torch.complex, which keeps both parts for backward.
     result = torch.view_as_complex(torch.stack([output[:, 0::2], output[:, 1::2]], -1))
-    return result.contiguous(memory_format=shapes.format_of(output))
+    return result.contiguous(memory_format=format_of(output))
 
 
 def conv2d(
@@ -126,12 +132,12 @@ def conv2d(
         RuntimeError: sizes, dtypes or devices do not fit together, or a value is out of range.
         NotImplementedError: a CUDA tensor where the CUDA kernels are not built.
     """
-    shapes.check_is_tensor("conv2d", input=input, weight=weight)
+    checks.check_is_tensor("conv2d", input=input, weight=weight)
     if bias is not None:
-        shapes.check_is_tensor("conv2d", bias=bias)
-    shapes.check_dim("conv2d", "input", input.shape)
-    shapes.check_weight_dim(weight.shape)
-    geometry = shapes.geometry("conv2d", weight.shape, stride, padding, dilation, groups)
+        checks.check_is_tensor("conv2d", bias=bias)
+    checks.check_dim("conv2d", "input", input.shape)
+    checks.check_weight_dim(weight.shape)
+    geometry = checks.geometry("conv2d", weight.shape, stride, padding, dilation, groups)
     g = activations.parse("conv2d", activation)
     batched = input if input.dim() == 4 else input.unsqueeze(0)
     if input.is_complex():
@@ -139,9 +145,9 @@ def conv2d(
     else:
         with as_wanted(batched, weight, bias):
             if g is None:
-                output = ops.conv2d(batched, weight, bias, *geometry)
+                output = conv2d_ops.conv2d(batched, weight, bias, *geometry)
             else:
-                output = ops.conv2d_activation(batched, weight, bias, *geometry, *g)
+                output = conv2d_ops.conv2d_activation(batched, weight, bias, *geometry, *g)
     return output if input.dim() == 4 else output.squeeze(0)
 
 
@@ -173,15 +179,15 @@ def linear(
             is not dense; with an activation, another dtype.
         NotImplementedError: an activation on CUDA where the CUDA kernels are not built.
     """
-    shapes.check_is_tensor("linear", input=input, weight=weight)
+    checks.check_is_tensor("linear", input=input, weight=weight)
     if bias is not None:
-        shapes.check_is_tensor("linear", bias=bias)
-    shapes.check_linear_dim(input.shape, weight.shape)
+        checks.check_is_tensor("linear", bias=bias)
+    checks.check_linear_dim(input.shape, weight.shape)
     g = activations.parse("linear", activation)
     if weight.dim() == 1:
-        output = ops.linear(input, weight.unsqueeze(0), bias).squeeze(-1)
+        output = linear_ops.linear(input, weight.unsqueeze(0), bias).squeeze(-1)
     else:
-        output = ops.linear(input, weight, bias)
+        output = linear_ops.linear(input, weight, bias)
     return _activated(output, g)
 
 
@@ -214,17 +220,17 @@ def conv2d_input_grad(
         TypeError, ValueError, RuntimeError, NotImplementedError: as ``conv2d``.
     """
     name = "conv2d_input_grad"
-    shapes.check_is_tensor(name, weight=weight, delta=delta)
-    input_size = shapes.size_list(name, "input_size", input_size)
-    shapes.check_dim(name, "input_size", input_size)
-    shapes.check_same_dim(name, "input_size", input_size, "delta", delta.shape)
-    shapes.check_weight_dim(weight.shape)
-    geometry = shapes.geometry(name, weight.shape, stride, padding, dilation, groups)
+    checks.check_is_tensor(name, weight=weight, delta=delta)
+    input_size = checks.size_list(name, "input_size", input_size)
+    checks.check_dim(name, "input_size", input_size)
+    checks.check_same_dim(name, "input_size", input_size, "delta", delta.shape)
+    checks.check_weight_dim(weight.shape)
+    geometry = checks.geometry(name, weight.shape, stride, padding, dilation, groups)
     if len(input_size) == 3:
-        return ops.conv2d_input_grad(
+        return conv2d_ops.conv2d_input_grad(
             [1, *input_size], weight, delta.unsqueeze(0), *geometry
         ).squeeze(0)
-    return ops.conv2d_input_grad(input_size, weight, delta, *geometry)
+    return conv2d_ops.conv2d_input_grad(input_size, weight, delta, *geometry)
 
 
 def conv2d_weight_grad(
@@ -258,24 +264,24 @@ def conv2d_weight_grad(
         TypeError, ValueError, RuntimeError, NotImplementedError: as ``conv2d``.
     """
     name = "conv2d_weight_grad"
-    shapes.check_is_tensor(name, input=input, delta=delta)
-    shapes.check_dim(name, "input", input.shape)
-    shapes.check_same_dim(name, "input", input.shape, "delta", delta.shape)
-    weight_size = shapes.size_list(name, "weight_size", weight_size)
-    shapes.check_weight_dim(weight_size)
-    geometry = shapes.geometry(name, weight_size, stride, padding, dilation, groups)
+    checks.check_is_tensor(name, input=input, delta=delta)
+    checks.check_dim(name, "input", input.shape)
+    checks.check_same_dim(name, "input", input.shape, "delta", delta.shape)
+    weight_size = checks.size_list(name, "weight_size", weight_size)
+    checks.check_weight_dim(weight_size)
+    geometry = checks.geometry(name, weight_size, stride, padding, dilation, groups)
     if input.dim() == 3:
         input, delta = input.unsqueeze(0), delta.unsqueeze(0)
-    return ops.conv2d_weight_grad(input, weight_size, delta, *geometry)
+    return conv2d_ops.conv2d_weight_grad(input, weight_size, delta, *geometry)
 
 
 def _windows(function: str, kernel_size: IntOrPair, stride: Any, padding: IntOrPair) -> list[Any]:
     """kernel_size, stride and padding as pairs; a pool's stride is its kernel_size by default."""
-    kernel = shapes.pair(function, "kernel_size", kernel_size, shapes.POOLING_PAIR)
+    kernel = checks.pair(function, "kernel_size", kernel_size, checks.POOLING_PAIR)
     # torch takes an empty list for "not given" too.
-    given = stride is not None and not (shapes.is_sequence(stride) and len(stride) == 0)
-    step = shapes.pair(function, "stride", stride, shapes.POOLING_PAIR) if given else kernel
-    return [kernel, step, shapes.pair(function, "padding", padding, shapes.POOLING_PAIR)]
+    given = stride is not None and not (checks.is_sequence(stride) and len(stride) == 0)
+    step = checks.pair(function, "stride", stride, checks.POOLING_PAIR) if given else kernel
+    return [kernel, step, checks.pair(function, "padding", padding, checks.POOLING_PAIR)]
 
 
 def max_pool2d(
@@ -313,21 +319,21 @@ def max_pool2d(
         NotImplementedError: a CUDA tensor where the CUDA kernels are not built; a dtype that torch
             does not pool either.
     """
-    shapes.check_is_tensor("max_pool2d", input=input)
-    shapes.check_pool_dim("max_pool2d", input.shape)
+    checks.check_is_tensor("max_pool2d", input=input)
+    checks.check_pool_dim("max_pool2d", input.shape)
     windows = _windows("max_pool2d", kernel_size, stride, padding)
-    dilation = shapes.pair("max_pool2d", "dilation", dilation, shapes.POOLING_PAIR)
-    ceil_mode = shapes.flag("max_pool2d", "ceil_mode", ceil_mode)
-    return_indices = shapes.flag("max_pool2d", "return_indices", return_indices)
-    if input.dtype not in shapes.DTYPES:
+    dilation = checks.pair("max_pool2d", "dilation", dilation, checks.POOLING_PAIR)
+    ceil_mode = checks.flag("max_pool2d", "ceil_mode", ceil_mode)
+    return_indices = checks.flag("max_pool2d", "return_indices", return_indices)
+    if input.dtype not in checks.DTYPES:
         torchs: Any = F.max_pool2d
         return torchs(input, *windows, dilation, ceil_mode, return_indices)
     batched = input if input.dim() == 4 else input.unsqueeze(0)
-    output, offset = pool_ops.max_pool2d(batched, *windows, dilation, ceil_mode)
+    output, offset = pool2d_ops.max_pool2d(batched, *windows, dilation, ceil_mode)
     results = [output]
     if return_indices:
         kernel, step, pad = windows
-        results.append(pool_ops.indices(offset, batched.shape, kernel, step, pad, dilation))
+        results.append(pool2d_ops.indices(offset, batched.shape, kernel, step, pad, dilation))
     if input.dim() == 3:
         results = [result.squeeze(0) for result in results]
     return (results[0], results[1]) if return_indices else results[0]
@@ -361,16 +367,18 @@ def avg_pool2d(
     Raises:
         TypeError, ValueError, RuntimeError, NotImplementedError: as ``max_pool2d``.
     """
-    shapes.check_is_tensor("avg_pool2d", input=input)
-    shapes.check_pool_dim("avg_pool2d", input.shape)
+    checks.check_is_tensor("avg_pool2d", input=input)
+    checks.check_pool_dim("avg_pool2d", input.shape)
     windows = _windows("avg_pool2d", kernel_size, stride, padding)
-    ceil_mode = shapes.flag("avg_pool2d", "ceil_mode", ceil_mode)
-    count_include_pad = shapes.flag("avg_pool2d", "count_include_pad", count_include_pad)
+    ceil_mode = checks.flag("avg_pool2d", "ceil_mode", ceil_mode)
+    count_include_pad = checks.flag("avg_pool2d", "count_include_pad", count_include_pad)
     if divisor_override is not None:
-        divisor_override = shapes.whole_number("avg_pool2d", "divisor_override", divisor_override)
-    if input.dtype not in shapes.DTYPES:
+        divisor_override = checks.whole_number("avg_pool2d", "divisor_override", divisor_override)
+    if input.dtype not in checks.DTYPES:
         torchs: Any = F.avg_pool2d
         return torchs(input, *windows, ceil_mode, count_include_pad, divisor_override)
     batched = input if input.dim() == 4 else input.unsqueeze(0)
-    output = pool_ops.avg_pool2d(batched, *windows, ceil_mode, count_include_pad, divisor_override)
+    output = pool2d_ops.avg_pool2d(
+        batched, *windows, ceil_mode, count_include_pad, divisor_override
+    )
     return output if input.dim() == 4 else output.squeeze(0)

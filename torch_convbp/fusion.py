@@ -32,10 +32,11 @@ from torch import Tensor, nn
 from torch.fx import Node
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
-from torch_convbp import activations, shapes
-from torch_convbp._single_level import saved_tensors_hooks
+from torch_convbp import activations
 from torch_convbp.activations import TABLE, Activation
 from torch_convbp.modules import ConvBP2d, as_node, is_node
+from torch_convbp.ops import checks
+from torch_convbp.ops.dispatch import saved_tensors_hooks
 
 __all__ = [
     "Fused",
@@ -512,7 +513,7 @@ def fusions(model: nn.Module) -> Fusions:
     Raises:
         TypeError: model is no torch.nn.Module.
     """
-    shapes.check_is_module("fusions", model)
+    checks.check_is_module("fusions", model)
     fused = _fused(model)
     named = {pair.convolution for pair in fused}
     left: Found = {

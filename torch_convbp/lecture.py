@@ -17,13 +17,13 @@ from typing import overload
 
 from torch import Tensor
 
-from torch_convbp import shapes
+from torch_convbp.ops import checks
 
 __all__ = ["from_torch", "gradients_from_torch", "to_torch"]
 
 
 def _check(function: str, name: str, w: Tensor) -> None:
-    shapes.check_is_tensor(function, **{name: w})
+    checks.check_is_tensor(function, **{name: w})
     if w.dim() not in (2, 4):
         raise RuntimeError(
             f"Expected 4D {name} of a convolution or 2D {name} of a dense layer, "
@@ -33,7 +33,7 @@ def _check(function: str, name: str, w: Tensor) -> None:
 
 def flip(w: Tensor) -> Tensor:
     """w̃: the filters turned by 180 degrees. Turning them twice gives them back."""
-    shapes.check_is_tensor("flip", w=w)
+    checks.check_is_tensor("flip", w=w)
     return w.flip(-2, -1)
 
 
@@ -44,7 +44,7 @@ def to_torch(w: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         RuntimeError: w has neither four dimensions nor two, or b does not fit to it.
     """
     _check("to_torch", "w", w)
-    shapes.check_is_tensor("to_torch", b=b)
+    checks.check_is_tensor("to_torch", b=b)
     expected = w.shape[:2] if w.dim() == 4 else w.shape[:1]
     if b.shape != expected:
         raise RuntimeError(

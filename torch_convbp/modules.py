@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from torch_convbp import activations, functional, recording
 from torch_convbp.activations import Activation, ActivationLike
-from torch_convbp.shapes import LARGEST_PARAMETER
+from torch_convbp.ops.checks import LARGEST_PARAMETER
 
 __all__ = ["AvgPoolBP2d", "ConvBP2d", "LinearBP", "MaxPoolBP2d"]
 

@@ -23,8 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from torch_convbp import shapes
-from torch_convbp._single_level import is_legacy_batchedtensor, transforms_active
+from torch_convbp.ops import checks
+from torch_convbp.ops.dispatch import is_legacy_batchedtensor, transforms_active
 
 __all__ = ["ErrorSignals", "Layer", "Record", "Statistics", "record_error_signals"]
 
@@ -192,7 +192,7 @@ class ErrorSignals(Mapping[str, Sequence[Record]]):
     def __init__(
         self, model: nn.Module, keep: str, limit: int | None, what: Sequence[str] = WHAT
     ) -> None:
-        shapes.check_is_module("record_error_signals", model)
+        checks.check_is_module("record_error_signals", model)
         if not isinstance(keep, str) or keep not in LIMITS:
             raise ValueError(
                 "record_error_signals(): argument 'keep' must be 'statistics' or 'tensors', "

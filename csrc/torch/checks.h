@@ -1,5 +1,5 @@
 // Checks at the boundary. Each message names the argument, what was expected and what
-// came, in torch's own words where torch has them. torch_convbp/shapes.py says the same
+// came, in torch's own words where torch has them. torch_convbp/ops/checks.py says the same
 // of fake tensors; tests/test_errors.py holds the two together.
 #pragma once
 

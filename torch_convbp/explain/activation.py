@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from torch_convbp import activations, ops
+from torch_convbp import activations
 from torch_convbp.explain.mathml import Math, fraction, power, row, word
+from torch_convbp.ops import elementwise as elementwise_ops
 
 SLOPE = 0.125  # of leaky_relu: more than usual, to be seen in the pictures; exact in binary
 
@@ -35,7 +36,7 @@ class Activation(NamedTuple):
         slope = f"({SLOPE})" if self.name == "leaky_relu" else ""
         row = activations.parse("explain", self.name + slope)
         assert row is not None
-        return ops.activation(p, *row)
+        return elementwise_ops.activation(p, *row)
 
 
 def _silu_prime(p: Tensor) -> Tensor:

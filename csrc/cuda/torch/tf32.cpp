@@ -1,4 +1,4 @@
-// The stable ABI has no word for torch's settings, Python has: torch_convbp/ops.py gives the
+// The stable ABI has no word for torch's settings, Python has: torch_convbp/ops/conv2d.py gives the
 // operator _allow_tf32 a kernel that reads them, and it is called through the dispatcher. A program
 // that runs the operators without Python has no such kernel: float32 stays float32.
 #include "cuda/torch/tf32.h"

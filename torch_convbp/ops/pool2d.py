@@ -1,5 +1,5 @@
 """The pooling operators ``torch.ops.torch_convbp.{max,avg}_pool2d*`` (L8): what torch must know of
-them beside their kernels, as ops.py says it of the convolution's.
+them beside their kernels.
 
 For each output max_pool2d keeps an *offset*: the number r * S + s of the tap (r, s) that won in the
 window of R x S taps, in one byte where that is enough. torch's *index* i * W + j of the same input
@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torch_convbp import ops, shapes
-from torch_convbp.ops import Ints
+from torch_convbp.ops import checks
+from torch_convbp.ops.memory_format import new_tensor, result_format
+from torch_convbp.ops.registration import Ints, fold, refuse_cuda, refuse_what_is_not_dense, unfold
 
 max_pool2d = torch.ops.torch_convbp.max_pool2d.default
 max_pool2d_input_grad = torch.ops.torch_convbp.max_pool2d_input_grad.default
@@ -28,15 +29,15 @@ POOLS = (max_pool2d, max_pool2d_input_grad, max_pool2d_gather, avg_pool2d, avg_p
 
 def _like(tensor: Tensor, size: Ints, memory_format: torch.memory_format | None = None) -> Tensor:
     """An empty tensor of that size in the format of the given one, or in the one asked for."""
-    return ops.new_tensor(tensor, size, shapes.result_format(tensor, tensor, memory_format))
+    return new_tensor(tensor, size, result_format(tensor, tensor, memory_format))
 
 
 @torch.library.register_fake("torch_convbp::max_pool2d")
 def _(input: Tensor, kernel_size: Ints, *geometry: Any) -> tuple[Tensor, Tensor]:
-    shapes.check_tensors("max_pool2d", input=input)
-    size = shapes.pool2d_output_size(input.shape, kernel_size, *geometry)
+    checks.check_tensors("max_pool2d", input=input)
+    size = checks.pool2d_output_size(input.shape, kernel_size, *geometry)
     output = _like(input, size)
-    return output, torch.empty_like(output, dtype=shapes.offset_dtype(kernel_size))
+    return output, torch.empty_like(output, dtype=checks.offset_dtype(kernel_size))
 
 
 @torch.library.register_fake("torch_convbp::max_pool2d_input_grad")
@@ -48,18 +49,18 @@ def _(
     *geometry: Any,
     memory_format: torch.memory_format | None = None,
 ) -> Tensor:
-    shapes.check_tensors("max_pool2d_input_grad", delta=delta)
-    size = shapes.pool2d_output_size(input_size, kernel_size, *geometry)
-    shapes.check_size("delta", delta.shape, "the output", size)
-    shapes.check_offset(offset, "delta", kernel_size, size, delta.device)
+    checks.check_tensors("max_pool2d_input_grad", delta=delta)
+    size = checks.pool2d_output_size(input_size, kernel_size, *geometry)
+    checks.check_size("delta", delta.shape, "the output", size)
+    checks.check_offset(offset, "delta", kernel_size, size, delta.device)
     return _like(delta, input_size, memory_format)
 
 
 @torch.library.register_fake("torch_convbp::max_pool2d_gather")
 def _(input: Tensor, offset: Tensor, kernel_size: Ints, *geometry: Any) -> Tensor:
-    shapes.check_tensors("max_pool2d_gather", input=input)
-    size = shapes.pool2d_output_size(input.shape, kernel_size, *geometry)
-    shapes.check_offset(offset, "input", kernel_size, size, input.device)
+    checks.check_tensors("max_pool2d_gather", input=input)
+    size = checks.pool2d_output_size(input.shape, kernel_size, *geometry)
+    checks.check_offset(offset, "input", kernel_size, size, input.device)
     return _like(input, size)
 
 
@@ -72,13 +73,13 @@ def _avg_output_size(
     count_include_pad: bool,
     divisor_override: int | None,
 ) -> list[int]:
-    shapes.check_divisor(divisor_override)
-    return shapes.pool2d_output_size(input_size, kernel_size, stride, padding, (1, 1), ceil_mode)
+    checks.check_divisor(divisor_override)
+    return checks.pool2d_output_size(input_size, kernel_size, stride, padding, (1, 1), ceil_mode)
 
 
 @torch.library.register_fake("torch_convbp::avg_pool2d")
 def _(input: Tensor, *geometry: Any) -> Tensor:
-    shapes.check_tensors("avg_pool2d", input=input)
+    checks.check_tensors("avg_pool2d", input=input)
     return _like(input, _avg_output_size(input.shape, *geometry))
 
 
@@ -89,9 +90,9 @@ def _(
     *geometry: Any,
     memory_format: torch.memory_format | None = None,
 ) -> Tensor:
-    shapes.check_tensors("avg_pool2d_input_grad", delta=delta)
+    checks.check_tensors("avg_pool2d_input_grad", delta=delta)
     size = _avg_output_size(input_size, *geometry)
-    shapes.check_size("delta", delta.shape, "the output", size)
+    checks.check_size("delta", delta.shape, "the output", size)
     return _like(delta, input_size, memory_format)
 
 
@@ -124,7 +125,7 @@ def _batch_rule(operator: torch._ops.OpOverload, tensors: tuple[int, ...]) -> Ca
     def rule(info: Any, in_dims: Any, *args: Any, **options: Any) -> Any:
         size, folded = info.batch_size, list(args)
         for position in tensors:
-            folded[position] = ops.fold(args[position], in_dims[position], size, 0)
+            folded[position] = fold(args[position], in_dims[position], size, 0)
         if isinstance(args[0], Tensor):
             batch = (
                 args[0].shape[0] if in_dims[0] is None else args[0].movedim(in_dims[0], 0).shape[1]
@@ -132,7 +133,7 @@ def _batch_rule(operator: torch._ops.OpOverload, tensors: tuple[int, ...]) -> Ca
         else:  # the input's size
             batch = args[0][0]
             folded[0] = [size * batch, *args[0][1:]]
-        return ops.unfold(operator(*folded, **options), 0, (size, batch))
+        return unfold(operator(*folded, **options), 0, (size, batch))
 
     return rule
 
@@ -146,5 +147,5 @@ for _operator, _tensors in (
 ):
     torch.library.register_vmap(_operator._schema.name, _batch_rule(_operator, _tensors))
 
-ops.refuse_what_is_not_dense(POOLS)
-ops.refuse_cuda(POOLS)
+refuse_what_is_not_dense(POOLS)
+refuse_cuda(POOLS)

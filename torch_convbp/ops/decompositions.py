@@ -13,8 +13,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from torch_convbp import activations, depthwise_ops, ops, pool_ops, shapes
-from torch_convbp.ops import Ints
+from torch_convbp import activations
+from torch_convbp.ops import checks
+from torch_convbp.ops import conv2d as conv2d_ops
+from torch_convbp.ops import depthwise as depthwise_ops
+from torch_convbp.ops import elementwise as elementwise_ops
+from torch_convbp.ops import linear as linear_ops
+from torch_convbp.ops import pool2d as pool2d_ops
+from torch_convbp.ops.memory_format import format_of, result_format
+from torch_convbp.ops.registration import Ints
 
 __all__ = ["decompositions"]
 
@@ -57,9 +64,9 @@ def conv2d(
     dilation: Ints,
     groups: int,
 ) -> Tensor:
-    format = shapes.result_format(input, weight)
+    format = result_format(input, weight)
     if input.shape[1] == 0:  # ATen would give no channels
-        size = shapes.conv2d_output_size(
+        size = checks.conv2d_output_size(
             input.shape,
             weight.shape,
             stride,
@@ -109,7 +116,7 @@ def conv2d_input_grad(
     else:
         empty = delta.new_empty(input_size)
         grad = _conv2d_gradients(empty, weight, delta, geometry, (True, False))[0]
-    format = shapes.result_format(weight, delta, memory_format)
+    format = result_format(weight, delta, memory_format)
     return grad.contiguous(memory_format=format)
 
 
@@ -120,7 +127,7 @@ def conv2d_weight_grad(
     *geometry: Any,
     memory_format: torch.memory_format | None = None,
 ) -> Tensor:
-    format = shapes.result_format(input, delta, memory_format)
+    format = result_format(input, delta, memory_format)
     stride, padding, *rest = geometry
     if not _symmetric(padding):
         top, bottom, left, right = padding
@@ -157,7 +164,7 @@ def conv2d_activation(*arguments: Any) -> Tensor:
 
 def error_signal(grad: Tensor, kept: Tensor, name: str, parameters: Sequence[float]) -> Tensor:
     delta = activations.error_signal(grad, kept, name, parameters)
-    return delta.contiguous(memory_format=shapes.format_of(kept))
+    return delta.contiguous(memory_format=format_of(kept))
 
 
 def error_signal_bias_grad(
@@ -194,10 +201,10 @@ def max_pool2d(
         # The first tap that is not in front of the input, if it is not behind it.
         start = torch.where(first < 0, first + (spread - 1 - first) // spread * spread, first)
         inside.append((start < size) & (start < first + count * spread))
-    dtype = shapes.offset_dtype(kernel_size)
+    dtype = checks.offset_dtype(kernel_size)
     nowhere = torch.iinfo(dtype).max if dtype == torch.uint8 else -1
     offset = torch.where(inside[0] & inside[1], taps[0] * kernel_size[1] + taps[1], nowhere)
-    format = shapes.format_of(input)
+    format = format_of(input)
     return (
         output.contiguous(memory_format=format),
         offset.to(dtype).contiguous(memory_format=format),
@@ -212,24 +219,24 @@ def max_pool2d_input_grad(
     memory_format: torch.memory_format | None = None,
 ) -> Tensor:
     batch, channels, height, width = input_size
-    index = pool_ops.indices(offset, input_size, *geometry[:4]).flatten(2)
+    index = pool2d_ops.indices(offset, input_size, *geometry[:4]).flatten(2)
     # Sums run in float32 at least, as the kernels' do.
     wide = torch.promote_types(delta.dtype, torch.float32)
     shares = torch.where(index < 0, 0, delta.flatten(2).to(wide))
     grad = shares.new_zeros([batch, channels, height * width])
     grad = grad.scatter_add(2, index.clamp(min=0), shares)
-    format = shapes.result_format(delta, delta, memory_format)
+    format = result_format(delta, delta, memory_format)
     return grad.to(delta.dtype).reshape(input_size).contiguous(memory_format=format)
 
 
 def max_pool2d_gather(input: Tensor, offset: Tensor, *geometry: Any) -> Tensor:
-    index = pool_ops.indices(offset, input.shape, *geometry[:4]).flatten(2)
+    index = pool2d_ops.indices(offset, input.shape, *geometry[:4]).flatten(2)
     values = torch.where(index < 0, 0, input.flatten(2).gather(2, index.clamp(min=0)))
-    return values.reshape(offset.shape).contiguous(memory_format=shapes.format_of(input))
+    return values.reshape(offset.shape).contiguous(memory_format=format_of(input))
 
 
 def avg_pool2d(input: Tensor, *geometry: Any) -> Tensor:
-    return aten.avg_pool2d(input, *geometry).contiguous(memory_format=shapes.format_of(input))
+    return aten.avg_pool2d(input, *geometry).contiguous(memory_format=format_of(input))
 
 
 def avg_pool2d_input_grad(
@@ -239,25 +246,25 @@ def avg_pool2d_input_grad(
     memory_format: torch.memory_format | None = None,
 ) -> Tensor:
     grad = aten.avg_pool2d_backward(delta, delta.new_empty(input_size), *geometry)
-    format = shapes.result_format(delta, delta, memory_format)
+    format = result_format(delta, delta, memory_format)
     return grad.contiguous(memory_format=format)
 
 
 _TABLE: dict[Any, Callable[..., Any]] = {
-    ops.conv2d: conv2d,
-    ops.conv2d_activation: conv2d_activation,
-    ops.conv2d_activation_pair: conv2d_activation_pair,
-    ops.conv2d_input_grad: conv2d_input_grad,
-    ops.conv2d_weight_grad: conv2d_weight_grad,
-    ops.conv2d_weight_bias_grad: conv2d_weight_bias_grad,
+    conv2d_ops.conv2d: conv2d,
+    conv2d_ops.conv2d_activation: conv2d_activation,
+    conv2d_ops.conv2d_activation_pair: conv2d_activation_pair,
+    conv2d_ops.conv2d_input_grad: conv2d_input_grad,
+    conv2d_ops.conv2d_weight_grad: conv2d_weight_grad,
+    conv2d_ops.conv2d_weight_bias_grad: conv2d_weight_bias_grad,
     depthwise_ops.depthwise_backward: depthwise_ops.equations,
-    ops.activation: activation,
-    ops.error_signal: error_signal,
-    ops.error_signal_bias_grad: error_signal_bias_grad,
-    ops.linear: F.linear,
-    pool_ops.max_pool2d: max_pool2d,
-    pool_ops.max_pool2d_input_grad: max_pool2d_input_grad,
-    pool_ops.max_pool2d_gather: max_pool2d_gather,
-    pool_ops.avg_pool2d: avg_pool2d,
-    pool_ops.avg_pool2d_input_grad: avg_pool2d_input_grad,
+    elementwise_ops.activation: activation,
+    elementwise_ops.error_signal: error_signal,
+    elementwise_ops.error_signal_bias_grad: error_signal_bias_grad,
+    linear_ops.linear: F.linear,
+    pool2d_ops.max_pool2d: max_pool2d,
+    pool2d_ops.max_pool2d_input_grad: max_pool2d_input_grad,
+    pool2d_ops.max_pool2d_gather: max_pool2d_gather,
+    pool2d_ops.avg_pool2d: avg_pool2d,
+    pool2d_ops.avg_pool2d_input_grad: avg_pool2d_input_grad,
 }

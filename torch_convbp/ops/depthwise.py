@@ -15,9 +15,18 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from torch_convbp import activations, ops, shapes
-from torch_convbp._single_level import below_autograd, derivative_wanted
-from torch_convbp.ops import Ints
+from torch_convbp import activations
+from torch_convbp.ops import checks
+from torch_convbp.ops import conv2d as conv2d_ops
+from torch_convbp.ops import elementwise as elementwise_ops
+from torch_convbp.ops.dispatch import below_autograd, derivative_wanted
+from torch_convbp.ops.registration import (
+    Ints,
+    fold,
+    refuse_cuda,
+    refuse_what_is_not_dense,
+    register,
+)
 
 depthwise_backward = torch.ops.torch_convbp.depthwise_backward.default
 
@@ -49,23 +58,23 @@ def equations(
     """The same, one equation after the other.
 
     Gradients of input [N, C, H, W], weight [C, 1, R, S] and bias [C], from ``grad`` and ``kept``
-    [N, C, M, N'], as ops.error_signal's; without an activation ``kept`` is None and grad is delta.
+    [N, C, M, N'], as error_signal's; without an activation ``kept`` is None and grad is delta.
     """
     if kept is not None:
         activations.check(activation, parameters)
-    shapes.check_tensors("depthwise_backward", grad=grad, input=input, weight=weight, kept=kept)
+    checks.check_tensors("depthwise_backward", grad=grad, input=input, weight=weight, kept=kept)
     geometry = (stride, padding, dilation, groups)
-    size = shapes.conv2d_output_size(input.shape, weight.shape, *geometry, input.element_size())
-    shapes.check_depthwise(weight.shape, groups)
-    shapes.check_size("grad", grad.shape, "conv2d's output", size)
+    size = checks.conv2d_output_size(input.shape, weight.shape, *geometry, input.element_size())
+    checks.check_depthwise(weight.shape, groups)
+    checks.check_size("grad", grad.shape, "conv2d's output", size)
     delta = grad
     if kept is not None:
-        shapes.check_size("kept", kept.shape, "conv2d's output", size)
-        delta = ops.error_signal(grad, kept, activation, parameters)  # L3
-    input_grad = ops.conv2d_input_grad(  # L6
+        checks.check_size("kept", kept.shape, "conv2d's output", size)
+        delta = elementwise_ops.error_signal(grad, kept, activation, parameters)  # L3
+    input_grad = conv2d_ops.conv2d_input_grad(  # L6
         input.shape, weight, delta, *geometry, memory_format=memory_format
     )
-    weight_grad, bias_grad = ops.conv2d_weight_bias_grad(  # L4, L5
+    weight_grad, bias_grad = conv2d_ops.conv2d_weight_bias_grad(  # L4, L5
         input, weight.shape, delta, *geometry, memory_format=memory_format
     )
     return input_grad, weight_grad, bias_grad
@@ -81,18 +90,18 @@ def _autograd(
 
 
 torch.library.register_fake("torch_convbp::depthwise_backward")(equations)
-ops.register(depthwise_backward, "CPU", equations)
-ops.register(depthwise_backward, "Autograd", _autograd)
-ops.refuse_what_is_not_dense((depthwise_backward,))
-ops.refuse_cuda((depthwise_backward,))
+register(depthwise_backward, "CPU", equations)
+register(depthwise_backward, "Autograd", _autograd)
+refuse_what_is_not_dense((depthwise_backward,))
+refuse_cuda((depthwise_backward,))
 
 
 @torch.library.register_vmap("torch_convbp::depthwise_backward")
 def _(info: Any, in_dims: Any, *arguments: Any, **format: Any) -> Any:
-    # The indices become channels, as where ops.py wants a weight gradient for each.
+    # The indices become channels, as where conv2d.py wants a weight gradient for each.
     size = info.batch_size
     folded = [
-        None if tensor is None else ops.fold(tensor, dim, size, into)
+        None if tensor is None else fold(tensor, dim, size, into)
         for tensor, dim, into in zip(arguments[:4], in_dims, (1, 1, 1, 0), strict=False)
     ]
     stride, padding, dilation, groups, *row = arguments[4:]
@@ -108,4 +117,4 @@ def _(info: Any, in_dims: Any, *arguments: Any, **format: Any) -> Any:
 
 @register_flop_formula([torch.ops.torch_convbp.depthwise_backward])
 def _(grad: Ints, kept: Ints | None, input: Ints, weight: Ints, *_: Any, **__: Any) -> int:
-    return 2 * ops.flops(weight, grad)
+    return 2 * conv2d_ops.flops(weight, grad)

@@ -1,0 +1,103 @@
+"""What the operators' files share: registering a kernel under a dispatch key, the folding of
+torch.vmap's dimension, autocast, and the errors for tensors and devices without kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from torch_convbp import extension
+from torch_convbp.ops import checks
+
+Ints: TypeAlias = Sequence[int]
+
+# Registrations live as long as this object does.
+_registry = torch.library.Library("torch_convbp", "IMPL")
+
+
+def register(operator: torch._ops.OpOverload, key: str, kernel: Callable[..., Any]) -> None:
+    """Makes ``kernel`` the operator's implementation under a dispatch key."""
+    _registry.impl(operator._schema.name, kernel, key)
+
+
+# --- batching (torch.vmap) ------------------------------------------------------------------
+
+
+def fold(tensor: Tensor, dim: int | None, size: int, into: int) -> Tensor:
+    """Moves the dimension ``dim``, or one made by repetition, into dimension ``into``."""
+    if dim is None:
+        tensor = tensor.unsqueeze(into).expand(*tensor.shape[:into], size, *tensor.shape[into:])
+    else:
+        tensor = tensor.movedim(dim, into)
+    return tensor.flatten(into, into + 1)
+
+
+def unfold(result: Any, dim: int, sizes: tuple[int, int]) -> Any:
+    """The result, or each of a pair, with dimension ``dim`` cut in two; and that dimension."""
+    if isinstance(result, Tensor):
+        return result.unflatten(dim, sizes), dim
+    return tuple(part.unflatten(dim, sizes) for part in result), (dim,) * len(result)
+
+
+# --- autocast -------------------------------------------------------------------------------
+
+
+def autocast(operator: torch._ops.OpOverload, device_type: str) -> Callable[..., Any]:
+    def cast(value: Any) -> Any:
+        # As torch does: float64 is left alone, and integers are left for the operator to refuse.
+        if isinstance(value, Tensor) and value.is_floating_point() and value.dtype != torch.float64:
+            return value.to(torch.get_autocast_dtype(device_type))
+        return value
+
+    def kernel(*args: Any, **kwargs: Any) -> Any:
+        args = tuple(cast(a) for a in args)
+        with torch.autocast(device_type, enabled=False):
+            return operator(*args, **kwargs)
+
+    return kernel
+
+
+# --- tensors that are not dense ---------------------------------------------------------------
+
+# Where the dispatcher takes them; its own words name no argument.
+NOT_DENSE = ("SparseCPU", "SparseCsrCPU", "MkldnnCPU", "QuantizedCPU", "AutogradNestedTensor")
+
+
+def _only_dense(operator: torch._ops.OpOverload) -> Callable[..., Any]:
+    names = [argument.name for argument in operator._schema.arguments]
+
+    def kernel(*args: Any, **kwargs: Any) -> Any:
+        tensors = {n: a for n, a in zip(names, args, strict=False) if isinstance(a, Tensor)}
+        checks.check_is_tensor(operator._schema.name.split("::")[1], **tensors)
+
+    return kernel
+
+
+def refuse_what_is_not_dense(operators: Sequence[torch._ops.OpOverload]) -> None:
+    for operator in operators:
+        for key in NOT_DENSE:
+            register(operator, key, _only_dense(operator))
+
+
+# --- devices without kernels ----------------------------------------------------------------
+
+
+def _no_cuda(operator: torch._ops.OpOverload) -> Callable[..., Any]:
+    def kernel(*args: Any, **kwargs: Any) -> Any:
+        raise NotImplementedError(
+            f"{operator._schema.name} got a CUDA tensor, but torch_convbp cannot run on CUDA here: "
+            f"{extension.cuda_missing}. Move the model and its input to the CPU, or keep "
+            "torch.nn's layers on the GPU (torch_convbp.revert(model))."
+        )
+
+    return kernel
+
+
+def refuse_cuda(operators: Sequence[torch._ops.OpOverload]) -> None:
+    """Where there are no CUDA kernels, a CUDA tensor is told what is missing."""
+    if extension.cuda_missing is not None:
+        for operator in operators:
+            register(operator, "CUDA", _no_cuda(operator))
