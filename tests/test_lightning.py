@@ -23,8 +23,8 @@ from lightning.pytorch.loggers import Logger
 from torch.utils.data import DataLoader, TensorDataset
 
 import torch_convbp as bp
-from torch_convbp import recording
-from torch_convbp.lightning import COLUMNS, History
+from torch_convbp.error_signals import recording
+from torch_convbp.error_signals.lightning import COLUMNS, History
 
 # What Lightning says about loaders and loggers is not in question here.
 pytestmark = [
@@ -353,7 +353,8 @@ def test_lightning_is_optional(monkeypatch: pytest.MonkeyPatch) -> None:
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    monkeypatch.delitem(sys.modules, "torch_convbp.lightning")
+    for name in (bp.lightning.__name__, bp.lightning.ErrorSignalMonitor.__module__):
+        monkeypatch.delitem(sys.modules, name)
     monkeypatch.delattr(bp, "lightning")
     with pytest.raises(ImportError, match="pip install 'lightning"):
         bp.lightning  # noqa: B018

@@ -20,8 +20,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import torch_convbp as bp
-from torch_convbp import modules, recording
-from torch_convbp.recording import ErrorSignals, Record, Statistics
+from torch_convbp import modules
+from torch_convbp.error_signals import recording
+from torch_convbp.error_signals.recording import ErrorSignals, Record
+from torch_convbp.error_signals.statistics import Statistics
 
 WHAT = recording.WHAT
 

@@ -22,10 +22,10 @@ if info.is_asked():  # `python -m torch_convbp.info` runs this file first; the r
 
 from torch_convbp import backends, functional, lecture
 from torch_convbp.convert import convert, revert
+from torch_convbp.error_signals.recording import record_error_signals
 from torch_convbp.fusion import fusions
 from torch_convbp.modules import AvgPoolBP2d, ConvBP2d, LinearBP, MaxPoolBP2d
 from torch_convbp.ops.decompositions import decompositions
-from torch_convbp.recording import record_error_signals
 
 if TYPE_CHECKING:
     from torch_convbp import lightning  # noqa: F401

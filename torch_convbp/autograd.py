@@ -19,7 +19,7 @@ delta and output [N, O, M, N']; bias and bias_grad [O]. N is the batch; an outpu
 
 Every Function saves only what the gradients asked for will need, and computes only those.
 ``geometry`` is (stride, padding, dilation, groups); delta is the error signal dL/dp of L3;
-``layer`` is the module whose error signals are being recorded (recording.py), None as a rule.
+``layer`` is the module whose error signals are being recorded (error_signals), None as a rule.
 """
 
 from __future__ import annotations
@@ -31,8 +31,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torch_convbp import activations, recording
+from torch_convbp import activations
 from torch_convbp.activations import Activation
+from torch_convbp.error_signals import recording
 from torch_convbp.ops import checks
 from torch_convbp.ops import conv2d as conv2d_ops
 from torch_convbp.ops import depthwise as depthwise_ops

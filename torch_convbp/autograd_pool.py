@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torch_convbp import recording
+from torch_convbp.error_signals import recording
 from torch_convbp.ops import pool2d as pool2d_ops
 from torch_convbp.ops.dispatch import autograd_kernel, below_autograd
 from torch_convbp.ops.memory_format import result_format

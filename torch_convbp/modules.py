@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from torch_convbp import activations, functional, recording
+from torch_convbp import activations, functional
 from torch_convbp.activations import Activation, ActivationLike
+from torch_convbp.error_signals import recording
 from torch_convbp.ops.checks import LARGEST_PARAMETER
 
 __all__ = ["AvgPoolBP2d", "ConvBP2d", "LinearBP", "MaxPoolBP2d"]
