@@ -176,7 +176,7 @@ def test_operators_called_directly_are_differentiable() -> None:
 
 
 def test_the_functions_are_what_runs() -> None:
-    """grad_fn is named after the Functions of autograd.py."""
+    """grad_fn is named after the Functions of autograd/."""
     output = bp.functional.conv2d(leaf((1, 2, 4, 4), 1), leaf((2, 2, 3, 3), 2))
     assert output.grad_fn.name() == "Conv2dBackward"
     assert not bp.functional.conv2d(output.detach(), leaf((2, 2, 1, 1), 3).detach()).requires_grad

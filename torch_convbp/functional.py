@@ -15,8 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import torch_convbp.autograd
-import torch_convbp.autograd_pool  # noqa: F401  (both register derivatives)
+import torch_convbp.autograd  # noqa: F401  (registers the derivatives)
 from torch_convbp import activations
 from torch_convbp.activations import ActivationLike
 from torch_convbp.ops import checks

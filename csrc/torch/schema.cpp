@@ -1,5 +1,5 @@
 // The operator schemas, once. Each backend's boundary file ends with its own
-// registration. torch_convbp/ops/ adds fake kernels and batching rules, autograd.py derivatives.
+// registration. torch_convbp/ops/ adds fake kernels and batching rules, autograd/ derivatives.
 //
 // Three operators are the convolution: conv2d (L1), conv2d_input_grad (L6) and conv2d_weight_grad
 // (L4). Others do two things in one pass: conv2d_weight_bias_grad L4 and L5, conv2d_activation L1

@@ -1,6 +1,6 @@
 """The error signals of a backward pass, recorded layer by layer.
 
-The Functions of autograd.py have them in hand: delta (L3), dL/da (L6), the gradients of weight
+The Functions of autograd/ have them in hand: delta (L3), dL/da (L6), the gradients of weight
 and bias (L4, L5). What they do not know is whose they are. So, while a recording is on, hooks
 around each layer's forward pass keep its module in ``here.layer``; the Function that runs there
 notes it as ``ctx.layer``, and its backward hands what it has to ``record``. While none is on

@@ -1,4 +1,4 @@
-"""The derivatives: the backward pass L3 to L7, and that of the backward pass itself.
+"""The derivatives of the convolution: the backward pass L3 to L6, and that of the backward pass.
 
 conv2d (L1), conv2d_input_grad (L6) and conv2d_weight_grad (L4) are one trilinear form
 
@@ -11,7 +11,7 @@ Conv2dWeightBiasGrad is no fourth one, but L4 and L5 from the same pass over del
 layer's whole backward pass may be one operator (ops/depthwise.py).
 
 An activation g turns the gradient of what a layer puts out into its error signal (L3); L4 to L6
-take it from there, or L7 in a dense layer, whose matrix products are torch's.
+take it from there.
 
 Shapes: a, input and input_grad [N, K, H, W]; w, weight and weight_grad [O, K / groups, R, S];
 delta and output [N, O, M, N']; bias and bias_grad [O]. N is the batch; an output map is M x N'
@@ -24,7 +24,6 @@ Every Function saves only what the gradients asked for will need, and computes o
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,12 +32,11 @@ from torch import Tensor
 
 from torch_convbp import activations
 from torch_convbp.activations import Activation
+from torch_convbp.autograd.terms import sum_present
 from torch_convbp.error_signals import recording
-from torch_convbp.ops import checks
 from torch_convbp.ops import conv2d as conv2d_ops
 from torch_convbp.ops import depthwise as depthwise_ops
 from torch_convbp.ops import elementwise as elementwise_ops
-from torch_convbp.ops import linear as linear_ops
 from torch_convbp.ops.dispatch import (
     as_wanted,
     autograd_kernel,
@@ -47,15 +45,6 @@ from torch_convbp.ops.dispatch import (
 )
 from torch_convbp.ops.memory_format import result_format
 from torch_convbp.ops.registration import register
-
-
-def _sum(*terms: Tensor | None) -> Tensor | None:
-    """Sum of the terms that are there."""
-    total = None
-    for term in terms:
-        if term is not None:
-            total = term if total is None else total + term
-    return total
 
 
 def _gradients(
@@ -121,7 +110,7 @@ def _tangent(ctx: Any, input: Tensor, weight: Tensor, input_t, weight_t, bias_t)
         along_weight = conv2d_ops.conv2d(input, weight_t, None, *ctx.geometry)
     if bias_t is not None:
         along_bias = bias_t.reshape(1, -1, 1, 1).expand(ctx.output_size)
-    total = _sum(along_input, along_weight, along_bias)
+    total = sum_present(along_input, along_weight, along_bias)
     assert total is not None  # torch asks for none where there is no tangent
     return total
 
@@ -203,7 +192,7 @@ class Conv2dActivation(torch.autograd.Function):
                     delta, bias_grad = elementwise_ops.error_signal_bias_grad(grad, kept, *ctx.g)
                 elif grad is not None:  # L3
                     delta = elementwise_ops.error_signal(grad, kept, *ctx.g)
-                delta = _sum(delta, p_grad)
+                delta = sum_present(delta, p_grad)
                 if delta is not None:
                     gradients = _gradients(ctx, input, weight, delta, bias_grad)
         if delta is not None and ctx.layer is not None:
@@ -234,86 +223,6 @@ class Conv2dActivationPair(Conv2dActivation):
     @staticmethod
     def jvp(ctx: Any, input_t, weight_t, bias_t, *_) -> Any:  # type: ignore[override]
         return Conv2dActivation.tangents(ctx, input_t, weight_t, bias_t)
-
-
-class ActivationOf(torch.autograd.Function):
-    """a' = g(p) (L2), for layers whose kernel does not include g; backward is L3."""
-
-    @staticmethod
-    def forward(p, name, parameters):  # type: ignore[override]
-        return below_autograd(elementwise_ops.activation, p, name, parameters)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        p, name, parameters = inputs
-        ctx.g = Activation(name, tuple(parameters))
-        kept = output if ctx.g.keeps_output else p
-        ctx.save_for_backward(kept)
-        ctx.save_for_forward(kept)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        (kept,) = ctx.saved_tensors
-        return elementwise_ops.error_signal(grad, kept, *ctx.g), None, None
-
-    @staticmethod
-    def jvp(ctx: Any, p_t, *_) -> Tensor:  # type: ignore[override]
-        (kept,) = ctx.saved_tensors
-        return elementwise_ops.error_signal(p_t, kept, *ctx.g)
-
-
-def _rows(tensor: Tensor) -> Tensor:
-    """[..., J] as [rows, J]."""
-    # -1 for the number of rows would be ambiguous where J is 0.
-    return tensor.reshape(math.prod(tensor.shape[:-1]), tensor.shape[-1])
-
-
-class Linear(torch.autograd.Function):
-    """p_i = sum_j W_ij a_j + bias_i (L7). Shapes: a [..., J], W [I, J], bias [I], p [..., I].
-
-    Of complex numbers too: the gradient is then by the conjugate, as torch's is. Real tensors are
-    their own conjugates.
-    torch lets the bias be anything that is broadcast to p.
-    """
-
-    @staticmethod
-    def forward(input, weight, bias):  # type: ignore[override]
-        return below_autograd(linear_ops.linear, input, weight, bias)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        input, weight, bias = inputs
-        needs_input_grad, needs_weight_grad = ctx.needs_input_grad[:2]
-        ctx.save_for_backward(
-            input if needs_weight_grad else None, weight if needs_input_grad else None
-        )
-        ctx.save_for_forward(input, weight)
-        ctx.output_size, ctx.bias_size = output.shape, None if bias is None else bias.shape
-        ctx.layer = recording.here.layer
-
-    @staticmethod
-    def backward(ctx: Any, delta: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        input, weight = ctx.saved_tensors
-        needs_input_grad, needs_weight_grad, needs_bias_grad = ctx.needs_input_grad
-        input_grad = weight_grad = bias_grad = None
-        if needs_input_grad:  # dL/da_j = sum_i delta_i W_ij
-            input_grad = torch.matmul(delta, weight.conj())
-        if needs_weight_grad:  # dL/dW_ij = delta_i a_j
-            weight_grad = torch.matmul(_rows(delta).t(), _rows(input).conj())
-        if needs_bias_grad:  # dL/dbias_i = delta_i, over all rows
-            bias_grad = delta.sum_to_size(ctx.bias_size)
-        if ctx.layer is not None:
-            recording.record(ctx.layer, delta, input_grad, weight_grad, bias_grad)
-        return input_grad, weight_grad, bias_grad
-
-    @staticmethod
-    def jvp(ctx: Any, input_t, weight_t, bias_t) -> Tensor | None:  # type: ignore[override]
-        input, weight = ctx.saved_tensors
-        return _sum(
-            None if input_t is None else linear_ops.linear(input_t, weight, None),
-            None if weight_t is None else linear_ops.linear(input, weight_t, None),
-            None if bias_t is None else bias_t.expand(ctx.output_size),
-        )
 
 
 class Conv2dInputGrad(torch.autograd.Function):
@@ -364,7 +273,7 @@ class Conv2dInputGrad(torch.autograd.Function):
             along_delta = conv2d_ops.conv2d_input_grad(
                 ctx.input_size, weight, delta_t, *ctx.geometry
             )
-        return _sum(along_weight, along_delta)
+        return sum_present(along_weight, along_delta)
 
 
 class Conv2dWeightGrad(torch.autograd.Function):
@@ -417,7 +326,7 @@ class Conv2dWeightGrad(torch.autograd.Function):
             along_delta = conv2d_ops.conv2d_weight_grad(
                 input, ctx.weight_size, delta_t, *ctx.geometry
             )
-        return _sum(along_input, along_delta)
+        return sum_present(along_input, along_delta)
 
 
 class Conv2dWeightBiasGrad(Conv2dWeightGrad):
@@ -447,8 +356,6 @@ for _operator, _function in (
     (conv2d_ops.conv2d_input_grad, Conv2dInputGrad),
     (conv2d_ops.conv2d_weight_grad, Conv2dWeightGrad),
     (conv2d_ops.conv2d_weight_bias_grad, Conv2dWeightBiasGrad),
-    (elementwise_ops.activation, ActivationOf),
-    (linear_ops.linear, Linear),
 ):
     register(_operator, "Autograd", autograd_kernel(_operator, _function))
 
@@ -467,22 +374,4 @@ def _conv2d_activation_kernel(input, weight, bias, *geometry_and_g):
     return conv2d_ops.conv2d_activation_pair(input, weight, bias, *geometry_and_g)[0]
 
 
-def _error_signal_kernel(grad, kept, name, parameters):
-    # To be differentiated, L3 is written in torch's operators: delta is not linear in what is kept.
-    if not derivative_wanted(grad, kept):
-        return below_autograd(elementwise_ops.error_signal, grad, kept, name, parameters)
-    activations.check(name, parameters)
-    checks.check_size("grad", grad.shape, "kept", kept.shape)
-    return activations.error_signal(grad, kept, name, parameters)
-
-
-def _error_signal_bias_grad_kernel(grad, kept, name, parameters):
-    if not derivative_wanted(grad, kept):
-        return below_autograd(elementwise_ops.error_signal_bias_grad, grad, kept, name, parameters)
-    delta = elementwise_ops.error_signal(grad, kept, name, parameters)
-    return delta, activations.bias_grad(delta)
-
-
 register(conv2d_ops.conv2d_activation, "Autograd", _conv2d_activation_kernel)
-register(elementwise_ops.error_signal, "Autograd", _error_signal_kernel)
-register(elementwise_ops.error_signal_bias_grad, "Autograd", _error_signal_bias_grad_kernel)

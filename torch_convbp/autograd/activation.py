@@ -1,0 +1,66 @@
+"""The derivatives of the activation g (L2), which is L3, and of L3 itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torch_convbp import activations
+from torch_convbp.activations import Activation
+from torch_convbp.ops import checks
+from torch_convbp.ops import elementwise as elementwise_ops
+from torch_convbp.ops.dispatch import autograd_kernel, below_autograd, derivative_wanted
+from torch_convbp.ops.registration import register
+
+
+class ActivationOf(torch.autograd.Function):
+    """a' = g(p) (L2), for layers whose kernel does not include g; backward is L3."""
+
+    @staticmethod
+    def forward(p, name, parameters):  # type: ignore[override]
+        return below_autograd(elementwise_ops.activation, p, name, parameters)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        p, name, parameters = inputs
+        ctx.g = Activation(name, tuple(parameters))
+        kept = output if ctx.g.keeps_output else p
+        ctx.save_for_backward(kept)
+        ctx.save_for_forward(kept)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        (kept,) = ctx.saved_tensors
+        return elementwise_ops.error_signal(grad, kept, *ctx.g), None, None
+
+    @staticmethod
+    def jvp(ctx: Any, p_t, *_) -> Tensor:  # type: ignore[override]
+        (kept,) = ctx.saved_tensors
+        return elementwise_ops.error_signal(p_t, kept, *ctx.g)
+
+
+def _error_signal_kernel(grad, kept, name, parameters):
+    # To be differentiated, L3 is written in torch's operators: delta is not linear in what is kept.
+    if not derivative_wanted(grad, kept):
+        return below_autograd(elementwise_ops.error_signal, grad, kept, name, parameters)
+    activations.check(name, parameters)
+    checks.check_size("grad", grad.shape, "kept", kept.shape)
+    return activations.error_signal(grad, kept, name, parameters)
+
+
+def _error_signal_bias_grad_kernel(grad, kept, name, parameters):
+    if not derivative_wanted(grad, kept):
+        return below_autograd(elementwise_ops.error_signal_bias_grad, grad, kept, name, parameters)
+    delta = elementwise_ops.error_signal(grad, kept, name, parameters)
+    return delta, activations.bias_grad(delta)
+
+
+register(
+    elementwise_ops.activation,
+    "Autograd",
+    autograd_kernel(elementwise_ops.activation, ActivationOf),
+)
+register(elementwise_ops.error_signal, "Autograd", _error_signal_kernel)
+register(elementwise_ops.error_signal_bias_grad, "Autograd", _error_signal_bias_grad_kernel)
