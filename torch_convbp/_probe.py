@@ -23,8 +23,8 @@ def main() -> None:
     import torch_convbp as bp
     from torch_convbp import extension
 
-    say(libraries={"_C": f"{extension._find('_C')}, loaded"})
-    path, missing = extension._find("_C_cuda"), extension.cuda_missing
+    say(libraries={"_C": f"{extension.find('_C')}, loaded"})
+    path, missing = extension.find("_C_cuda"), extension.cuda_missing
     place = f"{path}, not loaded" if path else "missing"
     say(libraries={"_C_cuda": f"{place}: {missing}" if missing else f"{path}, loaded"})
 

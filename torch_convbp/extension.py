@@ -26,13 +26,13 @@ def _begin() -> None:
     setattr(operators, "__import_begun", True)
 
 
-def _find(name: str) -> Path | None:
+def find(name: str) -> Path | None:
     candidates = (FOLDER / f"{name}{suffix}" for suffix in (".abi3.so", ".so"))
     return next((path for path in candidates if path.is_file()), None)
 
 
 def _load_cpu() -> None:
-    library = _find("_C")
+    library = find("_C")
     if library is None:
         raise ImportError(
             f"torch_convbp: the compiled library _C is missing in {FOLDER}. Build it with "
@@ -52,7 +52,7 @@ def _load_cpu() -> None:
 
 def _load_cuda() -> str | None:
     """Loads the CUDA library; returns why that is not possible, None where it is loaded."""
-    library = _find("_C_cuda")
+    library = find("_C_cuda")
     if library is None:
         return "it was built without its CUDA kernels (the library _C_cuda is missing)"
     if torch.version.cuda is None:

@@ -135,7 +135,7 @@ class ErrorSignalMonitor(Callback):
         ):
             self._step = trainer.global_step
             self._on = contextlib.ExitStack()
-            self._on.enter_context(recording._on(self._signals))
+            self._on.enter_context(recording.switched_on(self._signals))
 
     def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
         # Batches whose gradients are accumulated belong to one step.

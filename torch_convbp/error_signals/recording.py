@@ -277,7 +277,7 @@ def record(
         recording._take(layer, gradients)
 
 
-@torch._dynamo.assume_constant_result
+@torch.compiler.assume_constant_result
 def _note_traced(layer_id: int) -> None:
     """Notes a layer that is not recorded.
 
@@ -329,7 +329,7 @@ def _without_our_hooks(state: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _on(signals: ErrorSignals) -> Iterator[None]:
+def switched_on(signals: ErrorSignals) -> Iterator[None]:
     """While it lasts, the recording is on."""
     global _recordings
     with contextlib.ExitStack() as stack:
@@ -386,7 +386,7 @@ def record_error_signals(
             complex numbers; another argument is out of range.
     """
     signals = ErrorSignals(model, keep, limit, what)
-    with _on(signals):
+    with switched_on(signals):
         yield signals
     if complaint := signals.complaint():
         warnings.warn(f"record_error_signals: {complaint}", stacklevel=3)

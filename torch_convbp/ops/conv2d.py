@@ -13,6 +13,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from torch_convbp import activations
 from torch_convbp.ops import checks
+from torch_convbp.ops.dispatch import Operator
 from torch_convbp.ops.memory_format import new_tensor, result_format
 from torch_convbp.ops.registration import (
     Ints,
@@ -155,7 +156,7 @@ def _geometry_of_groups(geometry: Sequence[Any], size: int) -> tuple[Any, ...]:
     return stride, padding, dilation, groups * size, *rest
 
 
-def _vmap_conv2d(operator: torch._ops.OpOverload) -> Callable[..., Any]:
+def _vmap_conv2d(operator: Operator) -> Callable[..., Any]:
     def rule(
         info: Any, in_dims: Any, input: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any
     ) -> Any:
@@ -178,7 +179,7 @@ def _vmap_conv2d(operator: torch._ops.OpOverload) -> Callable[..., Any]:
 
 
 for _operator in (conv2d, conv2d_activation, conv2d_activation_pair):
-    torch.library.register_vmap(_operator._schema.name, _vmap_conv2d(_operator))
+    torch.library.register_vmap(_operator, _vmap_conv2d(_operator))
 
 
 @torch.library.register_vmap("torch_convbp::conv2d_input_grad")
@@ -210,7 +211,7 @@ def _(
     return unfold(grad, 1, (size, channels))
 
 
-def _vmap_weight_grad(operator: torch._ops.OpOverload) -> Callable[..., Any]:
+def _vmap_weight_grad(operator: Operator) -> Callable[..., Any]:
     def rule(
         info: Any,
         in_dims: Any,
@@ -234,7 +235,7 @@ def _vmap_weight_grad(operator: torch._ops.OpOverload) -> Callable[..., Any]:
 
 
 for _operator in (conv2d_weight_grad, conv2d_weight_bias_grad):
-    torch.library.register_vmap(_operator._schema.name, _vmap_weight_grad(_operator))
+    torch.library.register_vmap(_operator, _vmap_weight_grad(_operator))
 
 
 # --- autocast -------------------------------------------------------------------------------

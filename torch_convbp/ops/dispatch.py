@@ -12,12 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch.overrides import has_torch_function
 
 __all__ = [
+    "Operator",
+    "argument_names",
     "as_wanted",
     "autograd_kernel",
     "below_autograd",
@@ -53,8 +55,16 @@ except (ImportError, AttributeError) as error:
     ) from error
 
 
+Operator: TypeAlias = torch._ops.OpOverload
+
+
+def argument_names(operator: Operator, keyword_only: bool = False) -> list[str]:
+    """Names of the operator's arguments, in the order of its schema."""
+    return [a.name for a in operator._schema.arguments if a.kwarg_only or not keyword_only]
+
+
 def autograd_kernel(
-    operator: torch._ops.OpOverload, function: type[torch.autograd.Function]
+    operator: Operator, function: type[torch.autograd.Function]
 ) -> Callable[..., Any]:
     """A kernel for the operator's ``Autograd`` key that records ``function`` at this level.
 
@@ -70,7 +80,7 @@ def autograd_kernel(
             "_compiled_autograd_key": staticmethod(_compiled_autograd_key),
         },
     )
-    keywords = [a.name for a in operator._schema.arguments if a.kwarg_only]
+    keywords = argument_names(operator, keyword_only=True)
 
     def kernel(*args: Any, **kwargs: Any) -> Any:
         if not derivative_wanted(*args):
@@ -122,7 +132,7 @@ def derivative_wanted(*args: Any) -> bool:
     return False
 
 
-def below_autograd(operator: torch._ops.OpOverload, *args: Any, **kwargs: Any) -> Any:
+def below_autograd(operator: Operator, *args: Any, **kwargs: Any) -> Any:
     """Runs the operator's next kernel below the ``Autograd`` key.
 
     A Function's forward runs with gradients turned off. Without torch.func the next kernel

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from torch_convbp.ops import checks
+from torch_convbp.ops.dispatch import Operator
 from torch_convbp.ops.memory_format import new_tensor, result_format
 from torch_convbp.ops.registration import Ints, fold, refuse_cuda, refuse_what_is_not_dense, unfold
 
@@ -119,7 +120,7 @@ def indices(
 # Every map is pooled by itself: a dimension that torch.vmap adds is more batch.
 
 
-def _batch_rule(operator: torch._ops.OpOverload, tensors: tuple[int, ...]) -> Callable[..., Any]:
+def _batch_rule(operator: Operator, tensors: tuple[int, ...]) -> Callable[..., Any]:
     """A rule for an operator whose arguments number ``tensors`` are tensors."""
 
     def rule(info: Any, in_dims: Any, *args: Any, **options: Any) -> Any:
@@ -145,7 +146,7 @@ for _operator, _tensors in (
     (avg_pool2d, (0,)),
     (avg_pool2d_input_grad, (1,)),
 ):
-    torch.library.register_vmap(_operator._schema.name, _batch_rule(_operator, _tensors))
+    torch.library.register_vmap(_operator, _batch_rule(_operator, _tensors))
 
 refuse_what_is_not_dense(POOLS)
 refuse_cuda(POOLS)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from torch_convbp import extension
 from torch_convbp.ops import checks
+from torch_convbp.ops.dispatch import Operator, argument_names
 
 Ints: TypeAlias = Sequence[int]
 
@@ -18,9 +19,9 @@ Ints: TypeAlias = Sequence[int]
 _registry = torch.library.Library("torch_convbp", "IMPL")
 
 
-def register(operator: torch._ops.OpOverload, key: str, kernel: Callable[..., Any]) -> None:
+def register(operator: Operator, key: str, kernel: Callable[..., Any]) -> None:
     """Makes ``kernel`` the operator's implementation under a dispatch key."""
-    _registry.impl(operator._schema.name, kernel, key)
+    _registry.impl(operator, kernel, key)
 
 
 # --- batching (torch.vmap) ------------------------------------------------------------------
@@ -45,7 +46,7 @@ def unfold(result: Any, dim: int, sizes: tuple[int, int]) -> Any:
 # --- autocast -------------------------------------------------------------------------------
 
 
-def autocast(operator: torch._ops.OpOverload, device_type: str) -> Callable[..., Any]:
+def autocast(operator: Operator, device_type: str) -> Callable[..., Any]:
     def cast(value: Any) -> Any:
         # As torch does: float64 is left alone, and integers are left for the operator to refuse.
         if isinstance(value, Tensor) and value.is_floating_point() and value.dtype != torch.float64:
@@ -66,17 +67,17 @@ def autocast(operator: torch._ops.OpOverload, device_type: str) -> Callable[...,
 NOT_DENSE = ("SparseCPU", "SparseCsrCPU", "MkldnnCPU", "QuantizedCPU", "AutogradNestedTensor")
 
 
-def _only_dense(operator: torch._ops.OpOverload) -> Callable[..., Any]:
-    names = [argument.name for argument in operator._schema.arguments]
+def _only_dense(operator: Operator) -> Callable[..., Any]:
+    names = argument_names(operator)
 
     def kernel(*args: Any, **kwargs: Any) -> Any:
         tensors = {n: a for n, a in zip(names, args, strict=False) if isinstance(a, Tensor)}
-        checks.check_is_tensor(operator._schema.name.split("::")[1], **tensors)
+        checks.check_is_tensor(operator.name().split("::")[1], **tensors)
 
     return kernel
 
 
-def refuse_what_is_not_dense(operators: Sequence[torch._ops.OpOverload]) -> None:
+def refuse_what_is_not_dense(operators: Sequence[Operator]) -> None:
     for operator in operators:
         for key in NOT_DENSE:
             register(operator, key, _only_dense(operator))
@@ -85,10 +86,10 @@ def refuse_what_is_not_dense(operators: Sequence[torch._ops.OpOverload]) -> None
 # --- devices without kernels ----------------------------------------------------------------
 
 
-def _no_cuda(operator: torch._ops.OpOverload) -> Callable[..., Any]:
+def _no_cuda(operator: Operator) -> Callable[..., Any]:
     def kernel(*args: Any, **kwargs: Any) -> Any:
         raise NotImplementedError(
-            f"{operator._schema.name} got a CUDA tensor, but torch_convbp cannot run on CUDA here: "
+            f"{operator.name()} got a CUDA tensor, but torch_convbp cannot run on CUDA here: "
             f"{extension.cuda_missing}. Move the model and its input to the CPU, or keep "
             "torch.nn's layers on the GPU (torch_convbp.revert(model))."
         )
@@ -96,7 +97,7 @@ def _no_cuda(operator: torch._ops.OpOverload) -> Callable[..., Any]:
     return kernel
 
 
-def refuse_cuda(operators: Sequence[torch._ops.OpOverload]) -> None:
+def refuse_cuda(operators: Sequence[Operator]) -> None:
     """Where there are no CUDA kernels, a CUDA tensor is told what is missing."""
     if extension.cuda_missing is not None:
         for operator in operators:
