@@ -94,7 +94,7 @@ def test_rows_compute_what_torch_computes(name: str, dtype: torch.dtype) -> None
     # A few roundings, of terms as large as p, some of which cancel.
     tolerance = {"rtol": 8 * EPSILON[dtype], "atol": 8 * 9 * EPSILON[dtype]}
     torch.testing.assert_close(output, expected.detach(), **tolerance)
-    kept = expected.detach() if g.keeps_output else p.detach()
+    kept = expected.detach() if g.saves_output else p.detach()
     delta = ops.error_signal(grad, kept, *g)
     torch.testing.assert_close(delta, expected_delta, **tolerance)
     in_python = TABLE[g.name].error_signal(grad.double(), kept.double(), *g.parameters)
@@ -108,7 +108,7 @@ def test_an_error_signal_is_the_same_if_it_is_to_be_differentiated(
 ) -> None:
     """Both are float32, rounded once: at most the next number of the dtype apart."""
     g, kept = parsed(name), normal((3000,), dtype, 1) * 3
-    kept = ops.activation(kept, *g) if g.keeps_output else kept
+    kept = ops.activation(kept, *g) if g.saves_output else kept
     grad = normal((3000,), dtype, 2)
     expected = ops.error_signal(grad, kept, *g)
     delta = ops.error_signal(grad.requires_grad_(), kept, *g)

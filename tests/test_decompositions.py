@@ -73,7 +73,7 @@ def test_activations(name: str, layout: str) -> None:
     row = name, list(TABLE[name].parameters.values())
     p, grad = (in_layout(normal((2, 3, 5, 4), torch.float64, seed), layout) for seed in (1, 2))
     a = check(ops.activation, p, *row, exact=False)
-    kept = a if TABLE[name].keeps_output else p
+    kept = a if TABLE[name].saves_output else p
     for operator in (ops.error_signal, ops.error_signal_bias_grad):
         check(operator, grad, kept, *row, exact=False)
         check(operator, grad.bfloat16(), kept.bfloat16(), *row, exact=False)

@@ -1,6 +1,6 @@
 """The activations g of the lecture's layer (L2), and their share of its error signal (L3).
 
-One row each: g, and delta = g'(p) ⊙ dL/da written with what is *kept* for it: the output a = g(p)
+One row each: g, and delta = g'(p) ⊙ dL/da written with what is *saved* for it: the output a = g(p)
 where that determines g', the pre-activation p otherwise. csrc/core/activation.h has the same rows
 for the kernels, and a test holds the two together.
 """
@@ -41,22 +41,22 @@ class Activation(NamedTuple):
         return f"{self.name}({', '.join(f'{p:g}' for p in self.parameters)})"
 
     @property
-    def keeps_output(self) -> bool:
-        """Is the output kept for the error signal, rather than the pre-activation?"""
-        keeps = TABLE[self.name].keeps_output
-        return keeps(*self.parameters) if callable(keeps) else keeps
+    def saves_output(self) -> bool:
+        """Is the output saved for the error signal, rather than the pre-activation?"""
+        saves = TABLE[self.name].saves_output
+        return saves(*self.parameters) if callable(saves) else saves
 
 
 class Row(NamedTuple):
     """One activation.
 
-    error_signal(grad, kept, *parameters) is delta; it is written with torch's own differentiable
+    error_signal(grad, saved, *parameters) is delta; it is written with torch's own differentiable
     operators, so it can be differentiated in its turn, to any order.
     """
 
     g: Callable[..., Tensor]
     error_signal: Callable[..., Tensor]
-    keeps_output: bool | Callable[..., bool]
+    saves_output: bool | Callable[..., bool]
     module: type[nn.Module]
     # Name of each parameter, which is the module's attribute too, and its default.
     parameters: Mapping[str, float] = {}
@@ -245,11 +245,11 @@ def _as_written(module: Any) -> Activation | None:
 _NAMES = {row.module: name for name, row in TABLE.items() if name != "gelu_tanh"}
 
 
-def error_signal(grad: Tensor, kept: Tensor, name: str, parameters: Sequence[float]) -> Tensor:
+def error_signal(grad: Tensor, saved: Tensor, name: str, parameters: Sequence[float]) -> Tensor:
     """L3 in torch's operators, and in float32 at least, as in the kernels."""
-    wide = torch.promote_types(kept.dtype, torch.float32)
-    delta = TABLE[name].error_signal(grad.to(wide), kept.to(wide), *parameters)
-    return delta.to(kept.dtype)
+    wide = torch.promote_types(saved.dtype, torch.float32)
+    delta = TABLE[name].error_signal(grad.to(wide), saved.to(wide), *parameters)
+    return delta.to(saved.dtype)
 
 
 def bias_grad(delta: Tensor) -> Tensor:

@@ -79,7 +79,7 @@ def _complex_conv2d(
     # Autocast leaves complex numbers alone; it would not know these for complex.
     with torch.autocast("cuda" if input.is_cuda else "cpu", enabled=False):
         output = conv2d_ops.conv2d(channels, filters, bias, *geometry)
-    # Not torch.complex, which keeps both parts for backward.
+    # Not torch.complex, which saves both parts for backward.
     result = torch.view_as_complex(torch.stack([output[:, 0::2], output[:, 1::2]], -1))
     return result.contiguous(memory_format=format_of(output))
 
@@ -117,8 +117,8 @@ def conv2d(
         groups: divides K and O.
         activation: a name as in torch.nn.functional ("relu", "leaky_relu(0.2)", "relu6",
             "sigmoid", "tanh", "silu", "gelu", "gelu_tanh", "hardswish", "softplus(1, 20)",
-            "hardsigmoid", "mish", "elu(1)"), the torch.nn module, or None. For backward is kept
-            what nn.Conv2d and the activation would keep, or less: the output where it determines
+            "hardsigmoid", "mish", "elu(1)"), the torch.nn module, or None. For backward is saved
+            what nn.Conv2d and the activation would save, or less: the output where it determines
             g', else the pre-activation. Of complex numbers what torch has: sigmoid, tanh, and silu
             without a derivative.
 
@@ -295,7 +295,7 @@ def max_pool2d(
     """The largest input of each window (L8). Backward, the window's delta goes to that input.
 
     Same result as ``torch.nn.functional.max_pool2d``: of equal ones the first wins, NaN wins
-    over all. For backward one byte an output is kept, where windows have at most 255 positions.
+    over all. For backward one byte an output is saved, where windows have at most 255 positions.
 
     Args:
         input: [N, C, H, W] or [C, H, W]; float32, float64, bfloat16 or float16; any strides.
@@ -349,7 +349,7 @@ def avg_pool2d(
 ) -> Tensor:
     """The mean of each window (L8). Backward, the window's delta is spread evenly over it.
 
-    Same result as ``torch.nn.functional.avg_pool2d``. For backward nothing is kept.
+    Same result as ``torch.nn.functional.avg_pool2d``. For backward nothing is saved.
 
     Args:
         input: as ``max_pool2d``'s.

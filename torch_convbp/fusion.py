@@ -373,15 +373,15 @@ _OWN_OUTPUT = (
     *(nn.modules.conv._ConvNd, nn.Linear, nn.modules.batchnorm._NormBase),
     *(nn.modules.pooling._MaxPoolNd, nn.modules.pooling._AvgPoolNd),
 )
-_TORCH_KEEPS_OUTPUT = ("relu", "sigmoid", "tanh")
+_TORCH_SAVES_OUTPUT = ("relu", "sigmoid", "tanh")
 
 
 def _may_be_changed_in_place(root: nn.Module, activation: nn.Module, user: Node) -> bool:
-    """May an operation in place change the output, which the layer keeps for backward, and of
-    which torch keeps the input instead?"""
+    """May an operation in place change the output, which the layer saves for backward, and of
+    which torch saves the input instead?"""
     g = activations.of_module(activation)
-    kept_by_torch = vars(activation).get("inplace") or (g and g.name in _TORCH_KEEPS_OUTPUT)
-    if g is None or not g.keeps_output or kept_by_torch:
+    saved_by_torch = vars(activation).get("inplace") or (g and g.name in _TORCH_SAVES_OUTPUT)
+    if g is None or not g.saves_output or saved_by_torch:
         return False
     modules = (root.get_submodule(str(u.target)) for u in user.users if u.op == "call_module")
     return sum(isinstance(module, _OWN_OUTPUT) for module in modules) < len(user.users)

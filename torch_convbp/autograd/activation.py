@@ -26,34 +26,34 @@ class ActivationOf(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         p, name, parameters = inputs
         ctx.g = Activation(name, tuple(parameters))
-        kept = output if ctx.g.keeps_output else p
-        ctx.save_for_backward(kept)
-        ctx.save_for_forward(kept)
+        saved = output if ctx.g.saves_output else p
+        ctx.save_for_backward(saved)
+        ctx.save_for_forward(saved)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        (kept,) = ctx.saved_tensors
-        return elementwise_ops.error_signal(grad, kept, *ctx.g), None, None
+        (saved,) = ctx.saved_tensors
+        return elementwise_ops.error_signal(grad, saved, *ctx.g), None, None
 
     @staticmethod
     def jvp(ctx: Any, p_t, *_) -> Tensor:  # type: ignore[override]
-        (kept,) = ctx.saved_tensors
-        return elementwise_ops.error_signal(p_t, kept, *ctx.g)
+        (saved,) = ctx.saved_tensors
+        return elementwise_ops.error_signal(p_t, saved, *ctx.g)
 
 
-def _error_signal_kernel(grad, kept, name, parameters):
-    # To be differentiated, L3 is written in torch's operators: delta is not linear in what is kept.
-    if not derivative_wanted(grad, kept):
-        return below_autograd(elementwise_ops.error_signal, grad, kept, name, parameters)
+def _error_signal_kernel(grad, saved, name, parameters):
+    # To be differentiated, L3 is written in torch's operators: delta is not linear in ``saved``.
+    if not derivative_wanted(grad, saved):
+        return below_autograd(elementwise_ops.error_signal, grad, saved, name, parameters)
     activations.check(name, parameters)
-    checks.check_size("grad", grad.shape, "kept", kept.shape)
-    return activations.error_signal(grad, kept, name, parameters)
+    checks.check_size("grad", grad.shape, "kept", saved.shape)
+    return activations.error_signal(grad, saved, name, parameters)
 
 
-def _error_signal_bias_grad_kernel(grad, kept, name, parameters):
-    if not derivative_wanted(grad, kept):
-        return below_autograd(elementwise_ops.error_signal_bias_grad, grad, kept, name, parameters)
-    delta = elementwise_ops.error_signal(grad, kept, name, parameters)
+def _error_signal_bias_grad_kernel(grad, saved, name, parameters):
+    if not derivative_wanted(grad, saved):
+        return below_autograd(elementwise_ops.error_signal_bias_grad, grad, saved, name, parameters)
+    delta = elementwise_ops.error_signal(grad, saved, name, parameters)
     return delta, activations.bias_grad(delta)
 
 

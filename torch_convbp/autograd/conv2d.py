@@ -89,14 +89,14 @@ def _is_one_pass(ctx: Any, grad: Tensor) -> bool:
 def _in_one_pass(
     ctx: Any,
     grad: Tensor,
-    kept: Tensor | None,
+    saved: Tensor | None,
     input: Tensor,
     weight: Tensor,
     g: Sequence[Any] = ("", ()),
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """L3 to L6 in one pass, from the gradient of what the layer puts out."""
     input_grad, weight_grad, bias_grad = depthwise_ops.depthwise_backward(
-        grad, kept, input, weight, *ctx.geometry, *g, memory_format=ctx.memory_format
+        grad, saved, input, weight, *ctx.geometry, *g, memory_format=ctx.memory_format
     )
     return input_grad, weight_grad, bias_grad if ctx.needs_input_grad[2] else None
 
@@ -162,13 +162,13 @@ class Conv2dActivation(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         input, weight, _, *ctx.geometry, name, parameters = inputs
         ctx.g = Activation(name, tuple(parameters))
-        kept = output if isinstance(output, Tensor) else output[1]  # a', or p of the pair
+        saved = output if isinstance(output, Tensor) else output[1]  # a', or p of the pair
         needs_input_grad, needs_weight_grad = ctx.needs_input_grad[:2]
         ctx.save_for_backward(
-            input if needs_weight_grad else None, weight if needs_input_grad else None, kept
+            input if needs_weight_grad else None, weight if needs_input_grad else None, saved
         )
-        ctx.save_for_forward(input, weight, kept)
-        ctx.input_size, ctx.weight_size, ctx.output_size = input.shape, weight.shape, kept.shape
+        ctx.save_for_forward(input, weight, saved)
+        ctx.input_size, ctx.weight_size, ctx.output_size = input.shape, weight.shape, saved.shape
         ctx.memory_format = result_format(input, weight)
         ctx.layer = recording.here.layer
         ctx.set_materialize_grads(False)
@@ -178,20 +178,20 @@ class Conv2dActivation(torch.autograd.Function):
         ctx: Any, grad: Tensor | None, p_grad: Tensor | None = None
     ) -> tuple[Tensor | None, ...]:
         # Non-reentrant checkpointing lets saved_tensors be unpacked once, so unpack all here.
-        input, weight, kept = ctx.saved_tensors
+        input, weight, saved = ctx.saved_tensors
         delta = bias_grad = None
         gradients: tuple[Tensor | None, ...] = (None, None, None)
-        with as_wanted(grad, p_grad, input, weight, kept):
+        with as_wanted(grad, p_grad, input, weight, saved):
             if grad is not None and p_grad is None and _is_one_pass(ctx, grad):
-                gradients = _in_one_pass(ctx, grad, kept, input, weight, ctx.g)
+                gradients = _in_one_pass(ctx, grad, saved, input, weight, ctx.g)
                 if ctx.layer is not None:  # what is recorded
-                    delta = elementwise_ops.error_signal(grad, kept, *ctx.g)
+                    delta = elementwise_ops.error_signal(grad, saved, *ctx.g)
             else:
                 # L3, and L5 in one pass
                 if grad is not None and p_grad is None and ctx.needs_input_grad[2]:
-                    delta, bias_grad = elementwise_ops.error_signal_bias_grad(grad, kept, *ctx.g)
+                    delta, bias_grad = elementwise_ops.error_signal_bias_grad(grad, saved, *ctx.g)
                 elif grad is not None:  # L3
-                    delta = elementwise_ops.error_signal(grad, kept, *ctx.g)
+                    delta = elementwise_ops.error_signal(grad, saved, *ctx.g)
                 delta = sum_present(delta, p_grad)
                 if delta is not None:
                     gradients = _gradients(ctx, input, weight, delta, bias_grad)
@@ -206,13 +206,13 @@ class Conv2dActivation(torch.autograd.Function):
     @staticmethod
     def tangents(ctx: Any, input_t, weight_t, bias_t) -> tuple[Tensor, Tensor]:
         """Those of a' and of p."""
-        input, weight, kept = ctx.saved_tensors
+        input, weight, saved = ctx.saved_tensors
         p_t = _tangent(ctx, input, weight, input_t, weight_t, bias_t)
-        return elementwise_ops.error_signal(p_t, kept, *ctx.g), p_t
+        return elementwise_ops.error_signal(p_t, saved, *ctx.g), p_t
 
 
 class Conv2dActivationPair(Conv2dActivation):
-    """(a', p): the same where p is needed to know g'(p). Then p is an output that can be kept."""
+    """(a', p): the same where p is needed to know g'(p). Then p is an output that can be saved."""
 
     @staticmethod
     def forward(input, weight, bias, *geometry_and_g):  # type: ignore[override]
@@ -367,7 +367,7 @@ def _conv2d_activation_kernel(input, weight, bias, *geometry_and_g):
     # Where g' needs p and a derivative may be asked for, p is computed as an output too.
     *_, name, parameters = geometry_and_g
     activations.check(name, parameters)
-    if Activation(name, tuple(parameters)).keeps_output or not derivative_wanted(
+    if Activation(name, tuple(parameters)).saves_output or not derivative_wanted(
         input, weight, bias
     ):
         return _conv2d_activation(input, weight, bias, *geometry_and_g)

@@ -7,7 +7,7 @@ gradients of every order need no further kernel.
 
 Shapes: a and input_grad [N, C, H, W]; output a', delta and offset [N, C, M, N'], where N is the
 batch and M x N' an output map. ``offset`` says which position of the window won, in a byte for
-windows of up to 255: all that max pooling keeps.
+windows of up to 255: all that max pooling saves for backward.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""The operators of the activation g (L2) and of its error signal (L3), element by element."""
+"""The operators of the activation g (L2) and of its error signal (L3), element by element.
+
+The schemas call ``kept`` what autograd/ has saved for them: a or p, as activations.py says.
+"""
 
 from __future__ import annotations
 

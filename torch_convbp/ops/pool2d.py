@@ -1,7 +1,7 @@
 """The pooling operators ``torch.ops.torch_convbp.{max,avg}_pool2d*`` (L8): what torch must know of
 them beside their kernels.
 
-For each output max_pool2d keeps an *offset*: the number r * S + s of the tap (r, s) that won in the
+For each output max_pool2d saves an *offset*: the number r * S + s of the tap (r, s) that won in the
 window of R x S taps, in one byte where that is enough. torch's *index* i * W + j of the same input
 element (i, j) is made of it by ``indices``, -1 where a window has nothing inside.
 """
