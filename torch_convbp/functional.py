@@ -23,7 +23,7 @@ from torch_convbp.ops import conv2d as conv2d_ops
 from torch_convbp.ops import elementwise as elementwise_ops
 from torch_convbp.ops import linear as linear_ops
 from torch_convbp.ops import pool2d as pool2d_ops
-from torch_convbp.ops.dispatch import as_wanted
+from torch_convbp.ops.dispatch import skip_autograd_unless_needed
 from torch_convbp.ops.memory_format import format_of, result_format
 
 __all__ = [
@@ -142,7 +142,7 @@ def conv2d(
     if input.is_complex():
         output = _activated(_complex_conv2d(batched, weight, bias, geometry), g)
     else:
-        with as_wanted(batched, weight, bias):
+        with skip_autograd_unless_needed(batched, weight, bias):
             if g is None:
                 output = conv2d_ops.conv2d(batched, weight, bias, *geometry)
             else:

@@ -11,7 +11,7 @@ from torch_convbp import activations
 from torch_convbp.activations import Activation
 from torch_convbp.ops import checks
 from torch_convbp.ops import elementwise as elementwise_ops
-from torch_convbp.ops.dispatch import autograd_kernel, below_autograd, derivative_wanted
+from torch_convbp.ops.dispatch import autograd_kernel, needs_derivative, redispatch_below_autograd
 from torch_convbp.ops.registration import register
 
 
@@ -20,7 +20,7 @@ class ActivationOf(torch.autograd.Function):
 
     @staticmethod
     def forward(p, name, parameters):  # type: ignore[override]
-        return below_autograd(elementwise_ops.activation, p, name, parameters)
+        return redispatch_below_autograd(elementwise_ops.activation, p, name, parameters)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -43,16 +43,20 @@ class ActivationOf(torch.autograd.Function):
 
 def _error_signal_kernel(grad, saved, name, parameters):
     # To be differentiated, L3 is written in torch's operators: delta is not linear in ``saved``.
-    if not derivative_wanted(grad, saved):
-        return below_autograd(elementwise_ops.error_signal, grad, saved, name, parameters)
+    if not needs_derivative(grad, saved):
+        return redispatch_below_autograd(
+            elementwise_ops.error_signal, grad, saved, name, parameters
+        )
     activations.check(name, parameters)
     checks.check_size("grad", grad.shape, "kept", saved.shape)
     return activations.error_signal(grad, saved, name, parameters)
 
 
 def _error_signal_bias_grad_kernel(grad, saved, name, parameters):
-    if not derivative_wanted(grad, saved):
-        return below_autograd(elementwise_ops.error_signal_bias_grad, grad, saved, name, parameters)
+    if not needs_derivative(grad, saved):
+        return redispatch_below_autograd(
+            elementwise_ops.error_signal_bias_grad, grad, saved, name, parameters
+        )
     delta = elementwise_ops.error_signal(grad, saved, name, parameters)
     return delta, activations.bias_grad(delta)
 

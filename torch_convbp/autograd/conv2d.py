@@ -38,10 +38,10 @@ from torch_convbp.ops import conv2d as conv2d_ops
 from torch_convbp.ops import depthwise as depthwise_ops
 from torch_convbp.ops import elementwise as elementwise_ops
 from torch_convbp.ops.dispatch import (
-    as_wanted,
     autograd_kernel,
-    below_autograd,
-    derivative_wanted,
+    needs_derivative,
+    redispatch_below_autograd,
+    skip_autograd_unless_needed,
 )
 from torch_convbp.ops.memory_format import result_format
 from torch_convbp.ops.registration import register
@@ -120,7 +120,7 @@ class Conv2d(torch.autograd.Function):
 
     @staticmethod
     def forward(input, weight, bias, stride, padding, dilation, groups):  # type: ignore[override]
-        return below_autograd(
+        return redispatch_below_autograd(
             conv2d_ops.conv2d, input, weight, bias, stride, padding, dilation, groups
         )
 
@@ -139,7 +139,7 @@ class Conv2d(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, delta: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         input, weight = ctx.saved_tensors
-        with as_wanted(delta, input, weight):
+        with skip_autograd_unless_needed(delta, input, weight):
             gradients = _gradients(ctx, input, weight, delta)
         if ctx.layer is not None:
             recording.record(ctx.layer, delta, *gradients)
@@ -156,7 +156,9 @@ class Conv2dActivation(torch.autograd.Function):
 
     @staticmethod
     def forward(input, weight, bias, *geometry_and_g):  # type: ignore[override]
-        return below_autograd(conv2d_ops.conv2d_activation, input, weight, bias, *geometry_and_g)
+        return redispatch_below_autograd(
+            conv2d_ops.conv2d_activation, input, weight, bias, *geometry_and_g
+        )
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -181,7 +183,7 @@ class Conv2dActivation(torch.autograd.Function):
         input, weight, saved = ctx.saved_tensors
         delta = bias_grad = None
         gradients: tuple[Tensor | None, ...] = (None, None, None)
-        with as_wanted(grad, p_grad, input, weight, saved):
+        with skip_autograd_unless_needed(grad, p_grad, input, weight, saved):
             if grad is not None and p_grad is None and _is_one_pass(ctx, grad):
                 gradients = _in_one_pass(ctx, grad, saved, input, weight, ctx.g)
                 if ctx.layer is not None:  # what is recorded
@@ -216,7 +218,7 @@ class Conv2dActivationPair(Conv2dActivation):
 
     @staticmethod
     def forward(input, weight, bias, *geometry_and_g):  # type: ignore[override]
-        return below_autograd(
+        return redispatch_below_autograd(
             conv2d_ops.conv2d_activation_pair, input, weight, bias, *geometry_and_g
         )
 
@@ -231,7 +233,7 @@ class Conv2dInputGrad(torch.autograd.Function):
     @staticmethod
     def forward(input_size, weight, delta, *geometry_and_format):  # type: ignore[override]
         *geometry, memory_format = geometry_and_format
-        return below_autograd(
+        return redispatch_below_autograd(
             conv2d_ops.conv2d_input_grad,
             input_size,
             weight,
@@ -282,7 +284,7 @@ class Conv2dWeightGrad(torch.autograd.Function):
     @staticmethod
     def forward(input, weight_size, delta, *geometry_and_format):  # type: ignore[override]
         *geometry, memory_format = geometry_and_format
-        return below_autograd(
+        return redispatch_below_autograd(
             conv2d_ops.conv2d_weight_grad,
             input,
             weight_size,
@@ -335,7 +337,7 @@ class Conv2dWeightBiasGrad(Conv2dWeightGrad):
     @staticmethod
     def forward(input, weight_size, delta, *geometry_and_format):  # type: ignore[override]
         *geometry, memory_format = geometry_and_format
-        return below_autograd(
+        return redispatch_below_autograd(
             conv2d_ops.conv2d_weight_bias_grad,
             input,
             weight_size,
@@ -367,7 +369,7 @@ def _conv2d_activation_kernel(input, weight, bias, *geometry_and_g):
     # Where g' needs p and a derivative may be asked for, p is computed as an output too.
     *_, name, parameters = geometry_and_g
     activations.check(name, parameters)
-    if Activation(name, tuple(parameters)).saves_output or not derivative_wanted(
+    if Activation(name, tuple(parameters)).saves_output or not needs_derivative(
         input, weight, bias
     ):
         return _conv2d_activation(input, weight, bias, *geometry_and_g)

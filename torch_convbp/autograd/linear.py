@@ -11,7 +11,7 @@ from torch import Tensor
 from torch_convbp.autograd.terms import sum_present
 from torch_convbp.error_signals import recording
 from torch_convbp.ops import linear as linear_ops
-from torch_convbp.ops.dispatch import autograd_kernel, below_autograd
+from torch_convbp.ops.dispatch import autograd_kernel, redispatch_below_autograd
 from torch_convbp.ops.registration import register
 
 
@@ -31,7 +31,7 @@ class Linear(torch.autograd.Function):
 
     @staticmethod
     def forward(input, weight, bias):  # type: ignore[override]
-        return below_autograd(linear_ops.linear, input, weight, bias)
+        return redispatch_below_autograd(linear_ops.linear, input, weight, bias)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

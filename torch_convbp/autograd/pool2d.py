@@ -19,7 +19,7 @@ from torch import Tensor
 
 from torch_convbp.error_signals import recording
 from torch_convbp.ops import pool2d as pool2d_ops
-from torch_convbp.ops.dispatch import autograd_kernel, below_autograd
+from torch_convbp.ops.dispatch import autograd_kernel, redispatch_below_autograd
 from torch_convbp.ops.memory_format import result_format
 from torch_convbp.ops.registration import register
 
@@ -34,7 +34,7 @@ class MaxPool2d(torch.autograd.Function):
 
     @staticmethod
     def forward(input, *geometry):  # type: ignore[override]
-        return below_autograd(pool2d_ops.max_pool2d, input, *geometry)
+        return redispatch_below_autograd(pool2d_ops.max_pool2d, input, *geometry)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -71,7 +71,7 @@ class MaxPool2dInputGrad(torch.autograd.Function):
     @staticmethod
     def forward(input_size, delta, offset, *geometry_and_format):  # type: ignore[override]
         *geometry, memory_format = geometry_and_format
-        return below_autograd(
+        return redispatch_below_autograd(
             pool2d_ops.max_pool2d_input_grad,
             input_size,
             delta,
@@ -103,7 +103,7 @@ class MaxPool2dGather(torch.autograd.Function):
 
     @staticmethod
     def forward(input, offset, *geometry):  # type: ignore[override]
-        return below_autograd(pool2d_ops.max_pool2d_gather, input, offset, *geometry)
+        return redispatch_below_autograd(pool2d_ops.max_pool2d_gather, input, offset, *geometry)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -129,7 +129,7 @@ class AvgPool2d(torch.autograd.Function):
 
     @staticmethod
     def forward(input, *geometry):  # type: ignore[override]
-        return below_autograd(pool2d_ops.avg_pool2d, input, *geometry)
+        return redispatch_below_autograd(pool2d_ops.avg_pool2d, input, *geometry)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -157,7 +157,7 @@ class AvgPool2dInputGrad(torch.autograd.Function):
     @staticmethod
     def forward(input_size, delta, *geometry_and_format):  # type: ignore[override]
         *geometry, memory_format = geometry_and_format
-        return below_autograd(
+        return redispatch_below_autograd(
             pool2d_ops.avg_pool2d_input_grad,
             input_size,
             delta,

@@ -19,7 +19,7 @@ from torch_convbp import activations
 from torch_convbp.ops import checks
 from torch_convbp.ops import conv2d as conv2d_ops
 from torch_convbp.ops import elementwise as elementwise_ops
-from torch_convbp.ops.dispatch import below_autograd, derivative_wanted
+from torch_convbp.ops.dispatch import needs_derivative, redispatch_below_autograd
 from torch_convbp.ops.registration import (
     Ints,
     fold,
@@ -84,9 +84,9 @@ def _autograd(
     grad: Tensor, kept: Tensor | None, input: Tensor, weight: Tensor, *rest: Any, **format: Any
 ) -> Any:
     # Its own derivative is that of the equations.
-    if derivative_wanted(grad, kept, input, weight):
+    if needs_derivative(grad, kept, input, weight):
         return equations(grad, kept, input, weight, *rest, **format)
-    return below_autograd(depthwise_backward, grad, kept, input, weight, *rest, **format)
+    return redispatch_below_autograd(depthwise_backward, grad, kept, input, weight, *rest, **format)
 
 
 torch.library.register_fake("torch_convbp::depthwise_backward")(equations)

@@ -20,12 +20,12 @@ from torch.overrides import has_torch_function
 __all__ = [
     "Operator",
     "argument_names",
-    "as_wanted",
     "autograd_kernel",
-    "below_autograd",
-    "derivative_wanted",
     "is_legacy_batchedtensor",
+    "needs_derivative",
+    "redispatch_below_autograd",
     "saved_tensors_hooks",
+    "skip_autograd_unless_needed",
     "transforms_active",
 ]
 
@@ -83,8 +83,8 @@ def autograd_kernel(
     keywords = argument_names(operator, keyword_only=True)
 
     def kernel(*args: Any, **kwargs: Any) -> Any:
-        if not derivative_wanted(*args):
-            return below_autograd(operator, *args, **kwargs)
+        if not needs_derivative(*args):
+            return redispatch_below_autograd(operator, *args, **kwargs)
         before = get_single_level_autograd_function_allowed()
         set_single_level_autograd_function_allowed(True)
         try:
@@ -113,7 +113,7 @@ def _tangent_at_outer_levels(function: Any) -> Callable[..., Any]:
     return jvp
 
 
-def derivative_wanted(*args: Any) -> bool:
+def needs_derivative(*args: Any) -> bool:
     """May a derivative, backward or forward, be asked for at this level?"""
     if torch.is_grad_enabled() and _any_requires_grad(*args):
         return True
@@ -132,7 +132,7 @@ def derivative_wanted(*args: Any) -> bool:
     return False
 
 
-def below_autograd(operator: Operator, *args: Any, **kwargs: Any) -> Any:
+def redispatch_below_autograd(operator: Operator, *args: Any, **kwargs: Any) -> Any:
     """Runs the operator's next kernel below the ``Autograd`` key.
 
     A Function's forward runs with gradients turned off. Without torch.func the next kernel
@@ -151,7 +151,7 @@ def saved_tensors_hooks() -> Any:
     return _top_saved_tensors_default_hooks(True)
 
 
-def as_wanted(*args: Any) -> AbstractContextManager[Any]:
+def skip_autograd_unless_needed(*args: Any) -> AbstractContextManager[Any]:
     """Operators called within skip the ``Autograd`` key where no derivative of ``args`` is wanted.
 
     Each of the kernels above would find the same, at the price of a small convolution. It may not
@@ -163,7 +163,7 @@ def as_wanted(*args: Any) -> AbstractContextManager[Any]:
         or transforms_active()
         or any([a is not None and is_legacy_batchedtensor(a) for a in args])
         or has_torch_function(args)
-        or derivative_wanted(*args)
+        or needs_derivative(*args)
     ):
         return nullcontext()
     return _AutoDispatchBelowAutograd()
