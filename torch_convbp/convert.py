@@ -174,7 +174,7 @@ def convert(
     """
     checks.check_is_module("convert", model)
     for argument, value in {"pooling": pooling, "dense": dense}.items():
-        checks.flag("convert", argument, value)
+        checks.check_bool("convert", argument, value)
     pairs = fusion.check_pairs(model, fuse_activations)
     wanted = CONVOLUTION | (POOLING if pooling else {}) | (DENSE if dense else {})
     left_alone = {}

@@ -220,7 +220,7 @@ def conv2d_input_grad(
     """
     name = "conv2d_input_grad"
     checks.check_is_tensor(name, weight=weight, delta=delta)
-    input_size = checks.size_list(name, "input_size", input_size)
+    input_size = checks.check_size(name, "input_size", input_size)
     checks.check_dim(name, "input_size", input_size)
     checks.check_same_dim(name, "input_size", input_size, "delta", delta.shape)
     checks.check_weight_dim(weight.shape)
@@ -266,7 +266,7 @@ def conv2d_weight_grad(
     checks.check_is_tensor(name, input=input, delta=delta)
     checks.check_dim(name, "input", input.shape)
     checks.check_same_dim(name, "input", input.shape, "delta", delta.shape)
-    weight_size = checks.size_list(name, "weight_size", weight_size)
+    weight_size = checks.check_size(name, "weight_size", weight_size)
     checks.check_weight_dim(weight_size)
     geometry = checks.geometry(name, weight_size, stride, padding, dilation, groups)
     if input.dim() == 3:
@@ -322,8 +322,8 @@ def max_pool2d(
     checks.check_pool_dim("max_pool2d", input.shape)
     windows = _windows("max_pool2d", kernel_size, stride, padding)
     dilation = checks.pair("max_pool2d", "dilation", dilation, checks.POOLING_PAIR)
-    ceil_mode = checks.flag("max_pool2d", "ceil_mode", ceil_mode)
-    return_indices = checks.flag("max_pool2d", "return_indices", return_indices)
+    ceil_mode = checks.check_bool("max_pool2d", "ceil_mode", ceil_mode)
+    return_indices = checks.check_bool("max_pool2d", "return_indices", return_indices)
     if input.dtype not in checks.DTYPES:
         torchs: Any = F.max_pool2d
         return torchs(input, *windows, dilation, ceil_mode, return_indices)
@@ -369,10 +369,10 @@ def avg_pool2d(
     checks.check_is_tensor("avg_pool2d", input=input)
     checks.check_pool_dim("avg_pool2d", input.shape)
     windows = _windows("avg_pool2d", kernel_size, stride, padding)
-    ceil_mode = checks.flag("avg_pool2d", "ceil_mode", ceil_mode)
-    count_include_pad = checks.flag("avg_pool2d", "count_include_pad", count_include_pad)
+    ceil_mode = checks.check_bool("avg_pool2d", "ceil_mode", ceil_mode)
+    count_include_pad = checks.check_bool("avg_pool2d", "count_include_pad", count_include_pad)
     if divisor_override is not None:
-        divisor_override = checks.whole_number("avg_pool2d", "divisor_override", divisor_override)
+        divisor_override = checks.check_int("avg_pool2d", "divisor_override", divisor_override)
     if input.dtype not in checks.DTYPES:
         torchs: Any = F.avg_pool2d
         return torchs(input, *windows, ceil_mode, count_include_pad, divisor_override)

@@ -72,7 +72,7 @@ def check_is_module(function: str, model: Any) -> None:
         )
 
 
-def whole_number(function: str, name: str, value: Any) -> int:
+def check_int(function: str, name: str, value: Any) -> int:
     """value as an int of 64 bits; SymInts pass, they stand for ints while a graph is traced.
 
     Raises:
@@ -106,22 +106,22 @@ def is_sequence(value: Any) -> bool:
     return isinstance(value, Sequence) and not isinstance(value, (str, bytes, bytearray))
 
 
-def size_list(function: str, name: str, value: Any) -> list[int]:
-    """A sequence of ints (a torch.Size, say) as a list. Raises as whole_number."""
+def check_size(function: str, name: str, value: Any) -> list[int]:
+    """A sequence of ints (a torch.Size, say) as a list. Raises as check_int."""
     if not is_sequence(value):
         # A tensor in the place of its shape is not printed element by element.
         got = "a Tensor" if isinstance(value, Tensor) else f"{value!r} ({type(value).__name__})"
         raise TypeError(
             f"{function}(): argument '{name}' must be a sequence of ints, but got {got}"
         )
-    return [whole_number(function, name, v) for v in value]
+    return [check_int(function, name, v) for v in value]
 
 
 def _ints(function: str, name: str, value: Any) -> list[int]:
     """An int or a sequence of ints as a list."""
     if not is_sequence(value):
         value = (value,)
-    return [whole_number(function, name, v) for v in value]
+    return [check_int(function, name, v) for v in value]
 
 
 # torch's words for what is no pair, of a convolution and of a pooling.
@@ -136,12 +136,12 @@ def pair(function: str, name: str, value: Any, words: str = CONVOLUTION_PAIR) ->
     """An int or a sequence of one or two ints as (height, width).
 
     Raises:
-        TypeError, ValueError: as whole_number.
+        TypeError, ValueError: as check_int.
         RuntimeError: there are none, or more than two.
     """
     if type(value) is tuple and len(value) == 2:  # as layers have it: asked first, for its price
         height, width = value
-        return whole_number(function, name, height), whole_number(function, name, width)
+        return check_int(function, name, height), check_int(function, name, width)
     ints = _ints(function, name, value)
     if len(ints) not in (1, 2):
         expected = words.format(function=function, name=name)
@@ -149,14 +149,14 @@ def pair(function: str, name: str, value: Any, words: str = CONVOLUTION_PAIR) ->
     return ints[0], ints[-1]
 
 
-def flag(function: str, name: str, value: Any) -> bool:
+def check_bool(function: str, name: str, value: Any) -> bool:
     """value; raises TypeError if it is no bool."""
     if not isinstance(value, bool):
         raise TypeError(f"{function}(): argument '{name}' must be bool, not {type(value).__name__}")
     return value
 
 
-def four_paddings(
+def expand_padding(
     function: str,
     padding: Any,
     weight_size: Sequence[int],
@@ -195,8 +195,8 @@ def geometry(
     """The operators' own last four arguments."""
     stride = pair(function, "stride", stride)
     dilation = pair(function, "dilation", dilation)
-    padding = four_paddings(function, padding, weight_size, stride, dilation)
-    return stride, padding, dilation, whole_number(function, "groups", groups)
+    padding = expand_padding(function, padding, weight_size, stride, dilation)
+    return stride, padding, dilation, check_int(function, "groups", groups)
 
 
 def check_dim(function: str, name: str, size: Sequence[int]) -> None:
@@ -427,7 +427,7 @@ def check_bias(bias_size: Sequence[int], weight_size: Sequence[int]) -> None:
     )
 
 
-def check_size(name: str, size: Sequence[int], like: str, expected: Sequence[int]) -> None:
+def check_same_size(name: str, size: Sequence[int], like: str, expected: Sequence[int]) -> None:
     """Raises RuntimeError where the tensor ``name`` has not the size of what ``like`` says."""
     _check(
         list(size) == list(expected),
@@ -560,4 +560,4 @@ def check_offset(
         f"kernel_size={list(kernel_size)}, "
         f"but got {_type_name(offset.dtype)}",
     )
-    check_size("offset", offset.shape, "the output", output_size)
+    check_same_size("offset", offset.shape, "the output", output_size)

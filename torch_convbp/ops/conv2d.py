@@ -94,7 +94,7 @@ def _(
     output_size = checks.conv2d_output_size(
         input_size, weight.shape, stride, padding, dilation, groups, delta.element_size()
     )
-    checks.check_size("delta", delta.shape, "conv2d's output", output_size)
+    checks.check_same_size("delta", delta.shape, "conv2d's output", output_size)
     return new_tensor(delta, input_size, result_format(weight, delta, memory_format))
 
 
@@ -113,7 +113,7 @@ def _fake_weight_grad(
         *geometry,
         delta.element_size(),  # type: ignore[call-arg]
     )
-    checks.check_size("delta", delta.shape, "conv2d's output", output_size)
+    checks.check_same_size("delta", delta.shape, "conv2d's output", output_size)
     return new_tensor(delta, weight_size, result_format(input, delta, memory_format))
 
 

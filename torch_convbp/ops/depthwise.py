@@ -66,10 +66,10 @@ def equations(
     geometry = (stride, padding, dilation, groups)
     size = checks.conv2d_output_size(input.shape, weight.shape, *geometry, input.element_size())
     checks.check_depthwise(weight.shape, groups)
-    checks.check_size("grad", grad.shape, "conv2d's output", size)
+    checks.check_same_size("grad", grad.shape, "conv2d's output", size)
     delta = grad
     if kept is not None:
-        checks.check_size("kept", kept.shape, "conv2d's output", size)
+        checks.check_same_size("kept", kept.shape, "conv2d's output", size)
         delta = elementwise_ops.error_signal(grad, kept, activation, parameters)  # L3
     input_grad = conv2d_ops.conv2d_input_grad(  # L6
         input.shape, weight, delta, *geometry, memory_format=memory_format

@@ -39,7 +39,7 @@ def _fake_error_signal(
 ) -> Tensor:
     activations.check(name, parameters)
     checks.check_tensors(op, grad=grad, kept=kept)
-    checks.check_size("grad", grad.shape, "kept", kept.shape)
+    checks.check_same_size("grad", grad.shape, "kept", kept.shape)
     checks.check_fits(kept.shape, kept.element_size())
     return torch.empty_like(kept, memory_format=format_of(kept))
 

@@ -52,7 +52,7 @@ def _(
 ) -> Tensor:
     checks.check_tensors("max_pool2d_input_grad", delta=delta)
     size = checks.pool2d_output_size(input_size, kernel_size, *geometry)
-    checks.check_size("delta", delta.shape, "the output", size)
+    checks.check_same_size("delta", delta.shape, "the output", size)
     checks.check_offset(offset, "delta", kernel_size, size, delta.device)
     return _like(delta, input_size, memory_format)
 
@@ -93,7 +93,7 @@ def _(
 ) -> Tensor:
     checks.check_tensors("avg_pool2d_input_grad", delta=delta)
     size = _avg_output_size(input_size, *geometry)
-    checks.check_size("delta", delta.shape, "the output", size)
+    checks.check_same_size("delta", delta.shape, "the output", size)
     return _like(delta, input_size, memory_format)
 
 
