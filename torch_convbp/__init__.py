@@ -11,21 +11,25 @@ bp.record_error_signals(model)        # what passes each layer in a backward pas
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-from torch_convbp import info
+# `python -m torch_convbp.info` imports this file first, and needs nothing of it: it reports what
+# does not load here. While Python looks for the module, argv[0] is "-m", and the module's name is
+# what came before its own arguments.
+_is_for_info = sys.argv[:1] == ["-m"] and sys.orig_argv[-len(sys.argv)].endswith(
+    "torch_convbp.info"
+)
 
-if info.is_asked():  # `python -m torch_convbp.info` runs this file first; the rest of it may fail
-    raise SystemExit(info.main())
-
-from torch_convbp import backends, functional, lecture
-from torch_convbp.convert import convert, revert
-from torch_convbp.error_signals.recording import record_error_signals
-from torch_convbp.fusion import fusions
-from torch_convbp.modules import AvgPoolBP2d, ConvBP2d, LinearBP, MaxPoolBP2d
-from torch_convbp.ops.decompositions import decompositions
+if not _is_for_info:
+    from torch_convbp import backends, functional, info, lecture  # noqa: F401  (info: bp.info.report)
+    from torch_convbp.convert import convert, revert
+    from torch_convbp.error_signals.recording import record_error_signals
+    from torch_convbp.fusion import fusions
+    from torch_convbp.modules import AvgPoolBP2d, ConvBP2d, LinearBP, MaxPoolBP2d
+    from torch_convbp.ops.decompositions import decompositions
 
 if TYPE_CHECKING:
     from torch_convbp import lightning  # noqa: F401

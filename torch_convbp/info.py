@@ -52,15 +52,6 @@ ENVIRONMENT = (
 Report = dict[str, dict[str, str]]
 
 
-def is_asked() -> bool:
-    """Is ``python -m torch_convbp.info`` about to run? It imports the package first.
-
-    While Python looks for the module, ``argv[0]`` is "-m"; its name is what came before the
-    module's own arguments.
-    """
-    return sys.argv[:1] == ["-m"] and sys.orig_argv[-len(sys.argv)].endswith("torch_convbp.info")
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the report; return 0 where the package loads and computes, 1 where not."""
     parser = argparse.ArgumentParser(
