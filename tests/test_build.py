@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shutil
 import stat
 import subprocess
@@ -145,6 +146,16 @@ def test_the_source_archive_has_every_file(tmp_path) -> None:
     tracked = {name for name in done.stdout.splitlines() if (ROOT / name).is_file()}
     assert tracked - inside == set()
     assert not [name for name in inside if name.endswith((".so", ".pyc"))]
+
+
+def test_the_wheel_has_every_package() -> None:
+    """pyproject.toml lists them by hand."""
+    folders = (path.parent for path in (ROOT / "torch_convbp").rglob("__init__.py"))
+    listed = re.search(r"^packages = \[(.*?)\]", (ROOT / "pyproject.toml").read_text(), re.M | re.S)
+    assert listed
+    assert set(re.findall(r'"([\w.]+)"', listed[1])) == {
+        ".".join(folder.relative_to(ROOT).parts) for folder in folders
+    }
 
 
 @pytest.mark.slow
