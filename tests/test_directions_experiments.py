@@ -68,11 +68,11 @@ def test_a_room_knows_those_below() -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "from torch_convbp import _library",
-        "from torch_convbp import info, _library as library",
-        "from torch_convbp._library import cuda_missing",
+        "from torch_convbp import _probe",
+        "from torch_convbp import info, _probe as probe",
+        "from torch_convbp._probe import cuda_missing",
         "from torch_convbp.info import *",
-        "import torch_convbp._library",
+        "import torch_convbp._probe",
         "def f():\n    bp.backends._CPU()",
     ],
 )

@@ -1,4 +1,4 @@
-"""The derivatives of the convolution: the backward pass L3 to L6, and that of the backward pass.
+"""The derivatives of the convolution: the backward pass L3 to L6, and the derivatives of that pass.
 
 conv2d (L1), conv2d_input_grad (L6) and conv2d_weight_grad (L4) are one trilinear form
 
