@@ -24,11 +24,11 @@ test-all: $(VENV)/built
 
 # Configurations drawn at random against torch, new ones each time.
 fuzz: $(VENV)/built
-	$(BIN)/python tests/fuzz.py --seconds $(FUZZ_SECONDS) $(ARGS)
+	$(BIN)/python tests/support/fuzz.py --seconds $(FUZZ_SECONDS) $(ARGS)
 
 # The tables of docs/compatibility.md, from test results.
 compatibility: $(VENV)/built
-	$(BIN)/python -m pytest --tables docs/compatibility.md $(ARGS) tests/test_compatibility_*.py
+	$(BIN)/python -m pytest --tables docs/compatibility.md $(ARGS) tests/compatibility
 
 # The tables and pictures of docs/performance.md: some hours, in which nothing else should run.
 SPEED = $(BIN)/python -m experiments.speed --write docs/performance.md $(ARGS)
@@ -50,14 +50,14 @@ tutorial: $(VENV)/built
 # in "PROBLEMS=500 SEED=1".
 TORCH_INCLUDE = $(shell $(BIN)/python -c 'import os, torch; print(os.path.join(os.path.dirname(torch.__file__), "include"))')
 sanitize: $(VENV)/installed
-	$(MAKE) -C tests/sanitize TORCH_INCLUDE=$(TORCH_INCLUDE) KIND=address $(ARGS)
-	$(MAKE) -C tests/sanitize TORCH_INCLUDE=$(TORCH_INCLUDE) KIND=thread $(ARGS)
+	$(MAKE) -C tests/native/sanitize TORCH_INCLUDE=$(TORCH_INCLUDE) KIND=address $(ARGS)
+	$(MAKE) -C tests/native/sanitize TORCH_INCLUDE=$(TORCH_INCLUDE) KIND=thread $(ARGS)
 
 # On a machine with a GPU: the CUDA kernels against the CPU's loop nests, by themselves and under
 # compute-sanitizer, and what the default tests show on every device.
 cuda-check: $(VENV)/built
-	$(MAKE) -j -C tests/cuda TORCH_INCLUDE=$(TORCH_INCLUDE) gpu
-	$(MAKE) -C tests/cuda TORCH_INCLUDE=$(TORCH_INCLUDE) run-gpu
+	$(MAKE) -j -C tests/native/cuda TORCH_INCLUDE=$(TORCH_INCLUDE) gpu
+	$(MAKE) -C tests/native/cuda TORCH_INCLUDE=$(TORCH_INCLUDE) run-gpu
 	$(BIN)/python -m pytest -m "not slow" -k cuda $(ARGS)
 
 lint: $(VENV)/built
@@ -82,7 +82,8 @@ wheel: $(VENV)/installed
 # The wheel in fresh environments, an older and a newer torch: its tests run in a folder where they
 # find the wheel, and not the sources.
 TORCH_VERSIONS ?= 2.10.0 2.14.1
-WHEEL_TESTS ?= test_info test_process test_modules test_convert test_gradients test_activations
+WHEEL_TESTS ?= package/test_info package/test_process modules/test_modules modules/test_convert \
+	autograd/test_gradients autograd/test_activations
 wheel-check: $(TORCH_VERSIONS:%=wheel-check-%)
 
 wheel-check-%:

@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parent
 CSRC = ROOT / "csrc"  # what every include of its files is relative to
 STABLE_ABI = ["-DTORCH_TARGET_VERSION=0x020a000000000000", "-DTORCH_STABLE_ONLY"]
 DEFAULT_CUDA_ARCHITECTURES = "8.0;9.0+PTX"
-# tests/test_cuda_build.py compiles with them too.
+# tests/native/test_cuda_build.py compiles with them too.
 NVCC_ARGS = ["-O3", "-std=c++20", "--expt-relaxed-constexpr"]
 
 

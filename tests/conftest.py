@@ -16,35 +16,6 @@ import torch
 
 import torch_convbp as bp
 
-# What holds on every device: these files' tests make their tensors on the default device, and run
-# once more with CUDA's where it is there. The rest is about the CPU's kernels, about processes,
-# files and programs, or says itself which device it means.
-ON_EVERY_DEVICE = {
-    "test_activations",
-    "test_compatibility_backward",
-    "test_compatibility_compile",
-    "test_compatibility_modes",
-    "test_compatibility_modules",
-    "test_compatibility_opinfo",
-    "test_compatibility_transforms",
-    "test_compatibility_transforms_complex",
-    "test_convert",
-    "test_decompositions",
-    "test_depthwise_backward",
-    "test_errors",
-    "test_exact",
-    "test_exact_pools",
-    "test_fusion",
-    "test_fuzz",
-    "test_gradients",
-    "test_lecture_network",
-    "test_modules",
-    "test_ops",
-    "test_pooling",
-    "test_recording",
-    "test_reference",
-}
-
 RANK = {"✓": 0, "refused": 1, "skipped": 2, "✗": 3}
 
 # table -> row -> column -> what its tests showed
@@ -74,14 +45,16 @@ def write(config: pytest.Config, table: str, row: str, column: str, value: str) 
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if bp.backends.cuda.is_available() and metafunc.module.__name__ in ON_EVERY_DEVICE:
+    marked = metafunc.definition.get_closest_marker("every_device")
+    if marked and bp.backends.cuda.is_available():
         metafunc.fixturenames.append("default_device")
         metafunc.parametrize("default_device", ["cpu", "cuda"], indirect=True)
 
 
 @pytest.fixture
 def default_device(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Where a test's tensors are made; see ON_EVERY_DEVICE."""
+    """Where a test's tensors are made, if it is marked ``every_device``: what does not say itself
+    which device it means. The rest is about the CPU's kernels, processes, files and programs."""
     if request.param == "cpu":
         yield "cpu"
         return

@@ -2,7 +2,7 @@
 // for float32 on a CPU written without branches, calls and tables, so that a loop over them
 // becomes vector instructions. Each is a polynomial fitted to the function on a short interval by
 // least squares, reweighted towards the least greatest error, and an identity that leads there;
-// the errors are below 2 units in the last place (tests/test_activations.py).
+// the errors are below 2 units in the last place (tests/autograd/test_activations.py).
 #pragma once
 
 #include <bit>

@@ -1,10 +1,10 @@
 // What the kernels have of the GPU beyond plain C++: indices, shared memory, the barrier, and the
 // handful of PTX instructions that CUDA C++ has no words for. All of it is here, so that the same
-// kernels also run without a GPU: compiled by a C++ compiler, with tests/cuda/shim.h for this file.
+// kernels also run without a GPU: compiled by a C++ compiler, with tests/native/cuda/shim.h for this file.
 #pragma once
 
 #if !defined(__CUDACC__)
-#include "shim.h"  // tests/cuda
+#include "shim.h"  // tests/native/cuda
 #else
 
 #include <cuda_runtime.h>

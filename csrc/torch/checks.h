@@ -1,6 +1,6 @@
 // Checks at the boundary. Each message names the argument, what was expected and what
 // came, in torch's own words where torch has them. torch_convbp/ops/checks.py says the same
-// of fake tensors; tests/test_errors.py holds the two together.
+// of fake tensors; tests/operators/test_errors.py holds the two together.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>

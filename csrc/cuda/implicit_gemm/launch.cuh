@@ -17,7 +17,7 @@ namespace convbp::cuda::gemm {
 // --- shapes ---------------------------------------------------------------------------------
 
 // Calls body(Shape) with the first tile to whose rows and columns `choose` says yes; the last one
-// serves for all. The registers that each may take are in tests/test_cuda_build.py.
+// serves for all. The registers that each may take are in tests/native/test_cuda_build.py.
 template <typename Arithmetic, Innermost innermost, typename Choose, typename Body>
 void with_shape(bool elements, int tile, const Choose& choose, const Body& body) {
   using T = typename Arithmetic::Element;
