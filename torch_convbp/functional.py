@@ -23,8 +23,8 @@ from torch_convbp.ops import conv2d as conv2d_ops
 from torch_convbp.ops import elementwise as elementwise_ops
 from torch_convbp.ops import linear as linear_ops
 from torch_convbp.ops import pool2d as pool2d_ops
-from torch_convbp.ops.dispatch import skip_autograd_unless_needed
 from torch_convbp.ops.memory_format import format_of, result_format
+from torch_convbp.ops.torch_private import skip_autograd_unless_needed
 
 __all__ = [
     "avg_pool2d",

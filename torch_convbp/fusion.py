@@ -36,7 +36,7 @@ from torch_convbp import activations
 from torch_convbp.activations import TABLE, Activation
 from torch_convbp.modules import ConvBP2d, as_node, is_node
 from torch_convbp.ops import checks
-from torch_convbp.ops.dispatch import saved_tensors_hooks
+from torch_convbp.ops.torch_private import saved_tensors_hooks
 
 __all__ = [
     "Fused",

@@ -11,8 +11,12 @@ from torch_convbp import activations
 from torch_convbp.activations import Activation
 from torch_convbp.ops import checks
 from torch_convbp.ops import elementwise as elementwise_ops
-from torch_convbp.ops.dispatch import autograd_kernel, needs_derivative, redispatch_below_autograd
 from torch_convbp.ops.registration import register
+from torch_convbp.ops.torch_private import (
+    autograd_kernel,
+    needs_derivative,
+    redispatch_below_autograd,
+)
 
 
 class ActivationOf(torch.autograd.Function):

@@ -37,14 +37,14 @@ from torch_convbp.error_signals import recording
 from torch_convbp.ops import conv2d as conv2d_ops
 from torch_convbp.ops import depthwise as depthwise_ops
 from torch_convbp.ops import elementwise as elementwise_ops
-from torch_convbp.ops.dispatch import (
+from torch_convbp.ops.memory_format import result_format
+from torch_convbp.ops.registration import register
+from torch_convbp.ops.torch_private import (
     autograd_kernel,
     needs_derivative,
     redispatch_below_autograd,
     skip_autograd_unless_needed,
 )
-from torch_convbp.ops.memory_format import result_format
-from torch_convbp.ops.registration import register
 
 
 def _gradients(

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch_convbp.autograd.terms import sum_present
 from torch_convbp.error_signals import recording
 from torch_convbp.ops import linear as linear_ops
-from torch_convbp.ops.dispatch import autograd_kernel, redispatch_below_autograd
 from torch_convbp.ops.registration import register
+from torch_convbp.ops.torch_private import autograd_kernel, redispatch_below_autograd
 
 
 def _rows(tensor: Tensor) -> Tensor:

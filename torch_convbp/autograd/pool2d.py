@@ -19,9 +19,9 @@ from torch import Tensor
 
 from torch_convbp.error_signals import recording
 from torch_convbp.ops import pool2d as pool2d_ops
-from torch_convbp.ops.dispatch import autograd_kernel, redispatch_below_autograd
 from torch_convbp.ops.memory_format import result_format
 from torch_convbp.ops.registration import register
+from torch_convbp.ops.torch_private import autograd_kernel, redispatch_below_autograd
 
 
 def _no_gradients(ctx: Any) -> tuple[None, ...]:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from torch_convbp.error_signals.statistics import Statistics
 from torch_convbp.ops import checks
-from torch_convbp.ops.dispatch import is_legacy_batchedtensor, transforms_active
+from torch_convbp.ops.torch_private import is_legacy_batchedtensor, transforms_active
 
 __all__ = ["ErrorSignals", "Layer", "Record", "record_error_signals"]
 

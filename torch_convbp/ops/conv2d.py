@@ -13,17 +13,17 @@ from torch.utils.flop_counter import register_flop_formula
 
 from torch_convbp import activations
 from torch_convbp.ops import checks
-from torch_convbp.ops.dispatch import Operator
+from torch_convbp.ops.autocast import autocast
 from torch_convbp.ops.memory_format import new_tensor, result_format
 from torch_convbp.ops.registration import (
     Ints,
-    autocast,
     fold,
     refuse_cuda,
     refuse_what_is_not_dense,
     register,
     unfold,
 )
+from torch_convbp.ops.torch_private import Operator
 
 conv2d = torch.ops.torch_convbp.conv2d.default
 conv2d_activation = torch.ops.torch_convbp.conv2d_activation.default

@@ -19,7 +19,6 @@ from torch_convbp import activations
 from torch_convbp.ops import checks
 from torch_convbp.ops import conv2d as conv2d_ops
 from torch_convbp.ops import elementwise as elementwise_ops
-from torch_convbp.ops.dispatch import needs_derivative, redispatch_below_autograd
 from torch_convbp.ops.registration import (
     Ints,
     fold,
@@ -27,6 +26,7 @@ from torch_convbp.ops.registration import (
     refuse_what_is_not_dense,
     register,
 )
+from torch_convbp.ops.torch_private import needs_derivative, redispatch_below_autograd
 
 depthwise_backward = torch.ops.torch_convbp.depthwise_backward.default
 

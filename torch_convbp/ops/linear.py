@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from torch_convbp.ops import checks
-from torch_convbp.ops.registration import Ints, autocast, refuse_what_is_not_dense, register
+from torch_convbp.ops.autocast import autocast
+from torch_convbp.ops.registration import Ints, refuse_what_is_not_dense, register
 
 linear = torch.ops.torch_convbp.linear.default
 

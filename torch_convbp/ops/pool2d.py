@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from torch_convbp.ops import checks
-from torch_convbp.ops.dispatch import Operator
 from torch_convbp.ops.memory_format import new_tensor, result_format
 from torch_convbp.ops.registration import Ints, fold, refuse_cuda, refuse_what_is_not_dense, unfold
+from torch_convbp.ops.torch_private import Operator
 
 max_pool2d = torch.ops.torch_convbp.max_pool2d.default
 max_pool2d_input_grad = torch.ops.torch_convbp.max_pool2d_input_grad.default

@@ -1,5 +1,5 @@
 """What the operators' files share: registering a kernel under a dispatch key, the folding of
-torch.vmap's dimension, autocast, and the errors for tensors and devices without kernels."""
+torch.vmap's dimension, and the errors for tensors and devices without kernels."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from torch_convbp import extension
 from torch_convbp.ops import checks
-from torch_convbp.ops.dispatch import Operator, argument_names
+from torch_convbp.ops.torch_private import Operator, argument_names
 
 Ints: TypeAlias = Sequence[int]
 
@@ -41,24 +41,6 @@ def unfold(result: Any, dim: int, sizes: tuple[int, int]) -> Any:
     if isinstance(result, Tensor):
         return result.unflatten(dim, sizes), dim
     return tuple(part.unflatten(dim, sizes) for part in result), (dim,) * len(result)
-
-
-# --- autocast -------------------------------------------------------------------------------
-
-
-def autocast(operator: Operator, device_type: str) -> Callable[..., Any]:
-    def cast(value: Any) -> Any:
-        # As torch does: float64 is left alone, and integers are left for the operator to refuse.
-        if isinstance(value, Tensor) and value.is_floating_point() and value.dtype != torch.float64:
-            return value.to(torch.get_autocast_dtype(device_type))
-        return value
-
-    def kernel(*args: Any, **kwargs: Any) -> Any:
-        args = tuple(cast(a) for a in args)
-        with torch.autocast(device_type, enabled=False):
-            return operator(*args, **kwargs)
-
-    return kernel
 
 
 # --- tensors that are not dense ---------------------------------------------------------------

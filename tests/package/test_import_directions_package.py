@@ -29,7 +29,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "info": set(),
     "_probe": {"", "extension"},  # "" is the package's own __init__.py
 }
-PRIVATE_NAMES_OF_TORCH = "ops/dispatch.py"
+PRIVATE_NAMES_OF_TORCH = "ops/torch_private.py"
 
 
 def imports(tree: ast.Module) -> Iterator[tuple[str, str]]:
