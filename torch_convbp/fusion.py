@@ -209,9 +209,9 @@ def _live_pairs(owner: Any) -> list[tuple[Any, FusedActivation]]:
 def _unwatched(module: nn.Module, path: Iterable[str]) -> nn.Module | None:
     """The module at the end of ``path``; None where there is none, or a hook is on the way."""
     for name in path:
-        if name not in module._modules:
+        inner: Any = module._modules[name] if name in module._modules else None
+        if inner is None:
             return None
-        inner: Any = module._modules[name]
         for kind in _HOOKS:
             for hook in inner.__dict__.get(kind, {}).values():
                 if hook is not _begin and hook is not _end:  # of an owner within
