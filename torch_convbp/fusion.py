@@ -209,7 +209,9 @@ def _live_pairs(owner: Any) -> list[tuple[Any, FusedActivation]]:
 def _unwatched(module: nn.Module, path: Iterable[str]) -> nn.Module | None:
     """The module at the end of ``path``; None where there is none, or a hook is on the way."""
     for name in path:
-        inner: Any = module._modules[name] if name in module._modules else None
+        if name not in module._modules:  # a ScriptModule's have no get()
+            return None
+        inner: Any = module._modules[name]
         if inner is None:
             return None
         for kind in _HOOKS:
