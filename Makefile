@@ -16,9 +16,9 @@ FUZZ_SECONDS ?= 300
 experiment: $(VENV)/built
 	$(BIN)/python -m experiments.parity $(ARGS)
 
-# In two processes, which share the work as they go.
+# In two processes, which share the work as they go; their threads wait without spinning.
 test: $(VENV)/built
-	$(BIN)/python -m pytest -m "not slow" -n 2 --dist worksteal $(ARGS)
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -m "not slow" -n 2 --dist worksteal $(ARGS)
 
 test-all: $(VENV)/built
 	$(BIN)/python -m pytest $(ARGS)

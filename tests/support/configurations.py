@@ -32,6 +32,11 @@ ALGORITHMS = ("auto", "direct", "winograd", "plain")
 NEAR = 3e-6  # how far Winograd's algorithm may lie from exact results, in units of the largest
 VALUES = ("integers", "normal")
 
+def hardsigmoid(p: Tensor) -> Tensor:
+    """torch's own has 1/6 of float32 in it, of float64 too."""
+    return F.relu6(p + 3) / 6 if p.dtype == torch.float64 else F.hardsigmoid(p)
+
+
 # As users write them, and in torch's words.
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
@@ -45,7 +50,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_tanh": lambda p: F.gelu(p, approximate="tanh"),
     "hardswish": F.hardswish,
     "softplus": F.softplus,
-    "hardsigmoid": F.hardsigmoid,
+    "hardsigmoid": hardsigmoid,
     "mish": F.mish,
     "elu": F.elu,
     "elu(-0.5)": lambda p: F.elu(p, -0.5),
