@@ -32,6 +32,7 @@ ALGORITHMS = ("auto", "direct", "winograd", "plain")
 NEAR = 3e-6  # how far Winograd's algorithm may lie from exact results, in units of the largest
 VALUES = ("integers", "normal")
 
+
 def hardsigmoid(p: Tensor) -> Tensor:
     """torch's own has 1/6 of float32 in it, of float64 too."""
     return F.relu6(p + 3) / 6 if p.dtype == torch.float64 else F.hardsigmoid(p)
