@@ -4,8 +4,8 @@ import torch_convbp as bp
 
 bp.ConvBP2d(3, 64, 3, padding=1)      # a torch.nn.Conv2d with an open backward pass
 bp.convert(model)                     # every nn.Conv2d of a model becomes one
-bp.functional.conv2d(input, weight)   # and the three operators themselves
-bp.record_error_signals(model)        # what passes each layer in a backward pass
+bp.functional.conv2d(input, weight)   # the operators as functions
+bp.record_error_signals(model)        # each layer's gradients in a backward pass
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-# `python -m torch_convbp.info` imports this file first, and needs nothing of it: it reports what
-# does not load here. While Python looks for the module, argv[0] is "-m", and the module's name is
-# what came before its own arguments.
+# `python -m torch_convbp.info` imports this file first, but must work where the imports below fail.
+# While Python looks for the module, argv[0] is "-m"; the module's name comes just before its own
+# arguments.
 _is_for_info = sys.argv[:1] == ["-m"] and sys.orig_argv[-len(sys.argv)].endswith(
     "torch_convbp.info"
 )

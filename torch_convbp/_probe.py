@@ -6,8 +6,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-# Of the largest entry: more than any rounding of float32, that of TF32 included, and less than any
-# mistake.
+# Share of the largest entry: more than any rounding of float32 or TF32, less than any mistake.
 TOLERANCE = 1e-2
 
 
@@ -53,7 +52,7 @@ def say(facts: dict[str, Any] | None = None, **more: Any) -> None:
 def gpus(torch: Any) -> str:
     try:
         torch.cuda.init()
-    except Exception as error:  # of many types: no driver, an old one, a CPU build
+    except Exception as error:  # many types: no driver, an old driver, a CPU build
         return f"none: {str(error).splitlines()[0]}"
     return "; ".join(
         f"{p.name}, {p.major}.{p.minor}, {p.total_memory / 2**30:.0f} GiB"
@@ -62,7 +61,7 @@ def gpus(torch: Any) -> str:
 
 
 def difference(torch: Any, bp: Any, device: str) -> float:
-    """How far a convolution and its gradients lie from torch's in float64, of the largest entry."""
+    """Error of conv2d and its gradients against torch in float64, relative to the largest entry."""
 
     def computed(conv2d: Any, **to: Any) -> list[Any]:
         generator = torch.Generator().manual_seed(0)

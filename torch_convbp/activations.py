@@ -1,8 +1,8 @@
-"""The activations g of the lecture's layer (L2), and their share of its error signal (L3).
+"""The activations g of the lecture's layer (L2), and the error signal of each (L3).
 
-One row each: g, and delta = g'(p) ⊙ dL/da written with what is *saved* for it: the output a = g(p)
-where that determines g', the pre-activation p otherwise. csrc/core/activation.h has the same rows
-for the kernels, and a test holds the two together.
+A row has g, and delta = g'(p) ⊙ dL/da in terms of the *saved* tensor: the output a = g(p) where
+g' follows from a, else the pre-activation p. csrc/core/activation.h has the same rows for the
+kernels, and a test compares the two.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ class Activation(NamedTuple):
 class Row(NamedTuple):
     """One activation.
 
-    error_signal(grad, saved, *parameters) is delta; it is written with torch's own differentiable
-    operators, so it can be differentiated in its turn, to any order.
+    error_signal(grad, saved, *parameters) is delta, in torch's own differentiable operators, so
+    delta can be differentiated to any order.
     """
 
     g: Callable[..., Tensor]
@@ -153,7 +153,7 @@ TABLE: Mapping[str, Row] = {
     "elu": Row(F.elu, _elu, _keeps_sign, nn.ELU, {"alpha": 1.0}),
 }
 
-# What users may write for an activation.
+# Types that users may pass as an activation.
 ActivationLike: TypeAlias = str | nn.Module | Activation | None
 
 
@@ -161,8 +161,8 @@ def parse(function: str, activation: ActivationLike) -> Activation | None:
     """``"relu"``, ``"leaky_relu(0.2)"`` or a torch.nn module as an Activation; None stays None.
 
     Raises:
-        ValueError: no activation of that name, another number of parameters, or one is no number.
-        TypeError: neither a name nor a module of one of the known types.
+        ValueError: activation is unknown, has a wrong number of parameters, or one is no number.
+        TypeError: activation is neither a name nor a module of a known type.
     """
     if activation is None:
         return None
@@ -223,14 +223,14 @@ def _of_module(function: str, module: nn.Module) -> Activation:
 def of_module(module: Any) -> Activation | None:
     """The row of a torch.nn activation module; None where there is none.
 
-    None too for a subclass, whose forward may be another, but for those of fusion.py.
+    A subclass gives None, since its forward may differ; only fusion.py's subclasses count.
     """
     g = _as_written(module)
     return g if g is None or not g.parameters or _has_its_parameters(g) else None
 
 
 def _as_written(module: Any) -> Activation | None:
-    """The same with parameters unchecked: torch.nn takes what there is, and fails when called."""
+    """The row of a module, parameters unchecked: torch.nn itself fails only when called."""
     name = _NAMES.get(getattr(type(module), "activation_class", type(module)))
     if name is None:
         return None
@@ -253,12 +253,12 @@ def error_signal(grad: Tensor, saved: Tensor, name: str, parameters: Sequence[fl
 
 
 def bias_grad(delta: Tensor) -> Tensor:
-    """L5: the sums of delta [N, O, ...] over all but the filters."""
+    """L5: the sums of delta [N, O, ...] over all dimensions but the filters."""
     return delta.sum([d for d in range(delta.dim()) if d != 1])
 
 
 def check(name: str, parameters: Sequence[float]) -> None:
-    """What the operators check of their last two arguments."""
+    """Raises RuntimeError for an unknown name or a wrong number of parameters."""
     if name not in TABLE:
         known = ", ".join(f"{name} {len(row.parameters)}" for name, row in TABLE.items())
         raise RuntimeError(

@@ -18,18 +18,18 @@ _operators = torch.ops.torch_convbp
 
 
 def _checked(name: str) -> str:
-    """The name of an algorithm; TypeError for what is no str."""
+    """The name of an algorithm; TypeError for a value that is no str."""
     if not isinstance(name, str):
         raise TypeError(f"conv_algorithm must be a str, not {type(name).__name__}")
     return name
 
 
 class _Backend:
-    """What the switches of a device have in common."""
+    """Base of a device's switches."""
 
     __slots__ = ()  # a misspelt switch is an error
 
-    conv_algorithm: str  # a property of each
+    conv_algorithm: str  # a property of each subclass
 
     @contextmanager
     def flags(self, *, conv_algorithm: str) -> Iterator[None]:
@@ -48,7 +48,7 @@ class ConvAlgorithm(NamedTuple):
     Attributes:
         name: "direct", "depthwise", "grouped" or "pointwise" (direct arithmetic in kernels of their
             own), "winograd" or "reference".
-        multiply_adds: products that it computes and adds up, those with padding included;
+        multiply_adds: products that the algorithm computes and adds, also those with padding;
             Winograd's transforms are not counted.
     """
 
@@ -67,17 +67,17 @@ class _CPU(_Backend):
 
         - "auto": the fastest algorithm for each problem, by its shape and element type alone;
         - "direct": every product of the sum is computed and added (depthwise, grouped and 1x1
-          convolutions have kernels of their own for it);
-        - "winograd": Winograd's minimal filtering wherever there is one and sums are kept in
-          float32: 3x3 filters with stride 1 or 2, 5x5 with stride 1, 7x7 with stride 2 (not its
-          input gradient), dilated 3x3 (not their weight gradient); direct for all else. Its error
-          is within 3e-6 of the largest result, and what is infinite or NaN spoils its tile (of 6x6
-          pixels; with stride 2, of 9x9 and 11x11);
-        - "reference": the loop nests of csrc/cpu/reference, for reading along; slow. "plain", its
-          first name, is accepted too.
+          convolutions have their own kernels);
+        - "winograd": Winograd's minimal filtering wherever it exists and sums are float32:
+          3x3 filters with stride 1 or 2, 5x5 with stride 1, 7x7 with stride 2 (not its input
+          gradient), dilated 3x3 (not its weight gradient); direct for all else. The error is
+          within 3e-6 of the largest result. An infinite or NaN value spoils its whole tile (6x6
+          pixels; with stride 2, 9x9 and 11x11);
+        - "reference": the loop nests of csrc/cpu/reference, for reading along; slow. The old name
+          "plain" is accepted too.
 
         Raises:
-            RuntimeError: when set to anything else; TypeError: to what is no str.
+            RuntimeError: set to another name; TypeError: set to a value that is no str.
         """
         return _operators._cpu_conv_algorithm()
 
@@ -98,8 +98,8 @@ class _CPU(_Backend):
     ) -> ConvAlgorithm:
         """Which algorithm computes a convolution under the present ``conv_algorithm``.
 
-        Nothing is computed; sizes, dtype and memory format of the tensors count, their values do
-        not. Of a layer it is ``chosen_algorithm(x, layer.weight, layer.stride, layer.padding,
+        Nothing is computed: the tensors' sizes, dtype and memory format count, their values do
+        not. For a layer: ``chosen_algorithm(x, layer.weight, layer.stride, layer.padding,
         layer.dilation, layer.groups)``.
 
         Args:
@@ -130,7 +130,7 @@ class _CPU(_Backend):
         """The instruction set in use: "AVX512_BF16" (AVX512, and products of pairs of bfloat16),
         "AVX512", "AVX2" or "DEFAULT" (what every processor has).
 
-        The environment variable TORCH_CONVBP_CPU_CAPABILITY asks for a lower one; it is read
+        The environment variable TORCH_CONVBP_CPU_CAPABILITY asks for a lower set; it is read
         once, by this function or by the first convolution.
         """
         return _operators._cpu_capability()
@@ -146,12 +146,12 @@ class _CUDA(_Backend):
         """How convolutions are computed on GPUs, in every thread of the process.
 
         - "auto": the fastest kernel for each problem, by its shape and element type alone;
-        - "reference": one thread an output, float64 sums (csrc/cuda/reference), for reading along
-          and for comparisons; slow. "plain", its first name, is accepted too.
+        - "reference": one thread per output, float64 sums (csrc/cuda/reference), for reading along
+          and for comparisons; slow. The old name "plain" is accepted too.
 
         Raises:
-            RuntimeError: when set to anything else, or where the CUDA kernels are not built;
-                TypeError: to what is no str.
+            RuntimeError: set to another name, or the CUDA kernels are not built;
+                TypeError: set to a value that is no str.
         """
         self._check_built()
         return _operators._cuda_conv_algorithm()

@@ -1,10 +1,9 @@
 """``convert(model)`` turns a model's nn.Conv2d layers into ConvBP2d, ``revert(model)`` back; pools,
 dense layers and activations on request.
 
-A ConvBP2d holds exactly what an nn.Conv2d holds and differs in what it computes with, so a layer
-is converted by giving the object its other class. It stays the same object with the same
-Parameters: optimizers, hooks, tied weights, requires_grad flags, train or eval state, device,
-dtype and every reference to it are untouched.
+A ConvBP2d holds exactly what an nn.Conv2d holds; only its computation differs. So conversion
+changes the object's class. The object and its Parameters stay the same: optimizers, hooks, tied
+weights, requires_grad flags, train or eval state, device, dtype and every reference are untouched.
 """
 
 from __future__ import annotations
@@ -36,9 +35,9 @@ _OURS = CONVOLUTION | POOLING | DENSE
 _REVERTED = {ours: theirs for theirs, ours in _OURS.items()}
 
 
-# --- giving a module another class, made here, so that it still pickles and copies
+# --- changing a module's class so that the module still pickles and copies
 
-# From a class to the one that is to take its place; picklable. None: leave it.
+# Function from a class to its replacement, or to None for no change; picklable.
 _Change = Callable[[Any], Any]
 
 
@@ -54,9 +53,9 @@ def _rebuild_by(change: _Change, make: Callable[..., Any], *args: Any) -> Any:
 
 
 def _reduce_by(change: _Change, cls: Any) -> Callable[[nn.Module, Any], tuple[Any, ...]]:
-    """The ``__reduce_ex__`` of what ``change`` makes of ``cls``.
+    """The ``__reduce_ex__`` of the class that ``change`` makes of ``cls``.
 
-    Pickle and deepcopy look classes up by name; such a one is made anew.
+    Pickle and deepcopy look classes up by name; this method makes the class anew.
     """
 
     def __reduce_ex__(self: nn.Module, protocol: Any) -> tuple[Any, ...]:
@@ -78,8 +77,8 @@ def _set_class(module: nn.Module, change: _Change) -> bool:
     elif (base := change(cls.__bases__[0])) is None:
         changed = None
     else:
-        # torch derives a class for each parametrized module and keeps its properties there: the
-        # same class over another base. Copies of the module share the old one, so it stays.
+        # torch derives a class for each parametrized module and stores its properties there. The
+        # new class has them over another base; copies of the module still use the old class.
         namespace = {k: v for k, v in vars(cls).items() if k not in ("__dict__", "__weakref__")}
         changed = type(f"Parametrized{base.__name__}", (base,), namespace)
     if changed is not None:
@@ -92,7 +91,7 @@ def _set_class(module: nn.Module, change: _Change) -> bool:
 
 @functools.cache
 def _converted_class(cls: Any) -> Any:
-    """The class an instance of ``cls`` gets: ours, or ConvBP2d before a subclass's own ways.
+    """The class that an instance of ``cls`` gets: our layer, or one derived from (ConvBP2d, cls).
 
     None for subclasses of the other layers.
     """
@@ -106,12 +105,12 @@ def _converted_class(cls: Any) -> Any:
 
 
 def _reverted_class(cls: Any) -> Any:
-    """What _converted_class made ``cls`` of; None for a subclass of ours."""
+    """The class that _converted_class made ``cls`` of; None for a subclass of our layers."""
     return _REVERTED.get(cls) or vars(cls).get("_converted_from")
 
 
 def _convert_layer(module: nn.Module, theirs: type[nn.Module]) -> str | None:
-    """Converts a layer of the kind ``theirs``; says why where it cannot be, else None."""
+    """Converts a layer of the kind ``theirs``; returns the reason why not, or None."""
     cls: Any = type(module)
     ours = _OURS[theirs].__name__
     methods = ("forward", "_conv_forward")
@@ -121,19 +120,19 @@ def _convert_layer(module: nn.Module, theirs: type[nn.Module]) -> str | None:
         return f"{cls.__name__} has a forward of its own; derive it from {ours} instead"
     if any(m in vars(module) for m in methods):
         return "its forward was replaced on the object"
-    # The class first: to look at a property on the object is to compute it.
+    # The class first: reading a property of the object would compute it.
     if hasattr(_OURS[theirs], "activation") and (
         hasattr(cls, "activation") or hasattr(module, "activation")
     ):
         return f"it has an attribute activation of its own, which would be taken for {ours}'s"
     if theirs is nn.Conv2d:
-        # A parameter, not module.weight: to look at a parametrized weight is to compute it.
+        # Parameters, not module.weight: reading a parametrized weight would compute it.
         for parameter in module.parameters(recurse=True):
             if parameter.dtype not in checks.DTYPES and not parameter.is_complex():
                 return f"its dtype is {parameter.dtype}"
     try:
         changed = _set_class(module, _converted_class)
-    except Exception as error:  # what a class does about it is its own
+    except Exception as error:  # a class may raise anything here
         return f"{cls.__name__} does not let its class be changed: {error}"
     return None if changed else f"{cls.__name__} is a subclass of nn.{theirs.__name__}"
 
@@ -148,9 +147,9 @@ def convert(
     """Turns every nn.Conv2d of ``model`` into a ConvBP2d, in place.
 
     Subclasses of nn.Conv2d that inherit its forward are converted too, and so are parametrized
-    layers. What cannot be is left alone and listed in one warning: subclasses with a forward of
-    their own, layers whose forward was replaced, uninitialised lazy layers, convolutions of dtypes
-    without kernels, scripted layers, layers that have an attribute ``activation`` already.
+    layers. Layers left alone are listed in one warning: subclasses with a forward of their own,
+    layers whose forward was replaced, uninitialised lazy layers, convolutions of dtypes without
+    kernels, scripted layers, layers that have an attribute ``activation`` already.
 
     Args:
         model: any module; one that is an nn.Conv2d itself is converted as well.
@@ -158,12 +157,12 @@ def convert(
         dense: also turn nn.Linear into LinearBP. Subclasses of these three are left alone, and
             listed.
         fuse_activations: also have a ConvBP2d compute the activation module that alone follows it.
-            True: where one trace by torch.fx in each mode shows that, of the model, or of its parts
-            where it cannot be traced as a whole. Pairs of names, [("conv1", "relu1"), ...]: those.
-            A pair runs as one only while the innermost module around it is called, both are in
-            their places and no hook is between them; a model that later runs another way than it
-            was traced raises RuntimeError. bp.fusions(model) lists what was fused, and what was not
-            and why; the logger "torch_convbp" is told too.
+            True: every pair that one torch.fx trace in each mode shows, of the model, or of its
+            parts where the whole cannot be traced. Pairs of names, [("conv1", "relu1"), ...]: those
+            pairs. A pair runs as one only while the innermost module around it is called, both
+            modules are in place and no hook is between them. A model that later runs another way
+            than traced raises RuntimeError. bp.fusions(model) lists the fused pairs, and the
+            reasons for the other convolutions; the logger "torch_convbp" gets the same list.
 
     Returns:
         The same model: outputs, gradients and state_dict are what they were.
@@ -192,12 +191,12 @@ def convert(
 
 
 def revert(model: Model) -> Model:
-    """Turns every layer of ``model`` that is ours back into torch's own, in place.
+    """Turns every torch_convbp layer of ``model`` back into torch's layer, in place.
 
-    Layers that ``convert`` made get the class they had; layers built as ConvBP2d become
-    nn.Conv2d, and so on. Activations it fused are where they were again. Left alone and listed in
+    Layers that ``convert`` made get their former class; layers built as ConvBP2d become
+    nn.Conv2d, and so on. Fused activations compute by themselves again. Left alone and listed in
     one warning are subclasses of our layers, layers that refuse, and layers with an activation of
-    their own: torch's own would compute something else.
+    their own: torch's layers would compute something else.
 
     Returns:
         The same model.

@@ -1,7 +1,7 @@
 """Finds and loads the compiled libraries.
 
-``_C`` holds the operator schemas and the CPU kernels; without it there is nothing to
-import. ``_C_cuda`` holds the CUDA kernels; ``cuda_missing`` says why it is not there.
+``_C`` holds the operator schemas and the CPU kernels; without it the import
+fails. ``_C_cuda`` holds the CUDA kernels; ``cuda_missing`` says why that library is missing.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ ASK = "`python -m torch_convbp.info` says what is here and what is missing."
 
 
 def _begin() -> None:
-    """Derivatives, fake kernels and the like are registered with torch once and for all."""
+    """Makes a second load fail: torch keeps registered derivatives and fake kernels for good."""
     operators = torch.ops.torch_convbp
     if hasattr(operators, "__import_begun"):
         raise ImportError(

@@ -38,7 +38,7 @@ __all__ = [
 IntOrPair: TypeAlias = int | Sequence[int]
 
 
-# Each is one node of a torch.fx graph: a Proxy has no sizes to check.
+# Functions are nodes of a torch.fx graph: a Proxy has no sizes to check.
 for _name in __all__:
     torch.fx.wrap(_name)
 
@@ -46,7 +46,7 @@ for _name in __all__:
 def _activated(output: Tensor, g: activations.Activation | None) -> Tensor:
     if g is None:
         return output
-    if output.is_complex():  # torch's own, which says so where it has none
+    if output.is_complex():  # torch's g, which raises where it has none
         return activations.TABLE[g.name].g(output, *g.parameters)
     return elementwise_ops.activation(output, *g)
 
@@ -54,10 +54,10 @@ def _activated(output: Tensor, g: activations.Activation | None) -> Tensor:
 def _complex_conv2d(
     input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Sequence[Any]
 ) -> Tensor:
-    """conv2d of complex numbers, as one of real numbers; torch's autograd knows the rest.
+    """conv2d of complex numbers by one of real numbers; torch's autograd does the rest.
 
-    (a + bi)(c + di) = (ac - bd) + (ad + bc)i: each channel becomes two neighbours, its real and its
-    imaginary part, and each filter two, one for either part of the output.
+    (a + bi)(c + di) = (ac - bd) + (ad + bc)i: each channel becomes two channels, real and imaginary
+    part. Each filter becomes two filters, one for each part of the output.
     """
     checks.check_alike("conv2d", input=input, weight=weight, bias=bias)
     checks.conv2d_output_size(
@@ -69,17 +69,17 @@ def _complex_conv2d(
     if bias is not None:
         checks.check_bias(bias.shape, weight.shape)
         bias = torch.stack([bias.real, bias.imag], 1).flatten()
-    # Not view_as_real, whose derivative torch cannot compute of empty tensors.
+    # stack, not view_as_real, which torch cannot differentiate for empty tensors.
     channels = torch.stack([input.real, input.imag], 2).flatten(1, 2)
     channels = channels.contiguous(memory_format=format_of(input))
     c, d = weight.real, weight.imag
     filters = torch.stack([torch.stack([c, -d], 2), torch.stack([d, c], 2)], 1)
     filters = filters.flatten(2, 3).flatten(0, 1)
     filters = filters.contiguous(memory_format=result_format(weight, weight))
-    # Autocast leaves complex numbers alone; it would not know these for complex.
+    # Autocast leaves complex numbers alone, so it must not cast their parts.
     with torch.autocast("cuda" if input.is_cuda else "cpu", enabled=False):
         output = conv2d_ops.conv2d(channels, filters, bias, *geometry)
-    # Not torch.complex, which saves both parts for backward.
+    # view_as_complex, not torch.complex, which saves both parts for backward.
     result = torch.view_as_complex(torch.stack([output[:, 0::2], output[:, 1::2]], -1))
     return result.contiguous(memory_format=format_of(output))
 
@@ -101,8 +101,8 @@ def conv2d(
             input[b, k, m * stride - padding + r * dilation, n * stride - padding + s * dilation]
             * weight[o, k, r, s]
 
-    where k runs over the input channels of o's group and positions outside the input are zero;
-    and of it g(output), where an activation is named. Same result as
+    where k runs over the input channels of o's group; positions outside the input are zero.
+    With an activation the result is g(output). Same result as
     ``torch.nn.functional.conv2d`` followed by the activation, in one pass over the output.
 
     Args:
@@ -112,22 +112,22 @@ def conv2d(
         bias: [O], of input's dtype, or None: the lecture's -sum_k b_ok.
         stride: int or (height, width), at least 1.
         padding: int or (height, width), at least 0, on both sides; "valid" for none; "same" for
-            an output of input's size (with stride 1; an odd total pads one more behind).
+            an output of input's size (with stride 1; an odd total pads one more at the end).
         dilation: int or (height, width), at least 1.
         groups: divides K and O.
         activation: a name as in torch.nn.functional ("relu", "leaky_relu(0.2)", "relu6",
             "sigmoid", "tanh", "silu", "gelu", "gelu_tanh", "hardswish", "softplus(1, 20)",
-            "hardsigmoid", "mish", "elu(1)"), the torch.nn module, or None. For backward is saved
-            what nn.Conv2d and the activation would save, or less: the output where it determines
-            g', else the pre-activation. Of complex numbers what torch has: sigmoid, tanh, and silu
-            without a derivative.
+            "hardsigmoid", "mish", "elu(1)"), the torch.nn module, or None. Saved for backward
+            is at most what nn.Conv2d and the activation save: the output where g' follows from
+            it, else the pre-activation. Complex numbers: sigmoid, tanh, and silu without a
+            derivative, as in torch.
 
     Returns:
         [N, O, M, N'] or [O, M, N'], channels_last if input or weight is.
 
     Raises:
         TypeError: an argument is of another type (a numpy array, a float stride).
-        ValueError: no activation of that name, or a number of more than 64 bits.
+        ValueError: activation is unknown, or a number has more than 64 bits.
         RuntimeError: sizes, dtypes or devices do not fit together, or a value is out of range.
         NotImplementedError: a CUDA tensor where the CUDA kernels are not built.
     """
@@ -162,7 +162,7 @@ def linear(
     Same result as ``torch.nn.functional.linear`` followed by the activation.
 
     Args:
-        input: [..., J]: a; of any dtype torch's linear takes, with an activation float32,
+        input: [..., J]: a, of any dtype that torch's linear takes; with an activation float32,
             float64, bfloat16 or float16.
         weight: [I, J]: W, of input's dtype; or [J], for an output without the last dimension.
         bias: [I] (for a weight [J] a single number, []), of input's dtype, or None.
@@ -173,9 +173,9 @@ def linear(
 
     Raises:
         TypeError: an argument is of another type.
-        ValueError: no activation of that name, another number of parameters, or one is no number.
-        RuntimeError: sizes, dtypes or devices do not fit together, in torch's own words; a tensor
-            is not dense; with an activation, another dtype.
+        ValueError: activation is unknown, has a wrong number of parameters, or one is no number.
+        RuntimeError: sizes, dtypes or devices do not fit together (torch's message); a tensor is
+            not dense; with an activation, another dtype.
         NotImplementedError: an activation on CUDA where the CUDA kernels are not built.
     """
     checks.check_is_tensor("linear", input=input, weight=weight)
@@ -210,7 +210,7 @@ def conv2d_input_grad(
         input_size: [N, K, H, W] or [K, H, W], the size of conv2d's input.
         weight: [O, K / groups, R, S], float32, float64, bfloat16 or float16: no complex numbers.
         delta: the error signal dL/dp, of the size and dtype of conv2d's output.
-        stride, padding, dilation, groups: as they were given to ``conv2d``.
+        stride, padding, dilation, groups: as given to ``conv2d``.
 
     Returns:
         A tensor of input_size, channels_last if weight or delta is.
@@ -254,7 +254,7 @@ def conv2d_weight_grad(
             no complex numbers.
         weight_size: [O, K / groups, R, S], the size of conv2d's weight.
         delta: the error signal dL/dp, of the size and dtype of conv2d's output.
-        stride, padding, dilation, groups: as they were given to ``conv2d``.
+        stride, padding, dilation, groups: as given to ``conv2d``.
 
     Returns:
         A tensor of weight_size, channels_last if input or delta is.
@@ -277,7 +277,7 @@ def conv2d_weight_grad(
 def _windows(function: str, kernel_size: IntOrPair, stride: Any, padding: IntOrPair) -> list[Any]:
     """kernel_size, stride and padding as pairs; a pool's stride is its kernel_size by default."""
     kernel = checks.pair(function, "kernel_size", kernel_size, checks.POOLING_PAIR)
-    # torch takes an empty list for "not given" too.
+    # An empty list counts as "not given" too, as in torch.
     given = stride is not None and not (checks.is_sequence(stride) and len(stride) == 0)
     step = checks.pair(function, "stride", stride, checks.POOLING_PAIR) if given else kernel
     return [kernel, step, checks.pair(function, "padding", padding, checks.POOLING_PAIR)]
@@ -292,20 +292,20 @@ def max_pool2d(
     ceil_mode: bool = False,
     return_indices: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """The largest input of each window (L8). Backward, the window's delta goes to that input.
+    """The largest input of each window (L8). Backward sends the window's delta to that input.
 
-    Same result as ``torch.nn.functional.max_pool2d``: of equal ones the first wins, NaN wins
-    over all. For backward one byte an output is saved, where windows have at most 255 positions.
+    Same result as ``torch.nn.functional.max_pool2d``: the first of equal inputs wins, NaN wins
+    over all. Saved for backward is one byte per output, if windows have at most 255 positions.
 
     Args:
         input: [N, C, H, W] or [C, H, W]; float32, float64, bfloat16 or float16; any strides.
-            Other dtypes have no gradient here: torch's function takes them, or refuses.
+            Other dtypes go to torch's function, which may refuse; they have no gradient here.
         kernel_size: int or (height, width), at least 1.
         stride: int or (height, width), at least 1; kernel_size by default.
-        padding: int or (height, width), at most half the kernel_size; never the largest.
+        padding: int or (height, width), at most half the kernel_size; padding never wins.
         dilation: int or (height, width), at least 1.
         ceil_mode: also windows that end outside, if they start inside.
-        return_indices: also return where each output comes from.
+        return_indices: also return the index of each output's input.
 
     Returns:
         [N, C, M, N'] or [C, M, N'], in input's memory format; with return_indices also a tensor
@@ -313,7 +313,7 @@ def max_pool2d(
 
     Raises:
         TypeError: an argument is of another type.
-        ValueError: a number of more than 64 bits.
+        ValueError: a number has more than 64 bits.
         RuntimeError: a value is out of range; the message names it.
         NotImplementedError: a CUDA tensor where the CUDA kernels are not built; a dtype that torch
             does not pool either.
@@ -347,9 +347,9 @@ def avg_pool2d(
     count_include_pad: bool = True,
     divisor_override: int | None = None,
 ) -> Tensor:
-    """The mean of each window (L8). Backward, the window's delta is spread evenly over it.
+    """The mean of each window (L8). Backward spreads delta evenly over the window.
 
-    Same result as ``torch.nn.functional.avg_pool2d``. For backward nothing is saved.
+    Same result as ``torch.nn.functional.avg_pool2d``. Nothing is saved for backward.
 
     Args:
         input: as ``max_pool2d``'s.
@@ -358,7 +358,7 @@ def avg_pool2d(
         padding: int or (height, width), at most half the kernel_size; zeros.
         ceil_mode: also windows that end outside, if they start inside.
         count_include_pad: divide by the window's size with the padding in it, or without.
-        divisor_override: divide by this instead; not 0.
+        divisor_override: a divisor to use instead; not 0.
 
     Returns:
         [N, C, M, N'] or [C, M, N'], in input's memory format.

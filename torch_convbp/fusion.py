@@ -3,12 +3,11 @@
 How pairs are found: torch.fx traces the model once in training and once in evaluation mode. A pair
 is a ConvBP2d whose output goes to one activation module and nowhere else, in both traces.
 
-How they run: every module stays where it is. The *owner* of a pair is the innermost module that has
-both in it. While a call of the owner lasts, and if no hook could see what passes between the two,
+How pairs run: every module stays where it is. The *owner* of a pair is the innermost module that
+contains both. While a call of the owner lasts, and if no hook could see the tensor between the two,
 the convolution computes g in its epilogue and marks the output. The activation hands on a marked
-tensor, and computes g of every other. So a layer that is replaced, pruned, quantised or observed,
-or called by anyone else than the owner, is simply not fused, and g is neither lost nor computed
-twice.
+tensor, and computes g of every other tensor. So a layer that is replaced, pruned, quantised,
+observed, or called from outside the owner is not fused. g is never lost or computed twice.
 """
 
 from __future__ import annotations
@@ -51,9 +50,9 @@ __all__ = [
 
 logger = logging.getLogger("torch_convbp")
 
-# A convolution's name and its activation's, in the model.
+# Names of a convolution and of its activation, in the model.
 Names: TypeAlias = tuple[str, str]
-# Of each convolution, by name: its pair, or the reason why it has none.
+# Convolution's name -> its pair, or the reason why there is none.
 Found: TypeAlias = dict[str, str | Names]
 
 
@@ -80,7 +79,7 @@ class LeftAlone(NamedTuple):
 
 
 class Fusions(NamedTuple):
-    """What ``fusions`` returns; printed, a line for each pair and for each reason."""
+    """Result of ``fusions``; prints as a line for each pair and for each reason."""
 
     fused: list[Fused]
     left_alone: list[LeftAlone]
@@ -97,10 +96,10 @@ class Fusions(NamedTuple):
 
 
 class FusedActivation(nn.Module):
-    """An activation module that hands on what a convolution has computed g of already.
+    """An activation module that hands on a tensor if a convolution has computed g already.
 
-    Its class is derived from the activation's own too, so it is that activation still, with its
-    attributes, hooks and references.
+    The class also derives from the activation's own class, so the module is still that activation,
+    with its attributes, hooks and references.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -119,34 +118,34 @@ def _fused_class(cls: type[nn.Module]) -> type[nn.Module]:
     return type(f"Fused{cls.__name__}", (FusedActivation, cls), namespace)
 
 
-# One for each module of the table, by name in this file: pickle looks for it there.
+# A class for each module of the table, by name in this file, where pickle looks for it.
 _FUSED_CLASSES = {row.module: _fused_class(row.module) for row in TABLE.values()}
 globals().update({cls.__name__: cls for cls in _FUSED_CLASSES.values()})
 
 
 class Run:
-    """One call of an owner. Where its convolutions find other modes than at its beginning (it has
-    come to a checkpoint, say, which may run its part again alone), they do not fuse."""
+    """One call of an owner. Convolutions fuse only in the modes of its beginning: not within a
+    checkpoint, say, which may run its part again alone."""
 
     def __init__(self) -> None:
         self.thread, self.modes = _thread(), _modes()
-        self.convolutions: list[Any] = []  # those that fuse in this call
-        self.untaken = 0  # outputs with g in them that have not come to their activations
+        self.convolutions: list[Any] = []  # fused in this call
+        self.untaken = 0  # outputs that include g and have not reached their activations
 
     def activation(self, module: FusedActivation) -> Activation | None:
-        """g as the module says it now; None: it is not for the convolution to compute."""
+        """The module's present g; None where the convolution must not compute g."""
         if (self.thread, self.modes) != (_thread(), _modes()):
             return None
         return activations.of_module(module)
 
     def mark(self, output: Tensor) -> None:
-        """Says that g is in ``output``."""
+        """Marks ``output`` as one that includes g."""
         output._run = self  # type: ignore[attr-defined]
         self.untaken += 1
 
     def take(self, output: Tensor) -> None:
         self.untaken -= 1
-        if torch.compiler.is_compiling():  # which knows no ``del`` of an attribute
+        if torch.compiler.is_compiling():  # torch.compile knows no ``del`` of an attribute
             output._run = None  # type: ignore[attr-defined]
         else:
             del output._run  # type: ignore[attr-defined]
@@ -176,10 +175,10 @@ def _begin(owner: Any, args: Any) -> None:
 
 
 def _end(owner: Any, args: Any, output: Any) -> None:
-    """After it, and after an exception in it.
+    """After the owner's forward, and after an exception in it.
 
     Raises:
-        RuntimeError: what a convolution gave has not come to its activation. So the owner runs
+        RuntimeError: a convolution's output has not reached its activation. So the owner runs
             another way than when it was traced.
     """
     run = next(run for run in reversed(owner._runs) if run.thread == _thread())
@@ -195,7 +194,7 @@ def _end(owner: Any, args: Any, output: Any) -> None:
 
 
 def _live_pairs(owner: Any) -> list[tuple[Any, FusedActivation]]:
-    """The pairs of an owner that run as one in a call of it."""
+    """The pairs that run as one in a call of the owner."""
     live: list[tuple[Any, FusedActivation]] = []
     for names in () if any(_global_hooks) else owner._pairs:
         convolution, activation = (_unwatched(owner, name.split(".")) for name in names)
@@ -209,14 +208,14 @@ def _live_pairs(owner: Any) -> list[tuple[Any, FusedActivation]]:
 def _unwatched(module: nn.Module, path: Iterable[str]) -> nn.Module | None:
     """The module at the end of ``path``; None where there is none, or a hook is on the way."""
     for name in path:
-        if name not in module._modules:  # a ScriptModule's have no get()
+        if name not in module._modules:  # a ScriptModule's _modules have no get()
             return None
         inner: Any = module._modules[name]
         if inner is None:
             return None
         for kind in _HOOKS:
             for hook in inner.__dict__.get(kind, {}).values():
-                if hook is not _begin and hook is not _end:  # of an owner within
+                if hook is not _begin and hook is not _end:  # an inner owner's hooks do not count
                     return None
         module = inner
     return module
@@ -226,8 +225,8 @@ def _unwatched(module: nn.Module, path: Iterable[str]) -> nn.Module | None:
 
 
 class _Tracer(torch.fx.Tracer):
-    """Our layers, activations and torch's own modules are nodes; it runs what others call
-    meanwhile in their threads, as torch.fx alone would not."""
+    """Our layers, activations and torch's own modules are nodes. Calls from other threads run as
+    usual, which torch.fx alone would trace too."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -259,7 +258,7 @@ _one_at_a_time = threading.RLock()  # torch.fx replaces nn.Module.__call__ while
 
 @contextlib.contextmanager
 def _unseen() -> Iterator[None]:
-    """Random states and warnings stay as they were: the model is not really run."""
+    """Restores random states and hides warnings: the model is not really run."""
     python, numpy = random.getstate(), sys.modules.get("numpy")
     numpys = numpy.random.get_state() if numpy else None
     try:
@@ -273,7 +272,7 @@ def _unseen() -> Iterator[None]:
 
 
 def _instances(kind: type, value: Any) -> list[Any]:
-    """Those of a class in an attribute's value, and in its containers."""
+    """Instances of ``kind`` in an attribute's value, also inside containers."""
     if isinstance(value, kind):
         return [value]
     parts = value.values() if isinstance(value, dict) else value
@@ -300,18 +299,18 @@ def _structural_copy(model: nn.Module, training: bool) -> nn.Module:
 
 
 def _pairs(module: nn.Module, prefix: str = "", why: str = "") -> Found:
-    """Of each convolution in ``module``, a copy: its pair, or the reason why it has none."""
+    """The pair of each convolution in ``module`` (a copy), or the reason why there is none."""
     if not any(isinstance(m, ConvBP2d) for m in module.modules()):
         return {}
     if isinstance(module, ConvBP2d):
         return {prefix.removesuffix("."): why or "it is not called by a module"}
     try:
-        if "forward" in vars(module):  # torch.fx would trace the class's
+        if "forward" in vars(module):  # torch.fx would trace the class's forward
             raise ValueError("its forward was replaced on the object")
         parameters = inspect.signature(type(module).forward).parameters.values()
         defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
         graph = _Tracer().trace(module, defaults)
-    except Exception as error:  # what a model does when it is traced is its own
+    except Exception as error:  # a model's forward may raise anything
         if not isinstance(module, (nn.ModuleList, nn.ModuleDict)):
             said = str(error).strip().partition("\n")[0].partition(". ")[0]
             why = f"torch.fx cannot trace {type(module).__name__} ({said or type(error).__name__})"
@@ -333,7 +332,7 @@ def _pairs(module: nn.Module, prefix: str = "", why: str = "") -> Found:
 
 
 def _is_ours(module: nn.Module) -> bool:
-    """A convolution that can compute an activation after it."""
+    """Is ``module`` a convolution that can compute an activation?"""
     cls: Any = type(module)
     return (
         isinstance(module, ConvBP2d)
@@ -370,7 +369,7 @@ def _name_of(node: Node) -> str:
     return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
 
 
-# Modules whose output is a tensor of its own, and no view of their input.
+# Modules whose output is a new tensor, no view of the input.
 _OWN_OUTPUT = (
     *(nn.modules.conv._ConvNd, nn.Linear, nn.modules.batchnorm._NormBase),
     *(nn.modules.pooling._MaxPoolNd, nn.modules.pooling._AvgPoolNd),
@@ -379,8 +378,8 @@ _TORCH_SAVES_OUTPUT = ("relu", "sigmoid", "tanh")
 
 
 def _may_be_changed_in_place(root: nn.Module, activation: nn.Module, user: Node) -> bool:
-    """May an operation in place change the output, which the layer saves for backward, and of
-    which torch saves the input instead?"""
+    """May an in-place operation change the output, which the layer saves for backward where torch
+    saves the input?"""
     g = activations.of_module(activation)
     saved_by_torch = vars(activation).get("inplace") or (g and g.name in _TORCH_SAVES_OUTPUT)
     if g is None or not g.saves_output or saved_by_torch:
@@ -390,13 +389,13 @@ def _may_be_changed_in_place(root: nn.Module, activation: nn.Module, user: Node)
 
 
 def _find(model: nn.Module) -> Found:
-    """Of each convolution in ``model`` its pair in both modes, or the reason why it has none."""
+    """The pair of each convolution of ``model`` in both modes, or the reason why there is none."""
     try:
         with _one_at_a_time, _unseen():
             training = _pairs(_structural_copy(model, True))
             with torch.no_grad():
                 evaluation = _pairs(_structural_copy(model, False))
-    except Exception as error:  # what a model does when it is copied is its own
+    except Exception as error:  # a model's deepcopy may raise anything
         reason = f"{type(model).__name__} cannot be copied ({error or type(error).__name__})"
         training = evaluation = {n: reason for n, m in model.named_modules() if _is_ours(m)}
     found = {
@@ -450,7 +449,7 @@ def _shown(value: Any) -> str:
 
 
 def fuse(model: nn.Module, pairs: bool | list[Names] = True) -> None:
-    """Has each ConvBP2d compute the activation after it; see ``convert``."""
+    """Makes each ConvBP2d compute the activation after it; see ``convert``."""
     found: Found = _find(model) if isinstance(pairs, bool) else {pair[0]: pair for pair in pairs}
     unfuse(model)
     modules: dict[str, Any] = dict(model.named_modules(remove_duplicate=False))
@@ -508,9 +507,9 @@ def fusions(model: nn.Module) -> Fusions:
         model: any module; it is not changed.
 
     Returns:
-        fused: the pairs that would run as one now: of each the convolution's name, the
-            activation's, and g.
-        left_alone: of each other ConvBP2d without an activation its name and the reason.
+        fused: the pairs that would run as one now: each with the convolution's name, the
+            activation's name, and g.
+        left_alone: name and reason of each other ConvBP2d without an activation.
 
     Raises:
         TypeError: model is no torch.nn.Module.

@@ -1,7 +1,7 @@
 """``python -m torch_convbp.info``: what a report of a bug should carry.
 
-It is asked most where the package does not load. So this file needs Python's own library alone,
-and what may fail, hang or end the process is left to ``_probe.py`` in a process of its own.
+Users need the report most where the package does not load. So this file needs only the standard
+library; ``_probe.py`` does what may fail, hang or end the process, in its own process.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ ENVIRONMENT = (
     "CXXFLAGS",
 )
 
-# section -> name -> value
+# Section -> name -> value.
 Report = dict[str, dict[str, str]]
 
 
@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def report() -> Report:
-    """All that is known, by section; "problems" is empty where the package loads and computes."""
+    """The report by section; "problems" is empty where the package loads and computes."""
     found: Report = {
         "versions": versions(),
         "machine": machine(),
@@ -117,7 +117,7 @@ def processor() -> str:
 
 
 def instruction_sets() -> str:
-    """Those on which the choice of kernels depends."""
+    """The instruction sets that decide the choice of kernels."""
     flags = _cpuinfo("flags").split()
     return " ".join(name for name in INSTRUCTION_SETS if name in flags) or "none of those asked for"
 
@@ -169,8 +169,8 @@ def library(name: str) -> str:
 
 
 def probe(found: Report) -> None:
-    """Add what only a process that imports torch and the package can tell, and how it failed."""
-    # The process is to find the same modules as this one.
+    """Add the facts from a process that imports torch and the package, and how it failed."""
+    # The new process must find the same modules as this one.
     program = (
         f"import runpy, sys; sys.path[:] = {sys.path!r}; "
         f"runpy.run_path({str(FOLDER / '_probe.py')!r}, run_name='__main__')"
@@ -186,7 +186,7 @@ def probe(found: Report) -> None:
         errors, ended = "", f"not finished after {PROBE_SECONDS} s"
     step = "start"
     for line in said.splitlines():
-        if line.startswith("{"):  # what imports print is not the probe's
+        if line.startswith("{"):  # other lines are what imports print
             facts = json.loads(line)
             step = facts.pop("step", step)
             for section, more in facts.items():

@@ -32,7 +32,7 @@ def _check(function: str, name: str, w: Tensor) -> None:
 
 
 def flip(w: Tensor) -> Tensor:
-    """w̃: the filters turned by 180 degrees. Turning them twice gives them back."""
+    """w̃: the filters turned by 180 degrees. Flipping twice gives w back."""
     checks.check_is_tensor("flip", w=w)
     return w.flip(-2, -1)
 
@@ -61,8 +61,8 @@ def from_torch(weight: Tensor, bias: None = None) -> tuple[Tensor, None]: ...
 def from_torch(weight: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
     """torch's (weight, bias) as the lecture's (w, b).
 
-    The lecture has K biases for an output map where one is enough: of all that sum to -bias, this
-    gives K equal ones.
+    The lecture has K / groups biases for each output map; from_torch returns equal ones, whose sum
+    is -bias.
 
     Raises:
         RuntimeError: weight has neither four dimensions nor two.

@@ -1,6 +1,6 @@
 """``bp.lightning``: the callback of error_signals/lightning.py, under the name that users give.
 
-Imported when it is first asked for: the package itself needs no Lightning.
+The package imports this file on first use, since it needs no Lightning itself.
 """
 
 from torch_convbp.error_signals.lightning import ErrorSignalMonitor

@@ -1,4 +1,4 @@
-"""Layers: subclasses of torch's own, with the same parameters, initialisation and state_dict."""
+"""Layers: subclasses of torch's layers, with the same parameters, initialisation and state_dict."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["AvgPoolBP2d", "ConvBP2d", "LinearBP", "MaxPoolBP2d"]
 
 
 def _int(name: str, value: Any, least: int | None) -> int:
-    """value as an int, of at least ``least``; nn.Conv2d finds out at the first call, if at all."""
+    """value as an int >= ``least``; nn.Conv2d checks this at the first call, if at all."""
     expected = "an int" if least is None else f"an int >= {least}"
     message = f"{name} must be {expected}, but got {value!r}"
     try:
@@ -34,7 +34,7 @@ def _int(name: str, value: Any, least: int | None) -> int:
 
 
 def _is_several(value: Any) -> bool:
-    """An iterable, but no text and no 0-dimensional array or tensor: those count as one."""
+    """Is value an iterable? Text and 0-dimensional arrays or tensors count as one value."""
     zero_dimensional = getattr(value, "ndim", None) == 0
     text = isinstance(value, (str, bytes, bytearray))
     return isinstance(value, Iterable) and not text and not zero_dimensional
@@ -57,8 +57,8 @@ def _pair(name: str, value: Any, least: int) -> tuple[int, int]:
 
 
 def is_node(layer: nn.Module, input: Any) -> bool:
-    """Is torch.fx tracing a model that the layer is a part of? Then it is one node of the graph, as
-    torch.nn's own layers are; fx would look into it."""
+    """Is torch.fx tracing a model that contains the layer? Then the layer becomes one node, as
+    torch.nn's own layers do; torch.fx would trace its forward."""
     return isinstance(input, torch.fx.Proxy) and getattr(input.tracer, "root", None) is not layer
 
 
@@ -68,10 +68,10 @@ def as_node(layer: nn.Module, input: Any) -> Any:
 
 
 class _Layer(recording.Layer):
-    """What all layers have in common."""
+    """Base of all layers."""
 
     def __prepare_scriptable__(self) -> Any:
-        # torch.jit.script asks before it compiles, and would stumble over something far from here.
+        # torch.jit.script calls this first; its own error would be about an unrelated line.
         raise NotImplementedError(
             f"torch.jit.script does not support {type(self).__name__}: use torch.jit.trace or "
             "torch.export, or torch.nn's layers (torch_convbp.revert(model))"
@@ -84,11 +84,11 @@ class _WithActivation(_Layer):
     ``layer.activation`` takes what the constructor does, and gives an Activation or None.
     """
 
-    # On the class, so that layers made of torch's own by changing their class have it too.
+    # A class attribute, so that converted layers have it too.
     activation: Activation | None = None
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name == "activation":  # else nn.Module would keep a module as one of its children
+        if name == "activation":  # nn.Module would register a module as a child
             value = activations.parse(type(self).__name__, value)
         super().__setattr__(name, value)
 
@@ -100,9 +100,9 @@ class _WithActivation(_Layer):
 class ConvBP2d(_WithActivation, nn.Conv2d):
     """A ``torch.nn.Conv2d`` whose forward and backward pass are L1 to L6 of the lecture.
 
-    It *is* an ``nn.Conv2d``: the same arguments, parameters, initial weights from the same seed,
-    hooks and state_dict; only what is computed with runs on torch_convbp's operators. All padding
-    modes are there ("zeros", "reflect", "replicate", "circular").
+    The layer *is* an ``nn.Conv2d``: the same arguments, parameters, initial weights from the same
+    seed, hooks and state_dict. Only the computation runs on torch_convbp's operators. All padding
+    modes work ("zeros", "reflect", "replicate", "circular").
 
     ``activation`` (keyword only) is what bp.functional.conv2d takes: the layer then computes
     g(conv2d(input)), in one pass.
@@ -113,8 +113,8 @@ class ConvBP2d(_WithActivation, nn.Conv2d):
 
     Raises:
         TypeError, ValueError: an argument of the constructor is out of range. nn.Conv2d's own
-            checks, and those it leaves to the first call: kernel_size, stride and dilation at
-            least 1, padding at least 0, one or two ints each, out_channels and groups at
+            checks, and checks that it leaves to the first call: kernel_size, stride and dilation
+            at least 1, padding at least 0, one or two ints each, out_channels and groups at
             least 1, in_channels at least 0.
         RuntimeError: a dtype that cannot have gradients. The errors of a call are
             bp.functional.conv2d's.
@@ -153,7 +153,7 @@ class ConvBP2d(_WithActivation, nn.Conv2d):
         if g is not None:
             self.activation = g
 
-    # While the call of a module around lasts, fusion.py puts an activation and that call here.
+    # (activation, run) while an enclosing module's call lasts; fusion.py sets it.
     _fusion: Any = None
 
     def forward(self, input: Tensor) -> Tensor:
@@ -223,8 +223,8 @@ class MaxPoolBP2d(_Layer, nn.MaxPool2d):
     """A ``torch.nn.MaxPool2d`` whose forward and backward pass are L8, on kernels of our own.
 
     Shapes: input [N, C, H, W] or [C, H, W]; output the same with pooled H and W, and with
-    return_indices also where each comes from, int64 of the same size. dtypes: float32, float64,
-    bfloat16, float16; integers are torch's to pool. Takes every argument of nn.MaxPool2d.
+    return_indices also the winners' indices, int64 of the same size. dtypes: float32, float64,
+    bfloat16, float16; torch pools integers. Takes every argument of nn.MaxPool2d.
 
     Raises:
         TypeError, ValueError: an argument of the constructor is out of range. The errors of a call
@@ -261,7 +261,7 @@ class AvgPoolBP2d(_Layer, nn.AvgPool2d):
     """A ``torch.nn.AvgPool2d`` whose forward and backward pass are L8, on kernels of our own.
 
     Shapes: input [N, C, H, W] or [C, H, W]; output the same with pooled H and W. dtypes: float32,
-    float64, bfloat16, float16; int64 is torch's to pool. Takes every argument of nn.AvgPool2d.
+    float64, bfloat16, float16; torch pools int64. Takes every argument of nn.AvgPool2d.
 
     Raises:
         TypeError, ValueError: an argument of the constructor is out of range. The errors of a call
@@ -297,7 +297,7 @@ class AvgPoolBP2d(_Layer, nn.AvgPool2d):
 
 
 def _window(name: str, value: Any, least: int) -> int | tuple[int, int]:
-    """value as it was given, if that is an int, as torch's pools keep it; else as a pair."""
+    """value unchanged if it is an int, as torch's pools store it; else a pair."""
     pair = _pair(name, value, least)
     return value if isinstance(value, int) else pair
 

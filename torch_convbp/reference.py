@@ -1,9 +1,9 @@
 """The lecture, literally: L1 to L8 in slow, readable torch.
 
-The executable specification. It uses the lecture's own parameters, the filters w_ok as they are
-before flipping and one bias b_ok for each pair of maps, subtracted; it writes the sums of the
-convolutions over positions and taps as loops; it works in float64. Of the package only explain
-imports it: tests and docs compare the operators with it.
+The executable specification, in float64. Parameters are the lecture's own: the filters w_ok before
+flipping, and one bias b_ok, subtracted, for each pair of maps. Sums of a convolution are loops over
+positions and taps. Only explain imports this file in the package; tests and docs compare the
+operators with it.
 
 Notation: a [N, K, H, W] are the maps of the layer below; w [O, K / groups, R, S]; b [O, K /
 groups]; p and delta [N, O, M, N'] belong to this layer. N is the batch; an output map is M x N'
@@ -154,7 +154,7 @@ def dense(a: Tensor, w: Tensor, b: Tensor) -> Tensor:
 def dense_grads(a: Tensor, w: Tensor, delta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """L7: dL/da_j = sum_i delta_i W_ij, dL/dW_ij = delta_i a_j, dL/db_i = -delta_i.
 
-    The last two are summed over the batch. delta [N, I]; returns [N, J], [I, J], [I].
+    dL/dW and dL/db are summed over the batch. delta [N, I]; returns [N, J], [I, J], [I].
     """
     a, w, delta = a.double(), w.double(), delta.double()
     a_grad, w_grad = torch.zeros_like(a), torch.zeros_like(w)

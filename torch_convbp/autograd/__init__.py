@@ -1,7 +1,7 @@
-"""The derivatives: the backward pass L3 to L8, and that of the backward pass itself.
+"""The derivatives: the backward pass L3 to L8, and the derivatives of that pass.
 
 Start with conv2d.py. Each file has the torch.autograd.Functions of its operators, and registers
-them: whoever imports this package has derivatives.
+them when this package is imported.
 """
 
 from torch_convbp.autograd import activation, conv2d, linear, pool2d

@@ -1,4 +1,4 @@
-"""The derivatives of the activation g (L2), which is L3, and of L3 itself."""
+"""The derivative of the activation g (L2), which is L3, and the derivative of L3."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class ActivationOf(torch.autograd.Function):
 
 
 def _error_signal_kernel(grad, saved, name, parameters):
-    # To be differentiated, L3 is written in torch's operators: delta is not linear in ``saved``.
+    # A differentiable L3 needs torch's operators: delta is not linear in ``saved``.
     if not needs_derivative(grad, saved):
         return redispatch_below_autograd(
             elementwise_ops.error_signal, grad, saved, name, parameters

@@ -4,20 +4,20 @@ conv2d (L1), conv2d_input_grad (L6) and conv2d_weight_grad (L4) are one trilinea
 
     T(a, w, delta) = sum over m, n, r, s of delta_o[m, n] a_k[m + r, n + s] w_ok[r, s]
 
-seen from its three sides: dT/ddelta, dT/da and dT/dw. So the derivative of each is written
+seen from three sides: dT/ddelta, dT/da and dT/dw. So the derivative of each side is written
 with the other two, and gradients of every order need no further kernel.
 
-Conv2dWeightBiasGrad is no fourth one, but L4 and L5 from the same pass over delta; and a depthwise
+Conv2dWeightBiasGrad is no fourth side, but L4 and L5 from the same pass over delta. A depthwise
 layer's whole backward pass may be one operator (ops/depthwise.py).
 
-An activation g turns the gradient of what a layer puts out into its error signal (L3); L4 to L6
-take it from there.
+An activation g turns the gradient of a layer's output into the error signal (L3), which L4 to L6
+use.
 
 Shapes: a, input and input_grad [N, K, H, W]; w, weight and weight_grad [O, K / groups, R, S];
 delta and output [N, O, M, N']; bias and bias_grad [O]. N is the batch; an output map is M x N'
-(height, width). a' is what a layer makes of a, its g(p).
+(height, width). a' = g(p) is the layer's output.
 
-Every Function saves only what the gradients asked for will need, and computes only those.
+Every Function saves only what the requested gradients need, and computes only those gradients.
 ``geometry`` is (stride, padding, dilation, groups); delta is the error signal dL/dp of L3;
 ``layer`` is the module whose error signals are being recorded (error_signals), None as a rule.
 """
@@ -77,7 +77,7 @@ def _gradients(
 
 
 def _is_one_pass(ctx: Any, grad: Tensor) -> bool:
-    """Is there one operator for all that follows from grad?"""
+    """Does one operator compute all gradients that follow from grad?"""
     needs_input_grad, needs_weight_grad = ctx.needs_input_grad[:2]
     return (
         needs_input_grad
@@ -94,7 +94,7 @@ def _in_one_pass(
     weight: Tensor,
     g: Sequence[Any] = ("", ()),
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """L3 to L6 in one pass, from the gradient of what the layer puts out."""
+    """L3 to L6 in one pass, from the gradient of the layer's output."""
     input_grad, weight_grad, bias_grad = depthwise_ops.depthwise_backward(
         grad, saved, input, weight, *ctx.geometry, *g, memory_format=ctx.memory_format
     )
@@ -102,7 +102,7 @@ def _in_one_pass(
 
 
 def _tangent(ctx: Any, input: Tensor, weight: Tensor, input_t, weight_t, bias_t) -> Tensor:
-    """That of a convolution p, which is linear in its input and in its weight."""
+    """The tangent of a convolution p, which is linear in its input and in its weight."""
     along_input = along_weight = along_bias = None
     if input_t is not None:
         along_input = conv2d_ops.conv2d(input_t, weight, None, *ctx.geometry)
@@ -111,7 +111,7 @@ def _tangent(ctx: Any, input: Tensor, weight: Tensor, input_t, weight_t, bias_t)
     if bias_t is not None:
         along_bias = bias_t.reshape(1, -1, 1, 1).expand(ctx.output_size)
     total = sum_present(along_input, along_weight, along_bias)
-    assert total is not None  # torch asks for none where there is no tangent
+    assert total is not None  # torch calls jvp only where there is a tangent
     return total
 
 
@@ -186,7 +186,7 @@ class Conv2dActivation(torch.autograd.Function):
         with skip_autograd_unless_needed(grad, p_grad, input, weight, saved):
             if grad is not None and p_grad is None and _is_one_pass(ctx, grad):
                 gradients = _in_one_pass(ctx, grad, saved, input, weight, ctx.g)
-                if ctx.layer is not None:  # what is recorded
+                if ctx.layer is not None:  # delta for the record
                     delta = elementwise_ops.error_signal(grad, saved, *ctx.g)
             else:
                 # L3, and L5 in one pass
@@ -207,14 +207,14 @@ class Conv2dActivation(torch.autograd.Function):
 
     @staticmethod
     def tangents(ctx: Any, input_t, weight_t, bias_t) -> tuple[Tensor, Tensor]:
-        """Those of a' and of p."""
+        """The tangents of a' and of p."""
         input, weight, saved = ctx.saved_tensors
         p_t = _tangent(ctx, input, weight, input_t, weight_t, bias_t)
         return elementwise_ops.error_signal(p_t, saved, *ctx.g), p_t
 
 
 class Conv2dActivationPair(Conv2dActivation):
-    """(a', p): the same where p is needed to know g'(p). Then p is an output that can be saved."""
+    """(a', p), where g'(p) needs p: as an output, p can be saved for backward."""
 
     @staticmethod
     def forward(input, weight, bias, *geometry_and_g):  # type: ignore[override]

@@ -24,9 +24,8 @@ def _rows(tensor: Tensor) -> Tensor:
 class Linear(torch.autograd.Function):
     """p_i = sum_j W_ij a_j + bias_i (L7). Shapes: a [..., J], W [I, J], bias [I], p [..., I].
 
-    Of complex numbers too: the gradient is then by the conjugate, as torch's is. Real tensors are
-    their own conjugates.
-    torch lets the bias be anything that is broadcast to p.
+    Gradients of complex numbers are by the conjugate, as in torch; real tensors are their own
+    conjugates. The bias may be anything that broadcasts to p, as in torch.
     """
 
     @staticmethod

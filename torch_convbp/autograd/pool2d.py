@@ -2,8 +2,8 @@
 position that won (max), or spread evenly (average).
 
 With its winners fixed, max pooling is a linear map, max_pool2d_gather, whose transpose is
-max_pool2d_input_grad; average pooling is linear as it is. So each is the other's derivative, and
-gradients of every order need no further kernel.
+max_pool2d_input_grad; average pooling is always linear. A map and its transpose are each
+other's derivatives, so gradients of every order need no further kernel.
 
 Shapes: a and input_grad [N, C, H, W]; output a', delta and offset [N, C, M, N'], where N is the
 batch and M x N' an output map. ``offset`` says which position of the window won, in a byte for
@@ -25,12 +25,12 @@ from torch_convbp.ops.torch_private import autograd_kernel, redispatch_below_aut
 
 
 def _no_gradients(ctx: Any) -> tuple[None, ...]:
-    """Of the arguments that describe the pooling: kernel_size, stride, padding ..."""
+    """None for each argument that describes the pooling: kernel_size, stride, padding ..."""
     return (None,) * len(ctx.geometry)
 
 
 class MaxPool2d(torch.autograd.Function):
-    """a' = max over the window of a; and the winner's offset in it."""
+    """a' = max over the window of a; and the winner's offset in the window."""
 
     @staticmethod
     def forward(input, *geometry):  # type: ignore[override]
@@ -41,7 +41,7 @@ class MaxPool2d(torch.autograd.Function):
         input, *ctx.geometry = inputs
         offset = output[1]
         ctx.mark_non_differentiable(offset)
-        ctx.set_materialize_grads(False)  # no zeros for the offset's
+        ctx.set_materialize_grads(False)  # no zeros as the offset's gradient
         ctx.save_for_backward(offset)
         ctx.save_for_forward(offset)
         ctx.input_size, ctx.memory_format = input.shape, result_format(input, input)
@@ -99,7 +99,7 @@ class MaxPool2dInputGrad(torch.autograd.Function):
 
 
 class MaxPool2dGather(torch.autograd.Function):
-    """From a tensor of the input's size, the positions that won."""
+    """The values at the winning positions, from a tensor of the input's size."""
 
     @staticmethod
     def forward(input, offset, *geometry):  # type: ignore[override]

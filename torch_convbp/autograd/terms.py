@@ -1,4 +1,4 @@
-"""A sum some of whose terms may be missing, as gradients are that nobody asked for."""
+"""A sum whose terms may be missing, as gradients are that nobody asked for."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def sum_present(*terms: Tensor | None) -> Tensor | None:
-    """Sum of the terms that are there."""
+    """Sum of the terms that are not None."""
     total = None
     for term in terms:
         if term is not None:

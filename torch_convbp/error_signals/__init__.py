@@ -1,2 +1,2 @@
-"""Error signals of a backward pass: recorded layer by layer, told by their statistics, and logged
-and drawn by a Lightning callback."""
+"""Error signals of a backward pass: recorded layer by layer, summarised by statistics, and
+logged and drawn by a Lightning callback."""

@@ -1,6 +1,6 @@
 """A Lightning callback that logs each layer's error signal and draws it: layers against steps.
 
-Users know it as ``bp.lightning``, which is imported when it is first asked for.
+Users import the callback from ``bp.lightning``, which loads on first use.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ TITLES = {
     "weight_grad": "gradient of the weight",
     "bias_grad": "gradient of the bias",
 }
-# Steps side by side in a picture; of more, neighbours share a column.
+# Columns of a picture; with more steps than that, neighbours share a column.
 COLUMNS = 512
 NAMES_AT_MOST = 40
 NOT_FINITE, ZERO, NO_RECORD = "#e8186d", "#101010", "#e4e6e9"
@@ -54,17 +54,17 @@ class ErrorSignalMonitor(Callback):
 
         trainer = lightning.Trainer(callbacks=[bp.lightning.ErrorSignalMonitor()])
 
-    At each recorded step every logger gets one number a layer, named as in
+    At each recorded step every logger gets one number per layer, named as in
     ``delta_rms/features.3``. The picture, error-signals.png, shows the rms of each layer (in
-    forward order, from top to bottom) against the steps, and is written at the end of training,
-    an exception's and an interruption's too.
+    forward order, from top to bottom) against the steps. It is written when training ends, also by
+    an exception or an interruption.
 
-    A step is one of the optimizer. Under gradient accumulation its batches count as one large
-    batch: for delta and input_grad exactly; for weight_grad and bias_grad the statistic is over
-    the batches' shares, not of their sum.
+    A step is an optimizer step. Under gradient accumulation its batches count as one large batch:
+    for delta and input_grad exactly; for weight_grad and bias_grad the statistic is over the
+    batches' shares, not of their sum.
 
     Args:
-        every_n_steps: which steps are recorded: the first, and then every so many.
+        every_n_steps: the first step is recorded, and then every n-th step.
         what: one or more of "delta", "input_grad", "weight_grad", "bias_grad".
         statistic: what is logged: "rms" (comparable between layers), "norm", "mean", "max_abs",
             "share_of_zeros", "share_finite" or "size".
@@ -72,7 +72,7 @@ class ErrorSignalMonitor(Callback):
 
     Raises:
         TypeError: folder is no path.
-        ValueError: an argument is none of these; when training starts, if the model has no layer
+        ValueError: an argument is out of range; when training starts, if the model has no layer
             of torch_convbp.
     """
 
@@ -170,7 +170,7 @@ class ErrorSignalMonitor(Callback):
         self._stop()
         try:
             self._save(trainer)
-        except Exception as error:  # the one that ended the training is the one to see
+        except Exception as error:  # the exception that ended training must stay visible
             warnings.warn(f"ErrorSignalMonitor could not draw: {error}", stacklevel=2)
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
@@ -199,7 +199,7 @@ class ErrorSignalMonitor(Callback):
         """
         from matplotlib.figure import Figure  # not pyplot: no window, no global state
 
-        # What no layer has, as a bias_grad without biases, has no picture.
+        # A quantity that no layer has, as bias_grad without biases, gets no picture.
         drawn = [q for q in self.what if self.histories[q].columns] or self.what[:1]
         height = 0.9 + 0.19 * min(max(len(self.names()), 6), NAMES_AT_MOST)
         heights = [*(height for _ in drawn), 2.2]
@@ -222,7 +222,7 @@ class ErrorSignalMonitor(Callback):
             raise
 
     def names(self) -> list[str]:
-        """The layers of which there is something to draw, in the order of the forward pass."""
+        """The layers with something to draw, in the order of the forward pass."""
         recorded = {name for h in self.histories.values() for c in h.columns for name in c}
         return [name for name in self._signals or () if name in recorded]
 
@@ -235,13 +235,13 @@ class ErrorSignalMonitor(Callback):
         """Draws layers against steps into a matplotlib Axes, with a colour bar.
 
         Args:
-            axes: where.
-            what: one of those the monitor records; None for the first.
-            limits: the rms at both ends of the colours, both above 0; None for those that occur.
+            axes: the Axes to draw into.
+            what: one of the recorded quantities; None for the first.
+            limits: the rms at both ends of the colours, both above 0; None for the range found.
 
         Raises:
             ModuleNotFoundError: matplotlib is not installed.
-            ValueError: what is not recorded by this monitor, or was not yet; limits are no limits.
+            ValueError: what is not recorded, or not yet; limits are not 0 < low <= high < infinity.
         """
         import numpy as np
         from matplotlib.colors import ListedColormap, Normalize
@@ -262,14 +262,14 @@ class ErrorSignalMonitor(Callback):
         history, names = self.histories[what], self.names()
         if not history.columns:
             raise ValueError(f"ErrorSignalMonitor: no {what} was recorded")
-        none = -math.inf  # below all that occurs: rms is never negative
+        none = -math.inf  # below every rms, which is never negative
         rms = np.array([[c.get(name, none) for c in history.columns] for name in names])
         usual = np.isfinite(rms) & (rms > 0)
         if limits is None:
             found = rms[usual] if usual.any() else np.ones(1)
             limits = (float(found.min()), float(found.max()))
         low, high = (math.log10(limit) for limit in limits)
-        if high < low + 1:  # at least a decade: rounding is no event
+        if high < low + 1:  # at least one decade: rounding is no event
             low, high = low - 0.5, high + 0.5
         decades = np.log10(np.where(usual, rms, 1.0))
         edges = (np.array(history.edges()) - 0.5, np.arange(len(names) + 1) - 0.5)
@@ -336,12 +336,12 @@ def _power_of_ten(exponent: float, _: Any = None) -> str:
 class History:
     """The rms of each layer, step by step, in bounded memory.
 
-    Where steps share a column it holds the largest; not a number is larger than all.
+    A column that several steps share holds the largest rms; NaN counts as the largest.
     """
 
     def __init__(self) -> None:
         self.columns: list[dict[str, float]] = []
-        self._steps: list[int] = []  # the first of each column
+        self._steps: list[int] = []  # first step of each column
         self._end = 0
         self._width = 1  # steps a column
         self._filled = 0  # steps in the last column
@@ -356,7 +356,7 @@ class History:
         self.columns.append(dict(rms))
         self._steps.append(step)
         self._filled = 1
-        if len(self.columns) > COLUMNS:  # all full but the last
+        if len(self.columns) > COLUMNS:  # all columns but the last are full
             *full, last = self.columns
             pairs = zip(full[::2], full[1::2], strict=True)
             self.columns = [*(_larger(*pair) for pair in pairs), last]

@@ -1,9 +1,9 @@
 """The error signals of a backward pass, recorded layer by layer.
 
-The Functions of autograd/ have them in hand: delta (L3), dL/da (L6), the gradients of weight
-and bias (L4, L5). What they do not know is whose they are. So, while a recording is on, hooks
-around each layer's forward pass keep its module in ``here.layer``; the Function that runs there
-notes it as ``ctx.layer``, and its backward hands what it has to ``record``. While none is on
+The Functions of autograd/ compute the gradients: delta (L3), dL/da (L6), those of weight and bias
+(L4, L5). But a Function does not know its layer. So, while a recording is on, hooks around each
+layer's forward pass set ``here.layer`` to its module. The Function that runs there saves the module
+as ``ctx.layer``, and its backward hands the gradients to ``record``. While no recording is on,
 there are no hooks, and ``here.layer`` is None.
 """
 
@@ -29,15 +29,15 @@ from torch_convbp.ops.torch_private import is_legacy_batchedtensor, transforms_a
 __all__ = ["ErrorSignals", "Layer", "Record", "record_error_signals"]
 
 WHAT = ("delta", "input_grad", "weight_grad", "bias_grad")
-# Records kept a layer, unless told otherwise.
+# Records stored per layer by default.
 LIMITS = {"statistics": 1000, "tensors": 8}
 
 
 class Layer(nn.Module):
-    """A layer whose error signals can be recorded: the base of all in modules.py."""
+    """A layer whose error signals can be recorded: the base of all layers in modules.py."""
 
     def __getstate__(self) -> Any:
-        """What copies and pickles are made of: no recording is of a copy, so none is hooked to it.
+        """State for copies and pickles: without recording hooks, as no recording is of a copy.
 
         Python 3.10 has no object.__getstate__.
         """
@@ -47,7 +47,7 @@ class Layer(nn.Module):
 
 
 class _Here(threading.local):
-    """Whose forward pass this thread is in."""
+    """The layer whose forward pass this thread is in."""
 
     layer: nn.Module | None = None
 
@@ -57,19 +57,19 @@ class _Here(threading.local):
 
 here = _Here()
 
-# The recordings that are on. Replaced as a whole, under the lock, so that it is read without.
+# Recordings that are on. The tuple is replaced under the lock, and read without the lock.
 _recordings: tuple[ErrorSignals, ...] = ()
 _lock = threading.Lock()
 
 
-# What is kept of one gradient: None where there is none, or it was not asked for.
+# Stored form of one gradient; None where there is no gradient, or none was asked for.
 Kept: TypeAlias = Statistics | Tensor | None
 
 
 class Record(NamedTuple):
-    """What passed a layer once in a backward pass.
+    """A layer's gradients from one call in a backward pass.
 
-    number counts the layer's records from 0, those not kept any more among them. delta is dL/dp
+    number counts the layer's records from 0, dropped records included. delta is dL/dp
     (L3; for a layer without an activation dL/d output); input_grad is dL/d input (L6), None where
     the input needs none; weight_grad and bias_grad (L4, L5) are this pass's own share of
     ``.grad``, None where the parameter is frozen or missing.
@@ -97,12 +97,12 @@ def quantities(function: str, what: Iterable[str]) -> tuple[str, ...]:
 class ErrorSignals(Mapping[str, Sequence[Record]]):
     """The records of each layer, by its name in the model; the last is the newest.
 
-    Layers come in the order in which they were first run, then those that were not. A name that is
-    no layer's gives KeyError. A copy has the records, not the model: it is not recorded in.
+    Layers come in the order of their first run, then layers that have not run. A name that is no
+    layer's raises KeyError. A copy has the records, not the model, and gains no more records.
 
     Raises:
         TypeError: model is no module.
-        ValueError: it has no layer of torch_convbp, or another argument is out of range.
+        ValueError: model has no layer of torch_convbp, or another argument is out of range.
     """
 
     def __init__(
@@ -135,7 +135,7 @@ class ErrorSignals(Mapping[str, Sequence[Record]]):
                     f"record_error_signals(): layer {shown(name)} has complex parameters, "
                     "and error signals of real numbers alone can be recorded"
                 )
-        limit = min(limit, sys.maxsize)  # of a deque
+        limit = min(limit, sys.maxsize)  # a deque's largest length
         self._records = {name: deque[Record](maxlen=limit) for name in self._layers.values()}
         self._counts = dict.fromkeys(self._records, 0)
         self._ran: dict[str, None] = {}
@@ -154,7 +154,7 @@ class ErrorSignals(Mapping[str, Sequence[Record]]):
 
     def names(self) -> list[str]:
         """The layers' names, in the order of the forward pass."""
-        ran = self._ran.copy()  # other threads add to it
+        ran = self._ran.copy()  # other threads add names
         return [*ran, *(name for name in self._records if name not in ran)]
 
     def traced(self) -> list[str]:
@@ -162,7 +162,7 @@ class ErrorSignals(Mapping[str, Sequence[Record]]):
         return [name for name in self.names() if name in self._traced]
 
     def complaint(self) -> str | None:
-        """What was not recorded, though a user may well expect it; None where all is well."""
+        """Why records that a user may expect are missing; None where all is well."""
         if traced := self.traced():
             return (
                 "these layers ran inside torch.compile or a transform of torch.func, where error "
@@ -188,7 +188,7 @@ class ErrorSignals(Mapping[str, Sequence[Record]]):
         return len(self._records)
 
     def clear(self) -> None:
-        """Forgets all records, not their count."""
+        """Drops all records, but not their count."""
         with self._lock:
             for records in self._records.values():
                 records.clear()
@@ -241,12 +241,12 @@ def _statistics(kept: Kept) -> Statistics | None:
 
 
 def _has_numbers(tensor: Tensor) -> bool:
-    """Is it a tensor of numbers, rather than a tracer's or a transform's stand-in?"""
+    """Does the tensor hold numbers, and is no stand-in of a tracer or a transform?"""
     return type(tensor) is Tensor and not (transforms_active() or is_legacy_batchedtensor(tensor))
 
 
 def _before_padding(layer: nn.Module, input_grad: Tensor) -> Tensor:
-    """dL/d input, where the convolution's own input is a padded one (padding_mode)."""
+    """dL/d input, where the convolution itself gets a padded input (padding_mode)."""
     mode = getattr(layer, "padding_mode", "zeros")
     if mode == "zeros":
         return input_grad
@@ -281,8 +281,8 @@ def record(
 def _note_traced(layer_id: int) -> None:
     """Notes a layer that is not recorded.
 
-    torch.compile calls this while tracing and bakes the result in, so nothing of it is left in what
-    it compiles. It takes an id because the arguments must be constants.
+    torch.compile calls this function while tracing and stores only its result, so compiled code
+    has no such call. The argument is an id because arguments must be constants.
     """
     for recording in _recordings:
         for layer, name in recording._layers.items():
@@ -330,11 +330,11 @@ def _without_our_hooks(state: dict[str, Any]) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def switched_on(signals: ErrorSignals) -> Iterator[None]:
-    """While it lasts, the recording is on."""
+    """Keeps the recording on during a ``with`` block."""
     global _recordings
     with contextlib.ExitStack() as stack:
         for layer in signals._layers:
-            # Close around the forward pass: last of the pre-hooks, first of the forward hooks.
+            # Hooks close to the forward pass: last of the pre-hooks, first of the forward hooks.
             enter = functools.partial(_enter, id(layer))
             stack.callback(layer.register_forward_pre_hook(enter).remove)
             leave = layer.register_forward_hook(_leave, prepend=True, always_call=True)
@@ -366,24 +366,24 @@ def record_error_signals(
     each time a backward pass goes through it: two in one pass if it was called twice.
 
     Args:
-        model: its layers as they are now; layers that join it in the block are not recorded.
+        model: its layers as they are now; layers added in the block are not recorded.
         keep: "statistics" of each gradient, computed at once, or the "tensors" themselves, as
             copies.
-        limit: how many records are kept a layer, the newest; None for 1000 of statistics and 8 of
-            tensors.
-        what: one or more of "delta", "input_grad", "weight_grad" and "bias_grad": what is kept.
+        limit: number of records stored per layer, the newest; None for 1000 of statistics and 8
+            of tensors.
+        what: one or more of "delta", "input_grad", "weight_grad" and "bias_grad".
 
     Returns:
         A context manager that gives ``ErrorSignals``, a mapping of the layers' names to their
-        records. It can be read in the block and after it.
+        records. The mapping can be read in the block and after it.
 
     Warns:
         UserWarning: after the block, where layers ran inside torch.compile or a transform of
-            torch.func, which no record can be made of; or where nothing was recorded at all.
+            torch.func, where nothing can be recorded; or where nothing was recorded at all.
 
     Raises:
-        TypeError, ValueError: model is no module, has no layer of torch_convbp, or has one of
-            complex numbers; another argument is out of range.
+        TypeError, ValueError: model is no module, has no layer of torch_convbp, or has a
+            complex layer; another argument is out of range.
     """
     signals = ErrorSignals(model, keep, limit, what)
     with switched_on(signals):

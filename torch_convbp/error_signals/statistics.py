@@ -1,4 +1,4 @@
-"""What a gradient's elements have in common: their norm, mean, largest magnitude, and shares."""
+"""Statistics of a gradient's elements: norm, mean, largest magnitude, and shares."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch import Tensor
 
 __all__ = ["Statistics"]
 
-# How many squares are summed at a time.
+# Number of squares summed at a time.
 ROW = 512
 
 
 class Statistics(NamedTuple):
-    """What is kept of a tensor; norm, mean and max_abs are not finite where an element is not.
+    """Statistics of a tensor; norm, mean and max_abs are not finite if an element is not.
 
     norm is the root of the sum of squares; the shares are of all elements.
     """
@@ -35,7 +35,7 @@ class Statistics(NamedTuple):
 
     @staticmethod
     def of(tensor: Tensor) -> Statistics:
-        """The statistics of a tensor, in few passes and with little beside it in memory."""
+        """The statistics of a tensor, in few passes and with little extra memory."""
         size = tensor.numel()
         if size == 0:
             return Statistics(0.0, math.nan, math.nan, math.nan, math.nan, 0)
@@ -45,7 +45,7 @@ class Statistics(NamedTuple):
                 values = values.float()
             low, high = (bound.item() for bound in values.aminmax())
             max_abs = max(abs(low), abs(high)) if low == low else math.nan
-            # As numbers, since torch counts truth values, and what is not zero, much more slowly.
+            # Zeros as numbers: torch counts bools, and non-zeros, much more slowly.
             zeros = torch.eq(values, 0, out=torch.empty_like(values)).mean().item()
             if math.isfinite(max_abs):
                 norm, mean = _norm_and_mean(values, max_abs)
@@ -85,7 +85,7 @@ def _in_memory_order(tensor: Tensor) -> Tensor:
 def _norm_and_mean(values: Tensor, max_abs: float) -> tuple[float, float]:
     """Norm and mean of finite numbers, of any magnitude."""
     scale = 1.0
-    if not 1e-15 < max_abs < 1e12:  # their squares, or a sum of them, would leave float32
+    if not 1e-15 < max_abs < 1e12:  # squares, or their sum, would leave float32's range
         scale = max(max_abs, torch.finfo(values.dtype).tiny)
         values = values / scale
     mean = values.mean().item() * scale

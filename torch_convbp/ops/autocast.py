@@ -13,7 +13,7 @@ from torch_convbp.ops.torch_private import Operator
 
 def autocast(operator: Operator, device_type: str) -> Callable[..., Any]:
     def cast(value: Any) -> Any:
-        # As torch does: float64 is left alone, and integers are left for the operator to refuse.
+        # float64 is left alone, as in torch; integers are for the operator to refuse.
         if isinstance(value, Tensor) and value.is_floating_point() and value.dtype != torch.float64:
             return value.to(torch.get_autocast_dtype(device_type))
         return value

@@ -1,7 +1,7 @@
 """Output-size arithmetic and argument checks.
 
-The fake kernels call these; csrc/torch/checks.cpp says the same of real tensors, and the tests hold
-the two together. The words are torch's own where torch has them.
+The fake kernels call these functions; csrc/torch/checks.cpp checks the same for real tensors. Tests
+compare the two. Messages are torch's own where torch has them.
 
 In shapes N is the batch; an output map is M x N' (height, width).
 """
@@ -19,7 +19,7 @@ from torch.overrides import is_tensor_like
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
-# csrc/torch/checks.h explains both.
+# Limits that csrc/torch/checks.h explains.
 LARGEST_PARAMETER = 2**31 - 1
 LARGEST_BYTES = 2**47
 
@@ -45,11 +45,11 @@ _SCALAR_TYPE_NAMES = {
 }
 
 
-# --- what users write, brought into one form -----------------------------------------------
+# --- users' arguments, brought into one form -----------------------------------------------
 
 
 def check_is_tensor(function: str, **arguments: Any) -> None:
-    """Raises TypeError for what is no tensor, RuntimeError for one that is not dense."""
+    """Raises TypeError for a value that is no tensor, RuntimeError for a non-dense tensor."""
     for name, value in arguments.items():
         if isinstance(value, Tensor):
             if value.layout != torch.strided or value.is_nested or value.is_quantized:
@@ -73,13 +73,13 @@ def check_is_module(function: str, model: Any) -> None:
 
 
 def check_int(function: str, name: str, value: Any) -> int:
-    """value as an int of 64 bits; SymInts pass, they stand for ints while a graph is traced.
+    """value as an int of 64 bits; SymInts, which stand for ints in tracing, pass.
 
     Raises:
-        TypeError: it is no int, or a bool.
-        ValueError: it has more than 64 bits.
+        TypeError: value is no int, or a bool.
+        ValueError: value has more than 64 bits.
     """
-    # In torch.compile it may stand for any number, and would be bound by what is asked of it.
+    # In torch.compile, value may stand for any number, and a comparison would bound it.
     if type(value) is int and (torch.compiler.is_compiling() or -(2**63) <= value < 2**63):
         return value
     if isinstance(value, torch.SymInt):
@@ -124,7 +124,7 @@ def _ints(function: str, name: str, value: Any) -> list[int]:
     return [check_int(function, name, v) for v in value]
 
 
-# torch's words for what is no pair, of a convolution and of a pooling.
+# Messages of torch for a value that is no pair, of a convolution and of a pooling.
 CONVOLUTION_PAIR = (
     "expected {name} to be a single integer value or a list of 2 values to match the "
     "convolution dimensions"
@@ -137,9 +137,9 @@ def pair(function: str, name: str, value: Any, words: str = CONVOLUTION_PAIR) ->
 
     Raises:
         TypeError, ValueError: as check_int.
-        RuntimeError: there are none, or more than two.
+        RuntimeError: value has no ints, or more than two.
     """
-    if type(value) is tuple and len(value) == 2:  # as layers have it: asked first, for its price
+    if type(value) is tuple and len(value) == 2:  # a layer's case, first since it is cheapest
         height, width = value
         return check_int(function, name, height), check_int(function, name, width)
     ints = _ints(function, name, value)
@@ -180,7 +180,7 @@ def expand_padding(
     result = []
     for size, step in zip(weight_size[2:], dilation, strict=True):
         total = step * (size - 1)
-        result += [total // 2, total - total // 2]  # an odd total pads one more behind
+        result += [total // 2, total - total // 2]  # an odd total pads one more at the end
     return result
 
 
@@ -192,7 +192,7 @@ def geometry(
     dilation: Any,
     groups: Any,
 ) -> tuple[Any, ...]:
-    """The operators' own last four arguments."""
+    """stride, padding, dilation and groups in the operators' form."""
     stride = pair(function, "stride", stride)
     dilation = pair(function, "dilation", dilation)
     padding = expand_padding(function, padding, weight_size, stride, dilation)
@@ -292,7 +292,7 @@ def conv2d_output_size(
         not any(v < 0 for v in input_size),
         f"Expected non-negative input sizes, but got input of size: {input_size}",
     )
-    # Symbolic sizes are not compared with large numbers: a graph would keep that as a bound.
+    # Symbolic sizes are not compared with large numbers: a graph would store the bound.
     _check(
         not any(isinstance(v, int) and v > LARGEST_BYTES for v in input_size),
         f"input is too large: expected sizes of at most {LARGEST_BYTES}, "
@@ -365,7 +365,7 @@ def conv2d_output_size(
 
 
 def _fits(size: Sequence[int], element_bytes: int) -> bool:
-    """Symbolic sizes are not asked."""
+    """Does a tensor fit the address space? Symbolic sizes count as fitting."""
     known = all(isinstance(length, int) for length in size)
     return not known or math.prod(size) * element_bytes <= LARGEST_BYTES
 
@@ -378,7 +378,7 @@ def check_fits(size: Sequence[int], element_bytes: int) -> None:
 
 
 def _type_name(dtype: torch.dtype) -> str:
-    """As C++ calls it."""
+    """The dtype's name in C++."""
     return _SCALAR_TYPE_NAMES.get(dtype, str(dtype))
 
 
@@ -391,7 +391,7 @@ def check_same_device(name: str, tensor: Tensor, other_name: str, other: Tensor)
 
 
 def check_tensors(op: str, **tensors: Tensor | None) -> None:
-    """Raises RuntimeError unless all have the first one's device and dtype, one of DTYPES."""
+    """Raises RuntimeError unless all tensors have the first one's device and dtype, in DTYPES."""
     check_alike(op, **tensors)
     name, first = next(iter(tensors.items()))
     assert first is not None
@@ -403,7 +403,7 @@ def check_tensors(op: str, **tensors: Tensor | None) -> None:
 
 
 def check_alike(op: str, **tensors: Tensor | None) -> None:
-    """Raises RuntimeError unless all have the first one's device and dtype."""
+    """Raises RuntimeError unless all tensors have the first one's device and dtype."""
     name, first = next(iter(tensors.items()))
     assert first is not None
     type_name = _type_name(first.dtype)
@@ -419,7 +419,7 @@ def check_alike(op: str, **tensors: Tensor | None) -> None:
 
 
 def check_bias(bias_size: Sequence[int], weight_size: Sequence[int]) -> None:
-    """Raises RuntimeError for a bias that has not one element for each filter."""
+    """Raises RuntimeError unless the bias has one element for each filter."""
     _check(
         list(bias_size) == [weight_size[0]],
         f"Given weight of size {list(weight_size)}, expected bias to be 1-dimensional with "
@@ -428,7 +428,7 @@ def check_bias(bias_size: Sequence[int], weight_size: Sequence[int]) -> None:
 
 
 def check_same_size(name: str, size: Sequence[int], like: str, expected: Sequence[int]) -> None:
-    """Raises RuntimeError where the tensor ``name`` has not the size of what ``like`` says."""
+    """Raises RuntimeError where the tensor ``name`` does not have the size of ``like``."""
     _check(
         list(size) == list(expected),
         f"Expected {name} to have the size of {like}, {list(expected)}, "
@@ -446,7 +446,7 @@ def check_depthwise(weight_size: Sequence[int], groups: int) -> None:
 
 
 def check_has_channels(kept_size: Sequence[int]) -> None:
-    """Raises RuntimeError where there is no dimension 1 to have a bias gradient for."""
+    """Raises RuntimeError where dimension 1, the bias gradient's, is missing."""
     _check(
         len(kept_size) >= 2,
         f"Expected kept to have channels in dimension 1, but got kept of size {list(kept_size)}",
@@ -463,7 +463,7 @@ def pool2d_output_size(
 ) -> list[int]:
     """Size [N, C, M, N'] of a pooling's output.
 
-    Shapes: input_size [N, C, H, W]; the others (height, width).
+    Shapes: input_size [N, C, H, W]; other arguments (height, width).
 
     Raises:
         RuntimeError: the arguments describe no pooling; the message names the argument.
@@ -520,7 +520,7 @@ def pool2d_output_size(
         if ceil_mode:
             room += step[axis] - 1
         out = room // step[axis] + 1 if room >= 0 else 0
-        # With ceil_mode the last window still has to start inside the input or in front of it.
+        # The last window of ceil_mode must still start inside the input or before it.
         if ceil_mode and (out - 1) * step[axis] >= size[2 + axis] + pad[axis]:
             out -= 1
         result.append(out)
@@ -535,7 +535,7 @@ def pool2d_output_size(
 
 
 def offset_dtype(kernel_size: Sequence[int]) -> torch.dtype:
-    """The type of max pooling's offsets: bytes where they and "nowhere" fit."""
+    """The type of max pooling's offsets: bytes where all offsets and "nowhere" fit."""
     return torch.uint8 if kernel_size[0] * kernel_size[1] < 256 else torch.int32
 
 
@@ -547,7 +547,7 @@ def check_divisor(divisor_override: int | None) -> None:
 def check_offset(
     offset: Tensor, like: str, kernel_size: Sequence[int], output_size: Sequence[int], device: Any
 ) -> None:
-    """Raises RuntimeError for what are no offsets of that pooling, or not where ``like`` is."""
+    """Raises RuntimeError for offsets of another pooling, or not on the device of ``like``."""
     dtype = offset_dtype(kernel_size)
     _check(
         offset.device == device,

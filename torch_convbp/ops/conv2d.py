@@ -146,9 +146,9 @@ def _(
 
 # --- batching (torch.vmap) ------------------------------------------------------------------
 #
-# A dimension over which only one activation tensor varies is more batch. One over which filters
-# vary too, or a weight gradient is wanted for each index, is more groups: index b of the dimension
-# has the groups b * groups ... (b + 1) * groups - 1, its own channels and its own filters.
+# A dimension over which only input or delta varies becomes more batch. A dimension over which
+# filters vary, or with a weight gradient for each index, becomes more groups: index b has the
+# groups b * groups ... (b + 1) * groups - 1, with their own channels and filters.
 
 
 def _geometry_of_groups(geometry: Sequence[Any], size: int) -> tuple[Any, ...]:
@@ -241,7 +241,7 @@ for _operator in (conv2d_weight_grad, conv2d_weight_bias_grad):
 # --- autocast -------------------------------------------------------------------------------
 
 
-# The layers alone, as in torch: a backward pass has its forward pass's dtypes, wherever it runs.
+# Autocast is for layers alone, as in torch: backward has the dtypes of its forward pass.
 for _operator in (conv2d, conv2d_activation, conv2d_activation_pair):
     register(_operator, "AutocastCPU", autocast(_operator, "cpu"))
     register(_operator, "AutocastCUDA", autocast(_operator, "cuda"))
@@ -251,9 +251,9 @@ for _operator in (conv2d, conv2d_activation, conv2d_activation_pair):
 
 
 def _allow_tf32() -> bool:
-    """Asked by csrc/cuda/torch/tf32.cpp for each convolution of float32: what torch's own would do.
+    """May a float32 convolution use TF32, as torch's own would? csrc/cuda/torch/tf32.cpp asks.
 
-    The new name of the setting; it also says what torch.backends.cudnn.allow_tf32 was set to.
+    fp32_precision is the setting's new name; it also follows torch.backends.cudnn.allow_tf32.
     """
     return bool(torch.backends.cudnn.conv.fp32_precision == "tf32")  # type: ignore[attr-defined]
 

@@ -1,7 +1,7 @@
-"""The operators in torch's own (ATen), for compilers and file formats that do not know ours.
+"""The operators as ATen ones, for compilers and file formats that do not know ours.
 
 Arguments are those of csrc/torch/schema.cpp. Results have the operators' memory formats; numbers
-differ by rounding, and each sum of float16 or bfloat16 runs in float32 here as there.
+differ by rounding, and each sum of float16 or bfloat16 runs in float32 in both.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
         program = torch.export.export(model, (input,)).run_decompositions(bp.decompositions())
 
     leaves a program that needs no torch_convbp: for torch.onnx.export, say, or another backend.
-    To come down to core ATen, ``update`` the table torch.export.default_decompositions() with
-    this one. torch.compile's backends take such a table where they are made (aot_autograd's
-    argument ``decompositions``).
+    For core ATen, ``update`` the table torch.export.default_decompositions() with this table.
+    torch.compile's backends take such a table at construction (aot_autograd's argument
+    ``decompositions``).
 
-    Of float16 and bfloat16 a convolution with its activation differs by more than the last place:
-    g and g' are those of a p that was rounded, where our kernels apply them to the sum itself.
+    In float16 and bfloat16 a convolution with its activation differs by more than the last place:
+    here g and g' get a rounded p, in our kernels the sum itself.
 
     Returns:
         A new dictionary, from operator to function.
@@ -90,7 +90,7 @@ def conv2d(
 def _conv2d_gradients(
     input: Tensor, weight: Tensor, delta: Tensor, geometry: Sequence[Any], wanted: Sequence[bool]
 ) -> tuple[Tensor, Tensor]:
-    """The input's gradient and the weight's, those of them that are wanted."""
+    """Gradients of input and weight, each only if wanted."""
     stride, (top, _, left, _), dilation, groups = geometry
     grads = aten.convolution_backward(
         delta, input, weight, None, stride, [top, left], dilation, False, [0, 0], groups,
@@ -191,14 +191,14 @@ def max_pool2d(
     height, width = input.shape[2:]
     row = index // width
     column = index - row * width  # not %, which ONNX lacks where width is symbolic
-    # Which tap of the window (m, n) is at the position (i, j)? None, where all are outside.
+    # Tap of the window (m, n) at the position (i, j); none where all are outside.
     taps, inside = [], []
     for axis, (size, position) in enumerate(((height, row), (width, column))):
         count, step, spread = kernel_size[axis], stride[axis], dilation[axis]
         window = torch.arange(output.shape[2 + axis], device=input.device)
         first = (window * step - padding[axis])[(slice(None), None)[: 2 - axis]]
         taps.append((position - first) // spread)
-        # The first tap that is not in front of the input, if it is not behind it.
+        # Position of the window's first tap that is inside or after the input.
         start = torch.where(first < 0, first + (spread - 1 - first) // spread * spread, first)
         inside.append((start < size) & (start < first + count * spread))
     dtype = checks.offset_dtype(kernel_size)
@@ -220,7 +220,7 @@ def max_pool2d_input_grad(
 ) -> Tensor:
     batch, channels, height, width = input_size
     index = pool2d_ops.indices(offset, input_size, *geometry[:4]).flatten(2)
-    # Sums run in float32 at least, as the kernels' do.
+    # Sums run in float32 at least, as in the kernels.
     wide = torch.promote_types(delta.dtype, torch.float32)
     shares = torch.where(index < 0, 0, delta.flatten(2).to(wide))
     grad = shares.new_zeros([batch, channels, height * width])

@@ -1,9 +1,9 @@
 """The backward pass of a depthwise layer, L3 to L6, as one operator.
 
-Such a layer has no more products than its filter has taps for each number it reads: memory is what
-it waits for. One after the other, L3 to L6 read or write seven tensors of the layer's size; in one
-pass they are four. csrc/cuda/depthwise/backward.cuh does it so on a GPU; elsewhere, and under
-torch.func, the operator is the four equations.
+Such a layer is memory-bound: it has at most as many products as filter taps for each number read.
+One after the other, L3 to L6 read or write seven tensors of the layer's size; one pass needs four.
+csrc/cuda/depthwise/backward.cuh is this pass on a GPU. Elsewhere, and under torch.func, the
+operator is the four equations.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from torch_convbp.ops.torch_private import needs_derivative, redispatch_below_au
 
 depthwise_backward = torch.ops.torch_convbp.depthwise_backward.default
 
-# Where it is worth being called.
+# Device types on which one pass is faster.
 ONE_PASS_ON = {"cuda"}
 
 
 def is_one_pass(grad: Tensor, weight_size: Sequence[int], groups: int) -> bool:
-    """Is the layer one whose whole backward pass should be this operator?"""
-    # Every layer asks, and most are not depthwise: the cheapest question first.
+    """Should this operator be the layer's whole backward pass?"""
+    # Every layer calls this, and most are not depthwise: the cheapest test first.
     return groups > 1 and (
         weight_size[1] == 1 and weight_size[0] == groups and grad.device.type in ONE_PASS_ON
     )
@@ -55,7 +55,7 @@ def equations(
     parameters: Sequence[float],
     memory_format: torch.memory_format | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The same, one equation after the other.
+    """The operator as one equation after the other.
 
     Gradients of input [N, C, H, W], weight [C, 1, R, S] and bias [C], from ``grad`` and ``kept``
     [N, C, M, N'], as error_signal's; without an activation ``kept`` is None and grad is delta.
@@ -83,7 +83,7 @@ def equations(
 def _autograd(
     grad: Tensor, kept: Tensor | None, input: Tensor, weight: Tensor, *rest: Any, **format: Any
 ) -> Any:
-    # Its own derivative is that of the equations.
+    # The operator's own derivative is the derivative of the equations.
     if needs_derivative(grad, kept, input, weight):
         return equations(grad, kept, input, weight, *rest, **format)
     return redispatch_below_autograd(depthwise_backward, grad, kept, input, weight, *rest, **format)
@@ -98,7 +98,7 @@ refuse_cuda((depthwise_backward,))
 
 @torch.library.register_vmap("torch_convbp::depthwise_backward")
 def _(info: Any, in_dims: Any, *arguments: Any, **format: Any) -> Any:
-    # The indices become channels, as where conv2d.py wants a weight gradient for each.
+    # Indices become channels, as for the weight gradients in conv2d.py.
     size = info.batch_size
     folded = [
         None if tensor is None else fold(tensor, dim, size, into)

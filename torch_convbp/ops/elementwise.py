@@ -1,6 +1,6 @@
 """The operators of the activation g (L2) and of its error signal (L3), element by element.
 
-The schemas call ``kept`` what autograd/ has saved for them: a or p, as activations.py says.
+``kept`` is the schemas' name for what autograd/ saves: a or p, as activations.py says.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ register(linear, "CompositeExplicitAutograd", _linear)
 @torch.library.register_vmap("torch_convbp::linear")
 def _(info: Any, in_dims: Any, input: Tensor, weight: Tensor, bias: Tensor | None) -> Any:
     input_dim, weight_dim, bias_dim = in_dims[:3]
-    # torch's own refuses some biases of several dimensions when the input has one more.
+    # F.linear refuses some biases of several dimensions when the input has one more.
     if weight_dim is None and bias_dim is None and (bias is None or bias.dim() < 2):
         return linear(input.movedim(input_dim, 0), weight, bias), 0
 
@@ -49,7 +49,7 @@ def _(info: Any, in_dims: Any, input: Tensor, weight: Tensor, bias: Tensor | Non
     output = products.reshape(*rows.shape[:-1], *outputs)
     if bias is not None:
         shifts = batched(bias, bias_dim)
-        ones = (1,) * (output.dim() - shifts.dim())  # as one bias would, it fits from behind
+        ones = (1,) * (output.dim() - shifts.dim())  # a bias aligns with the last dimensions
         output = output + shifts.reshape(size, *ones, *shifts.shape[1:])
     return output, 0
 

@@ -11,7 +11,7 @@ from torch_convbp.ops import checks
 
 
 def new_tensor(like: Tensor, size: Sequence[int], memory_format: torch.memory_format) -> Tensor:
-    """An empty tensor of that size and format, where there can be one."""
+    """An empty tensor of that size and format; RuntimeError where it would not fit."""
     checks.check_fits(size, like.element_size())
     return like.new_empty(size).to(memory_format=memory_format)
 
@@ -33,7 +33,7 @@ def is_channels_last(tensor: Tensor) -> bool:
 
 
 def format_of(tensor: Tensor) -> torch.memory_format:
-    """channels_last or contiguous, whichever the tensor is nearer to."""
+    """channels_last or contiguous, by the tensor's strides."""
     if tensor.dim() == 4 and is_channels_last(tensor):
         return torch.channels_last
     return torch.contiguous_format

@@ -1,9 +1,9 @@
 """The pooling operators ``torch.ops.torch_convbp.{max,avg}_pool2d*`` (L8): what torch must know of
-them beside their kernels.
+them besides their kernels.
 
 For each output max_pool2d saves an *offset*: the number r * S + s of the tap (r, s) that won in the
-window of R x S taps, in one byte where that is enough. torch's *index* i * W + j of the same input
-element (i, j) is made of it by ``indices``, -1 where a window has nothing inside.
+window of R x S taps, in one byte where that is enough. ``indices`` turns an offset into torch's
+*index* i * W + j of the input element (i, j), or -1 where a window has nothing inside.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def indices(
     padding: Ints,
     dilation: Ints,
 ) -> Tensor:
-    """Those of the offsets."""
+    """torch's indices of the offsets."""
     height, width = input_size[2:]
     tap = offset.long()
     m = torch.arange(offset.shape[2], device=offset.device)[:, None]

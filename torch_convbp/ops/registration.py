@@ -1,4 +1,4 @@
-"""What the operators' files share: registering a kernel under a dispatch key, the folding of
+"""Code that the operators' files share: registering a kernel under a dispatch key, the folding of
 torch.vmap's dimension, and the errors for tensors and devices without kernels."""
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def unfold(result: Any, dim: int, sizes: tuple[int, int]) -> Any:
 
 # --- tensors that are not dense ---------------------------------------------------------------
 
-# Where the dispatcher takes them; its own words name no argument.
+# Dispatch keys of such tensors; the dispatcher's own message names no argument.
 NOT_DENSE = ("SparseCPU", "SparseCsrCPU", "MkldnnCPU", "QuantizedCPU", "AutogradNestedTensor")
 
 
@@ -80,7 +80,7 @@ def _no_cuda(operator: Operator) -> Callable[..., Any]:
 
 
 def refuse_cuda(operators: Sequence[Operator]) -> None:
-    """Where there are no CUDA kernels, a CUDA tensor is told what is missing."""
+    """Without CUDA kernels, a CUDA tensor raises an error that says what is missing."""
     if extension.cuda_missing is not None:
         for operator in operators:
             register(operator, "CUDA", _no_cuda(operator))

@@ -1,11 +1,11 @@
-"""An autograd.Function under a dispatch key: what needs names that torch does not promise to keep.
+"""An autograd.Function under a dispatch key: the code with torch's private names.
 
 An operator whose ``Autograd`` key runs an ``autograd.Function`` is the one design that is right
-under torch.func, torch.compile and torch.export alike: torch.func's layers and the compiler see
-an ordinary operator, and at each level its derivative is recorded by the Function. For that the
-Function must be applied at the present level alone, which ``Function.apply`` does not do (it
-hands itself to torch.func); its base class _SingleLevelFunction does. So each Function gets a
-twin that derives from that class and has the same methods.
+under torch.func, torch.compile and torch.export alike. torch.func's levels and the compiler see
+an ordinary operator, and at each level the Function records its derivative. The Function must be
+applied at the present level alone. ``Function.apply`` hands itself to torch.func instead; its
+base class _SingleLevelFunction does not. So each Function gets a twin that derives from that class
+and has the same methods.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ try:
     _SingleLevelFunction = torch.autograd.function._SingleLevelFunction
     transforms_active = _are_functorch_transforms_active  # is a torch.func transform running?
     _unpack_dual = torch._VF._unpack_dual  # type: ignore[attr-defined]
-    # What compiled autograd asks of a Function, and the base class lacks.
+    # Attribute that compiled autograd needs, and the base class lacks.
     _compiled_autograd_key = torch.autograd.Function._compiled_autograd_key
 except (ImportError, AttributeError) as error:
     raise ImportError(
@@ -99,9 +99,9 @@ def autograd_kernel(
 def _tangent_at_outer_levels(function: Any) -> Callable[..., Any]:
     """The function's jvp, so that its result has derivatives of outer levels.
 
-    torch turns forward mode off for it, as nothing in it belongs to this level any more. Within
-    torch.func that would hold for the outer levels too, and the tangent of a tangent (of
-    jvp(jvp)) would be lost where tangents are added.
+    torch turns forward mode off during jvp, as nothing there belongs to this level any more. Within
+    torch.func that would turn off outer levels too: the tangent of a tangent (of jvp(jvp)) would
+    be lost where tangents are added.
     """
 
     def jvp(ctx: Any, *tangents: Any) -> Any:
@@ -119,10 +119,10 @@ def needs_derivative(*args: Any) -> bool:
         return True
     if torch.is_inference_mode_enabled():  # there are no tangents either
         return False
-    # The tangents themselves are asked: forward_ad knows nothing of a level that a compiled
-    # graph has entered. There is one level, number 0.
-    # Sparse ones have none that could be asked; the operators refuse them.
-    for a in args:  # any() of a generator costs more than it asks
+    # Tangents are looked up directly: forward_ad does not know a level that a compiled graph has
+    # entered. There is one level, number 0.
+    # Sparse tensors have no tangents to look up; the operators refuse such tensors.
+    for a in args:  # any() of a generator costs more than the test
         if (
             isinstance(a, torch.Tensor)
             and a.layout is torch.strided
@@ -135,9 +135,9 @@ def needs_derivative(*args: Any) -> bool:
 def redispatch_below_autograd(operator: Operator, *args: Any, **kwargs: Any) -> Any:
     """Runs the operator's next kernel below the ``Autograd`` key.
 
-    A Function's forward runs with gradients turned off. Without torch.func the next kernel
-    computes numbers, and that is that. Within it the next kernel may be the derivative of an
-    outer level (hessian has two), which would come out as zero: gradients are turned on again.
+    A Function's forward runs with gradients turned off. Without torch.func the next kernel only
+    computes numbers. Within torch.func the next kernel may be the derivative of an outer level
+    (hessian has two), which would be zero: gradients are turned on again.
     """
     with _AutoDispatchBelowAutograd():
         if not transforms_active():
@@ -147,16 +147,16 @@ def redispatch_below_autograd(operator: Operator, *args: Any, **kwargs: Any) -> 
 
 
 def saved_tensors_hooks() -> Any:
-    """What sees the tensors that are saved for backward, such as a checkpoint; None: nothing."""
+    """Hooks that see the tensors saved for backward, such as a checkpoint's; None for no hooks."""
     return _top_saved_tensors_default_hooks(True)
 
 
 def skip_autograd_unless_needed(*args: Any) -> AbstractContextManager[Any]:
-    """Operators called within skip the ``Autograd`` key where no derivative of ``args`` is wanted.
+    """Lets operators skip the ``Autograd`` key where no derivative of ``args`` is wanted.
 
-    Each of the kernels above would find the same, at the price of a small convolution. It may not
-    be found out in advance where others are still to see the call: a transform of torch.func, the
-    batching of is_grads_batched, the compiler, ``__torch_function__``.
+    Each ``Autograd`` kernel would find the same, at the price of a small convolution. The key stays
+    where others must still see the call: a transform of torch.func, the batching of
+    is_grads_batched, the compiler, ``__torch_function__``.
     """
     if (
         torch.compiler.is_compiling()
