@@ -105,9 +105,9 @@ class FusedActivation(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         if is_node(self, input):
             return as_node(self, input)
-        run = getattr(input, "_run", None)
-        if isinstance(run, Run):
-            run.take(input)
+        mark = getattr(input, "_convbp_mark", None)
+        if isinstance(mark, Mark):
+            mark.take(self, input)
             return input
         output: Tensor = super().forward(input)
         return output
@@ -130,7 +130,7 @@ class Run:
     def __init__(self) -> None:
         self.thread, self.modes = _thread(), _modes()
         self.convolutions: list[Any] = []  # fused in this call
-        self.untaken = 0  # outputs that include g and have not reached their activations
+        self.untaken: list[Mark] = []  # of outputs that have not reached their activations
 
     def activation(self, module: FusedActivation) -> Activation | None:
         """The module's present g; None where the convolution must not compute g."""
@@ -138,17 +138,39 @@ class Run:
             return None
         return activations.of_module(module)
 
-    def mark(self, output: Tensor) -> None:
+    def mark(self, output: Tensor, activation: FusedActivation, g: Activation) -> None:
         """Marks ``output`` as one that includes g."""
-        output._run = self  # type: ignore[attr-defined]
-        self.untaken += 1
+        mark = Mark(self, activation, g)
+        self.untaken.append(mark)
+        output._convbp_mark = mark  # type: ignore[attr-defined]
 
-    def take(self, output: Tensor) -> None:
-        self.untaken -= 1
-        if torch.compiler.is_compiling():  # torch.compile knows no ``del`` of an attribute
-            output._run = None  # type: ignore[attr-defined]
+
+class Mark:
+    """What an output that includes g carries to its activation."""
+
+    def __init__(self, run: Run, activation: FusedActivation, g: Activation) -> None:
+        self.run, self.activation, self.g = run, activation, g
+
+    def take(self, activation: FusedActivation, output: Tensor) -> None:
+        """Raises RuntimeError where another activation, or in other modes, meets the output."""
+        compiling = torch.compiler.is_compiling()
+        same = self.activation is activation or vars(self.activation) is vars(activation)
+        if not same or not (compiling or self.run.modes == _modes()):
+            raise RuntimeError(self.complaint())
+        if activations.of_module(activation) != self.g:
+            raise RuntimeError(self.complaint())
+        self.run.untaken.remove(self)
+        if compiling:  # torch.compile knows no ``del`` of an attribute
+            output._convbp_mark = None  # type: ignore[attr-defined]
         else:
-            del output._run  # type: ignore[attr-defined]
+            del output._convbp_mark  # type: ignore[attr-defined]
+
+    def complaint(self) -> str:
+        return (
+            f"a convolution has computed {self.g}, the activation after it, but its output was not "
+            f"handed on to that {type(self.activation).__name__} as it was when the model was "
+            "fused. The model runs another way now: bp.revert(model), and convert it again"
+        )
 
 
 def _thread() -> int:
@@ -168,9 +190,9 @@ _global_hooks = [vars(nn.modules.module)[f"_global{kind}"] for kind in _HOOKS]
 def _begin(owner: Any, args: Any) -> None:
     """Before the owner's forward."""
     run = Run()
-    owner._runs.append(run)
+    owner._convbp_runs.append(run)
     for convolution, activation in _live_pairs(owner):
-        convolution._fusion = activation, run
+        convolution._convbp_fusion = activation, run
         run.convolutions.append(convolution)
 
 
@@ -181,37 +203,37 @@ def _end(owner: Any, args: Any, output: Any) -> None:
         RuntimeError: a convolution's output has not reached its activation. So the owner runs
             another way than when it was traced.
     """
-    run = next(run for run in reversed(owner._runs) if run.thread == _thread())
-    owner._runs.remove(run)
+    runs = [run for run in owner._convbp_runs if run.thread == _thread()]
+    if not runs:  # another pre-hook raised before _begin
+        return
+    run = runs[-1]
+    owner._convbp_runs.remove(run)
     for convolution in run.convolutions:
-        convolution._fusion = None
+        convolution._convbp_fusion = None
     if run.untaken and output is not None:
-        raise RuntimeError(
-            f"{type(owner).__name__}: a convolution has computed the activation after it, but its "
-            "output was not handed on to that. The model runs another way than when it was fused: "
-            "bp.revert(model), and convert it as it is now"
-        )
+        raise RuntimeError(f"{type(owner).__name__}: {run.untaken[0].complaint()}")
 
 
 def _live_pairs(owner: Any) -> list[tuple[Any, FusedActivation]]:
     """The pairs that run as one in a call of the owner."""
     live: list[tuple[Any, FusedActivation]] = []
-    for names in () if any(_global_hooks) else owner._pairs:
+    for names in () if any(_global_hooks) else owner._convbp_pairs:
         convolution, activation = (_unwatched(owner, name.split(".")) for name in names)
         if convolution is None or not _is_ours(convolution):
             continue
-        if isinstance(activation, FusedActivation) and "forward" not in activation.__dict__:
+        if isinstance(activation, FusedActivation):
             live.append((convolution, activation))
     return live
 
 
 def _unwatched(module: nn.Module, path: Iterable[str]) -> nn.Module | None:
-    """The module at the end of ``path``; None where there is none, or a hook is on the way."""
+    """The module at the end of ``path``; None where there is none, or a hook or a
+    replaced forward is on the way."""
     for name in path:
         if name not in module._modules:  # a ScriptModule's _modules have no get()
             return None
         inner: Any = module._modules[name]
-        if inner is None:
+        if inner is None or "forward" in inner.__dict__:
             return None
         for kind in _HOOKS:
             for hook in inner.__dict__.get(kind, {}).values():
@@ -239,7 +261,7 @@ class _Tracer(torch.fx.Tracer):
     def create_node(self, *args: Any, **kwargs: Any) -> Node:
         node = super().create_node(*args, **kwargs)
         autocast = torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")
-        node.meta["modes"] = torch.is_grad_enabled(), torch.is_inference_mode_enabled(), autocast
+        node.meta["modes"] = *_modes(), torch.is_inference_mode_enabled(), autocast
         return node
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
@@ -359,7 +381,7 @@ def _pair(root: nn.Module, prefix: str, calls: list[Node]) -> str | Names:
     if any(u.op != "call_module" or u.target != user.target for u in users):
         return "it is called more than once"
     if any(node.meta["modes"] != u.meta["modes"] for node, u in zip(calls, users, strict=True)):
-        return "gradients or autocast are switched before its activation"
+        return "gradients, autocast or a checkpoint are switched before its activation"
     if any(_may_be_changed_in_place(root, activation, u) for u in users):
         return f"what {type(activation).__name__} gives may be changed in place"
     return prefix + str(calls[0].target), prefix + str(user.target)
@@ -459,12 +481,14 @@ def fuse(model: nn.Module, pairs: bool | list[Names] = True) -> None:
         paths = [name.split(".") for name in names]
         shared = itertools.takewhile(lambda parts: parts[0] == parts[1], zip(*paths, strict=False))
         depth = len(list(shared))
+        while isinstance(modules[".".join(paths[0][:depth])], (nn.ModuleList, nn.ModuleDict)):
+            depth -= 1  # to one that is called
         owner, activation = modules[".".join(paths[0][:depth])], modules[names[1]]
-        if "_pairs" not in vars(owner):
-            owner._pairs, owner._runs = (), []
+        if "_convbp_pairs" not in vars(owner):
+            owner._convbp_pairs, owner._convbp_runs = (), []
             owner.register_forward_pre_hook(_begin)
             owner.register_forward_hook(_end, always_call=True)
-        owner._pairs += (tuple(".".join(path[depth:]) for path in paths),)
+        owner._convbp_pairs += (tuple(".".join(path[depth:]) for path in paths),)
         if not isinstance(activation, FusedActivation):
             activation.__class__ = _FUSED_CLASSES[type(activation)]
     logger.info("%s", Fusions(_fused(model), _left_alone(found)))
@@ -473,7 +497,7 @@ def fuse(model: nn.Module, pairs: bool | list[Names] = True) -> None:
 def unfuse(model: nn.Module) -> None:
     """Undoes ``fuse`` for all modules in ``model``."""
     for module in model.modules():
-        for attribute in ("_pairs", "_runs", "_fusion"):
+        for attribute in ("_convbp_pairs", "_convbp_runs", "_convbp_fusion"):
             vars(module).pop(attribute, None)
         for kind in ("_forward_pre_hooks", "_forward_hooks"):
             hooks = vars(module).get(kind) or {}
@@ -489,7 +513,7 @@ def _fused(model: nn.Module) -> list[Fused]:
     return [
         Fused(names[convolution], names[activation], str(activations.of_module(activation)))
         for owner in names
-        if "_pairs" in vars(owner)
+        if "_convbp_pairs" in vars(owner)
         for convolution, activation in _live_pairs(owner)
     ]
 

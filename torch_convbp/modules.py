@@ -154,7 +154,7 @@ class ConvBP2d(_WithActivation, nn.Conv2d):
             self.activation = g
 
     # (activation, run) while an enclosing module's call lasts; fusion.py sets it.
-    _fusion: Any = None
+    _convbp_fusion: Any = None
 
     def forward(self, input: Tensor) -> Tensor:
         if is_node(self, input):
@@ -166,7 +166,7 @@ class ConvBP2d(_WithActivation, nn.Conv2d):
         if self.padding_mode != "zeros":
             input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
             padding = 0
-        g, fusion = self.activation, self._fusion
+        g, fusion = self.activation, self._convbp_fusion
         if fusion is not None:
             after, run = fusion
             g = run.activation(after)
@@ -174,7 +174,7 @@ class ConvBP2d(_WithActivation, nn.Conv2d):
             input, weight, bias, self.stride, padding, self.dilation, self.groups, activation=g
         )
         if fusion is not None and g is not None:
-            run.mark(output)
+            run.mark(output, after, g)
         return output
 
 

@@ -66,9 +66,9 @@ def assert_close(these: list[Tensor], others: list[Tensor]) -> None:
 
 def runs_fused(model: nn.Module, input: Tensor) -> int:
     """How many activations are computed in convolutions when the model is called."""
-    taken, take = [], fusion.Run.take
+    taken, take = [], fusion.Mark.take
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fusion.Run, "take", lambda run, out: taken.append(out) or take(run, out))
+        patch.setattr(fusion.Mark, "take", lambda m, g, out: taken.append(g) or take(m, g, out))
         model(input)
     return len(taken)
 
@@ -300,7 +300,7 @@ def test_activations_are_what_they_were() -> None:
     for output in (model(input), bp.revert(model)(input)):
         assert_close([output], [model(input)])
     assert type(model[1]) is nn.LeakyReLU and vars(model[1])["anything"] == "there"
-    assert not any({"_pairs", "_runs", "_fusion"} & vars(m).keys() for m in model.modules())
+    assert not any("_convbp" in name for m in model.modules() for name in vars(m))
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
@@ -382,10 +382,47 @@ def test_what_runs_another_way_says_so(way: int, compiled: bool) -> None:
     model(input)
     model.way = way
     run = torch.compile(model, backend="eager") if compiled else model
-    with pytest.raises(RuntimeError, match="Wires: a convolution has computed the activation"):
+    with pytest.raises(RuntimeError, match="Wires: a convolution has computed relu"):
         run(input)
     expected = bp.revert(copy.deepcopy(model))(input)
     bp.convert(model, fuse_activations=True)  # as it is now
+    assert_close([model(input)], [expected])
+
+
+class Checkpointed(nn.Module):
+    """Its end runs in a checkpoint when it is told to."""
+
+    flag = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Sequential(nn.GELU(), nn.Conv2d(4, 2, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        p = self.conv(x)
+        return checkpoint(self.head, p, use_reentrant=True) if self.flag else self.head(p)
+
+
+def test_a_checkpoint_between_the_two_says_so() -> None:
+    model, input = prepared(Model(Checkpointed))
+    bp.convert(model, fuse_activations=True)
+    assert runs_fused(model, input) == 1
+    model.flag = True
+    with pytest.raises(RuntimeError, match="a convolution has computed gelu"):
+        model(input)
+
+
+def test_a_hook_before_the_owner_that_raises() -> None:
+    def stop(*_: Any) -> None:
+        raise ValueError("stop")
+
+    model, input = prepared(MODELS["gelu"])
+    expected = model(input)
+    bp.convert(model, fuse_activations=True)
+    with model.register_forward_pre_hook(stop, prepend=True), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(ValueError, match="stop"):
+            model(input)
     assert_close([model(input)], [expected])
 
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
+from torch.utils.checkpoint import checkpoint
 from torchvision.models.resnet import BasicBlock, ResNet
 from torchvision.models.squeezenet import SqueezeNet
 
@@ -59,6 +60,27 @@ class Residual(Two):
     def forward(self, x: Tensor) -> Tensor:
         p = self.one(x)
         return self.two(self.relu(p + 0)) + p
+
+
+class Loops(nn.Module):
+    """The pair is in a list, which nobody calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Conv2d(3, 4, 3), nn.Tanh(), nn.Conv2d(4, 4, 3)])
+        self._runs = self._pairs = self._fusion = 7  # names of its own
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        return x * self._runs
+
+
+class Checkpoints(Two):
+    """The activation runs again in the backward pass, and the convolution does not."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return checkpoint(lambda p: self.two(self.relu(p)), self.one(x), use_reentrant=False)
 
 
 class Holds(Two):
@@ -231,6 +253,8 @@ MODELS = {
     "shared_elsewhere": Model(
         SharedElsewhere, {"one": "relu of relu"}, {"two": "followed by add, which is no module"}),
     "optional": Model(Optional, {"one": "relu of relu"}, {"two": "what its module returns"}),
+    "loops": Model(
+        Loops, {"layers.0": "tanh of layers.1"}, {"layers.2": "followed by mul, which is no"}),
     "weight_norm": Model(
         sequential(conv=lambda: parametrizations.weight_norm(nn.Conv2d(3, 4, 3))), FIRST, LAST),
     # What is left alone.
@@ -244,8 +268,10 @@ MODELS = {
         Holds, {}, {"one": "its output is held by the model too", "two": "what its module"}),
     "without_gradients": Model(
         WithoutGradients, {}, {"one": "followed by ConvBP2d", "two": "what its module returns"}),
+    "checkpoints": Model(
+        Checkpoints, {}, {"one": "or a checkpoint are switched", "two": "what its module"}),
     "switches": Model(
-        Switches, {}, {"one": "gradients or autocast are switched", "two": "its module returns"}),
+        Switches, {}, {"one": "gradients, autocast or a check", "two": "its module returns"}),
     "training": Model(Trained, {}, {"one": "followed by Identity", "two": "its module returns"}),
     "swaps": Model(Swaps, {}, {"one": "followed by Identity", "two": "its module returns"}),
     "changed_in_place": Model(ChangedInPlace, {}, {
