@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from imports import chains, imports, is_private
 
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
 BELOW = {
@@ -22,15 +22,12 @@ TEXTS = {
 }
 
 
-def imported(text: str) -> Iterator[str]:
+def imported(text: str) -> list[str]:
     """All that is imported, and what is asked of ``bp``, as dotted names."""
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            yield from (f"{'.' * node.level}{node.module}.{alias.name}" for alias in node.names)
-        elif isinstance(node, ast.Attribute) and ast.unparse(node).startswith("bp."):
-            yield ast.unparse(node).replace("bp.", "torch_convbp.", 1)
+    tree = ast.parse(text)
+    asked = [chain for chain in chains(tree) if chain.startswith("bp.")]
+    names = [name for name, _ in imports(tree)]
+    return names + [name.replace("bp.", "torch_convbp.", 1) for name in asked]
 
 
 def private(text: str) -> list[str]:
@@ -38,8 +35,7 @@ def private(text: str) -> list[str]:
     return [
         name
         for name in imported(text)
-        if name.startswith("torch_convbp")
-        and any(part[:1] == "_" != part[1:2] or part == "*" for part in name.split("."))
+        if name.startswith("torch_convbp") and (is_private(name) or name.endswith(".*"))
     ]
 
 

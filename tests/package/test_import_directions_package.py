@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from imports import chains, imports, is_private
 
 PACKAGE = Path(__file__).resolve().parents[2] / "torch_convbp"
 
@@ -32,31 +32,9 @@ MAY_IMPORT: dict[str, set[str]] = {
 PRIVATE_NAMES_OF_TORCH = "ops/torch_private.py"
 
 
-def imports(tree: ast.Module) -> Iterator[tuple[str, str]]:
-    """Full name of each module or attribute that is imported, and what it is called in the file."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from ((alias.name, alias.asname or alias.name) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            module = "." * node.level + (node.module or "")
-            yield from ((f"{module}.{a.name}", a.asname or a.name) for a in node.names)
-
-
-def dotted(node: ast.expr) -> str:
-    """``a.b.c`` as a text; "" for what is no chain of names."""
-    if isinstance(node, ast.Name):
-        return node.id
-    before = dotted(node.value) if isinstance(node, ast.Attribute) else ""
-    return f"{before}.{node.attr}" if isinstance(node, ast.Attribute) and before else ""
-
-
 def is_module(name: str) -> bool:
     path = PACKAGE.parent / name.replace(".", "/")
     return path.is_dir() or path.with_suffix(".py").is_file()
-
-
-def is_private(name: str) -> bool:
-    return any(part.startswith("_") and not part.startswith("__") for part in name.split("."))
 
 
 def wrong_directions(file: str, source: str) -> list[str]:
@@ -78,11 +56,10 @@ def private_names_of_others(file: str, source: str) -> list[str]:
     """Underscore names of other modules of the package."""
     tree = ast.parse(source)
     ours = {called: name for name, called in imports(tree) if name.startswith("torch_convbp")}
-    chains = [dotted(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
     modules = [called for called, name in ours.items() if is_module(name)]
     return [name for name in ours.values() if is_private(name)] + [
         chain
-        for chain in chains
+        for chain in chains(tree)
         for name in modules
         if chain.startswith(f"{name}.") and is_private(chain.removeprefix(f"{name}."))
     ]
@@ -92,8 +69,7 @@ def private_names_of_torch(file: str, source: str) -> list[str]:
     """Names that torch does not promise to keep. Our own operators may be private to us; what a
     subclass of nn.Module finds in itself is not looked for."""
     tree = ast.parse(source)
-    names = [name for name, _ in imports(tree)]
-    names += [dotted(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
+    names = [name for name, _ in imports(tree)] + chains(tree)
     found = [
         name
         for name in names
