@@ -38,12 +38,8 @@ def machine(threads: int) -> dict[str, str | int | float]:
 
 def cuda_missing() -> str | None:
     """Return why torch_convbp computes on no GPU here; None where it does."""
-    import torch_convbp as bp
+    from torch_convbp import backends, extension
 
-    if bp.backends.cuda.is_available():
-        return None
-    try:
-        _ = bp.backends.cuda.conv_algorithm
-    except RuntimeError as error:  # where there are no kernels; the reason ends the sentence
-        return str(error).partition(" here: ")[2] or str(error)
-    return "there is no GPU"
+    if extension.cuda_missing is None and not backends.cuda.is_available():
+        return "there is no GPU"
+    return extension.cuda_missing
