@@ -154,6 +154,7 @@ class Mark:
     def take(self, activation: FusedActivation, output: Tensor) -> None:
         """Raises RuntimeError where another activation, or in other modes, meets the output."""
         compiling = torch.compiler.is_compiling()
+        # torch.export calls stand-ins of modules, which share the attributes.
         same = self.activation is activation or vars(self.activation) is vars(activation)
         if not same or not (compiling or self.run.modes == _modes()):
             raise RuntimeError(self.complaint())
@@ -217,8 +218,8 @@ def _end(owner: Any, args: Any, output: Any) -> None:
 def _live_pairs(owner: Any) -> list[tuple[Any, FusedActivation]]:
     """The pairs that run as one in a call of the owner."""
     live: list[tuple[Any, FusedActivation]] = []
-    for names in () if any(_global_hooks) else owner._convbp_pairs:
-        convolution, activation = (_unwatched(owner, name.split(".")) for name in names)
+    for paths in () if any(_global_hooks) else owner._convbp_pairs:
+        convolution, activation = (_unwatched(owner, path) for path in paths)
         if convolution is None or not _is_ours(convolution):
             continue
         if isinstance(activation, FusedActivation):
@@ -481,14 +482,17 @@ def fuse(model: nn.Module, pairs: bool | list[Names] = True) -> None:
         paths = [name.split(".") for name in names]
         shared = itertools.takewhile(lambda parts: parts[0] == parts[1], zip(*paths, strict=False))
         depth = len(list(shared))
-        while isinstance(modules[".".join(paths[0][:depth])], (nn.ModuleList, nn.ModuleDict)):
-            depth -= 1  # to one that is called
         owner, activation = modules[".".join(paths[0][:depth])], modules[names[1]]
+        while depth and isinstance(
+            owner, (nn.ModuleList, nn.ModuleDict)
+        ):  # up to one that is called
+            depth -= 1
+            owner = modules[".".join(paths[0][:depth])]
         if "_convbp_pairs" not in vars(owner):
             owner._convbp_pairs, owner._convbp_runs = (), []
             owner.register_forward_pre_hook(_begin)
             owner.register_forward_hook(_end, always_call=True)
-        owner._convbp_pairs += (tuple(".".join(path[depth:]) for path in paths),)
+        owner._convbp_pairs += (tuple(path[depth:] for path in paths),)
         if not isinstance(activation, FusedActivation):
             activation.__class__ = _FUSED_CLASSES[type(activation)]
     logger.info("%s", Fusions(_fused(model), _left_alone(found)))

@@ -134,6 +134,15 @@ def test_pairs_by_name() -> None:
     assert_close(results(model, input)[0], expected)
 
 
+def test_a_pair_that_no_module_calls() -> None:
+    """Its innermost module is a list, and there is none around."""
+    model = nn.ModuleList([nn.Conv2d(3, 4, 3), nn.Tanh()]).double()
+    input = normal((2, 3, 8, 8), torch.float64, seed=1)
+    expected = model[1](model[0](input))
+    bp.convert(model, fuse_activations=[("0", "1")])
+    assert_close([model[1](model[0](input))], [expected])
+
+
 NO_PAIRS = {
     "a number": (5, TypeError, "must be bool or pairs of names, not int"),
     "nothing": (None, TypeError, "must be bool or pairs of names, not NoneType"),
