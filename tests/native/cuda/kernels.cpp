@@ -608,10 +608,7 @@ void try_max_pool(const PoolProblem& p, Random& random) {
 
 template <typename T>
 void try_average_pool(PoolProblem p, Random& random) {
-  // A multiple of every number of positions up to 5 x 5, where T has room for it; else a power of
-  // two divides.
-  const bool divisible = sizeof(T) > 2 && p.kernel[0] <= 5 && p.kernel[1] <= 5;
-  if (!divisible || random.in(3)) p.divisor_override = random.one_of<int64_t>({-4, 1, 8});
+  const bool divisible = sanitize::choose_divisor<T>(p, random);
   if (p.dilation[0] != 1 || p.dilation[1] != 1) return;  // there is none
   const Size of_input{p.batch, p.channels, p.in_size[0], p.in_size[1]};
   const Size of_output{p.batch, p.channels, p.out_size[0], p.out_size[1]};

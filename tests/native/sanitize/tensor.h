@@ -199,4 +199,13 @@ inline PoolProblem random_pool(Random& random) {
   }
 }
 
+// Draws what averages of p are divided by. True: they need a gradient that is a multiple of every
+// number of positions up to 5 x 5, for which T has room; else a power of two divides.
+template <typename T>
+bool choose_divisor(PoolProblem& p, Random& random) {
+  const bool divisible = sizeof(T) > 2 && p.kernel[0] <= 5 && p.kernel[1] <= 5;
+  if (!divisible || random.in(3)) p.divisor_override = random.one_of<int64_t>({-4, 1, 8});
+  return divisible;
+}
+
 }  // namespace convbp::sanitize
