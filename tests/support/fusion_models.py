@@ -31,7 +31,7 @@ class Two(nn.Module):
 
 class Calls(Two):
     def forward(self, x: Tensor) -> Tensor:
-        return self.two(x=F.relu(self.one(x))) if False else self.two(F.relu(self.one(x))).tanh()
+        return self.two(F.relu(self.one(x))).tanh()
 
 
 class SharedRelu(Two):
