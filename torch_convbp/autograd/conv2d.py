@@ -32,6 +32,7 @@ from torch import Tensor
 
 from torch_convbp import activations
 from torch_convbp.activations import Activation
+from torch_convbp.autograd.saved import save_present, saved_or_none
 from torch_convbp.autograd.terms import sum_present
 from torch_convbp.error_signals import recording
 from torch_convbp.ops import conv2d as conv2d_ops
@@ -128,8 +129,8 @@ class Conv2d(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         input, weight, _, *ctx.geometry = inputs
         needs_input_grad, needs_weight_grad = ctx.needs_input_grad[:2]
-        ctx.save_for_backward(
-            input if needs_weight_grad else None, weight if needs_input_grad else None
+        save_present(
+            ctx, input if needs_weight_grad else None, weight if needs_input_grad else None
         )
         ctx.save_for_forward(input, weight)
         ctx.input_size, ctx.weight_size, ctx.output_size = input.shape, weight.shape, output.shape
@@ -138,7 +139,7 @@ class Conv2d(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, delta: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        input, weight = ctx.saved_tensors
+        input, weight = saved_or_none(ctx)
         with skip_autograd_unless_needed(delta, input, weight):
             gradients = _gradients(ctx, input, weight, delta)
         if ctx.layer is not None:
@@ -166,8 +167,8 @@ class Conv2dActivation(torch.autograd.Function):
         ctx.g = Activation(name, tuple(parameters))
         saved = output if isinstance(output, Tensor) else output[1]  # a', or p of the pair
         needs_input_grad, needs_weight_grad = ctx.needs_input_grad[:2]
-        ctx.save_for_backward(
-            input if needs_weight_grad else None, weight if needs_input_grad else None, saved
+        save_present(
+            ctx, input if needs_weight_grad else None, weight if needs_input_grad else None, saved
         )
         ctx.save_for_forward(input, weight, saved)
         ctx.input_size, ctx.weight_size, ctx.output_size = input.shape, weight.shape, saved.shape
@@ -180,7 +181,7 @@ class Conv2dActivation(torch.autograd.Function):
         ctx: Any, grad: Tensor | None, p_grad: Tensor | None = None
     ) -> tuple[Tensor | None, ...]:
         # Non-reentrant checkpointing lets saved_tensors be unpacked once, so unpack all here.
-        input, weight, saved = ctx.saved_tensors
+        input, weight, saved = saved_or_none(ctx)
         delta = bias_grad = None
         gradients: tuple[Tensor | None, ...] = (None, None, None)
         with skip_autograd_unless_needed(grad, p_grad, input, weight, saved):
@@ -246,15 +247,15 @@ class Conv2dInputGrad(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         ctx.input_size, weight, delta, *ctx.geometry, _ = inputs
         needs_weight_grad, needs_delta_grad = ctx.needs_input_grad[1:3]
-        ctx.save_for_backward(
-            weight if needs_delta_grad else None, delta if needs_weight_grad else None
+        save_present(
+            ctx, weight if needs_delta_grad else None, delta if needs_weight_grad else None
         )
         ctx.save_for_forward(weight, delta)
         ctx.weight_size = weight.shape
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        weight, delta = ctx.saved_tensors
+        weight, delta = saved_or_none(ctx)
         needs_weight_grad, needs_delta_grad = ctx.needs_input_grad[1:3]
         weight_grad = delta_grad = None
         if needs_weight_grad:
@@ -297,9 +298,7 @@ class Conv2dWeightGrad(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         input, ctx.weight_size, delta, *ctx.geometry, _ = inputs
         needs_input_grad, _, needs_delta_grad = ctx.needs_input_grad[:3]
-        ctx.save_for_backward(
-            input if needs_delta_grad else None, delta if needs_input_grad else None
-        )
+        save_present(ctx, input if needs_delta_grad else None, delta if needs_input_grad else None)
         ctx.save_for_forward(input, delta)
         ctx.input_size = input.shape
 
@@ -307,7 +306,7 @@ class Conv2dWeightGrad(torch.autograd.Function):
     def backward(  # type: ignore[override]
         ctx: Any, grad: Tensor, bias_grad: Tensor | None = None
     ) -> tuple[Tensor | None, ...]:
-        input, delta = ctx.saved_tensors
+        input, delta = saved_or_none(ctx)
         needs_input_grad, _, needs_delta_grad = ctx.needs_input_grad[:3]
         input_grad = delta_grad = None
         if needs_input_grad:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torch_convbp.autograd.saved import save_present, saved_or_none
 from torch_convbp.autograd.terms import sum_present
 from torch_convbp.error_signals import recording
 from torch_convbp.ops import linear as linear_ops
@@ -36,8 +37,8 @@ class Linear(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         input, weight, bias = inputs
         needs_input_grad, needs_weight_grad = ctx.needs_input_grad[:2]
-        ctx.save_for_backward(
-            input if needs_weight_grad else None, weight if needs_input_grad else None
+        save_present(
+            ctx, input if needs_weight_grad else None, weight if needs_input_grad else None
         )
         ctx.save_for_forward(input, weight)
         ctx.output_size, ctx.bias_size = output.shape, None if bias is None else bias.shape
@@ -45,7 +46,7 @@ class Linear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, delta: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        input, weight = ctx.saved_tensors
+        input, weight = saved_or_none(ctx)
         needs_input_grad, needs_weight_grad, needs_bias_grad = ctx.needs_input_grad
         input_grad = weight_grad = bias_grad = None
         if needs_input_grad:  # dL/da_j = sum_i delta_i W_ij

@@ -33,6 +33,7 @@ try:
     from torch._C import (
         _any_requires_grad,
         _are_functorch_transforms_active,
+        _AutoDispatchBelowADInplaceOrView,
         _AutoDispatchBelowAutograd,
     )
     from torch._C._autograd import _top_saved_tensors_default_hooks
@@ -135,11 +136,14 @@ def needs_derivative(*args: Any) -> bool:
 def redispatch_below_autograd(operator: Operator, *args: Any, **kwargs: Any) -> Any:
     """Runs the operator's next kernel below the ``Autograd`` key.
 
+    The key that notes views is skipped too: a result that torch makes as a view of a temporary
+    could not be changed in place outside the Function.
+
     A Function's forward runs with gradients turned off. Without torch.func the next kernel only
     computes numbers. Within torch.func the next kernel may be the derivative of an outer level
     (hessian has two), which would be zero: gradients are turned on again.
     """
-    with _AutoDispatchBelowAutograd():
+    with _AutoDispatchBelowADInplaceOrView():
         if not transforms_active():
             return operator(*args, **kwargs)
         with torch.enable_grad(), _set_fwd_grad_enabled(True):
