@@ -448,6 +448,22 @@ def test_compiled_in_the_block() -> None:
     torch.compiler.reset()
 
 
+def test_compiled_once_for_all_blocks() -> None:
+    model = network()
+    graphs = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph
+
+    compiled = torch.compile(model, backend=backend, fullgraph=True)
+    for _ in range(4):
+        with pytest.warns(UserWarning, match=r"torch\.compile"), bp.record_error_signals(model):
+            loss(compiled(batch())).backward()
+    assert len(graphs) == 1
+    torch.compiler.reset()
+
+
 def test_compiled_before_the_block() -> None:
     """The compiled graph knows nothing of the recording, and is not compiled anew for it."""
     model = network()

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import sys
 import threading
 import warnings
@@ -311,6 +312,28 @@ def _leave(layer: nn.Module, args: Any, output: Any) -> None:
         here.layer = here.outer.pop() if here.outer else None
 
 
+def _hook(layer: nn.Module) -> Callable[[], None]:
+    """Puts hooks close to the forward pass, last of the pre-hooks and first of the forward hooks;
+    returns what takes them off.
+
+    torch numbers hooks from 0 on and never gives a number twice, and torch.compile guards the
+    number of an always-called hook: each block would compile the layer anew. Our numbers are
+    negative, and the same in each block.
+    """
+    hooks: Any = layer._forward_hooks
+    number = next(n for n in itertools.count(-1, -1) if n not in hooks)
+    layer._forward_pre_hooks[number] = functools.partial(_enter, id(layer))
+    hooks[number] = _leave
+    hooks.move_to_end(number, last=False)
+    layer._forward_hooks_always_called[number] = True
+
+    def remove() -> None:
+        for kind in (layer._forward_pre_hooks, hooks, layer._forward_hooks_always_called):
+            kind.pop(number, None)
+
+    return remove
+
+
 def _without_our_hooks(state: dict[str, Any]) -> dict[str, Any]:
     """A module's state, as it is while no recording is on."""
     kinds = ("_forward_pre_hooks", "_forward_hooks", "_forward_hooks_always_called")
@@ -334,11 +357,7 @@ def switched_on(signals: ErrorSignals) -> Iterator[None]:
     global _recordings
     with contextlib.ExitStack() as stack:
         for layer in signals._layers:
-            # Hooks close to the forward pass: last of the pre-hooks, first of the forward hooks.
-            enter = functools.partial(_enter, id(layer))
-            stack.callback(layer.register_forward_pre_hook(enter).remove)
-            leave = layer.register_forward_hook(_leave, prepend=True, always_call=True)
-            stack.callback(leave.remove)
+            stack.callback(_hook(layer))
         with _lock:
             _recordings = (*_recordings, signals)
         try:
