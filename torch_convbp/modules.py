@@ -20,7 +20,8 @@ __all__ = ["AvgPoolBP2d", "ConvBP2d", "LinearBP", "MaxPoolBP2d"]
 
 def _int(name: str, value: Any, least: int | None) -> int:
     """value as an int >= ``least``; nn.Conv2d checks this at the first call, if at all."""
-    expected = "an int" if least is None else f"an int >= {least}"
+    kinds = {None: "an int", 0: "an int >= 0", 1: "a positive integer"}
+    expected = kinds[least]
     message = f"{name} must be {expected}, but got {value!r}"
     try:
         number = operator.index(value)
@@ -91,6 +92,12 @@ class _WithActivation(_Layer):
         if name == "activation":  # nn.Module would register a module as a child
             value = activations.parse(type(self).__name__, value)
         super().__setattr__(name, value)
+
+    def __delattr__(self, name: str) -> None:
+        if name == "activation":  # None again, also where the attribute is the class's
+            vars(self).pop(name, None)
+        else:
+            super().__delattr__(name)
 
     def extra_repr(self) -> str:
         text = super().extra_repr()

@@ -742,3 +742,34 @@ def test_it_says_what_it_did(caplog: pytest.LogCaptureFixture) -> None:
 def test_no_module() -> None:
     with pytest.raises(TypeError, match=r"fusions.*'model' must be a torch\.nn\.Module, not int"):
         bp.fusions(5)  # type: ignore[arg-type]
+
+
+class WithShadow(nn.Module):
+    """Holds tensors of a graph, which deepcopy refuses, and another reference to its model."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.module = model
+        self.shadow = {name: p * 1 for name, p in model.named_parameters()}
+        self.online = [model]
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.module(input)
+
+
+# What torch or another library puts around a model, or beside a part of it.
+COMPANY: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "scripted": lambda m: nn.Sequential(m, torch.jit.script(nn.Sequential(nn.Conv2d(2, 2, 1)))),
+    "traced": lambda m: nn.Sequential(m, torch.jit.trace(nn.ReLU(), torch.ones(1, 2, 3, 3))),
+    "exponential moving average": torch.optim.swa_utils.AveragedModel,
+    "shadow": WithShadow,
+}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.filterwarnings("ignore:torch_convbp.convert left")
+@pytest.mark.parametrize("name", COMPANY)
+def test_pairs_in_company(name: str) -> None:
+    model = bp.convert(COMPANY[name](sequential()()), fuse_activations=True)
+    assert len(bp.fusions(model).fused) == 1, str(bp.fusions(model))
+    assert runs_fused(model, torch.ones(1, 3, 6, 6)) == 1

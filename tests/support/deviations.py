@@ -49,6 +49,13 @@ def both(name: str, *arguments: Any, **keywords: Any) -> dict[str, Callable[[], 
     }
 
 
+def gradient_after_indices_change(max_pool2d: Callable[..., Any]) -> torch.Tensor:
+    input = ones(1, 1, 4, 4).requires_grad_()
+    output, indices = max_pool2d(input, 2, return_indices=True)
+    indices.zero_()
+    return torch.autograd.grad(output.sum(), input)[0]
+
+
 WHY_NO_INTEGERS = "integers overflow without a word, and have no gradients"
 WHY_NO_COMPLEX = "L6 is the gradient of a real convolution; conv2d composes complex ones of it"
 
@@ -80,5 +87,37 @@ DEVIATIONS = {
         we_say=r"padding must be at most half of kernel_size",
         why="found when the layer is built, not when it is called",
         instead_of="ModuleInfo: pad should be at most half of effective kernel size",
+    ),
+    "MaxPool2d(2, stride=0)": Deviation(
+        torchs=lambda: nn.MaxPool2d(2, stride=0)(ones(1, 1, 4, 4)),
+        torch_says=r"RuntimeError: stride should not be zero",
+        ours=lambda: bp.MaxPoolBP2d(2, stride=0),
+        we_say=r"ValueError: stride must be an int >= 1 or two of them, but got 0",
+        why="found when the layer is built, not when it is called",
+    ),
+    "max_pool2d, its indices changed in place": Deviation(
+        torchs=lambda: gradient_after_indices_change(F.max_pool2d),
+        torch_says=r"RuntimeError: one of the variables needed for gradient computation has been",
+        ours=lambda: gradient_after_indices_change(f.max_pool2d),
+        we_say=r"torch.float32 of size \[1, 1, 4, 4\]",
+        why="backward uses offsets of one byte, not the indices",
+    ),
+    "linear with a sparse weight": Deviation(
+        **both("linear", ones(2, 4), ones(3, 4).to_sparse()),
+        torch_says=r"torch.float32 of size \[2, 3\]",
+        we_say=r"RuntimeError: linear\(\): expected argument 'weight' to be a dense tensor",
+        why="L7 is written for dense tensors; convert leaves such a layer alone",
+    ),
+    "linear with out=": Deviation(
+        **both("linear", ones(2, 4), ones(3, 4), out=ones(2, 3)),
+        torch_says=r"torch.float32 of size \[2, 3\]",
+        we_say=r"TypeError: linear\(\) got an unexpected keyword argument 'out'",
+        why="torch documents no out= of linear and avg_pool2d either",
+    ),
+    "avg_pool2d with out=": Deviation(
+        **both("avg_pool2d", ones(1, 1, 4, 4), 2, out=ones(1, 1, 2, 2)),
+        torch_says=r"torch.float32 of size \[1, 1, 2, 2\]",
+        we_say=r"TypeError: avg_pool2d\(\) got an unexpected keyword argument 'out'",
+        why="torch documents no out= of linear and avg_pool2d either",
     ),
 }
