@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
+import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
@@ -20,7 +21,7 @@ from torch_convbp import fusion
 from torch_convbp.modules import AvgPoolBP2d, ConvBP2d, LinearBP, MaxPoolBP2d
 from torch_convbp.ops import checks
 
-__all__ = ["convert", "revert"]
+__all__ = ["OURS", "convert", "kind_of", "reason_against", "revert"]
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -31,8 +32,8 @@ POOLING: dict[type[nn.Module], type[nn.Module]] = {
     nn.AvgPool2d: AvgPoolBP2d,
 }
 DENSE: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: LinearBP}
-_OURS = CONVOLUTION | POOLING | DENSE
-_REVERTED = {ours: theirs for theirs, ours in _OURS.items()}
+OURS = CONVOLUTION | POOLING | DENSE
+_REVERTED = {ours: theirs for theirs, ours in OURS.items()}
 
 
 # --- changing a module's class so that the module still pickles and copies
@@ -95,8 +96,8 @@ def _converted_class(cls: Any) -> Any:
 
     None for subclasses of the other layers.
     """
-    if cls in _OURS:
-        return _OURS[cls]
+    if cls in OURS:
+        return OURS[cls]
     if not issubclass(cls, nn.Conv2d):
         return None
     namespace = {"_converted_from": cls, "__module__": __name__}
@@ -109,32 +110,56 @@ def _reverted_class(cls: Any) -> Any:
     return _REVERTED.get(cls) or vars(cls).get("_converted_from")
 
 
-def _convert_layer(module: nn.Module, theirs: type[nn.Module]) -> str | None:
-    """Converts a layer of the kind ``theirs``; returns the reason why not, or None."""
+def kind_of(module: nn.Module) -> type[nn.Module] | None:
+    """torch's layer that ``module`` is or derives from, if there is a layer of ours for it."""
+    return next((kind for kind in OURS if isinstance(module, kind)), None)
+
+
+def reason_against(module: nn.Module, kind: type[nn.Module]) -> str | None:
+    """Why the layer, of that kind and not ours, cannot be converted; None where it can."""
     cls: Any = type(module)
-    ours = _OURS[theirs].__name__
     methods = ("forward", "_conv_forward")
     if isinstance(module, nn.modules.lazy.LazyModuleMixin):
         return "lazy and not initialised yet; run a batch through the model first"
-    if any(getattr(cls, m, None) is not getattr(theirs, m, None) for m in methods):
+    if any(getattr(cls, m, None) is not getattr(kind, m, None) for m in methods):
+        ours = OURS[kind].__name__
         return f"{cls.__name__} has a forward of its own; derive it from {ours} instead"
     if any(m in vars(module) for m in methods):
         return "its forward was replaced on the object"
     # The class first: reading a property of the object would compute it.
-    if hasattr(_OURS[theirs], "activation") and (
+    if hasattr(OURS[kind], "activation") and (
         hasattr(cls, "activation") or hasattr(module, "activation")
     ):
+        ours = OURS[kind].__name__
         return f"it has an attribute activation of its own, which would be taken for {ours}'s"
-    if theirs is nn.Conv2d:
-        # Parameters, not module.weight: reading a parametrized weight would compute it.
-        for parameter in module.parameters(recurse=True):
-            if parameter.dtype not in checks.DTYPES and not parameter.is_complex():
-                return f"its dtype is {parameter.dtype}"
+    # Parameters, not module.weight: reading a parametrized weight would compute it.
+    for parameter in module.parameters():
+        if parameter.layout is not torch.strided:
+            return f"its parameters are not dense (layout {parameter.layout})"
+        has_kernels = parameter.dtype in checks.DTYPES or parameter.is_complex()
+        if kind is nn.Conv2d and not has_kernels:
+            return f"its dtype is {parameter.dtype}"
+    base = cls.__bases__[0] if parametrize.is_parametrized(module) else cls
     try:
-        changed = _set_class(module, _converted_class)
+        is_known = _converted_class(base) is not None
+    except Exception as error:  # a class may raise anything when one is derived from it
+        return _refusal(cls, error)
+    return None if is_known else f"{cls.__name__} is a subclass of nn.{kind.__name__}"
+
+
+def _refusal(cls: type[nn.Module], error: Exception) -> str:
+    return f"{cls.__name__} does not let its class be changed: {error}"
+
+
+def _convert_layer(module: nn.Module, kind: type[nn.Module]) -> str | None:
+    """Converts a layer of that kind; returns the reason why not, or None."""
+    if reason := reason_against(module, kind):
+        return reason
+    try:
+        _set_class(module, _converted_class)
     except Exception as error:  # a class may raise anything here
-        return f"{cls.__name__} does not let its class be changed: {error}"
-    return None if changed else f"{cls.__name__} is a subclass of nn.{theirs.__name__}"
+        return _refusal(type(module), error)
+    return None
 
 
 def convert(
@@ -142,6 +167,7 @@ def convert(
     *,
     pooling: bool = False,
     dense: bool = False,
+    layers: Iterable[str] | Callable[[str, nn.Module], Any] | None = None,
     fuse_activations: bool | Iterable[tuple[str, str]] = False,
 ) -> Model:
     """Turns every nn.Conv2d of ``model`` into a ConvBP2d, in place.
@@ -156,6 +182,9 @@ def convert(
         pooling: also turn nn.MaxPool2d and nn.AvgPool2d into MaxPoolBP2d and AvgPoolBP2d.
         dense: also turn nn.Linear into LinearBP. Subclasses of these three are left alone, and
             listed.
+        layers: only these layers. Names, as model.named_modules() has them: of convolutions, and
+            also of pools and dense layers, whatever the two flags say. Or a function of a layer's
+            name and the layer, asked for each layer that would be converted.
         fuse_activations: also have a ConvBP2d compute the activation module that alone follows it.
             True: every pair that one torch.fx trace in each mode shows, of the model, or of its
             parts where the whole cannot be traced. Pairs of names, [("conv1", "relu1"), ...]: those
@@ -169,25 +198,57 @@ def convert(
 
     Raises:
         TypeError: model is no torch.nn.Module, or another argument no bool or pairs of names.
-        ValueError: a name is of no module in model, of no nn.Conv2d or of no known activation.
+        ValueError: a name is of no module in model, of no layer that can be converted, of no
+            nn.Conv2d or of no known activation.
     """
     checks.check_is_module("convert", model)
     for argument, value in {"pooling": pooling, "dense": dense}.items():
         checks.check_bool("convert", argument, value)
+    kinds = CONVOLUTION | (POOLING if pooling else {}) | (DENSE if dense else {})
+    is_wanted = _chosen(model, layers, kinds)
     pairs = fusion.check_pairs(model, fuse_activations)
-    wanted = CONVOLUTION | (POOLING if pooling else {}) | (DENSE if dense else {})
     left_alone = {}
     for name, module in model.named_modules():
-        theirs = next((kind for kind in wanted if isinstance(module, kind)), None)
-        if theirs is not None and not isinstance(module, wanted[theirs]):
-            if reason := _convert_layer(module, theirs):
+        kind = kind_of(module)
+        if kind is not None and not isinstance(module, OURS[kind]):
+            if is_wanted(name, module, kind) and (reason := _convert_layer(module, kind)):
                 left_alone[name] = reason
-        elif getattr(module, "original_name", None) in {kind.__name__ for kind in wanted}:
+        elif getattr(module, "original_name", None) in {kind.__name__ for kind in kinds}:
             left_alone[name] = "it is compiled by TorchScript"
     _warn("convert", left_alone)
     if pairs:
         fusion.fuse(model, pairs)
     return model
+
+
+def _chosen(
+    model: nn.Module, layers: Any, kinds: Iterable[type[nn.Module]]
+) -> Callable[[str, nn.Module, type[nn.Module]], bool]:
+    """Is a layer with this name and of this kind to be converted, by the argument ``layers``?
+
+    Raises TypeError, ValueError.
+    """
+    what = "convert(): argument 'layers'"
+    if layers is None:
+        return lambda name, module, kind: kind in kinds
+    if callable(layers):
+        return lambda name, module, kind: kind in kinds and bool(layers(name, module))
+    if isinstance(layers, str) or not isinstance(layers, Iterable):
+        expected = "names or a function of (name, module)"
+        raise TypeError(f"{what} must be {expected}, not {type(layers).__name__}")
+    modules = dict(model.named_modules(remove_duplicate=False))
+    chosen = []
+    for name in layers:
+        if not isinstance(name, str):
+            raise TypeError(f"{what} must be names, but one is {type(name).__name__}")
+        if name not in modules:
+            raise ValueError(f"{what} has {name!r}, but model has no module of that name")
+        if kind_of(modules[name]) is None:
+            known = ", ".join(f"nn.{kind.__name__}" for kind in OURS)
+            got = type(modules[name]).__name__
+            raise ValueError(f"{what} has {name!r}, a {got}, which is none of {known}")
+        chosen.append(modules[name])
+    return lambda name, module, kind: any(module is one for one in chosen)
 
 
 def revert(model: Model) -> Model:
@@ -206,7 +267,7 @@ def revert(model: Model) -> Model:
     """
     checks.check_is_module("revert", model)
     fusion.unfuse(model)
-    left_alone, ours = {}, tuple(_OURS.values())
+    left_alone, ours = {}, tuple(OURS.values())
     for name, module in model.named_modules():
         if not isinstance(module, ours):
             continue
@@ -218,7 +279,7 @@ def revert(model: Model) -> Model:
             if not _set_class(module, _reverted_class):
                 left_alone[name] = f"a {kind}"
         except Exception as error:
-            left_alone[name] = f"{kind} does not let its class be changed: {error}"
+            left_alone[name] = _refusal(type(module), error)
     _warn("revert", left_alone)
     return model
 

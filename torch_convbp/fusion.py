@@ -44,6 +44,7 @@ __all__ = [
     "LeftAlone",
     "check_pairs",
     "fuse",
+    "fused",
     "fusions",
     "unfuse",
 ]
@@ -495,7 +496,7 @@ def fuse(model: nn.Module, pairs: bool | list[Names] = True) -> None:
         owner._convbp_pairs += (tuple(path[depth:] for path in paths),)
         if not isinstance(activation, FusedActivation):
             activation.__class__ = _FUSED_CLASSES[type(activation)]
-    logger.info("%s", Fusions(_fused(model), _left_alone(found)))
+    logger.info("%s", Fusions(fused(model), _left_alone(found)))
 
 
 def unfuse(model: nn.Module) -> None:
@@ -512,7 +513,8 @@ def unfuse(model: nn.Module) -> None:
             module.__class__ = type(module).activation_class  # type: ignore[attr-defined]
 
 
-def _fused(model: nn.Module) -> list[Fused]:
+def fused(model: nn.Module) -> list[Fused]:
+    """The pairs that would run as one now."""
     names = {module: name for name, module in model.named_modules()}
     return [
         Fused(names[convolution], names[activation], str(activations.of_module(activation)))
@@ -543,11 +545,11 @@ def fusions(model: nn.Module) -> Fusions:
         TypeError: model is no torch.nn.Module.
     """
     checks.check_is_module("fusions", model)
-    fused = _fused(model)
-    named = {pair.convolution for pair in fused}
+    pairs = fused(model)
+    named = {pair.convolution for pair in pairs}
     left: Found = {
         name: found if isinstance(found, str) else "not fused yet, or hooks are between the two"
         for name, found in _find(model).items()
         if name not in named
     }
-    return Fusions(fused, _left_alone(left))
+    return Fusions(pairs, _left_alone(left))

@@ -176,11 +176,13 @@ class OwnLinear(nn.Linear):
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_pools_and_dense_layers_left_alone_are_listed() -> None:
-    replaced = nn.MaxPool2d(2)
+    replaced, sparse = nn.MaxPool2d(2), nn.Linear(3, 3)
     replaced.forward = lambda input: input
+    sparse.weight = nn.Parameter(sparse.weight.detach().to_sparse())
     left = {
         "replaced": (replaced, "its forward was replaced on the object"),
         "subclass": (OwnLinear(3, 3), "OwnLinear is a subclass of nn.Linear"),
+        "sparse": (sparse, "its parameters are not dense (layout torch.sparse_coo)"),
         "lazy": (nn.LazyLinear(3), "lazy and not initialised yet"),
         "scripted": (torch.jit.script(nn.AvgPool2d(2)), "it is compiled by TorchScript"),
     }
@@ -189,7 +191,7 @@ def test_pools_and_dense_layers_left_alone_are_listed() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         bp.convert(model)  # nobody asked for them
-    with pytest.warns(UserWarning, match="left 4 layer") as caught:
+    with pytest.warns(UserWarning, match="left 5 layer") as caught:
         bp.convert(model, pooling=True, dense=True)
     message = str(caught[0].message)
     for name, (module, reason) in left.items():

@@ -21,6 +21,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "modules": {"activations", "error_signals", "functional", "ops"},
     "fusion": {"activations", "modules", "ops"},
     "convert": {"fusion", "modules", "ops"},
+    "conversion": {"convert", "fusion", "ops"},
     "backends": {"extension", "ops"},
     "lecture": {"ops"},
     "reference": {"lecture"},
