@@ -12,30 +12,22 @@ observed, or called from outside the owner is not fused. g is never lost or comp
 
 from __future__ import annotations
 
-import contextlib
-import copy
-import inspect
 import itertools
 import logging
-import random
-import sys
 import threading
-import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
-import torch.fx
 from torch import Tensor, nn
 from torch.fx import Node
-from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from torch_convbp import activations
 from torch_convbp.activations import TABLE, Activation
 from torch_convbp.modules import ConvBP2d, as_node, is_node
 from torch_convbp.ops import checks
-from torch_convbp.ops.torch_private import saved_tensors_hooks
+from torch_convbp.tracing import HOOKS, Part, modes, traced_parts
 
 __all__ = [
     "Fused",
@@ -129,13 +121,13 @@ class Run:
     checkpoint, say, which may run its part again alone."""
 
     def __init__(self) -> None:
-        self.thread, self.modes = _thread(), _modes()
+        self.thread, self.modes = _thread(), modes()
         self.convolutions: list[Any] = []  # fused in this call
         self.untaken: list[Mark] = []  # of outputs that have not reached their activations
 
     def activation(self, module: FusedActivation) -> Activation | None:
         """The module's present g; None where the convolution must not compute g."""
-        if (self.thread, self.modes) != (_thread(), _modes()):
+        if (self.thread, self.modes) != (_thread(), modes()):
             return None
         return activations.of_module(module)
 
@@ -157,7 +149,7 @@ class Mark:
         compiling = torch.compiler.is_compiling()
         # torch.export calls stand-ins of modules, which share the attributes.
         same = self.activation is activation or vars(self.activation) is vars(activation)
-        if not same or not (compiling or self.run.modes == _modes()):
+        if not same or not (compiling or self.run.modes == modes()):
             raise RuntimeError(self.complaint())
         if activations.of_module(activation) != self.g:
             raise RuntimeError(self.complaint())
@@ -179,14 +171,7 @@ def _thread() -> int:
     return 0 if torch.compiler.is_compiling() else threading.get_ident()
 
 
-def _modes() -> tuple[Any, ...]:
-    if torch.compiler.is_compiling():
-        return ()
-    return torch.is_grad_enabled(), saved_tensors_hooks()
-
-
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-_global_hooks = [vars(nn.modules.module)[f"_global{kind}"] for kind in _HOOKS]
+_global_hooks = [vars(nn.modules.module)[f"_global{kind}"] for kind in HOOKS]
 
 
 def _begin(owner: Any, args: Any) -> None:
@@ -237,7 +222,7 @@ def _unwatched(module: nn.Module, path: Iterable[str]) -> nn.Module | None:
         inner: Any = module._modules[name]
         if inner is None or "forward" in inner.__dict__:
             return None
-        for kind in _HOOKS:
+        for kind in HOOKS:
             for hook in inner.__dict__.get(kind, {}).values():
                 if hook is not _begin and hook is not _end:  # an inner owner's hooks do not count
                     return None
@@ -248,110 +233,21 @@ def _unwatched(module: nn.Module, path: Iterable[str]) -> nn.Module | None:
 # ---------------------------------------------------------------------------------------- the pairs
 
 
-class _Tracer(torch.fx.Tracer):
-    """Our layers, activations and torch's own modules are nodes. Calls from other threads run as
-    usual, which torch.fx alone would trace too."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.thread = threading.get_ident()
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        leaf = isinstance(m, (ConvBP2d, *_FUSED_CLASSES))
-        return leaf or super().is_leaf_module(m, module_qualified_name)
-
-    def create_node(self, *args: Any, **kwargs: Any) -> Node:
-        node = super().create_node(*args, **kwargs)
-        autocast = torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")
-        node.meta["modes"] = *_modes(), torch.is_inference_mode_enabled(), autocast
-        return node
-
-    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
-        if threading.get_ident() != self.thread:
-            return forward(*args, **kwargs)
-        return super().call_module(m, forward, args, kwargs)
-
-    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
-        if threading.get_ident() != self.thread:
-            return attr_val
-        return super().getattr(attr, attr_val, parameter_proxy_cache)
-
-
-_one_at_a_time = threading.RLock()  # torch.fx replaces nn.Module.__call__ while it traces
-
-
-@contextlib.contextmanager
-def _unseen() -> Iterator[None]:
-    """Restores random states and hides warnings: the model is not really run."""
-    python, numpy = random.getstate(), sys.modules.get("numpy")
-    numpys = numpy.random.get_state() if numpy else None
-    try:
-        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        random.setstate(python)
-        if numpy:
-            numpy.random.set_state(numpys)
-
-
-def _instances(kind: type, value: Any) -> list[Any]:
-    """Instances of ``kind`` in an attribute's value, also inside containers."""
-    if isinstance(value, kind):
-        return [value]
-    parts = value.values() if isinstance(value, dict) else value
-    several = isinstance(value, (dict, list, tuple, set))
-    return [found for part in parts for found in _instances(kind, part)] if several else []
-
-
-def _stand_in(tensor: Tensor) -> Tensor:
-    if isinstance(tensor, (UninitializedBuffer, UninitializedParameter)):
-        return tensor
-    if isinstance(tensor, nn.Parameter):
-        return nn.Parameter(torch.empty_like(tensor, device="meta"), tensor.requires_grad)
-    return tensor.detach().clone()
-
-
-def _structural_copy(model: nn.Module, training: bool) -> nn.Module:
-    """A copy to trace, in that mode: without hooks, Parameters without values, and nothing shared
-    that a forward could change."""
-    memo: dict[int, Any] = {}
-    for module in model.modules():
-        memo |= {id(tensor): _stand_in(tensor) for tensor in _instances(Tensor, vars(module))}
-        memo |= {id(vars(module)[hooks]): type(vars(module)[hooks])() for hooks in _HOOKS}
-    return copy.deepcopy(model, memo).train(training)
-
-
-def _pairs(module: nn.Module, prefix: str = "", why: str = "") -> Found:
-    """The pair of each convolution in ``module`` (a copy), or the reason why there is none."""
-    if not any(isinstance(m, ConvBP2d) for m in module.modules()):
-        return {}
-    if isinstance(module, ConvBP2d):
-        return {prefix.removesuffix("."): why or "it is not called by a module"}
-    try:
-        if "forward" in vars(module):  # torch.fx would trace the class's forward
-            raise ValueError("its forward was replaced on the object")
-        parameters = inspect.signature(type(module).forward).parameters.values()
-        defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
-        graph = _Tracer().trace(module, defaults)
-    except Exception as error:  # a model's forward may raise anything
-        if not isinstance(module, (nn.ModuleList, nn.ModuleDict)):
-            said = str(error).strip().partition("\n")[0].partition(". ")[0]
-            why = f"torch.fx cannot trace {type(module).__name__} ({said or type(error).__name__})"
-        found: Found = {}
-        for name, child in module.named_children():
-            found |= _pairs(child, f"{prefix}{name}.", why)
-        return found
-    nodes: dict[str, list[Node]] = {n: [] for n, m in module.named_modules() if _is_ours(m)}
-    for node in graph.nodes:
-        if node.op == "call_module" and node.target in nodes:
-            nodes[node.target].append(node)
-    held = {proxy.node for m in module.modules() for proxy in _instances(torch.fx.Proxy, vars(m))}
+def _pairs(part: Part) -> Found:
+    """The pair of each convolution of a traced part, or the reason why there is none."""
+    if part.graph is None:
+        return {part.name: part.reason}
+    modules = dict(part.module.named_modules())
+    calls: dict[str, list[Node]] = {name: [] for name, m in modules.items() if _is_ours(m)}
+    for node in part.graph.nodes:
+        if node.op == "call_module" and node.target in calls:
+            calls[node.target].append(node)
+    prefix = part.name and f"{part.name}."
     return {
         prefix + name: "its output is held by the model too"
-        if held & {*calls}
-        else _pair(module, prefix, calls)
-        for name, calls in nodes.items()
+        if part.held & {*nodes}
+        else _pair(part.module, prefix, nodes)
+        for name, nodes in calls.items()
     }
 
 
@@ -414,17 +310,15 @@ def _may_be_changed_in_place(root: nn.Module, activation: nn.Module, user: Node)
 
 def _find(model: nn.Module) -> Found:
     """The pair of each convolution of ``model`` in both modes, or the reason why there is none."""
-    try:
-        with _one_at_a_time, _unseen():
-            training = _pairs(_structural_copy(model, True))
-            with torch.no_grad():
-                evaluation = _pairs(_structural_copy(model, False))
-    except Exception as error:  # a model's deepcopy may raise anything
-        reason = f"{type(model).__name__} cannot be copied ({error or type(error).__name__})"
-        training = evaluation = {n: reason for n, m in model.named_modules() if _is_ours(m)}
+    found_in: list[Found] = []
+    for training in (True, False):
+        found_in.append({})
+        for part in traced_parts(model, training, ConvBP2d, (ConvBP2d, *_FUSED_CLASSES)):
+            found_in[-1] |= _pairs(part)
+    training_mode, evaluation = found_in
     found = {
         name: here if here == evaluation.get(name) else _of_two(here, evaluation.get(name))
-        for name, here in training.items()
+        for name, here in training_mode.items()
     }
     modules = dict(model.named_modules(remove_duplicate=False))
     places = Counter(map(id, modules.values()))

@@ -257,10 +257,18 @@ def mesh() -> Iterator[DeviceMesh]:
         dist.destroy_process_group()
 
 
-@pytest.mark.cell("Transforms", "DTensor", refused=True)
+@pytest.mark.cell("Transforms", "DTensor")
 @every()
-def test_distributed_tensors_are_refused(layer: str, mesh: DeviceMesh) -> None:
-    module = distribute_module(LAYERS[layer].make(), mesh)
-    input = distribute_tensor(LAYERS[layer].input(), mesh, [Shard(0)])
-    with pytest.raises(RuntimeError, match=r"torch_convbp\..* does not have a sharding strategy"):
-        module(input)
+def test_distributed_tensors(layer: str, mesh: DeviceMesh) -> None:
+    """torch's function runs, which has rules for sharding; none for avg_pool2d's gradient."""
+
+    def results(module: nn.Module) -> list[Tensor]:
+        input = distribute_tensor(LAYERS[layer].input(), mesh, [Shard(0)]).requires_grad_()
+        module = distribute_module(module, mesh)
+        output = module(input)
+        grads: tuple[Any, ...] = ()
+        if layer != "avg_pool2d":
+            grads = torch.autograd.grad(output.sum(), (input, *module.parameters()))
+        return [tensor.full_tensor() for tensor in (output, *grads)]
+
+    assert_close(results(LAYERS[layer].make()), results(LAYERS[layer].torchs()))

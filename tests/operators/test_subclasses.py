@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -67,18 +67,6 @@ WEIGHT_ALONE: dict[str, Callable[[Any, Callable[[Tensor], Tensor]], Tensor]] = {
 }
 
 
-@pytest.fixture(scope="module")
-def mesh() -> Iterator[Any]:
-    """A mesh of one process, without a network."""
-    distributed = torch.distributed
-    if not distributed.is_available():
-        pytest.skip("torch is built without torch.distributed")
-    store = distributed.HashStore()
-    distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
-    yield distributed.device_mesh.init_device_mesh("cpu", (1,))
-    distributed.destroy_process_group()
-
-
 @pytest.mark.parametrize("name", [*CALLS, *WEIGHT_ALONE])
 @pytest.mark.parametrize("kind", [Overrides, Wraps])
 def test_torchs_function_is_called(kind: Any, name: str) -> None:
@@ -101,16 +89,6 @@ def test_layer_with_such_a_weight() -> None:
     layer.bias = None
     output: Any = layer(INPUT)
     torch.testing.assert_close(output.inner, F.relu(F.linear(INPUT, layer.weight.inner)))
-
-
-@pytest.mark.parametrize("name", CALLS)
-def test_dtensor(mesh: Any, name: str) -> None:
-    tensor = torch.distributed.tensor
-    expected, got = (
-        CALLS[name](module, lambda t: tensor.distribute_tensor(t, mesh, [tensor.Replicate()]))
-        for module in (F, f)
-    )
-    torch.testing.assert_close(got.full_tensor(), expected.full_tensor())
 
 
 @pytest.mark.parametrize("name", CALLS)

@@ -1,0 +1,160 @@
+"""One torch.fx trace of a model in a mode, for what looks for neighbours in it: fusion.py, and the
+folding of batch norms."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import inspect
+import random
+import sys
+import threading
+import warnings
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+import torch.fx
+from torch import Tensor, nn
+from torch.fx import Graph, Node
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
+
+from torch_convbp.ops.torch_private import saved_tensors_hooks
+
+__all__ = ["HOOKS", "Part", "modes", "traced_parts"]
+
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+class Part(NamedTuple):
+    """A part of a model (its name there; "" for the whole), as a copy, and the copy's graph.
+
+    held: nodes that the copy has stored in an attribute. Where torch.fx cannot trace what calls a
+    module, graph is None, and reason says why.
+    """
+
+    name: str
+    module: nn.Module
+    graph: Graph | None
+    held: set[Node]
+    reason: str
+
+
+def modes() -> tuple[Any, ...]:
+    """Gradient mode, and the hooks of a checkpoint."""
+    if torch.compiler.is_compiling():
+        return ()
+    return torch.is_grad_enabled(), saved_tensors_hooks()
+
+
+class _Tracer(torch.fx.Tracer):
+    """The leaves and torch's own modules are nodes. Calls from other threads run as usual, which
+    torch.fx alone would trace too."""
+
+    def __init__(self, leaves: tuple[type, ...]) -> None:
+        super().__init__()
+        self.leaves, self.thread = leaves, threading.get_ident()
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, self.leaves) or super().is_leaf_module(m, module_qualified_name)
+
+    def create_node(self, *args: Any, **kwargs: Any) -> Node:
+        node = super().create_node(*args, **kwargs)
+        autocast = torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")
+        node.meta["modes"] = *modes(), torch.is_inference_mode_enabled(), autocast
+        return node
+
+    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        if threading.get_ident() != self.thread:
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        if threading.get_ident() != self.thread:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
+
+
+_one_at_a_time = threading.RLock()  # torch.fx replaces nn.Module.__call__ while it traces
+
+
+@contextlib.contextmanager
+def _unseen() -> Iterator[None]:
+    """Restores random states and hides warnings: the model is not really run."""
+    python, numpy = random.getstate(), sys.modules.get("numpy")
+    numpys = numpy.random.get_state() if numpy else None
+    try:
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        random.setstate(python)
+        if numpy:
+            numpy.random.set_state(numpys)
+
+
+def _instances(kind: type, value: Any) -> list[Any]:
+    """Instances of ``kind`` in an attribute's value, also inside containers."""
+    if isinstance(value, kind):
+        return [value]
+    parts = value.values() if isinstance(value, dict) else value
+    several = isinstance(value, (dict, list, tuple, set))
+    return [found for part in parts for found in _instances(kind, part)] if several else []
+
+
+def _stand_in(tensor: Tensor) -> Tensor:
+    if isinstance(tensor, (UninitializedBuffer, UninitializedParameter)):
+        return tensor
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(torch.empty_like(tensor, device="meta"), tensor.requires_grad)
+    return tensor.detach().clone()
+
+
+def _structural_copy(model: nn.Module, training: bool) -> nn.Module:
+    """A copy to trace, in that mode: without hooks, Parameters without values, and nothing shared
+    that a forward could change."""
+    memo: dict[int, Any] = {}
+    for module in model.modules():
+        memo |= {id(tensor): _stand_in(tensor) for tensor in _instances(Tensor, vars(module))}
+        memo |= {id(vars(module)[kind]): type(vars(module)[kind])() for kind in HOOKS}
+    return copy.deepcopy(model, memo).train(training)
+
+
+def traced_parts(
+    model: nn.Module, training: bool, kind: type[nn.Module], leaves: tuple[type, ...]
+) -> list[Part]:
+    """The largest parts of the model that torch.fx can trace in that mode and that hold a module of
+    that kind; evaluation mode is traced without gradients. The model is not changed."""
+    try:
+        with _one_at_a_time, _unseen(), torch.set_grad_enabled(training):
+            return _parts(_structural_copy(model, training), "", "", kind, leaves)
+    except Exception as error:  # a model's deepcopy may raise anything
+        reason = f"{type(model).__name__} cannot be copied ({error or type(error).__name__})"
+        named = model.named_modules()
+        return [Part(name, m, None, set(), reason) for name, m in named if isinstance(m, kind)]
+
+
+def _parts(
+    module: nn.Module, name: str, why: str, kind: type[nn.Module], leaves: tuple[type, ...]
+) -> list[Part]:
+    if isinstance(module, kind):
+        return [Part(name, module, None, set(), why or "it is not called by a module")]
+    if not any(isinstance(inner, kind) for inner in module.modules()):
+        return []
+    try:
+        if "forward" in vars(module):  # torch.fx would trace the class's forward
+            raise ValueError("its forward was replaced on the object")
+        parameters = inspect.signature(type(module).forward).parameters.values()
+        defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
+        graph = _Tracer(leaves).trace(module, defaults)
+    except Exception as error:  # a model's forward may raise anything
+        if not isinstance(module, (nn.ModuleList, nn.ModuleDict)):
+            said = str(error).strip().partition("\n")[0].partition(". ")[0]
+            why = f"torch.fx cannot trace {type(module).__name__} ({said or type(error).__name__})"
+        parts = []
+        for child_name, child in module.named_children():
+            child_name = f"{name}.{child_name}" if name else child_name
+            parts += _parts(child, child_name, why, kind, leaves)
+        return parts
+    held = {proxy.node for m in module.modules() for proxy in _instances(torch.fx.Proxy, vars(m))}
+    return [Part(name, module, graph, held, "")]
