@@ -29,6 +29,7 @@ if not _is_for_info:
     from torch_convbp.conversion import conversion
     from torch_convbp.convert import convert, revert
     from torch_convbp.error_signals.recording import record_error_signals
+    from torch_convbp.folding import fold_batch_norm
     from torch_convbp.fusion import fusions
     from torch_convbp.modules import AvgPoolBP2d, ConvBP2d, LinearBP, MaxPoolBP2d
     from torch_convbp.ops.decompositions import decompositions
@@ -53,6 +54,7 @@ __all__ = [
     "conversion",
     "convert",
     "decompositions",
+    "fold_batch_norm",
     "functional",
     "fusions",
     "lecture",

@@ -27,7 +27,7 @@ from torch_convbp import activations
 from torch_convbp.activations import TABLE, Activation
 from torch_convbp.modules import ConvBP2d, as_node, is_node
 from torch_convbp.ops import checks
-from torch_convbp.tracing import HOOKS, Part, modes, traced_parts
+from torch_convbp.tracing import HOOKS, Part, is_identity, modes, through_identities, traced_parts
 
 __all__ = [
     "Fused",
@@ -43,8 +43,8 @@ __all__ = [
 
 logger = logging.getLogger("torch_convbp")
 
-# Names of a convolution and of its activation, in the model.
-Names: TypeAlias = tuple[str, str]
+# Names in the model: a convolution, nn.Identity modules after it (if any), and an activation.
+Names: TypeAlias = tuple[str, ...]
 # Convolution's name -> its pair, or the reason why there is none.
 Found: TypeAlias = dict[str, str | Names]
 
@@ -205,10 +205,10 @@ def _live_pairs(owner: Any) -> list[tuple[Any, FusedActivation]]:
     """The pairs that run as one in a call of the owner."""
     live: list[tuple[Any, FusedActivation]] = []
     for paths in () if any(_global_hooks) else owner._convbp_pairs:
-        convolution, activation = (_unwatched(owner, path) for path in paths)
+        convolution, *between, activation = (_unwatched(owner, path) for path in paths)
         if convolution is None or not _is_ours(convolution):
             continue
-        if isinstance(activation, FusedActivation):
+        if isinstance(activation, FusedActivation) and all(map(is_identity, between)):
             live.append((convolution, activation))
     return live
 
@@ -266,9 +266,10 @@ def _pair(root: nn.Module, prefix: str, calls: list[Node]) -> str | Names:
     """The pair of a convolution with these calls in a graph, or the reason why it has none."""
     if not calls:
         return "it is not called"
-    if any(len(node.users) != 1 for node in calls):
+    ends, between = zip(*(through_identities(root, node) for node in calls), strict=True)
+    if any(len(node.users) != 1 for node in ends):
         return "its output is used more than once, or not at all"
-    users = [user for node in calls for user in node.users]
+    users = [user for node in ends for user in node.users]
     user = users[0]
     if user.op != "call_module":
         called = "what its module returns" if user.op == "output" else _name_of(user)
@@ -276,13 +277,13 @@ def _pair(root: nn.Module, prefix: str, calls: list[Node]) -> str | Names:
     activation = root.get_submodule(str(user.target))
     if activations.of_module(activation) is None:
         return f"followed by {type(activation).__name__}"
-    if any(u.op != "call_module" or u.target != user.target for u in users):
+    if len({(u.target, *identities) for u, identities in zip(users, between, strict=True)}) > 1:
         return "it is called more than once"
     if any(node.meta["modes"] != u.meta["modes"] for node, u in zip(calls, users, strict=True)):
         return "gradients, autocast or a checkpoint are switched before its activation"
     if any(_may_be_changed_in_place(root, activation, u) for u in users):
         return f"what {type(activation).__name__} gives may be changed in place"
-    return prefix + str(calls[0].target), prefix + str(user.target)
+    return tuple(prefix + str(name) for name in (calls[0].target, *between[0], user.target))
 
 
 def _name_of(node: Node) -> str:
@@ -325,7 +326,7 @@ def _find(model: nn.Module) -> Found:
     for name, pair in found.items():
         if places[id(modules[name])] > 1:
             found[name] = "it is in more than one place of the model"
-        elif not isinstance(pair, str) and activations.of_module(modules[pair[1]]) is None:
+        elif not isinstance(pair, str) and activations.of_module(modules[pair[-1]]) is None:
             found[name] = "its copies have another activation"
     return found
 
@@ -375,9 +376,9 @@ def fuse(model: nn.Module, pairs: bool | list[Names] = True) -> None:
         if isinstance(names, str):
             continue
         paths = [name.split(".") for name in names]
-        shared = itertools.takewhile(lambda parts: parts[0] == parts[1], zip(*paths, strict=False))
+        shared = itertools.takewhile(lambda parts: len({*parts}) == 1, zip(*paths, strict=False))
         depth = len(list(shared))
-        owner, activation = modules[".".join(paths[0][:depth])], modules[names[1]]
+        owner, activation = modules[".".join(paths[0][:depth])], modules[names[-1]]
         while depth and isinstance(
             owner, (nn.ModuleList, nn.ModuleDict)
         ):  # up to one that is called

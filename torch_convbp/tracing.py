@@ -21,7 +21,7 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from torch_convbp.ops.torch_private import saved_tensors_hooks
 
-__all__ = ["HOOKS", "Part", "modes", "traced_parts"]
+__all__ = ["HOOKS", "Part", "is_identity", "modes", "through_identities", "traced_parts"]
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -158,3 +158,20 @@ def _parts(
         return parts
     held = {proxy.node for m in module.modules() for proxy in _instances(torch.fx.Proxy, vars(m))}
     return [Part(name, module, graph, held, "")]
+
+
+def is_identity(module: nn.Module | None) -> bool:
+    return type(module) is nn.Identity
+
+
+def through_identities(root: nn.Module, node: Node) -> tuple[Node, tuple[str, ...]]:
+    """The last of the nodes that hand on the node's tensor as it is, and the names of the
+    nn.Identity modules on the way."""
+    names: list[str] = []
+    while len(node.users) == 1:
+        (user,) = node.users
+        if user.op != "call_module" or not is_identity(root.get_submodule(str(user.target))):
+            break
+        node = user
+        names.append(str(user.target))
+    return node, tuple(names)

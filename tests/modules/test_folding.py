@@ -1,0 +1,139 @@
+"""Batch norms folded into the convolutions before them: same outputs, or left alone."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+from cases import normal
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+
+import torch_convbp as bp
+
+
+class Tail(nn.Module):
+    """A convolution, a norm and an activation, in one of several ways."""
+
+    def __init__(self, **changes: Any) -> None:
+        super().__init__()
+        self.conv = bp.ConvBP2d(3, 4, 3, **changes.get("conv", {}))
+        self.norm = changes.get("norm", nn.BatchNorm2d)(4)
+        self.act = nn.ReLU()
+        self.way = changes.get("way", lambda self, x: self.act(self.norm(self.conv(x))))
+        if "then" in changes:
+            changes["then"](self)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.way(self, input)
+
+
+def prepared(model: nn.Module) -> nn.Module:
+    """In float64 and evaluation mode, with statistics and scales as after some training."""
+    torch.manual_seed(0)
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2.0)
+            if module.affine:
+                nn.init.normal_(module.weight)
+                nn.init.normal_(module.bias)
+    return model.double().eval()
+
+
+def norms(model: nn.Module) -> int:
+    return sum(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
+
+
+FOLDED: dict[str, Callable[[], nn.Module]] = {
+    "bias": lambda: Tail(),
+    "no bias": lambda: Tail(conv=dict(bias=False)),
+    "stride, groups": lambda: Tail(conv=dict(stride=2)),
+    "padding mode": lambda: Tail(conv=dict(padding=2, padding_mode="reflect")),
+    "norm without scale": lambda: Tail(norm=lambda n: nn.BatchNorm2d(n, affine=False)),
+    "identity between": lambda: nn.Sequential(
+        bp.ConvBP2d(3, 4, 3), nn.Identity(), nn.BatchNorm2d(4), nn.SiLU()
+    ),
+    "functional activation": lambda: Tail(way=lambda m, x: m.norm(m.conv(x)).relu()),
+    "resnet18": lambda: bp.convert(torchvision.models.resnet18()),
+    "mobilenet_v2": lambda: bp.convert(torchvision.models.mobilenet_v2()),
+}
+
+
+@pytest.mark.parametrize("name", FOLDED)
+def test_same_output(name: str) -> None:
+    model = prepared(FOLDED[name]())
+    input = normal((2, 3, 40, 40), torch.float64, seed=1)
+    expected = model(input)
+    assert bp.fold_batch_norm(model) is model and norms(model) == 0
+    # Sums of at most 10^4 products in at most a hundred layers, in units of the largest.
+    bound = 1e4 * 2**-53 * 100 * expected.abs().max().item()
+    assert (model(input) - expected).abs().max() <= bound
+    bp.convert(model, fuse_activations=True)
+    assert (model(input) - expected).abs().max() <= bound
+    if name in ("bias", "identity between", "mobilenet_v2"):
+        assert len(bp.fusions(model).fused) == {"mobilenet_v2": 35}.get(name, 1)
+
+
+def test_hooks_on_an_identity_see_what_they_saw() -> None:
+    model = prepared(Tail())
+    input = normal((2, 3, 8, 8), torch.float64, seed=1)
+    bp.convert(bp.fold_batch_norm(model), fuse_activations=True)
+    seen: list[Tensor] = []
+    expected = model(input)
+    with model.norm.register_forward_hook(lambda m, args, output: seen.append(output)):
+        torch.testing.assert_close(model(input), expected)
+    assert seen[0].min() < 0, "p, not what ReLU gives"
+
+
+def shared(model: Any) -> None:
+    model.other = nn.Conv2d(3, 4, 3)
+    model.other.weight = model.conv.weight
+
+
+LEFT_ALONE: dict[str, Callable[[], nn.Module]] = {
+    "own activation": lambda: Tail(conv=dict(activation="relu")),
+    "no statistics": lambda: Tail(norm=lambda n: nn.BatchNorm2d(n, track_running_stats=False)),
+    "another norm": lambda: Tail(norm=lambda n: nn.SyncBatchNorm(n)),
+    "norm in training mode": lambda: Tail(then=lambda m: None),  # set below
+    "two users": lambda: Tail(way=lambda m, x: m.norm(y := m.conv(x)) + y),
+    "called twice": lambda: Tail(way=lambda m, x: m.norm(m.conv(x)) + m.norm(m.conv(-x))),
+    "another norm's turn": lambda: Tail(way=lambda m, x: m.norm(m.act(m.conv(x)))),
+    "hook on the convolution": lambda: Tail(
+        then=lambda m: m.conv.register_forward_hook(lambda *_: None)
+    ),
+    "hook on the norm": lambda: Tail(
+        then=lambda m: m.norm.register_forward_pre_hook(lambda *_: None)
+    ),
+    "parametrized": lambda: Tail(then=lambda m: parametrizations.weight_norm(m.conv)),
+    "shared weight": lambda: Tail(then=shared),
+    "two places": lambda: Tail(then=lambda m: m.add_module("again", m.norm)),
+    "torch's convolution": lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)),
+    "held": lambda: Tail(way=lambda m, x: m.norm(m.__dict__.setdefault("held", m.conv(x)))),
+}
+
+
+@pytest.mark.parametrize("name", LEFT_ALONE)
+def test_left_alone(name: str) -> None:
+    model = prepared(LEFT_ALONE[name]())
+    if name == "norm in training mode":
+        model.norm.train()
+    before = copy.deepcopy(model.state_dict()) if name != "parametrized" else None
+    bp.fold_batch_norm(model)
+    assert norms(model) == 1
+    if before is not None:
+        assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_training_mode_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"fold_batch_norm\(\): argument 'model' must be in eval"):
+        bp.fold_batch_norm(Tail())
+
+
+def test_no_module() -> None:
+    with pytest.raises(TypeError, match=r"fold_batch_norm\(\): argument 'model' must be"):
+        bp.fold_batch_norm([Tail()])  # type: ignore[type-var]
