@@ -1,9 +1,9 @@
-// The activations g of L2: one row each. g acts on one number p; error_signal is L3,
-// delta = g'(p) * grad, from what the row says is kept: the output a = g(p) where that
-// determines g', the pre-activation p otherwise (torch_convbp/activations.py decides which;
-// a test holds the two tables together). At kinks, NaN and infinities they are torch's.
+// The activations g of L2, one row each. g acts on one number p. error_signal is L3, delta = g'(p)
+// * grad, computed from the number that the row saves: the output a = g(p) where a determines g',
+// otherwise the pre-activation p. torch_convbp/activations.py decides which; a test holds the two
+// tables together. At kinks, NaN and infinities g and g' are torch's.
 //
-// No torch and no CPU in here: the GPU kernels can have the same rows.
+// This file needs neither torch nor the CPU, so that the GPU kernels have the same rows.
 #pragma once
 
 #include <cmath>
@@ -14,7 +14,7 @@
 
 namespace convbp::activation {
 
-// q are the row's parameters, in the order of torch.nn.functional's arguments.
+// q holds the row's parameters, in the order of torch.nn.functional's arguments.
 #define CONVBP_G(p, q)  \
   template <typename A> \
   CONVBP_BOTH static A value(A p, [[maybe_unused]] const A* q)
@@ -122,7 +122,7 @@ struct Softplus {  // q: beta, threshold
   static constexpr int kParameters = 2;
   CONVBP_G(p, q) {
     const A scaled = p * q[0];
-    // There is no elementary::log1p: the loop calls the library anyway, so it may for exp too.
+    // log1p has no version in elementary: the loop calls the library for it, so it may for exp.
     return scaled > q[1] ? p : std::log1p(std::exp(scaled)) / q[0];
   }
   CONVBP_ERROR_SIGNAL(grad, p, q) {
@@ -147,7 +147,7 @@ struct Hardsigmoid {
 struct Mish {  // p tanh(log(1 + e^p))
   static constexpr const char* kName = "mish";
   static constexpr int kParameters = 0;
-  // tanh(log(1 + e)) = ((1 + e)^2 - 1) / ((1 + e)^2 + 1); it is 1 where e^2 would overflow.
+  // tanh(log(1 + e)) = ((1 + e)^2 - 1) / ((1 + e)^2 + 1), which is 1 where e^2 would overflow.
   template <typename A>
   CONVBP_BOTH static A factor(A p, A e) {
     const A n = e * (e + A(2));
@@ -170,7 +170,7 @@ struct Elu {  // q: alpha. With an alpha >= 0 the output has the sign of p.
     const A below = q[0] * (elementary::tanh(p * A(0.5)) * (elementary::exp(p) + A(1)));
     return p > A(0) ? p : below;
   }
-  CONVBP_ERROR_SIGNAL(grad, kept, q) {  // a; p where alpha < 0
+  CONVBP_ERROR_SIGNAL(grad, kept, q) {  // kept: a, or p where alpha < 0
     const A of_output = kept + q[0];
     const A of_input = q[0] * elementary::exp(kept);
     const A below = grad * (q[0] < A(0) ? of_input : of_output);
@@ -190,7 +190,7 @@ using All = Table<Relu, LeakyRelu, Relu6, Sigmoid, Tanh, Silu, Gelu, GeluTanh, H
 
 // The row of this name, counted from 0, or -1.
 int row_of(const std::string& name);
-// How many parameters it has.
+// The number of parameters of a row.
 int parameters_of(int row);
 // "relu 0, leaky_relu 1, ...": every name with its number of parameters.
 std::string names();

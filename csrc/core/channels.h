@@ -1,4 +1,4 @@
-// What an element-wise kernel has to know of a tensor that has channels.
+// The size of a tensor with channels, as element-wise kernels need it.
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,5 @@
-// What a convolution is, in numbers: the one description that crosses from the
-// boundary (which knows torch) to the kernels (which do not).
+// A convolution in numbers: the one description that crosses from the boundary (which knows torch)
+// to the kernels (which do not).
 #pragma once
 
 #include <cstdint>
@@ -16,10 +16,9 @@ enum Spatial { kHeight = 0, kWidth = 1 };
 //     i = m * stride[0] - pad[0] + r * dilation[0]
 //     j = n * stride[1] - pad[1] + s * dilation[1]
 //
-// of its own group; positions outside the input count as zero. With stride 1, no
-// padding, no dilation and one group this is a[m + r, n + s] of L1. Only the
-// padding in front (top, left) enters the identity: what is added behind (bottom,
-// right) shows in out_size alone.
+// of its own group; positions outside the input count as zero. With stride 1, no padding, no
+// dilation and one group, that position is a[m + r, n + s] of L1. Only the padding before the input
+// (top, left) enters the identity; the padding after it (bottom, right) shows in out_size alone.
 struct ConvProblem {
   int64_t batch;
   int64_t groups;

@@ -1,5 +1,5 @@
-// Marks what the CPU's and the CUDA kernels both call, and in it the loops that a GPU needs
-// unrolled, since it has what they go over in registers.
+// CONVBP_BOTH marks functions that the CPU's and the CUDA kernels both call. CONVBP_UNROLL marks
+// their loops that a GPU needs unrolled, because the arrays they go over are in registers there.
 #pragma once
 
 #if defined(__CUDACC__)

@@ -7,7 +7,7 @@
 
 namespace convbp {
 
-// How many pieces of b make a.
+// The number of pieces of size b that cover a.
 CONVBP_BOTH constexpr int64_t divide_up(int64_t a, int64_t b) {
   return (a + b - 1) / b;
 }

@@ -1,4 +1,4 @@
-// What a pooling is, in numbers: the one description that crosses from the boundary to the kernels.
+// A pooling in numbers: the one description that crosses from the boundary to the kernels.
 #pragma once
 
 #include <algorithm>
@@ -28,7 +28,7 @@ struct PoolProblem {
   int64_t stride[2];
   int64_t pad[2];
   int64_t dilation[2] = {1, 1};
-  // Average pooling only.
+  // Parameters of average pooling only.
   bool count_include_pad = true;
   int64_t divisor_override = 0;  // 0: none
 
@@ -61,15 +61,15 @@ struct PoolProblem {
     return {first_at(last, stride[axis], begin, out_size[axis]),
             first_at(first, stride[axis], end, out_size[axis])};
   }
-  // How many positions of the window count on this axis: padding counts where it is included,
-  // what ceil_mode adds behind it does not.
+  // The positions of the window that count on this axis. Padding counts where count_include_pad
+  // says so; positions that ceil_mode adds after the padding never count.
   CONVBP_BOTH int64_t counted(Spatial axis, int64_t out) const {
     const int64_t begin = input_position(axis, out, 0);
     const int64_t padding = count_include_pad ? pad[axis] : 0;
     const int64_t end = std::min(begin + kernel[axis], in_size[axis] + padding);
     return end - (count_include_pad ? begin : std::max<int64_t>(begin, 0));
   }
-  // What the sum of window (m, n) is divided by: a factor of m times one of n.
+  // The divisor of the sum of window (m, n) is the product of a factor of m and a factor of n.
   CONVBP_BOTH int64_t row_divisor(int64_t m) const {
     return divisor_override ? divisor_override : counted(kHeight, m);
   }
@@ -78,7 +78,7 @@ struct PoolProblem {
   }
 
  private:
-  // The first of `count` positions start, start + step, ... that is not in front of `position`.
+  // The index of the first of `count` positions start, start + step, ... not before `position`.
   CONVBP_BOTH static int64_t first_at(int64_t start, int64_t step, int64_t position,
                                       int64_t count) {
     if (position <= start) return 0;
@@ -107,8 +107,8 @@ CONVBP_BOTH void each_window(const PoolProblem& p, int64_t i, int64_t j, const B
     for (int64_t n = columns.begin; n < columns.end; ++n) body(m, n);
 }
 
-// Offsets are unsigned bytes where they fit, else 32-bit; the largest value says that no position
-// of the window lay inside the input.
+// The offset of a window without a position inside the input: the largest value. Offsets are
+// unsigned bytes where all values fit, else 32-bit.
 template <typename Offset>
 constexpr Offset kNowhere = static_cast<Offset>(~Offset(0));
 

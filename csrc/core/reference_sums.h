@@ -1,11 +1,11 @@
-// The equations, one sum after the other: what one element of each operator's result is made of.
+// The equations, one sum after the other: one element of each operator's result.
 //
 // The loop nests (cpu/reference/conv2d.h) and the reference CUDA kernels
-// (cuda/reference/conv2d.cuh) go through the elements, and call these. All sums run in double
+// (cuda/reference/conv2d.cuh) go through the elements and call these sums. All sums run in double
 // precision whatever the element type, in the order of the loops.
 //
 // Taps outside the input are skipped here; the fast kernels multiply by the zeros of the padding
-// instead. That is the same number unless a weight is infinite or NaN, which then shows at the
+// instead. Both give the same number unless a weight is infinite or NaN, which then shows at the
 // border, as it does in torch.
 #pragma once
 
@@ -23,7 +23,7 @@ template <typename T>
 CONVBP_BOTH double output_sum(const ConvProblem& c, const View<const T>& input,
                               const View<const T>& weight, double start, int64_t b, int64_t o,
                               int64_t m, int64_t n) {
-  const int64_t first = o / c.out_channels * c.in_channels;  // channel of its group
+  const int64_t first = o / c.out_channels * c.in_channels;  // first channel of the group
   double sum = start;
   for (int64_t k = 0; k < c.in_channels; ++k)
     for (int64_t r = 0; r < c.kernel[kHeight]; ++r)

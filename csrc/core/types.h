@@ -1,4 +1,4 @@
-// Element types and the type their sums are kept in.
+// Element types, and the type of their sums.
 #pragma once
 
 #include <torch/headeronly/util/BFloat16.h>

@@ -1,8 +1,8 @@
-// exp, tanh and erf, as the activations use them: of the C++ library for float64 and on a GPU;
-// for float32 on a CPU written without branches, calls and tables, so that a loop over them
-// becomes vector instructions. Each is a polynomial fitted to the function on a short interval by
-// least squares, reweighted towards the least greatest error, and an identity that leads there;
-// the errors are below 2 units in the last place (tests/autograd/test_activations.py).
+// exp, tanh and erf for the activations. float64 and the GPU use the C++ library's functions.
+// float32 on a CPU uses functions without branches, calls and tables, so that loops over them
+// become vector instructions. Each is an identity that leads to a short interval, and there a
+// polynomial fitted by least squares, reweighted towards the least greatest error. The errors are
+// below 2 units in the last place (tests/autograd/test_activations.py).
 #pragma once
 
 #include <bit>
@@ -39,7 +39,7 @@ inline float polynomial(float x, float c0, C... rest) {
 
 // exp(x) = 2^k exp(r) with x = k ln 2 + r, |r| <= ln 2 / 2.
 inline float exp(float x) {
-  // Beyond these it is infinite or zero; NaN is neither and goes through.
+  // exp is infinite or zero beyond these limits; NaN fails both comparisons and goes through.
   x = x > 89.f ? 89.f : x;
   x = x < -104.f ? -104.f : x;
   // Adding 1.5 * 2^23 rounds to a whole number and leaves it in the low bits.
@@ -74,7 +74,7 @@ inline float erf(float x) {
   const float near = x * polynomial(z, 1.12837917f, -0.376126258f, 0.112835851f, -0.0268538119f,
                                     0.00518832756f, -0.00080101925f, 7.85385769e-05f);
   const bool is_near = a < 1.f;
-  a = a > 4.f ? 4.f : a;  // from here on it is 1
+  a = a > 4.f ? 4.f : a;  // erf is 1 from here on
   const float exponent = polynomial(a, 0.000353708928f, 1.12704008f, 0.638225602f, 0.103037436f,
                                     -0.0218053512f, 0.00293961574f, -0.000185574893f);
   const float far = std::copysign(1.f - exp(-exponent), x);

@@ -1,5 +1,5 @@
-// What the boundary files of all backends share: memory formats, new tensors, views, the element
-// type. A backend's own boundary.h adds `dispatch`, which calls a kernel.
+// The parts that the boundary files of all backends share: memory formats, new tensors, views, the
+// element type. A backend's own boundary.h adds `dispatch`, which calls a kernel.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -20,8 +20,9 @@ namespace convbp {
 using torch::headeronly::MemoryFormat;
 using Doubles = std::vector<double>;
 
-// Do the strides put the channels innermost? The rule of torch's suggest_memory_format():
-// where sizes of 1 leave both readings open, the tensor counts as contiguous.
+// True where the strides put the channels innermost. The rule is that of torch's
+// suggest_memory_format(): where sizes of 1 leave both readings open, the tensor counts as
+// contiguous.
 inline bool is_channels_last(const Tensor& t) {
   if (t.stride(1) == 0) return false;
   int64_t least = 0;
@@ -53,14 +54,14 @@ Tensor allocate(const Ints& size, const Tensor& like, const Make& make) {
   try {
     return make();
   } catch (const std::exception&) {
-    // Sizes were checked: what is left is memory, and what torch says of it comes with the
-    // source lines of the interface in between, or in older versions not at all.
+    // Sizes were checked before, so it is memory that is missing. torch's own message comes with
+    // source lines of the interface or, in older versions, not at all.
     fail("can't allocate memory: the result of size ", text(size), " takes ",
          bytes_of(size, like.element_size()), " bytes");
   }
 }
 
-// What a backend does with new memory.
+// Prepares new memory; each backend defines how.
 void made(void* data, int64_t bytes);
 
 inline Tensor new_tensor(const Ints& size, const Tensor& like, std::optional<MemoryFormat> format,
@@ -101,7 +102,7 @@ void dispatch_type(const Tensor& t, const Body& body) {
   }
 }
 
-// An activation there is, with as many parameters as it has.
+// Checks that an activation of this name exists and has this number of parameters.
 inline void check_activation(const std::string& name, const Doubles& parameters) {
   const int row = activation::row_of(name);
   if (row < 0)

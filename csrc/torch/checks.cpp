@@ -136,7 +136,7 @@ PoolProblem check_pool2d(const Ints& input_size, const Ints& kernel_size, const 
     const int64_t extent = dilation[axis] * (kernel_size[axis] - 1) + 1;
     const int64_t room = size + 2 * pad - extent + (ceil_mode ? step - 1 : 0);
     int64_t out = room < 0 ? 0 : room / step + 1;
-    // With ceil_mode the last window still has to start inside the input or in front of it.
+    // The last window of ceil_mode still has to start inside the input or before it.
     if (ceil_mode && (out - 1) * step >= size + pad) --out;
     p.in_size[axis] = size;
     p.out_size[axis] = out;
@@ -186,7 +186,7 @@ void check_tensors(const char* op, const std::vector<Argument>& arguments) {
   const auto type_of = [op](const Argument& a) {
     try {
       return a.tensor.scalar_type();
-    } catch (const std::exception&) {  // of the types that the stable ABI cannot name
+    } catch (const std::exception&) {  // a type that the stable ABI cannot name
       fail('"', op, "\" not implemented for the dtype of ", a.name);
     }
   };

@@ -1,6 +1,6 @@
-// Checks at the boundary. Each message names the argument, what was expected and what
-// came, in torch's own words where torch has them. torch_convbp/ops/checks.py says the same
-// of fake tensors; tests/operators/test_errors.py holds the two together.
+// Checks at the boundary. Each message names the argument, what was expected and what came, in
+// torch's own words where torch has words for it. torch_convbp/ops/checks.py says the same of fake
+// tensors; tests/operators/test_errors.py holds the two together.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
@@ -32,8 +32,8 @@ void check(bool condition, const Parts&... parts) {
   if (!condition) fail(parts...);
 }
 
-// Sizes in a message. Nothing is written before a check has failed: it would cost more than a small
-// convolution.
+// Sizes in a message. They are written only after a check has failed: writing costs more than a
+// small convolution.
 struct Text {
   const Ints& values;
 };
@@ -51,8 +51,8 @@ inline Ints sizes_of(const Tensor& t) {
   return Ints(sizes.begin(), sizes.end());
 }
 
-// Beyond this no stride, padding, dilation or filter makes sense. Within it, and with inputs
-// that are no larger than the address space, no product or sum of them overflows 64 bits.
+// The largest stride, padding, dilation or filter that makes sense. With such parameters, and
+// inputs no larger than the address space, no product or sum overflows 64 bits.
 constexpr int64_t kLargestParameter = (int64_t{1} << 31) - 1;
 // The address space of a 64-bit process, in bytes.
 constexpr int64_t kLargestBytes = int64_t{1} << 47;
@@ -63,37 +63,38 @@ ConvProblem check_conv2d(const Ints& input_size, const Ints& weight_size, const 
                          const Ints& padding, const Ints& dilation, int64_t groups,
                          int64_t element_bytes);
 
-// The same for a pooling.
+// The pooling that these arguments describe; throws likewise.
 PoolProblem check_pool2d(const Ints& input_size, const Ints& kernel_size, const Ints& stride,
                          const Ints& padding, const Ints& dilation, bool ceil_mode);
 
 // The device on which this library's kernels run.
 extern const torch::headeronly::DeviceType kDevice;
 
-// As a rule the dispatcher sees to it: a tensor of another device takes the call there. Of several
-// devices of the same kind it knows nothing.
+// Checks that a tensor is on the kernels' kind of device, and on the same one as `first`. The
+// dispatcher sees to the kind as a rule, but does not tell several devices of a kind apart.
 void check_device(const char* name, const Tensor& tensor, const Tensor& first);
 
-// Python's None comes as an undefined tensor.
+// Checks that a tensor is defined: Python's None comes as an undefined tensor.
 void check_is_there(const char* op, const char* name, const Tensor& tensor);
 
-// The tensor's storage reaches to its last element: Storage.resize_ may have taken it away.
+// Checks that the storage reaches to the tensor's last element: Storage.resize_ may have cut it.
 void check_has_memory(const char* name, const Tensor& tensor);
 
-// All tensors have the first one's dtype, one of the four supported, and memory on its device.
+// Checks that all tensors have the first one's dtype, one of the four supported, and memory on its
+// device.
 struct Argument {
   const char* name;
   const Tensor& tensor;
 };
 void check_tensors(const char* op, const std::vector<Argument>& arguments);
 
-// How much memory a tensor of this size takes; not exact where it is more than there can be.
+// The bytes of a tensor of this size; inexact where they are more than there can be.
 double bytes_of(const Ints& size, int64_t element_bytes);
-// A result of this size fits into the address space.
+// Checks that a result of this size fits into the address space.
 void check_fits(const Ints& size, int64_t element_bytes);
 
 void check_bias(const Tensor& bias, const Ints& weight_size);
-// Of delta, or of what has its size.
+// Checks the size of delta, or of a tensor that has delta's size.
 void check_delta(const Ints& delta_size, const ConvProblem& problem, const char* name = "delta");
 
 }  // namespace convbp

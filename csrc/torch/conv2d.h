@@ -1,6 +1,6 @@
 // The convolution operators as torch calls them, on every backend: checks, allocates, dispatches on
-// the element type. Included once by each, behind its boundary.h, its epilogue and its
-// backend::conv2d, conv2d_input_grad and conv2d_weight_grad.
+// the element type. Each backend includes this file once, after its boundary.h, its epilogue and
+// its backend::conv2d, conv2d_input_grad and conv2d_weight_grad.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -135,7 +135,7 @@ std::tuple<Tensor, Tensor> conv2d_weight_bias_grad(const Tensor& input, const In
 }  // namespace
 }  // namespace convbp
 
-// Into the library, for a backend's dispatch key.
+// Registers the operators for a backend's dispatch key.
 #define CONVBP_REGISTER_CONVOLUTIONS(key)                                           \
   STABLE_TORCH_LIBRARY_IMPL(torch_convbp, key, m) {                                 \
     m.impl("conv2d", TORCH_BOX(&convbp::conv2d));                                   \

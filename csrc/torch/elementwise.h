@@ -1,6 +1,6 @@
 // The element-wise operators as torch calls them, on every backend: activation (L2), error_signal
-// (L3, L5). Included once by each, behind its boundary.h and its functions activate, error_signal
-// and error_signal_bias_grad.
+// (L3, L5). Each backend includes this file once, after its boundary.h and its functions activate,
+// error_signal and error_signal_bias_grad.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -15,7 +15,7 @@
 namespace convbp {
 namespace {
 
-// Whether the elements fill their memory in the order of the dimensions `order`.
+// True where the elements fill their memory in the order of the dimensions `order`.
 bool is_dense(const Tensor& t, const Ints& order) {
   int64_t expected = 1;
   for (auto d = order.rbegin(); d != order.rend(); ++d) {
@@ -38,7 +38,7 @@ struct Operands {
   bool channels_last;
 };
 
-// Brings grad into kept's format, which is the one delta gets too.
+// Brings grad into the format of kept, which delta gets too.
 Operands operands(const char* op, const Tensor& grad, const Tensor& kept) {
   check_tensors(op, {{"grad", grad}, {"kept", kept}});
   const Ints size = sizes_of(kept);
@@ -113,7 +113,7 @@ std::tuple<Tensor, Tensor> error_signal_bias_grad_op(const Tensor& grad, const T
 }  // namespace
 }  // namespace convbp
 
-// Into the library, for a backend's dispatch key.
+// Registers the operators for a backend's dispatch key.
 #define CONVBP_REGISTER_ELEMENTWISE(key)                                             \
   STABLE_TORCH_LIBRARY_IMPL(torch_convbp, key, m) {                                  \
     m.impl("activation", TORCH_BOX(&convbp::activation_op));                         \

@@ -1,5 +1,5 @@
 // The pooling operators (L8) as torch calls them, on every backend: checks, allocates, dispatches
-// on the element type. Included once by each, behind its boundary.h and its functions
+// on the element type. Each backend includes this file once, after its boundary.h and its functions
 // pool::max_pool2d and so on.
 #pragma once
 
@@ -22,7 +22,7 @@ void check_output_size(const char* name, const Tensor& t, const PoolProblem& p) 
         text(output_size(p)), ", but got ", name, " of size ", text(sizes_of(t)));
 }
 
-// Offsets are bytes where every one of them and kNowhere fit.
+// The type of offsets: bytes where all of them and kNowhere fit.
 ScalarType offset_type(const PoolProblem& p) {
   return p.taps() < 256 ? ScalarType::Byte : ScalarType::Int;
 }
@@ -150,7 +150,7 @@ Tensor avg_pool2d_input_grad(const Ints& input_size, const Tensor& delta, const 
 }  // namespace
 }  // namespace convbp
 
-// Into the library, for a backend's dispatch key.
+// Registers the operators for a backend's dispatch key.
 #define CONVBP_REGISTER_POOLS(key)                                              \
   STABLE_TORCH_LIBRARY_IMPL(torch_convbp, key, m) {                             \
     m.impl("max_pool2d", TORCH_BOX(&convbp::max_pool2d));                       \

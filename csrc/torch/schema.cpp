@@ -1,23 +1,23 @@
-// The operator schemas, once. Each backend's boundary file ends with its own
-// registration. torch_convbp/ops/ adds fake kernels and batching rules, autograd/ derivatives.
+// The operator schemas, once. Each backend registers its kernels at the end of its own files.
+// torch_convbp/ops/ adds fake kernels and batching rules, autograd/ derivatives.
 //
 // Three operators are the convolution: conv2d (L1), conv2d_input_grad (L6) and conv2d_weight_grad
-// (L4). Others do two things in one pass: conv2d_weight_bias_grad L4 and L5, conv2d_activation L1
-// and L2, conv2d_activation_pair the same with the pre-activation beside its output,
-// error_signal_bias_grad L3 and L5; depthwise_backward is L3 to L6 of a depthwise layer (without an
-// activation there is no `kept`, delta is grad, and `activation` is not looked at).
+// (L4). Others do several things in one pass: conv2d_weight_bias_grad L4 and L5, conv2d_activation
+// L1 and L2, conv2d_activation_pair the same with the pre-activation beside its output,
+// error_signal_bias_grad L3 and L5, depthwise_backward L3 to L6 of a depthwise layer. Without an
+// activation depthwise_backward has no `kept`, delta is grad, and `activation` is not looked at.
 //
 // activation is L2's g alone. error_signal is L3; `kept` is the output or the pre-activation,
 // whichever torch_convbp/activations.py says for that activation. linear is L7.
 //
-// The pools are L8. max_pool2d gives its output and, for each element of it, the offset in its
-// window of the input element that won; max_pool2d_input_grad and max_pool2d_gather, the linear map
-// that these offsets define and its transpose, are each other's derivative, and so are avg_pool2d
-// and avg_pool2d_input_grad.
+// The pools are L8. max_pool2d gives its output and, for each element of the output, the offset in
+// its window of the input element that won. max_pool2d_input_grad is the linear map that these
+// offsets define, max_pool2d_gather its transpose: each is the derivative of the other. So are
+// avg_pool2d and avg_pool2d_input_grad.
 //
-// `padding` is (top, bottom, left, right), so that padding="same" needs no copy of the
-// input. `memory_format` of the gradients is that of the forward result (contiguous or
-// channels_last); left out, it follows the two tensors given. Names with an underscore are for
+// `padding` is (top, bottom, left, right), so that padding="same" needs no copy of the input.
+// `memory_format` of the gradients is that of the forward result (contiguous or channels_last);
+// left out, it follows the two tensors given. Operators with an underscore are for
 // torch_convbp/backends.py and the tests.
 #include <torch/csrc/stable/library.h>
 

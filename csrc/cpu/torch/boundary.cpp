@@ -1,4 +1,5 @@
-// What the CPU kernels have of torch: its threads; what torch asks of them: their switches.
+// The CPU kernels' ties to torch: threads from torch for the kernels, settings of the kernels for
+// torch.
 #include "cpu/torch/boundary.h"
 
 #include <torch/csrc/stable/library.h>
@@ -16,8 +17,8 @@ namespace convbp {
 
 const torch::headeronly::DeviceType kDevice = torch::headeronly::DeviceType::CPU;
 
-// A fresh page costs more than the kernel spends on what it writes there: large tensors ask for
-// large ones. Where memory is not fresh, or the system has none, nothing changes.
+// Asks for large pages in large tensors: a fresh page costs more than the kernel spends on the data
+// in it. Nothing changes where memory is not fresh, or where the system has no large pages.
 void made(void* data, int64_t bytes) {
 #if defined(__linux__)
   constexpr uintptr_t kPage = 2 << 20;

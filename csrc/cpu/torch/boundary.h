@@ -1,4 +1,4 @@
-// The boundary of the CPU kernels: what torch/binding.h leaves to a backend.
+// The boundary of the CPU kernels: the parts of torch/binding.h that a backend defines.
 #pragma once
 
 #include "cpu/activation.h"
@@ -7,14 +7,15 @@
 
 namespace convbp {
 
-// The same around a kernel.
+// Calls body(T()) and gives a kernel's failure a message.
 template <typename Body>
 void dispatch(const Tensor& t, const Body& body) {
-  capability();  // what it throws is its own
+  capability();  // throws an error of its own
   try {
     dispatch_type(t, body);
   } catch (const std::exception&) {
-    // All that can go wrong in a kernel. From within a parallel region it arrives as torch's.
+    // Memory is all that can be missing in a kernel. Out of a parallel region the error comes as
+    // torch's.
     fail("can't allocate memory for the working space of a kernel");
   }
 }

@@ -1,4 +1,4 @@
-// Tells which algorithm an operator of a convolution is computed by, without computing it.
+// Tells which algorithm computes an operator of a convolution, without computing it.
 #include <torch/csrc/stable/library.h>
 
 #include <array>
@@ -11,7 +11,7 @@
 namespace convbp {
 namespace {
 
-// In the order of Algorithm and of Operator.
+// Names in the order of Algorithm and of Operator.
 constexpr const char* kAlgorithms[] = {"reference", "direct",    "depthwise",
                                        "grouped",   "pointwise", "winograd"};
 constexpr const char* kOperators[] = {"forward", "input_grad", "weight_grad"};
@@ -22,7 +22,7 @@ Operator operator_of(const std::string& name) {
   fail("operator: expected \"forward\", \"input_grad\" or \"weight_grad\", but got \"", name, '"');
 }
 
-// Of a new tensor.
+// The strides of a new tensor.
 std::array<int64_t, 4> strides_of(const Ints& size, MemoryFormat format) {
   if (format == MemoryFormat::ChannelsLast)
     return {size[1] * size[2] * size[3], 1, size[1] * size[3], size[1]};
@@ -38,7 +38,7 @@ std::tuple<std::string, double> chosen_algorithm(const std::string& operator_nam
   const Ints input_size = sizes_of(input), weight_size = sizes_of(weight);
   const ConvProblem p = check_conv2d(input_size, weight_size, stride, padding, dilation, groups,
                                      input.element_size());
-  // Delta comes as the output goes, and the input's gradient as delta.
+  // Delta has the output's format, and the input's gradient has delta's.
   const MemoryFormat format = result_format(std::nullopt, input, weight);
   const auto output = strides_of({p.batch, weight_size[0], p.out_size[0], p.out_size[1]}, format);
   const auto input_grad = strides_of(input_size, format);
@@ -50,7 +50,7 @@ std::tuple<std::string, double> chosen_algorithm(const std::string& operator_nam
     algorithm = choose_algorithm(p, op, element_of<T>(), backward ? output.data() : source.stride,
                                  backward ? input_grad.data() : output.data());
   });
-  // The reference has the name by which it was asked for.
+  // The reference goes by the name under which it was asked for.
   const std::string name = algorithm == Algorithm::kReference
                                ? algorithm_setting()
                                : kAlgorithms[static_cast<int>(algorithm)];

@@ -1,4 +1,4 @@
-// The boundary of the CUDA kernels: what torch/binding.h leaves to a backend.
+// The boundary of the CUDA kernels: the parts of torch/binding.h that a backend defines.
 #pragma once
 
 #include <torch/csrc/stable/accelerator.h>
@@ -11,8 +11,8 @@
 
 namespace convbp {
 
-// The current device and stream. What is allocated for an operator goes back to torch's cache when
-// it returns: work that comes later on the stream may have it.
+// The current device and stream. Scratch memory goes back to torch's cache when the operator
+// returns: later work on the stream may reuse it.
 class TorchContext final : public cuda::Context {
  public:
   TorchContext();

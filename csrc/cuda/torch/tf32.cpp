@@ -1,6 +1,6 @@
-// The stable ABI has no word for torch's settings, Python has: torch_convbp/ops/conv2d.py gives the
-// operator _allow_tf32 a kernel that reads them, and it is called through the dispatcher. A program
-// that runs the operators without Python has no such kernel: float32 stays float32.
+// Python reads torch's settings here, since the stable ABI cannot: torch_convbp/ops/conv2d.py gives
+// the operator _allow_tf32 a kernel that reads them, and the dispatcher calls it. A program without
+// Python has no such kernel: float32 stays float32.
 #include "cuda/torch/tf32.h"
 
 #include <torch/csrc/stable/library.h>
@@ -11,7 +11,7 @@
 namespace convbp::cuda {
 
 bool tf32_allowed() {
-  // A call that fails leaves a line on standard error: one is enough.
+  // A failed call leaves a line on standard error: one is enough.
   static std::atomic<bool> can_ask{true};
   if (!can_ask) return false;
   StableIValue answer{};

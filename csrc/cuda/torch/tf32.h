@@ -1,9 +1,9 @@
-// May float32 be multiplied as TF32, with 10 bits behind the point?
+// The permission to multiply float32 as TF32, which has a mantissa of 10 bits.
 #pragma once
 
 namespace convbp::cuda {
 
-// What torch.backends.cudnn says of its own convolutions.
+// The setting that torch.backends.cudnn has for its own convolutions.
 bool tf32_allowed();
 
 }  // namespace convbp::cuda
