@@ -1,4 +1,4 @@
-// The activations as the CPU kernels call them: on runs of numbers, found by name.
+// The activations as the CPU kernels call them: on arrays of numbers, found by row.
 #pragma once
 
 #include <cstdint>
@@ -12,11 +12,12 @@ template <typename A>
 struct Functions {
   // x[i] = g(x[i])
   void (*value)(A* x, int64_t count, const A* parameters);
-  // delta[i] = g'(p_i) * grad[i], from kept[i]: g's output or its input. delta may be grad.
+  // delta[i] = g'(p_i) * grad[i], from kept[i], which is g's output or its input. delta may be
+  // grad.
   void (*error_signal)(const A* grad, const A* kept, A* delta, int64_t count, const A* parameters);
 };
 
-// Those of a row of the table.
+// The functions of a row of the table.
 template <typename A>
 const Functions<A>* functions_of(int row);
 

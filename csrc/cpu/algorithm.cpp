@@ -15,7 +15,7 @@
 namespace convbp {
 namespace {
 
-// "plain" is what "reference" was called first.
+// "plain" is the old name of "reference".
 constexpr const char* kNames[] = {"auto", "direct", "winograd", "reference", "plain"};
 enum Setting { kAuto, kDirectOnly, kWinogradWherePossible, kReferenceOnly };
 std::atomic<int> setting{kAuto};
@@ -66,8 +66,7 @@ double multiply_adds(const ConvProblem& p, Operator op, Algorithm algorithm) {
   return count;
 }
 
-// Runs an operator of the algorithm that was chosen, each for the element types that it is compiled
-// for.
+// Runs an operator of the chosen algorithm, if that is compiled for the element type.
 #define CONVBP_IN_ALGORITHM(T, chosen, ...)                        \
   switch (chosen) {                                                \
     case Algorithm::kReference:                                    \

@@ -23,7 +23,7 @@ Capability processor() {
 #endif
 }
 
-// In the order of Capability.
+// Names in the order of Capability.
 constexpr const char* kNames[] = {"DEFAULT", "AVX2", "AVX512", "AVX512_BF16"};
 
 Capability probe() {

@@ -1,4 +1,4 @@
-// Which instruction set the kernels use: the best this processor has, unless the environment
+// The instruction set that the kernels use: the best of this processor, unless the environment
 // variable TORCH_CONVBP_CPU_CAPABILITY (DEFAULT, AVX2, AVX512 or AVX512_BF16) asks for less.
 #pragma once
 
@@ -6,14 +6,15 @@ namespace convbp {
 
 enum class Capability { kDefault, kAvx2, kAvx512, kAvx512Bf16 };
 
-// Probed once. Throws std::runtime_error where the variable names what is not there.
+// The capability, probed once. Throws std::runtime_error where the variable names another than this
+// processor's.
 Capability capability();
 const char* capability_name();
 
 }  // namespace convbp
 
-// The instruction sets that the convolution kernels are compiled for, a namespace each: a
-// declaration in each of them, and what is called in the best one that is used.
+// CONVBP_IN_EACH_ISA repeats a declaration in a namespace for each instruction set that the kernels
+// are compiled for; CONVBP_IN_BEST_ISA calls the function in the best one in use.
 #if defined(__x86_64__)
 #define CONVBP_IN_EACH_ISA(...) \
   namespace baseline {          \

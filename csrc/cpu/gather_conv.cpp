@@ -26,7 +26,7 @@ ConvAxis input_grad_axis(const ConvProblem& p, Spatial axis, int64_t phase) {
   a.first = phase;
   a.spacing = p.stride[axis];
   a.source_size = p.out_size[axis];
-  for (int64_t tap = p.kernel[axis] - 1; tap >= 0; --tap) {  // ascending offsets
+  for (int64_t tap = p.kernel[axis] - 1; tap >= 0; --tap) {  // in the order of ascending offsets
     const int64_t reach = phase - p.input_position(axis, 0, tap);
     if (reach % p.stride[axis]) continue;
     a.taps.push_back(tap);
@@ -42,14 +42,13 @@ std::vector<ConvAxis> input_grad_axes(const ConvProblem& p, Spatial axis) {
   return phases;
 }
 
-// The tile size that makes as many tiles as `tile` does, but nearly equal ones.
 int64_t balanced_tile(int64_t count, int64_t tile) {
   if (count == 0) return 1;
   return divide_up(count, divide_up(count, tile));
 }
 
-// Enough tasks for every thread. Tiles do not change what an output element is made of,
-// so this may look at the number of threads.
+// Tiles do not change what an output element is made of, so the cut may depend on the number of
+// threads.
 void spread_over_threads(GatherConv& c, int64_t unit, int64_t least_pixels) {
   const int64_t threads = thread_count();
   const int64_t wanted = threads > 1 ? 3 * threads : 1;
@@ -59,7 +58,6 @@ void spread_over_threads(GatherConv& c, int64_t unit, int64_t least_pixels) {
   c.oc_split = std::min(c.blocks(), divide_up(wanted, c.pixel_tasks()));
 }
 
-// The gather convolution of p with these axes and channels a group; its tiles are yet to be chosen.
 GatherConv make_gather_conv(const ConvProblem& p, ConvAxis h, ConvAxis w, int64_t in_channels,
                             int64_t out_channels, int64_t vector) {
   GatherConv c;
@@ -80,8 +78,8 @@ GatherConv make_gather_conv(const ConvProblem& p, ConvAxis h, ConvAxis w, int64_
   return c;
 }
 
-// What the groups and channels of the gather convolution are in the weight: where a channel is a
-// group of its own, the next one is a whole filter bank away.
+// Strides of the gather convolution's groups and channels in the weight. Depthwise, a channel is a
+// group of its own, and the next channel is a whole filter bank away.
 WeightStrides weight_strides(const ConvProblem& p, const GatherConv& c, const int64_t* stride,
                              int out_channel, int in_channel) {
   const int64_t group = p.out_channels * stride[0];

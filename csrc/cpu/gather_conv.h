@@ -17,11 +17,11 @@
 
 namespace convbp {
 
-// A run of output positions needs some of the source rows: the packed patch holds those
-// rows and no others. Neighbouring taps mostly share rows (`dense`: the patch is a plain
-// window); with a dilation or stride larger than the filter they do not, and the patch
-// holds for each position the rows of its own taps. Either way a patch never has more
-// rows than positions * taps, however far the taps reach.
+// One axis of a gather convolution. A run of output positions reads some of the source rows, and
+// the packed patch holds exactly those rows. Neighbouring taps mostly share rows (`dense`: the
+// patch is a window of the source). With a dilation or stride larger than the filter they do not,
+// and the patch holds for each position the rows of its own taps. Either way a patch has at most
+// positions * taps rows, however far the taps reach.
 struct ConvAxis {
   int64_t count = 0;  // output positions
   int64_t first = 0;  // position t is written at first + t * spacing
@@ -29,7 +29,7 @@ struct ConvAxis {
   int64_t source_size = 0;
   int64_t step = 1;
   std::vector<int64_t> taps;    // the filter's own index of each tap
-  std::vector<int64_t> offset;  // one a tap
+  std::vector<int64_t> offset;  // one per tap
   int64_t tile = 1;             // positions a task takes on this axis
   bool dense = true;
 
@@ -73,13 +73,13 @@ struct GatherConv {
   int64_t groups = 1;
   int64_t in_channels = 0;   // channels summed over, per group
   int64_t out_channels = 0;  // channels computed, per group: they lie in the vector lanes
-  int64_t oc_block = 1;      // of these, computed together
-  // A convolution with one channel a group has nothing to sum over but taps, and one channel to
-  // compute. It is done a block of groups at a time: `groups` counts blocks, `in_channels` and
-  // `out_channels` are the block's size, channel l of the result is made of channel l of the source
-  // alone, and the last block ends with channel number `channels`.
+  int64_t oc_block = 1;      // of the out_channels, computed together
+  // A depthwise convolution has one channel a group to compute, and only taps to sum over. It is
+  // computed a block of groups at a time: `groups` counts blocks, `in_channels` and `out_channels`
+  // are the block's size. Channel l of the result is made of channel l of the source alone, and the
+  // last block ends with channel number `channels`.
   bool depthwise = false;
-  int64_t channels = 0;  // of the result, all groups together
+  int64_t channels = 0;  // channels of the result, all groups together
   ConvAxis h, w;
   int64_t batch_tile = 1;  // images a task takes
   int64_t oc_split = 1;    // tasks that share a tile, each with some of the blocks of channels
@@ -112,13 +112,13 @@ ConvAxis forward_axis(const ConvProblem& problem, Spatial axis);
 ConvAxis input_grad_axis(const ConvProblem& problem, Spatial axis, int64_t phase);
 std::vector<ConvAxis> input_grad_axes(const ConvProblem& problem, Spatial axis);
 
-// Channels computed together: two vectors, or one where that holds them all.
+// Channels computed together: two vectors, or one where one holds them all.
 inline int64_t channel_block(int64_t channels, int64_t vector) {
   return channels <= vector ? vector : 2 * vector;
 }
 
-// The block that leaves the fewest lanes empty; of those the largest, up to two and a half vectors.
-// Halves where a half costs half: of vectors of 64 bytes.
+// The block that leaves the fewest lanes empty; of such blocks the largest, up to two and a half
+// vectors. Half vectors count where they cost half as much: where vectors have 64 bytes.
 inline int64_t fitting_channel_block(int64_t channels, int64_t vector, int64_t vector_bytes) {
   if (vector_bytes < 64) return channel_block(channels, vector);
   const int64_t half = vector / 2;

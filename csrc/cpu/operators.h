@@ -1,6 +1,6 @@
-// The three operators as every algorithm has them, in a namespace of its own: what its header
-// declares and its source file instantiates for each element type that it takes. bias_grad may be
-// null: then it is not computed.
+// The three operators, which every algorithm has in its own namespace: declared in its header,
+// instantiated in its source file for each element type that it can compute. bias_grad may be null:
+// then it is not computed.
 #pragma once
 
 #include "core/conv_problem.h"

@@ -7,8 +7,8 @@ namespace convbp {
 
 using TaskRange = void (*)(void* context, int64_t begin, int64_t end);
 
-// Runs body over [0, tasks) cut into ranges, one range a thread. Which thread runs a task
-// is not fixed; what a task computes must not depend on it.
+// Runs body over [0, tasks) cut into ranges, one range a thread. The thread of a task is not fixed;
+// no result may depend on the thread.
 void parallel_tasks(int64_t tasks, TaskRange body, void* context);
 int64_t thread_count();
 

@@ -1,7 +1,7 @@
 // Working memory that stays with its thread.
 //
-// A fresh page costs more than the kernel spends on the data in it, so each thread keeps
-// the last block it used under each name. Blocks above kKeptBytes go back at once.
+// A fresh page costs more than the kernel spends on the data in it, so each thread keeps the last
+// block it used under each name. Blocks above kKeptBytes are freed at once.
 #pragma once
 
 #include <algorithm>
@@ -70,7 +70,7 @@ class Scratch {
     if (block_.bytes >= bytes && block_.memory) return;
     block_.memory.reset();
     block_.bytes = 0;
-    // Of exactly this size, so that an address sanitizer knows where it ends.
+    // The block has exactly this size, so that an address sanitizer knows where it ends.
     void* memory = nullptr;
     if (posix_memalign(&memory, kAlignment, std::max<size_t>(bytes, 1))) throw std::bad_alloc();
     block_.memory.reset(memory);

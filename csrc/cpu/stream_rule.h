@@ -1,4 +1,5 @@
-// Which results go past the caches (simd/stream.h). Their elements have the same bits either way.
+// The rule for results that are stored past the caches (simd/stream.h). Their elements have the
+// same bits either way.
 #pragma once
 
 #include <cstdint>
@@ -7,14 +8,14 @@ namespace convbp {
 
 constexpr int64_t kLineBytes = 64;
 
-// A result of so many bytes has left the caches when the next layer, or the backward pass, begins
-// to read it.
+// True for a result of so many bytes that it has left the caches before the next layer, or the
+// backward pass, begins to read it.
 inline bool should_stream(int64_t bytes) {
   return bytes >= 8 * 1024 * 1024;
 }
 
-// Is each pixel, whose channels are neighbours, a number of whole cache lines? A null pointer counts
-// as aligned: nothing is written there.
+// True where each pixel, whose channels are neighbours, is a number of whole cache lines. A null
+// pointer counts as aligned: nothing is written there.
 template <typename T>
 bool has_whole_lines(const T* data, const int64_t* stride, int64_t channels) {
   constexpr int64_t kCount = kLineBytes / sizeof(T);

@@ -16,21 +16,21 @@
 namespace convbp::direct {
 namespace {
 
-// A patch should stay in the second-level cache beside a block of weights.
+// The bytes of a patch, which should stay in the second-level cache beside a block of weights.
 constexpr int64_t kPatchBytes = 128 * 1024;
-// In planes nothing else needs the cache, and planes are best read as a whole.
+// The bytes of an NCHW patch: nothing else needs the cache, and planes are best read as a whole.
 constexpr int64_t kPlanesBytes = 384 * 1024;
-// Beyond this many pixels a larger tile saves nothing more.
+// The most pixels of a tile: a larger tile saves nothing more.
 constexpr int64_t kMostPixels = 1024;
-// Up to here there are few channels, and few products in a sum.
+// Limits of few channels, of few products in a sum, and of few pixels in an image.
 constexpr int64_t kFewChannels = 4;
 constexpr int64_t kShortSum = 160;
 constexpr int64_t kFewPixels = 100;
 // The weight gradient is cut into about this many tasks, whatever the machine: the cut
 // fixes the order of its sums.
 constexpr int64_t kWeightGradTasks = 32;
-// So many rows of sums stay in the second-level cache, of as many lanes as a task has: few rows and
-// many lanes, since delta is the smaller side to read again.
+// A task's rows and lanes of sums, which stay in the second-level cache: few rows and many lanes,
+// since delta is the smaller side to read again.
 constexpr int64_t kWeightGradRows = 320;
 constexpr int64_t kWeightGradOutChannels = 128;
 constexpr int64_t kWeightGradBytes = 16 * 1024 * 1024;
@@ -51,8 +51,8 @@ LaneKernels<T, Acc> kernels_for(const KernelTable<T, Acc>& kernels, const Gather
   return c.depthwise ? kernels.depthwise[halves > 2] : kernels.kernels(halves);
 }
 
-// Chooses tiles so that a patch of so many channels, plus `extra` numbers a pixel, fits into so
-// many bytes.
+// Chooses tiles so that a patch of `channels` channels, plus `extra` numbers a pixel, fits into
+// `bytes`.
 void choose_tiles(GatherConv& c, int64_t bytes, int64_t element_bytes, int64_t channels,
                   int64_t extra) {
   const int64_t budget = bytes / element_bytes;
@@ -73,7 +73,7 @@ void choose_tiles(GatherConv& c, int64_t bytes, int64_t element_bytes, int64_t c
   c.batch_tile = balanced_tile(c.batch, images);
 }
 
-// What a patch for all phases of an axis needs.
+// The axis of one patch for all phases of an axis.
 ConvAxis axis_of_patch(const Phases& phases) {
   ConvAxis a;
   a.count = phases.axes.front().count;
@@ -87,9 +87,10 @@ ConvAxis axis_of_patch(const Phases& phases) {
   return a;
 }
 
-// Few result channels leave lanes empty, whatever the layout; few source channels make sums so
-// short that it counts how results are stored. Not for small pictures, whose rows fill no vector,
-// nor where most rows of a patch would lie between the taps.
+// True where pixels in the lanes are faster. Few result channels leave lanes empty, whatever the
+// layout; few source channels make sums so short that it counts how results are stored. It is not
+// for small images, whose rows fill no vector, nor where most rows of a patch would lie between
+// taps.
 bool in_planes(const GatherConv& c, const int64_t* result_stride) {
   if (c.depthwise || c.h.count * c.w.count < kFewPixels) return false;
   for (const ConvAxis* a : {&c.h, &c.w})
@@ -99,8 +100,8 @@ bool in_planes(const GatherConv& c, const int64_t* result_stride) {
   return c.out_channels <= kFewChannels || (c.in_channels <= kFewChannels && result_stride[3] == 1);
 }
 
-// Do results that an activation follows go past the caches? In planes it costs more than it gains:
-// channels write in turn, each a part of a line.
+// True where results that an activation follows go past the caches. With pixels in the lanes that
+// costs more than it gains: channels write in turn, each a part of a line.
 template <typename T>
 bool should_stream_results(const DirectConv& conv, View<T> result) {
   const GatherConv& c = conv.tap;
@@ -221,7 +222,7 @@ void conv2d_weight_grad(const ConvProblem& p, View<const T> input, View<const T>
     kernel(plan, input, delta, bias_grad != nullptr, sums, begin, end);
   });
 
-  // The chunks' sums, added in their order; a few lanes at a time, which are neighbours there.
+  // Adds the chunks' sums in their order, a few lanes at a time, which are neighbours there.
   constexpr int64_t kNear = 16;
   const int64_t sums_per_chunk = plan.parts() * plan.sums_per_task();
   const auto totals = [&](const Acc* from, int64_t lanes, T* to, int64_t to_lane) {

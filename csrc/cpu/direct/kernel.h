@@ -1,6 +1,6 @@
 // The direct kernels. Included once per instruction set, as register_tile.h.
 //
-// What is computed stands in cpu/reference/conv2d.h. How: a task packs the patch it needs, then
+// The equations are in cpu/reference/conv2d.h. A task packs the patch that it needs, then
 //
 //   register tile    kRows rows x 2 vectors of lanes (12 accumulators of 16 registers, 24 of 32);
 //                    kRows / 2 x 4 where sums are short: fewer rows to find, whole pixels to write;
@@ -11,10 +11,10 @@
 //   weight gradient  rows are (tap, k), lanes are o, the sum runs over the pixels of a tile
 //   depthwise        the same loops, with a row's own lanes in place of a broadcast
 //   pairs            bfloat16 where the processor adds the products of two neighbouring channels at
-//                    once: twice as many a cycle. Two of them are one number to the loops
+//                    once: twice as many a cycle. A pair is one number to the loops
 //
-// Where one side has few channels, planes.h takes pixels for lanes. Reached (Zen 4, 2 cores,
-// 240 GF/s): with stride 2 180 to 200 GF/s, weight gradient 150 to 170.
+// planes.h takes pixels for lanes where one side has few channels. Reached (Zen 4, 2 cores, 240
+// GF/s): with stride 2 180 to 200 GF/s, weight gradient 150 to 170.
 
 #if defined(CONVBP_BF16_PAIRS)
 #include <immintrin.h>
@@ -39,12 +39,13 @@ namespace convbp::direct::CONVBP_ISA {
 
 using namespace convbp::CONVBP_ISA;
 
-// Where each pixel of a phase of the tile starts in the patch, and where it is written.
+// Place of a pixel of the tile: where it starts in the patch, and where it is written.
 struct Place {
   int64_t in_patch, in_result;
 };
 
-// From the tile's first result; `stride` is that of an image, a row and a column.
+// Finds the places of a phase's pixels, counted from the tile's first result; `stride` is that of
+// an image, a row and a column.
 inline void locate_pixels(const DirectConv& conv, int64_t phase, const TileExtent& e,
                           const int64_t (&stride)[3], std::vector<Place>& places) {
   const GatherConv& c = conv.tap;
@@ -63,7 +64,7 @@ inline void locate_pixels(const DirectConv& conv, int64_t phase, const TileExten
                  (w_phase.first + w * w_phase.spacing) * stride[2]});
 }
 
-// Taps whose patch pixels lie one behind the other are read as one run of numbers; depthwise,
+// Taps whose patch pixels follow each other without a gap, read as one run of numbers; depthwise,
 // each tap is a run.
 struct TapRun {
   int64_t start, length;
@@ -87,8 +88,8 @@ inline void find_runs(const DirectConv& conv, int64_t phase, int64_t patch_colum
     }
 }
 
-// [group][channel block][phase][tap][depth][lane of the block], zero in lanes that do not exist. Of
-// kPer neighbouring channels, numbers of one lane lie side by side.
+// Packs the weights: [group][channel block][phase][tap][depth][lane of the block], zero in lanes
+// that do not exist. A lane has the numbers of kPer neighbouring channels side by side.
 template <int kPer, typename T, typename Packed>
 CONVBP_TARGET void pack_weight(const DirectConv& conv, const T* weight, const WeightStrides& stride,
                                void* packed, int64_t begin, int64_t end) {
@@ -129,7 +130,7 @@ CONVBP_INLINE void store_lanes(const Acc* sums, int64_t lanes, T* to) {
 }
 
 #if defined(CONVBP_BF16_PAIRS)
-// accumulate(), where numbers are pairs of bfloat16.
+// accumulate() for numbers that are pairs of bfloat16.
 template <int kTileRows, int kHalves>
 CONVBP_INLINE void accumulate_pairs(TileRow<float, kHalves> (&acc)[kTileRows], const float* rows,
                                     const int64_t (&offset)[kTileRows], const float* lane,
@@ -155,8 +156,8 @@ CONVBP_INLINE void accumulate_pairs(TileRow<float, kHalves> (&acc)[kTileRows], c
 }
 #endif
 
-// What a gather convolution multiplies: a source number and a lane's, those of one channel each, or
-// pairs.
+// The factors of a gather convolution: a source number and a lane's number; numbers of the same
+// channel; or pairs.
 enum class Product { kNumbers, kDepthwise, kPairs };
 
 // The sums of kTileRows pixels over all taps, with bias: one register tile.
@@ -204,7 +205,7 @@ CONVBP_TARGET void gather_conv_tasks(const DirectConv& conv, View<const T> sourc
   const Scratch patch_block = Scratch::take<Acc>(
       ScratchName::kPatch, patch_size(c, c.batch_tile, c.h.tile, c.w.tile, c.in_channels));
   Acc* const patch = patch_block.template data<Acc>();
-  // Where lanes are not neighbours in memory, finished results wait for whole rows of pixels.
+  // Finished results wait for whole rows of pixels where lanes are not neighbours in memory.
   const bool by_rows = result.stride[1] != 1;
   const Scratch waiting_block = Scratch::take<Acc>(
       ScratchName::kPixels,
@@ -212,8 +213,8 @@ CONVBP_TARGET void gather_conv_tasks(const DirectConv& conv, View<const T> sourc
               : 0);
   Acc* const waiting = waiting_block.template data<Acc>();
   const bool in_place = !by_rows && !epilogue.pre_activation && !epilogue.activation.functions;
-  // Pixel by pixel where the weights of several blocks stay in the cache, so that whole pixels are
-  // written at once.
+  // Several blocks are computed pixel by pixel where their weights stay in the cache, so that whole
+  // pixels are written at once.
   const int64_t block_size = conv.packed_block_size();
   const int64_t blocks_at_once =
       by_rows ? 1 : std::max<int64_t>(1, kNearWeights / std::max<int64_t>(1, block_size));
@@ -322,8 +323,8 @@ struct Pixels {
   int64_t image, row, column;
 };
 
-// What lines of pixels [first, last) of a tile (those of all its images, `rows` each, counted
-// through) add to kTileRows rows of a channel block of the weight gradient.
+// Adds lines of pixels [first, last) of a tile to kTileRows rows of a channel block of the weight
+// gradient. Lines are counted through all images of the tile, `rows` each.
 template <int kTileRows, bool kDepthwise, typename Acc, int kHalves>
 CONVBP_TARGET void add_to_rows(int64_t first, int64_t last, int64_t rows, int64_t columns,
                                const Pixels<Acc>& patch, const int64_t* row_offset,
@@ -350,7 +351,7 @@ struct AddToRows {
   static constexpr auto kFunction = &add_to_rows<kTileRows, kDepthwise, Acc, kHalves>;
 };
 
-// A chunk's share of some channels and lanes of the weight gradient: its sums, [row][lane], are
+// A chunk's share of some channels and lanes of the weight gradient. Its sums, [row][lane], are
 // added up tile by tile; the last row is the bias gradient's.
 template <typename T, typename Acc, int kHalves, bool kDepthwise>
 CONVBP_TARGET void weight_grad_tasks(const DirectWeightGrad& p, View<const T> input,
@@ -402,10 +403,10 @@ CONVBP_TARGET void weight_grad_tasks(const DirectWeightGrad& p, View<const T> in
       const int64_t patch_row = patch_columns * p.panel();
       const Pixels<Acc> patch_pixels{patch, panel_size / e.images, c.h.position_row() * patch_row,
                                      c.w.position_row() * p.panel()};
-      // Delta of the tile, [channel block][pixel][lane of the block], or where it is.
+      // Delta of the tile, [channel block][pixel][lane of the block], or in place in its tensor.
       Pixels<Acc> delta_pixels{packed_delta, e.rows * e.columns * kBlock, e.columns * kBlock,
                                kBlock};
-      int64_t delta_lanes = pixels;  // apart
+      int64_t delta_lanes = pixels;  // distance of lanes
       bool in_place = false;
       if constexpr (std::is_same_v<T, Acc>)
         if (delta.stride[1] == 1 && lanes % kBlock == 0) {
@@ -429,7 +430,7 @@ CONVBP_TARGET void weight_grad_tasks(const DirectWeightGrad& p, View<const T> in
         return block;
       };
 
-      // Few pixels at a time: they are read again for each row, from the first-level cache.
+      // Few pixels are taken at a time: each row reads them again, from the first-level cache.
       const int64_t lines = e.images * e.rows, step = divide_up(kNearPixels, e.columns);
       const int64_t rows_at_once = balanced_tile(rows, kTileRows);
       for (int64_t line = 0; line < lines; line += step)
@@ -464,7 +465,7 @@ constexpr LaneKernels<T, Acc> lane_kernels() {
           &weight_grad_tasks<T, Acc, kHalves, false>};
 }
 
-// Half vectors where they cost half.
+// Half vectors are compiled where they cost half as much.
 template <typename T, typename Acc>
 LaneKernels<T, Acc> kernels_of(int64_t halves) {
   if constexpr (CONVBP_VECTOR_BYTES == 64) {

@@ -1,4 +1,4 @@
-// What the direct algorithm computes, in numbers.
+// The direct algorithm's work in numbers.
 #pragma once
 
 #include <algorithm>
@@ -9,12 +9,12 @@
 
 namespace convbp::direct {
 
-// The phases of an axis: one of the forward convolution, of the input gradient one for each
-// remainder modulo the stride. A task computes them all from one patch.
+// The phases of an axis: the forward convolution has one, the input gradient one for each remainder
+// modulo the stride. A task computes them all from one patch.
 struct Phases {
   std::vector<ConvAxis> axes;
   int64_t spacing() const { return axes.front().spacing; }
-  // Results of `positions` positions from t: of all phases, and of one.
+  // The results of `positions` positions from t on: of all phases, and of one.
   int64_t results(int64_t t, int64_t positions) const {
     int64_t size = 0;
     for (const ConvAxis& phase : axes) size += phase.count;
@@ -25,23 +25,23 @@ struct Phases {
   }
 };
 
-// The axes of `tap` are those of the patch: their offsets are the ones of any phase.
+// A direct convolution. `tap` has the patch's axes: their offsets are those of any phase.
 struct DirectConv {
   GatherConv tap;
   Phases h, w;
-  int64_t channels = 0;  // of the source, a group
-  // Two channels are one number, a pair of bfloat16 whose products the processor adds at once: the
-  // gather convolution's channels are pairs.
+  int64_t channels = 0;  // source channels of a group
+  // True where two channels are one number, a pair of bfloat16 whose products the processor adds at
+  // once: the gather convolution's channels are pairs.
   bool pairs = false;
-  // Pixels lie in the vector lanes, and a block is of as many result channels as there are rows of
-  // a register tile: for few channels, which leave lanes empty.
+  // True where pixels lie in the vector lanes, for few channels, which would leave lanes empty. A
+  // block then has as many result channels as the register tile has rows.
   bool planes = false;
   bool streamed = false;  // results go past the caches
 
   int64_t phases() const { return static_cast<int64_t>(h.axes.size() * w.axes.size()); }
   const ConvAxis& h_phase(int64_t phase) const { return h.axes[phase / w.axes.size()]; }
   const ConvAxis& w_phase(int64_t phase) const { return w.axes[phase % w.axes.size()]; }
-  // Packed weights of a channel block: [phase][tap][depth][lane of the block], in planes
+  // Packed weights of a channel block: [phase][tap][depth][lane of the block], with `planes`
   // [phase][depth][tap][lane of the block].
   int64_t packed_phase_size(int64_t phase) const {
     return h_phase(phase).tap_count() * w_phase(phase).tap_count() * tap.depth() * tap.oc_block;
@@ -63,7 +63,7 @@ struct DirectWeightGrad {
   int64_t ic_per_task = 1;
   int64_t oc_per_task = 1;
 
-  // The patch is cut into panels of channels: the pixels that a row of the register tile reads are
+  // Channels of a panel of the patch. Panels keep the pixels that a row of the register tile reads
   // near each other, and never a power of two of cache lines apart.
   static constexpr int64_t kPanel = 16;
   int64_t panel() const {
@@ -74,7 +74,7 @@ struct DirectWeightGrad {
   int64_t ic_tasks() const { return std::max<int64_t>(1, divide_up(tap.in_channels, ic_per_task)); }
   int64_t oc_tasks() const { return divide_up(tap.out_channels, oc_per_task); }
   int64_t tiles() const { return tap.batch_tiles() * tap.spatial_tiles(); }
-  // Tasks of one chunk, and of all: [chunk][group][channels][lanes].
+  // Tasks of one chunk, and of all chunks: [chunk][group][channels][lanes].
   int64_t parts() const { return tap.groups * ic_tasks() * oc_tasks(); }
   int64_t tasks() const { return chunks * parts(); }
   // Sums of one task: a row of lanes for each (tap, k), then the bias row.

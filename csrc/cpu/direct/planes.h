@@ -1,7 +1,7 @@
 // The gather convolution for few channels: pixels in the vector lanes. Part of kernel.h.
 //
 //   patch          [channel][row modulo step][column modulo step][row][column], zeros at the edges,
-//                  each plane with room for a vector behind it
+//                  each plane with room for a vector after it
 //   register tile  kOut result channels x plane_vectors(kOut) vectors of neighbouring pixels
 //   inner loop     a vector load for each vector, a broadcast weight for each channel
 //
@@ -26,14 +26,14 @@ using namespace convbp::CONVBP_ISA;
 
 constexpr int kMostPlanes = 2 * kRows / 3;
 
-// Accumulators, as many vectors of pixels and a weight fill the registers.
+// Vectors of pixels a channel: accumulators, source vectors and a weight fill the registers.
 constexpr int plane_vectors(int out) {
   return std::min(8, ((CONVBP_VECTOR_BYTES == 64 ? 32 : 16) - 1) / (out + 1));
 }
 // A tile's patch in numbers.
 struct PlanePatch {
   const GatherConv& c;
-  int64_t rows, columns;  // of one remainder modulo the step
+  int64_t rows, columns;  // rows and columns of one remainder modulo the step
   PlanePatch(const GatherConv& c, int64_t tile_rows, int64_t tile_columns)
       : c(c), rows(length(c.h, tile_rows)), columns(length(c.w, tile_columns)) {}
   static int64_t length(const ConvAxis& a, int64_t positions) {
@@ -41,14 +41,15 @@ struct PlanePatch {
   }
   int64_t plane() const { return rows * columns + CONVBP_VECTOR_BYTES / 4; }
   int64_t channel() const { return c.h.step * c.w.step * plane(); }
-  // Where position (0, 0) of the tile finds source position (h, w), counted from the first tap's.
+  // The place of source position (h, w) for position (0, 0) of the tile, counted from the first
+  // tap's.
   int64_t place(int64_t h, int64_t w) const {
     return (h % c.h.step * c.w.step + w % c.w.step) * plane() + h / c.h.step * columns +
            w / c.w.step;
   }
 };
 
-// Zeros, mostly few: a whole vector of them, which reaches over what is written later.
+// Writes zeros, mostly few: a whole vector at once, whose excess is written over later.
 template <typename Acc>
 CONVBP_INLINE void zero_edge(Acc* to, int64_t count) {
   if (count <= 0) return;
@@ -56,7 +57,7 @@ CONVBP_INLINE void zero_edge(Acc* to, int64_t count) {
   if (count > Simd<Acc>::kLanes) fill_zero(to, count);
 }
 
-// Channels [k0, k0 + channels) of the patch.
+// Packs channels [k0, k0 + channels) of the patch.
 template <typename T, typename Acc>
 CONVBP_TARGET void pack_planes(const PlanePatch& p, const TileExtent& e, int64_t b,
                                View<const T> source, int64_t channel0, int64_t k0, int64_t channels,
@@ -137,7 +138,7 @@ CONVBP_TARGET void plane_tasks(const DirectConv& conv, View<const T> source, con
         tile_extent(c, pixel_task / c.spatial_tiles() / c.groups, pixel_task % c.spatial_tiles());
     const PlanePatch p(c, e.rows, e.columns);
     for (int64_t b = e.b0; b < e.b0 + e.images; ++b) {
-      // In the order in which the source lies in memory.
+      // Channels are packed in the order in which the source has them in memory.
       const int64_t together = source.stride[1] == 1 ? c.in_channels : 1;
       for (int64_t k = 0; k < c.in_channels; k += together)
         pack_planes(p, e, b, source, g * c.in_channels, k, together, patch);

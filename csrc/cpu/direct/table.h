@@ -1,5 +1,5 @@
-// What an instruction set offers to the direct algorithm: one table of functions an
-// element type. <instruction set>.cpp makes them, direct.cpp chooses.
+// The functions of an instruction set for the direct algorithm: one table per element type.
+// <instruction set>.cpp makes the tables, direct.cpp chooses.
 #pragma once
 
 #include <cstdint>
@@ -11,7 +11,7 @@
 
 namespace convbp::direct {
 
-// For channel blocks of one width.
+// Kernels for channel blocks of one width.
 template <typename T, typename Acc>
 struct LaneKernels {
   using GatherConvTasks = void (*)(const DirectConv&, View<const T> source, const void* packed,
@@ -30,16 +30,19 @@ struct KernelTable {
                               void* packed, int64_t begin, int64_t end);
   using GatherConvTasks = typename LaneKernels<T, Acc>::GatherConvTasks;
   PackWeight pack_weight;
-  // Lane blocks of four vectors: where sums are short. Null where registers are too few.
+  // The gather convolution for channel blocks of four vectors, where sums are short. Null where
+  // registers are too few.
   GatherConvTasks short_sums;
-  // Lane blocks of so many half vectors: 2 or 4, or, where vectors have 64 bytes, 1 to 5.
+  // Kernels for channel blocks of this number of half vectors: 2 or 4, or, where vectors have 64
+  // bytes, 1 to 5.
   LaneKernels<T, Acc> (*kernels)(int64_t halves);
-  // Lane blocks of one vector, or of two.
+  // Kernels for channel blocks of one vector, or of two.
   LaneKernels<T, Acc> depthwise[2];
-  // The same in planes, for blocks of so many result channels: 1 to 4, or most_planes.
+  // The gather convolution with pixels in the lanes, for blocks of this number of result channels:
+  // 1 to 4, or most_planes.
   GatherConvTasks (*planes)(int64_t block);
   int64_t most_planes;
-  // The same of pairs, or null: [channel blocks of one vector, or of two]
+  // Functions for pairs, or null: [channel blocks of one vector, or of two]
   PackWeight pack_pairs;
   GatherConvTasks pairs[2];
 };

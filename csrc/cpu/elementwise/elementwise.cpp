@@ -42,8 +42,8 @@ void parallel_pieces(int64_t count, const Body& body) {
   });
 }
 
-// delta[0 .. count) of one piece, and where its numbers are before they are rounded: there, or in
-// `piece`.
+// Computes delta[0 .. count) of one piece, and returns its numbers before they are rounded: delta
+// itself, or `piece`.
 template <typename T, typename Acc>
 const Acc* error_signal_piece(const activation::Activation<Acc>& g, const T* grad, const T* kept,
                               T* delta, int64_t count, Acc (&piece)[kPiece]) {
@@ -100,7 +100,7 @@ void error_signal_bias_grad(const activation::Activation<Accumulator<T>>& g, con
                             const T* kept, T* delta, const Channels& size, T* bias_grad) {
   using Acc = Accumulator<T>;
   const int64_t channels = size.channels, inner = size.inner;
-  if (channels * inner == 0) {  // the cuts below divide by them
+  if (channels * inner == 0) {  // the cuts below divide by both
     std::fill_n(bias_grad, channels, static_cast<T>(Acc(0)));
     return;
   }
@@ -131,7 +131,7 @@ void error_signal_bias_grad(const activation::Activation<Accumulator<T>>& g, con
         for (int64_t o = o0; o < o1; ++o)
           signal((o * channels + c0) * inner, (o * channels + c1) * inner,
                  [&](int64_t i, const Acc* x, int64_t count) {
-                   // The planes that the piece has a part of.
+                   // Adds to each plane that the piece has a part of.
                    for (const int64_t last = i + count; i < last;) {
                      const int64_t plane = i / inner,
                                    part = std::min(last, (plane + 1) * inner) - i;

@@ -14,7 +14,8 @@ namespace {
 
 // A tile's patch and results should stay in the first-level cache.
 constexpr int64_t kTileBytes = 32 * 1024;
-// Rows a tile should have before it is cut across: each brings filter rows of its neighbours along.
+// The rows that a tile should have before it is cut across: each tile also reads rows of its
+// neighbours, as far as the filter reaches.
 constexpr int64_t kTileRows = 4;
 // The weight gradient is cut into about this many tasks, whatever the machine, and its partial sums
 // have about this size: the cut fixes their order.
@@ -31,8 +32,8 @@ int64_t groups_per_block(const ConvProblem& p, int64_t vector) {
   return std::clamp<int64_t>(most, 1, p.groups);
 }
 
-// For so many result channels a group. Those of a group that is a group block of its own leave
-// lanes empty: where half a vector holds them, vectors of half the size do.
+// Kernels for this number of result channels a group. A group that is a group block of its own
+// leaves lanes empty: where half a vector holds its channels, vectors of half the size are used.
 template <typename T>
 KernelTable<T> kernels_for(const ConvProblem& p, int64_t lanes) {
   const KernelTable<T> best = best_kernels<T>();
@@ -71,8 +72,8 @@ Grouped plan(const ConvProblem& p, ConvAxis h, ConvAxis w, int64_t in_channels,
   return g;
 }
 
-// The groups' filters in lanes; `out_channel` and `in_channel` are the dimensions of the weight
-// that hold the channels of the result and of the sum. Lanes that do not exist are zero.
+// Packs the groups' filters into lanes; `out_channel` and `in_channel` are the dimensions of the
+// weight that hold the channels of the result and of the sum. Lanes that do not exist are zero.
 template <typename T>
 void pack_filters(const Grouped& g, View<const T> weight, int64_t group, int out_channel,
                   int in_channel, T* to, int64_t begin, int64_t end) {
@@ -167,7 +168,7 @@ void conv2d_weight_grad(const ConvProblem& p, View<const T> input, View<const T>
     kernels.weight_grad(g, input, delta, sums, begin, end);
   });
 
-  // The chunks' sums, added in their order.
+  // Adds the chunks' sums in their order.
   const int64_t of_group_block = g.groups_per_block * c.out_channels;
   parallel_for(c.channels, [&](int64_t begin, int64_t end) {
     for (int64_t o = begin; o < end; ++o) {

@@ -6,7 +6,8 @@
 
 namespace convbp::grouped {
 
-// Can it compute the problem, and faster than the direct algorithm, whose vectors end with a group?
+// True where the grouped algorithm can compute the problem, and faster than the direct one, whose
+// vectors end with a group.
 bool is_profitable(const ConvProblem& problem, int64_t element_bytes);
 
 CONVBP_DECLARE_OPERATORS

@@ -1,16 +1,17 @@
 // The grouped kernels. Included once per instruction set, as register_tile.h.
 //
-// What is computed stands in cpu/reference/conv2d.h. Lanes are the result channels of a group
-// block: several groups, or one. Lane l needs channel k of its own group, so a source pixel is
-// permuted, once for each k, to have it there (no lane ever meets another group's numbers); where
-// the group block is one group, that is a broadcast.
+// The equations are in cpu/reference/conv2d.h. Lanes are the result channels of a group block:
+// several groups, or one. Lane l needs channel k of its own group, so a source pixel is permuted
+// once for each k; no lane ever meets another group's numbers. Where the group block is one group,
+// the permutation is a broadcast.
 //
 //   gather conv      a run of pixels in registers; a permuted pixel serves three taps of a row
 //   weight gradient  accumulators are three taps of a row by channels of the sum
 //
-// A tile's patch of one group block fits into the first-level cache; what comes next is asked for
-// while it is computed. The loops alone reach 97 % of peak, with 8 channels a group and memory 60 %
-// (Zen 4, 2 cores: 140 GF/s; with 4 channels, where half the time is memory's, 120 GF/s).
+// A tile's patch of one group block fits into the first-level cache; the next patch is fetched
+// while this one is computed. The loops alone reach 97 % of peak, with 8 channels a group and
+// memory 60 % (Zen 4, 2 cores: 140 GF/s; with 4 channels, where half the time is memory's, 120
+// GF/s).
 
 #include <algorithm>
 #include <cstdint>
@@ -30,15 +31,15 @@ using namespace convbp::CONVBP_ISA;
 template <typename T>
 using Vector = typename Simd<T>::Vector;
 
-// Pixels of a run, and channels of the sum that the weight gradient takes together: beside them,
+// Pixels of a run, and channels of the sum that the weight gradient takes together. Beside these,
 // registers hold three taps' filters, a permutation and a pixel.
 constexpr int kMostRun = CONVBP_VECTOR_BYTES == 64 ? 16 : 10;
 constexpr int kMostDepth = CONVBP_VECTOR_BYTES == 64 ? 4 : 2;
 
-// Is there an instruction that permutes the lanes of a vector? Else a group block is one group.
+// True where an instruction permutes the lanes of a vector; else a group block is one group.
 constexpr bool kPermutes = CONVBP_VECTOR_BYTES >= 32;
 
-// Lane numbers.
+// A vector of lane numbers.
 template <typename T>
 struct LaneNumbers {
   using Integer = std::conditional_t<sizeof(T) == 8, int64_t, int32_t>;
@@ -47,8 +48,8 @@ struct LaneNumbers {
 template <typename T>
 using Lanes = typename LaneNumbers<T>::Type;
 
-// Lanes of a pixel that hold the first channel of each result lane's group. Result lanes that do
-// not exist take any.
+// Finds the lanes of a pixel that hold the first channel of each result lane's group. Result lanes
+// that do not exist take any lane.
 template <typename T>
 CONVBP_TARGET void find_first_channels(const GatherConv& c, Lanes<T>& lanes) {
   for (int64_t l = 0; l < Simd<T>::kLanes; ++l)
@@ -64,11 +65,11 @@ CONVBP_INLINE Vector<T> channel(const T* from, int64_t k, const Lanes<T>& lanes)
     return __builtin_shuffle(vector_at(from), lanes);
 }
 
-// Numbers a pixel takes in the patch: known here, it makes addresses constants.
+// Numbers that a pixel takes in the patch: a constant, so that addresses are constants too.
 template <bool kBroadcast, typename T>
 constexpr int64_t kPitch = kBroadcast ? kMostChannels : Simd<T>::kLanes;
 
-// copy_few() of pixels.
+// copy_few() for each of several pixels.
 template <typename T>
 CONVBP_TARGET void copy_pixels(const T* from, int64_t from_x, T* to, int64_t to_x, int64_t channels,
                                int64_t pixels) {
@@ -78,8 +79,8 @@ CONVBP_TARGET void copy_pixels(const T* from, int64_t from_x, T* to, int64_t to_
     for (int64_t x = 0; x < pixels; ++x) copy_few(from + x * from_x, to + x * to_x, channels);
 }
 
-// What the tile `e` reads of a group block: [patch row][patch column][channel]. Channels that do
-// not exist are left as they are: what is made of them is stored nowhere.
+// Packs what the tile `e` reads of a group block: [patch row][patch column][channel]. Channels that
+// do not exist are left as they are: their results are stored nowhere.
 template <typename T>
 CONVBP_TARGET void pack_group_block(const Grouped& g, const TileExtent& e, View<const T> source,
                                     int64_t group_block, T* patch) {
@@ -107,7 +108,7 @@ CONVBP_TARGET void pack_group_block(const Grouped& g, const TileExtent& e, View<
   }
 }
 
-// A vector of lanes of a tile's results, [pixel][lane], to or from a tensor.
+// Copies a vector of lanes of a tile's results, [pixel][lane], to or from a tensor.
 template <bool kToTensor, typename T, typename Tensor>
 CONVBP_TARGET void copy_results(const Grouped& g, const TileExtent& e, int64_t group_block,
                                 int64_t vector, Tensor* tensor, const int64_t* stride, T* results) {
@@ -116,7 +117,7 @@ CONVBP_TARGET void copy_results(const Grouped& g, const TileExtent& e, int64_t g
   const int64_t lanes = g.lanes_of(group_block, vector);
   const int64_t down = c.h.spacing * stride[2], across = c.w.spacing * stride[3];
   tensor += g.result_place(e.b0, e.h0, e.w0, group_block, vector, stride);
-  // Rows that lie one behind the other are one.
+  // Rows without a gap between them count as one row.
   const bool one = down == e.columns * across;
   const int64_t rows = one ? 1 : e.rows, columns = one ? e.rows * e.columns : e.columns;
   for (int64_t h = 0; h < rows; ++h, tensor += down, results += columns * kLanes) {
@@ -134,8 +135,8 @@ CONVBP_TARGET void copy_results(const Grouped& g, const TileExtent& e, int64_t g
   }
 }
 
-// Asks for a row of pixels that will be read or written soon: a group block's pieces of memory are
-// too short for the processor to foresee the next one.
+// Fetches a row of pixels that will be read or written soon: a group block's runs of memory are too
+// short for the processor to foresee the next one.
 template <bool kWrite, typename T>
 CONVBP_INLINE void prefetch_row(const T* row, int64_t channels, int64_t stride_c, int64_t columns,
                                 int64_t stride_x) {
@@ -148,7 +149,7 @@ CONVBP_INLINE void prefetch_row(const T* row, int64_t channels, int64_t stride_c
                                divide_up(columns, kLine<T>));
 }
 
-// The source rows of a tile that are its `part`th of `parts`.
+// Fetches the `part`-th of `parts` of a tile's source rows.
 template <typename T>
 CONVBP_INLINE void prefetch_source(const Grouped& g, const TileExtent& e, View<const T> source,
                                    int64_t group_block, int64_t part, int64_t parts) {
@@ -168,8 +169,8 @@ CONVBP_INLINE void prefetch_source(const Grouped& g, const TileExtent& e, View<c
 
 // Taps of a filter row, three neighbours or one.
 struct TapRun {
-  int64_t start;  // in the patch
-  int64_t tap;    // number of the first
+  int64_t start;  // its place in the patch
+  int64_t tap;    // number of the first tap
   int64_t taps;
 };
 
@@ -189,7 +190,8 @@ inline void find_tap_runs(const Grouped& g, int64_t patch_columns, std::vector<T
     }
 }
 
-// The sums of kRun neighbouring pixels, kStep apart in the patch where taps come in threes.
+// The sums of kRun neighbouring pixels, which are kStep apart in the patch where taps come in
+// threes.
 template <int kRun, int kStep, bool kBroadcast, typename T>
 CONVBP_TARGET void sum_run(const Grouped& g, const std::vector<TapRun>& runs,
                            const Lanes<T>& first_channels, const T* patch, const T* filters,
@@ -258,7 +260,7 @@ CONVBP_TARGET void gather_conv_tasks_of(const Grouped& g, View<const T> source, 
   Lanes<T> first_channels;
   find_first_channels<T>(c, first_channels);
   std::vector<TapRun> runs;
-  // Results to store at a time: a run, or of planes some whole cache lines.
+  // Rows that are stored at a time: one, or of planes some whole cache lines.
   const int64_t rows_at_once = result.stride[1] == 1 ? 1 : divide_up(64, c.w.tile);
   const auto extent = [&](int64_t task) {
     const int64_t tile = task / g.group_blocks();
@@ -317,7 +319,7 @@ CONVBP_TARGET void gather_conv_tasks(const Grouped& g, View<const T> source, con
     gather_conv_tasks_of<false>(g, source, filters, epilogue, result, begin, end);
 }
 
-// What a tile adds to the sums of kTaps neighbouring taps and kDepth channels.
+// Adds a tile to the sums of kTaps neighbouring taps and kDepth channels.
 template <int kDepth, int kTaps, bool kBroadcast, typename T>
 CONVBP_TARGET void add_to_taps(const Grouped& g, const TileExtent& e,
                                const Lanes<T>& first_channels, const T* patch, int64_t k0,

@@ -1,4 +1,4 @@
-// What an instruction set offers to the grouped algorithm. <instruction set>.cpp makes the
+// The functions of an instruction set for the grouped algorithm. <instruction set>.cpp makes the
 // tables, grouped.cpp chooses.
 #pragma once
 
@@ -12,7 +12,7 @@
 
 namespace convbp::grouped {
 
-// More channels a group, and the direct algorithm fills its vectors.
+// The most channels a group: with more, the direct algorithm fills its vectors.
 constexpr int64_t kMostChannels = 16;
 
 // The gather convolution, and how its groups lie in vectors. A *group block* is as many whole
@@ -38,7 +38,7 @@ struct Grouped {
                     groups_of(group_block) * tap.out_channels - vector * tap.oc_block);
   }
   int64_t tiles() const { return tap.batch * tap.spatial_tiles(); }
-  // Where a tensor with these strides has pixel (h, w) of a vector of image b's results.
+  // The offset of pixel (h, w) of a vector of image b's results, in a tensor with these strides.
   int64_t result_place(int64_t b, int64_t h, int64_t w, int64_t group_block, int64_t vector,
                        const int64_t* stride) const {
     return b * stride[0] +
@@ -46,8 +46,8 @@ struct Grouped {
            (tap.h.first + h * tap.h.spacing) * stride[2] +
            (tap.w.first + w * tap.w.spacing) * stride[3];
   }
-  // Filters of a vector of lanes, [tap][channel of the sum][lane]. Their gradient has the sums of
-  // the bias gradient behind it.
+  // Filters of a vector of lanes, [tap][channel of the sum][lane]. In their gradient the sums of
+  // the bias gradient come after them.
   int64_t filters_size() const { return tap.taps() * tap.in_channels * tap.oc_block; }
   int64_t sums_per_vector() const { return filters_size() + tap.oc_block; }
   int64_t sums_per_chunk() const { return group_blocks() * vectors() * sums_per_vector(); }
@@ -56,7 +56,7 @@ struct Grouped {
 template <typename T>
 struct KernelTable {
   int vector_bytes;
-  bool permutes;  // has it an instruction that permutes the lanes of a vector?
+  bool permutes;  // an instruction permutes the lanes of a vector
   // Filters: [group_block][vector][Grouped's].
   void (*gather_conv)(const Grouped&, View<const T> source, const T* filters, const Epilogue<T>&,
                       View<T> result, int64_t begin, int64_t end);

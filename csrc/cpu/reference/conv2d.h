@@ -1,7 +1,7 @@
-// The three operators as loop nests: every element of the result, and the sums of
-// core/reference_sums.h, which are the inner loops.
+// The three operators as loop nests over the elements of the result. The inner loops are the sums
+// of core/reference_sums.h.
 //
-// The two are the first thing to read, and what the fast kernels are tested against.
+// Both files are the first thing to read, and the fast kernels are tested against them.
 #pragma once
 
 #include "core/reference_sums.h"

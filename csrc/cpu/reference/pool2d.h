@@ -1,5 +1,5 @@
-// Pooling (L8) as loop nests: the first thing to read, and what the fast kernels are tested
-// against. Sums run in double precision whatever the element type, in the order of the loops.
+// Pooling (L8) as loop nests: the first thing to read; the fast kernels are tested against them.
+// Sums run in double precision whatever the element type, in the order of the loops.
 #pragma once
 
 #include <limits>
@@ -26,7 +26,8 @@ void each_input(const PoolProblem& p, const Body& body) {
         for (int64_t j = 0; j < p.in_size[kWidth]; ++j) body(b, c, i, j);
 }
 
-// The largest of the window, the first of equals; NaN is larger than anything, the last one wins.
+// Takes the largest of the window, the first of equals. NaN counts as larger than anything, and the
+// last NaN wins.
 template <typename T, typename Offset>
 void max_pool2d(const PoolProblem& p, View<const T> input, View<T> output, View<Offset> offset) {
   each_output(p, [&](int64_t b, int64_t c, int64_t m, int64_t n) {
@@ -44,7 +45,7 @@ void max_pool2d(const PoolProblem& p, View<const T> input, View<T> output, View<
   });
 }
 
-// L8: dL/da[i, j] = sum of the deltas whose window (i, j) has won.
+// L8: dL/da[i, j] = sum of the deltas of those windows whose winner is (i, j).
 template <typename T, typename Offset>
 void max_pool2d_input_grad(const PoolProblem& p, View<const T> delta, View<const Offset> offset,
                            View<T> input_grad) {

@@ -1,4 +1,4 @@
-// What a kernel header needs to be compiled for x86-64 processors with AVX2 and FMA.
+// Macros that compile a kernel header for x86-64 processors with AVX2 and FMA.
 #define CONVBP_ISA avx2
 #define CONVBP_TARGET __attribute__((target("avx2,fma")))
 #define CONVBP_VECTOR_BYTES 32

@@ -1,5 +1,5 @@
-// What a kernel header needs to be compiled for x86-64 processors that also multiply pairs of
-// bfloat16.
+// Macros that compile a kernel header for x86-64 processors with AVX-512 that also multiply pairs
+// of bfloat16.
 #define CONVBP_ISA avx512_bf16
 #define CONVBP_TARGET \
   __attribute__((target("avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")))

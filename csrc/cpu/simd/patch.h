@@ -1,6 +1,6 @@
-// The piece of a tensor that a tile needs, brought into one form: a *patch*, channels last,
-// converted to the accumulator's type and padded with zeros, so that the inner loops know no edges,
-// strides, layouts or element types. Included once per instruction set, as register_tile.h.
+// The piece of a tensor that a tile needs, in one form: a *patch*, channels last, converted to the
+// accumulator's type and padded with zeros. The inner loops then know no edges, strides, layouts or
+// element types. Included once per instruction set, as register_tile.h.
 #pragma once
 
 #include <algorithm>
@@ -39,7 +39,8 @@ inline int64_t patch_size(const GatherConv& c, int64_t images, int64_t rows, int
   return images * c.h.patch_rows(rows) * c.w.patch_rows(columns) * pitch;
 }
 
-// Four numbers as floats: of 16 bytes, which every instruction set has and shuffles fastest.
+// Four numbers as floats, 16 bytes: every instruction set has such vectors and shuffles them
+// fastest.
 typedef float Four __attribute__((vector_size(16), aligned(4), may_alias));
 typedef uint32_t FourBits __attribute__((vector_size(16)));
 typedef uint16_t FourShort __attribute__((vector_size(8), aligned(2), may_alias));
@@ -57,7 +58,7 @@ CONVBP_INLINE Four load_four(const BFloat16* p) {
 CONVBP_INLINE void store_four(Four x, float* p) {
   *reinterpret_cast<Four*>(p) = x;
 }
-// To the nearest, ties to even, as c10 rounds; NaN is one NaN.
+// Rounds to the nearest number, ties to even, as c10 does; every NaN becomes the same NaN.
 CONVBP_INLINE void store_four(Four x, BFloat16* p) {
   const FourBits bits = reinterpret_cast<FourBits>(x);
   const FourBits rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
@@ -76,7 +77,7 @@ CONVBP_INLINE void transpose(Four (&r)[4]) {
   r[3] = __builtin_shufflevector(c, d, 2, 3, 6, 7);
 }
 
-// Four by four numbers: to[j * to_step + i] = from[i * from_step + j].
+// Transposes four by four numbers: to[j * to_step + i] = from[i * from_step + j].
 template <typename From, typename To>
 CONVBP_INLINE void transpose_4x4(const From* from, int64_t from_step, To* to, int64_t to_step) {
   Four r[4];
@@ -87,7 +88,7 @@ CONVBP_INLINE void transpose_4x4(const From* from, int64_t from_step, To* to, in
   for (int j = 0; j < 4; ++j) store_four(r[j], to + j * to_step);
 }
 
-// Eight rows of four that stay bfloat16: as four rows of pairs.
+// Transposes eight rows of four numbers that stay bfloat16, as four rows of pairs.
 CONVBP_INLINE void transpose_8x4(const BFloat16* from, int64_t from_step, BFloat16* to,
                                  int64_t to_step) {
   typedef uint16_t EightShort __attribute__((vector_size(16)));
@@ -104,7 +105,7 @@ CONVBP_INLINE void transpose_8x4(const BFloat16* from, int64_t from_step, BFloat
   for (int j = 0; j < 4; ++j) *reinterpret_cast<Four*>(to + j * to_step) = r[j];
 }
 
-// The step of a transpose that swaps lanes kApart apart between two rows kApart apart.
+// One step of a transpose: swaps lanes kApart apart between two rows kApart apart.
 template <int kApart, int... kLane>
 CONVBP_INLINE void swap_lanes(Simd<float>::Vector& a, Simd<float>::Vector& b,
                               std::integer_sequence<int, kLane...>) {
@@ -124,8 +125,9 @@ CONVBP_INLINE void swap_all_lanes(Simd<float>::Vector (&row)[kLanes]) {
   if constexpr (kApart > 1) swap_all_lanes<kApart / 2>(row);
 }
 
-// As many rows as a vector has lanes: to[j * to_step + i] = from[i * from_step + j]. Reads and
-// writes each cache line once, where planes a power of two apart meet in the same cache sets.
+// Transposes as many rows as a vector has lanes: to[j * to_step + i] = from[i * from_step + j].
+// Each cache line is read and written once, even where planes a power of two apart meet in the same
+// cache sets.
 CONVBP_INLINE void transpose_vectors(const float* from, int64_t from_step, float* to,
                                      int64_t to_step) {
   constexpr int kLanes = Simd<float>::kLanes;
@@ -140,7 +142,7 @@ CONVBP_INLINE void transpose_vectors(const float* from, int64_t from_step, float
   for (int j = 0; j < kLanes; ++j) vector_at(to + j * to_step) = row[j];
 }
 
-// A vector of every kApart-th number, a power of two.
+// A vector of every kApart-th number; kApart is a power of two.
 template <int kApart, int... kLane>
 CONVBP_INLINE Simd<float>::Vector vector_of_every(const float* from,
                                                   std::integer_sequence<int, kLane...> lanes) {
@@ -154,7 +156,7 @@ CONVBP_INLINE Simd<float>::Vector vector_of_every(const float* from,
   }
 }
 
-// to[i] = from[kApart * i]. Reads what lies between them, but nothing behind the last.
+// Copies to[i] = from[kApart * i]. Reads the numbers in between, but none after the last.
 template <int kApart>
 CONVBP_INLINE void copy_every(const float* from, int64_t count, float* to) {
   constexpr int kLanes = Simd<float>::kLanes;
@@ -165,7 +167,7 @@ CONVBP_INLINE void copy_every(const float* from, int64_t count, float* to) {
   for (; i < count; ++i) to[i] = from[kApart * i];
 }
 
-// to[i] = from[i] for i < count, without a loop over the last few.
+// Copies to[i] = from[i] for i < count, without a loop over the last few.
 template <typename T>
 CONVBP_INLINE void copy_few(const T* from, T* to, int64_t count) {
   constexpr int kLanes = Simd<T>::kLanes;
@@ -180,9 +182,9 @@ CONVBP_INLINE void copy_few(const T* from, T* to, int64_t count) {
     }
 }
 
-// to[x * to_x + c * to_c] = from[x * from_x + c * from_c], converted, for all x < width and c <
-// channels. Blocks fill whole cache lines of the destination, one after the other: to go along a
-// whole row for each channel would evict lines before they are full.
+// Copies and converts to[x * to_x + c * to_c] = from[x * from_x + c * from_c] for all x < width and
+// c < channels. Blocks fill whole cache lines of the destination, one after the other: going along
+// a whole row for each channel would evict lines before they are full.
 template <typename From, typename To>
 CONVBP_TARGET void copy_row(const From* from, int64_t from_c, int64_t from_x, int64_t channels,
                             int64_t width, To* to, int64_t to_c, int64_t to_x) {
@@ -194,7 +196,7 @@ CONVBP_TARGET void copy_row(const From* from, int64_t from_c, int64_t from_x, in
     }
     if constexpr (std::is_same_v<From, To> && sizeof(To) >= 4)
       for (int64_t x = 0; x < width; ++x) copy_few(from + x * from_x, to + x * to_x, channels);
-    else if (channels == kSide)  // so often that it is worth a loop of known length
+    else if (channels == kSide)  // frequent enough for a loop of known length
       for (int64_t x = 0; x < width; ++x)
         for (int64_t c = 0; c < kSide; ++c) to[x * to_x + c] = store<To>(from[x * from_x + c]);
     else
@@ -242,14 +244,14 @@ CONVBP_TARGET void copy_row(const From* from, int64_t from_c, int64_t from_x, in
               transpose_4x4(from + x * from_x + c, from_x, to + c * to_c + x, to_c);
         }
       }
-      // What whole blocks leave: columns behind x, and channels behind c before them.
+      // The rest that whole blocks leave: columns from x on, and all columns of channels from c on.
       for (int64_t cc = c0; cc < c1; ++cc)
         for (int64_t xx = cc < c ? x : x0; xx < x1; ++xx)
           to[xx * to_x + cc * to_c] = store<To>(from[xx * from_x + cc * from_c]);
     }
 }
 
-// Zeros for the channels of a row of pixels from `first` on, which do not exist.
+// Zeros the channels of a row of pixels from `first` on, which do not exist.
 template <typename Acc>
 CONVBP_TARGET void clear_channels(Acc* to, int64_t first, int64_t pitch, int64_t width) {
   if (first == pitch) return;
@@ -257,8 +259,8 @@ CONVBP_TARGET void clear_channels(Acc* to, int64_t first, int64_t pitch, int64_t
     for (int64_t c = first; c < pitch; ++c) to[x * pitch + c] = Acc(0);
 }
 
-// A row of pixels to channels last: to[x * pitch + c] = from[c * stride_c + x * stride_x]. Of the
-// `pitch` channels that a pixel of the patch has, those that do not exist are zero.
+// Packs a row of pixels, channels last: to[x * pitch + c] = from[c * stride_c + x * stride_x]. A
+// pixel of the patch has `pitch` channels; those that do not exist are zero.
 template <typename T, typename Acc>
 CONVBP_TARGET void pack_row(const T* from, int64_t stride_c, int64_t stride_x, int64_t channels,
                             int64_t width, Acc* to, int64_t pitch) {
@@ -266,7 +268,7 @@ CONVBP_TARGET void pack_row(const T* from, int64_t stride_c, int64_t stride_x, i
   copy_row(from, stride_c, stride_x, channels, width, to, 1, pitch);
 }
 
-// The way back: to[c * stride_c + x * stride_x] = from[x * pitch + c].
+// Unpacks a row of pixels: to[c * stride_c + x * stride_x] = from[x * pitch + c].
 template <typename T, typename Acc>
 CONVBP_TARGET void unpack_row(const Acc* from, int64_t pitch, int64_t channels, int64_t width,
                               T* to, int64_t stride_c, int64_t stride_x) {
@@ -287,7 +289,7 @@ struct PixelRows {
   int64_t pitch;  // from a pixel to the next
 };
 
-// Goes over such pixels in the order in which planes hold them.
+// Goes over the pixels of such rows in the order of an NCHW plane.
 template <typename Acc>
 struct PixelWalk {
   const PixelRows<Acc>& rows;
@@ -312,7 +314,7 @@ struct PixelWalk {
       step(1);
     }
   }
-  // To a pixel of this row, or to the next row's first.
+  // Steps to a pixel of this row, or to the first of the next row.
   CONVBP_INLINE void step(int64_t count) {
     at += count * rows.pitch;
     x += count;
@@ -322,11 +324,11 @@ struct PixelWalk {
   }
 };
 
-// Pixels of a plane's cache line.
+// Pixels in a cache line of a plane.
 constexpr int kLinePixels = 16;
 
-// Calls body(first pixel, addresses, vectors) for a line of pixels at a time, then for single vectors;
-// the last vector ends with the last pixel.
+// Calls body(first pixel, addresses, vectors) for a cache line of pixels at a time, then for single
+// vectors; the last vector ends with the last pixel.
 template <typename Acc, typename Body>
 CONVBP_INLINE void for_vectors_of_pixels(const PixelRows<Acc>& rows, const Body& body) {
   constexpr int kLanes = Simd<float>::kLanes;
@@ -348,10 +350,10 @@ CONVBP_INLINE void for_vectors_of_pixels(const PixelRows<Acc>& rows, const Body&
   body(count - kLanes, rest, 1);
 }
 
-// Planes to channels last, by transposes in registers: pixels and rows lie side by side, `channels`
-// are whole vectors. It takes 16 planes at a time, which the processor fetches ahead. It does not
-// foresee the next 16 planes, so they are fetched here; with the last 16, the next rows of the first
-// 16, where the next tile begins.
+// Packs NCHW planes channels last, by transposes in registers. Pixels and rows lie side by side;
+// `channels` are whole vectors. 16 planes are taken at a time, which the processor fetches ahead.
+// The next 16 planes it does not foresee, so they are fetched here; with the last 16, the next rows
+// of the first 16 are fetched, where the next tile begins.
 CONVBP_TARGET inline void pack_nchw(const float* from, int64_t plane, int64_t channels,
                                     const PixelRows<float>& to) {
   constexpr int kLanes = Simd<float>::kLanes;
@@ -376,7 +378,8 @@ CONVBP_TARGET inline void pack_nchw(const float* from, int64_t plane, int64_t ch
         });
 }
 
-// The way back. Where `streamed` and where vectors lie whole, results go past the caches.
+// Unpacks to NCHW planes. Where `streamed` and where vectors are aligned, results go past the
+// caches.
 CONVBP_TARGET inline void unpack_nchw(const PixelRows<const float>& from, int64_t channels,
                                       float* to, int64_t plane, bool streamed) {
   constexpr int kLanes = Simd<float>::kLanes;
@@ -401,8 +404,8 @@ CONVBP_TARGET inline void unpack_nchw(const PixelRows<const float>& from, int64_
         });
 }
 
-// The channels that pack_nchw and unpack_nchw take: whole vectors. None, where the rows that lie
-// side by side have fewer pixels than a vector.
+// The number of channels that pack_nchw and unpack_nchw can take: whole vectors. It is 0 where rows
+// that lie side by side have fewer pixels than a vector.
 template <typename Acc>
 CONVBP_INLINE int64_t plane_channels(const PixelRows<Acc>& rows, const int64_t* stride,
                                      int64_t channels) {
@@ -411,7 +414,7 @@ CONVBP_INLINE int64_t plane_channels(const PixelRows<Acc>& rows, const int64_t* 
   return stride[3] == 1 && stride[1] != 1 && run >= kLanes ? channels / kLanes * kLanes : 0;
 }
 
-// Calls body(rows, first of them) for rows that lie side by side in a plane.
+// Calls body(rows, number of the first row) for rows that lie side by side in a plane.
 template <typename Acc, typename Body>
 CONVBP_INLINE void for_rows_side_by_side(const PixelRows<Acc>& rows, const int64_t* stride,
                                          const Body& body) {
@@ -420,8 +423,8 @@ CONVBP_INLINE void for_rows_side_by_side(const PixelRows<Acc>& rows, const int64
     body(PixelRows<Acc>{rows.data + y * rows.apart, 1, rows.width, rows.apart, rows.pitch}, y);
 }
 
-// Rows of pixels to channels last, with strides as a View has them; channels that a pixel has room
-// for and that do not exist are zero.
+// Packs rows of pixels, channels last, from strides as a View has them. Channels that do not exist
+// are zero, up to the pitch.
 template <typename T, typename Acc>
 CONVBP_TARGET void pack_rows(const T* from, const int64_t* stride, int64_t channels,
                              const PixelRows<Acc>& to) {
@@ -442,7 +445,7 @@ CONVBP_TARGET void pack_rows(const T* from, const int64_t* stride, int64_t chann
   }
 }
 
-// The way back. Where `streamed`, results go past the caches, and the caller ends with a
+// Unpacks rows of pixels. Where `streamed`, results go past the caches, and the caller ends with a
 // stream_fence().
 template <typename T>
 CONVBP_TARGET void unpack_rows(const PixelRows<const float>& from, int64_t channels, T* to,
@@ -471,16 +474,16 @@ CONVBP_TARGET void unpack_rows(const PixelRows<const float>& from, int64_t chann
                to + y * stride[2] + done * stride[1], stride[1], stride[3]);
 }
 
-// Packs what the tile `e` reads of some channels: [image][patch row][patch column][channel], where
-// a pixel has room for `pitch` channels. Those beyond go to further panels of the same form, which
-// are `panel_size` numbers apart.
+// Packs the part of some channels that tile `e` reads: [image][patch_row][patch_column][channel],
+// with `pitch` channels a pixel. Further channels go to further panels of the same form,
+// `panel_size` numbers apart.
 template <typename T, typename Acc>
 CONVBP_TARGET void pack_patch(const GatherConv& c, const TileExtent& e, View<const T> source,
                               int64_t channel0, int64_t channels, Acc* patch, int64_t pitch,
                               int64_t panel_size = 0) {
   const int64_t rows = c.h.patch_rows(e.rows), columns = c.w.patch_rows(e.columns);
   if (c.h.dense && c.w.dense) {
-    // A window of the source, zero where it reaches out.
+    // The patch is a window of the source, zero outside.
     const int64_t i0 = c.h.source_position(0, e.h0), j0 = c.w.source_position(0, e.w0);
     const int64_t top = std::min(rows, std::max<int64_t>(0, -i0));
     const int64_t bottom = std::max(top, std::min(rows, c.h.source_size - i0));

@@ -3,8 +3,8 @@
 //   CONVBP_ISA           namespace of this copy
 //   CONVBP_TARGET        function attribute that enables the instruction set
 //   CONVBP_VECTOR_BYTES  width of its vectors
-// Only functions marked CONVBP_TARGET hold its instructions, so nothing of them leaks
-// into inline functions that the linker shares with the baseline.
+// Only functions marked CONVBP_TARGET hold instructions of the set: none of these leaks into inline
+// functions that the linker shares with the baseline.
 #pragma once
 
 #include <cstdint>
@@ -15,15 +15,15 @@ namespace convbp::CONVBP_ISA {
 template <typename Acc>
 struct Simd {
   static constexpr int kLanes = CONVBP_VECTOR_BYTES / sizeof(Acc);
-  // Aligned as its elements are, so that it may be loaded from anywhere.
+  // A vector, aligned as its elements, so that it may be loaded from any address.
   typedef Acc Vector
       __attribute__((vector_size(CONVBP_VECTOR_BYTES), aligned(sizeof(Acc)), may_alias));
-  // Costs half of a whole one where vectors have 64 bytes, elsewhere as much.
+  // Half a vector. It costs half of a whole one where vectors have 64 bytes, elsewhere as much.
   typedef Acc Half
       __attribute__((vector_size(CONVBP_VECTOR_BYTES / 2), aligned(sizeof(Acc)), may_alias));
 };
 
-// Rows of the register tile: with 2 vectors each, what 16 registers hold, or the 32 of AVX-512 and
+// Rows of the register tile: with 2 vectors each they fill 16 registers, or the 32 of AVX-512 and
 // of NEON.
 #if defined(__aarch64__)
 constexpr int kRows = 12;
@@ -75,7 +75,7 @@ struct TileRow {
     const auto all = factor - typename Simd<Acc>::Vector{};
 #pragma GCC unroll 4
     for (int v = 0; v < kWhole; ++v) whole[v] += all * x.whole[v];
-    if constexpr (kOdd && kWhole > 0)  // read once, for both widths
+    if constexpr (kOdd && kWhole > 0)  // the factor is read once for both widths
       half += lower_half(all, std::make_integer_sequence<int, Simd<Acc>::kLanes / 2>()) * x.half;
     else if constexpr (kOdd)
       half += factor * x.half;
@@ -93,7 +93,7 @@ struct TileRow {
     return __builtin_shufflevector(x, x, kLane...);
   }
 };
-// Rows of a register tile that has so many half vectors a row.
+// Rows of a register tile with this number of half vectors a row.
 constexpr int tile_rows(int halves) {
   return halves <= 4 ? kRows : halves <= 6 ? 2 * kRows / 3 : kRows / 2;
 }
@@ -104,11 +104,11 @@ template <int kWrite, int kLevel = 3, typename T>
 CONVBP_INLINE void prefetch(const T* from, int64_t apart, int64_t count) {
   for (int64_t i = 0; i < count; ++i) __builtin_prefetch(from + i * apart, kWrite, kLevel);
 }
-// Numbers of a cache line.
+// Numbers in a cache line.
 template <typename T>
 constexpr int64_t kLine = 64 / sizeof(T);
 
-// The loop everything else feeds, with row[i] = rows + offset[i]:
+// The inner loop of all kernels, with row[i] = rows + offset[i]:
 // acc[i][:] += sum_q row[i][q * row_step] * lane[q * lane_step + :], or, depthwise,
 // row[i][q * row_step + :] * lane[q * lane_step + :].
 template <bool kDepthwise, typename Acc, int kTileRows, int kHalves>
@@ -129,7 +129,7 @@ CONVBP_INLINE void accumulate(TileRow<Acc, kHalves> (&acc)[kTileRows], const Acc
   }
 }
 
-// The same for rows anywhere and lanes without gaps.
+// accumulate() for rows at any addresses and lanes without gaps.
 template <bool kDepthwise, typename Acc, int kTileRows, int kHalves>
 CONVBP_INLINE void accumulate(TileRow<Acc, kHalves> (&acc)[kTileRows],
                               const Acc* const (&row)[kTileRows], int64_t row_step, const Acc* lane,
@@ -140,7 +140,7 @@ CONVBP_INLINE void accumulate(TileRow<Acc, kHalves> (&acc)[kTileRows],
   accumulate<kDepthwise>(acc, row[0], offset, row_step, lane, TileRow<Acc, kHalves>::kLanes, count);
 }
 
-// Tile::kFunction of as many rows as there are, 1 to kMost: rows left over cost what they are.
+// Tile::kFunction for this number of rows, 1 to kMost: a tile with fewer rows costs less.
 template <typename Tile, int... kCounts>
 auto tile_function_of(int64_t rows, std::integer_sequence<int, kCounts...>) {
   static constexpr decltype(Tile::template kFunction<1>) functions[] = {

@@ -13,7 +13,8 @@
 
 namespace convbp::CONVBP_ISA {
 
-// A vector to an address that is a multiple of its size, past the caches where the processor can.
+// Stores a vector at an address that is a multiple of its size, past the caches where the processor
+// can.
 CONVBP_INLINE void stream(typename Simd<float>::Vector v, float* to) {
 #if !defined(__x86_64__)
   vector_at(to) = v;
@@ -29,7 +30,7 @@ CONVBP_INLINE void stream(typename Simd<float>::Vector v, float* to) {
 #endif
 }
 
-// Before another thread may read what this one streamed: at the end of a task's range.
+// Orders streamed stores before what another thread does next: called at the end of a task's range.
 inline void stream_fence() {
 #if defined(__x86_64__)
   _mm_sfence();
