@@ -42,15 +42,15 @@ inline TapRange taps_inside(const ConvAxis& a, int64_t t) {
   return range;
 }
 
-// Source rows [first, first + count), which the tile behind meets for the first time. They are
-// fetched while this one is computed.
+// Source rows [first, first + count), which the next tile meets for the first time. They are
+// fetched while this tile is computed.
 template <typename T>
 struct NextRows {
   const T* first = nullptr;
   int64_t count = 0, apart = 0;
 
   NextRows() = default;
-  // Of an image, where this tile has the positions [h, h + rows).
+  // The next rows of an image, where this tile has the positions [h, h + rows).
   NextRows(const ConvAxis& axis, int64_t h, int64_t rows, const T* image, int64_t apart)
       : apart(apart) {
     const int64_t newest = axis.offset.empty() ? 0 : axis.offset.back();
@@ -66,16 +66,16 @@ struct NextRows {
 // Rows of the register tile: two share what they read, where there are registers for two.
 constexpr int kRowsTogether = kRows > 6 ? 2 : 1;
 
-// A source row, and for each row of a tile that meets it the filters of the taps that do, or their
-// sums; null for the others.
+// A source row. For each row of a tile that meets it: the filters of the taps that do, or their
+// sums; null for the other rows.
 template <typename T, typename F = const T>
 struct TapRow {
   const T* source;
   F* filters[kRowsTogether];
 };
 
-// The source rows that the rows [h, h + count) of a tile meet, in their order. source_row(i) is the
-// i-th one, filters_of(tap) the filters of a row of taps.
+// Finds the source rows that the rows [h, h + count) of a tile meet, in their order. source_row(i)
+// is the i-th one, filters_of(tap) the filters of a row of taps.
 template <typename T, typename F, typename SourceRow, typename FiltersOf>
 CONVBP_INLINE void meet_rows(const ConvAxis& h_axis, int64_t h, int64_t count,
                              const SourceRow& source_row, const FiltersOf& filters_of,
@@ -104,7 +104,7 @@ constexpr int kRun = 7, kShortRun = 4;
 constexpr int kMostTaps = 7, kMostTapsApart = 3;
 
 // Calls body(std::integral_constant<int, kRun>(), t) and the like until [0, count) is covered. The
-// last run may begin inside of the one before: what it computes again is the same.
+// last run may begin inside the one before: results that are computed twice are the same.
 template <typename Body>
 CONVBP_INLINE void overlapping_runs(int64_t count, const Body& body) {
   for (int64_t t = 0; t < count;) {
@@ -123,8 +123,8 @@ CONVBP_INLINE void overlapping_runs(int64_t count, const Body& body) {
   }
 }
 
-// Which of the source columns that kCount positions from t meet are inside: [first, last), counted
-// from column `origin`.
+// The source columns that `count` positions from t meet: [first, last) are inside, counted from
+// column `origin`.
 struct Columns {
   int64_t origin, first, last;
   Columns(const ConvAxis& w, int64_t t, int64_t count)
@@ -137,8 +137,8 @@ struct Columns {
 template <int kTaps, int kStep, int kApart, int kCount>
 constexpr int kColumnsMet = (kCount - 1) * kStep + (kTaps - 1) * kApart + 1;
 
-// Calls tile(inside, count, t), with true where the positions of a long run meet no edge: it then
-// asks for none, which makes the kernel up to 1.2 times as fast.
+// Calls tile(inside, count, t), with true where the positions of a long run meet no edge. Without a
+// test for edges the kernel is up to 1.2 times as fast.
 template <int kTaps, int kStep, int kApart, typename Count, typename Tile>
 CONVBP_INLINE void with_inside(const ConvAxis& w, Count count, int64_t t, const Tile& tile) {
   if constexpr (kTaps > 0 && Count::value == kRun) {
@@ -170,8 +170,8 @@ CONVBP_INLINE void slide(const Depthwise& d, int64_t t, const T* row, int64_t pi
   }
 }
 
-// What a source row adds to the sums of the tile's rows [kFirst, kEnd), kCount neighbouring
-// positions each, whose kTaps taps are kApart apart.
+// Adds a source row to the sums of the tile's rows [kFirst, kEnd), kCount neighbouring positions
+// each, whose kTaps taps are kApart apart.
 template <bool kInside, int kFirst, int kEnd, int kTaps, int kStep, int kApart, int kCount,
           typename T>
 CONVBP_INLINE void sum_row(const Depthwise& d, const TapRow<T>& row, int64_t t, int64_t pixel,
@@ -219,8 +219,8 @@ CONVBP_INLINE void gather(const Depthwise& d, const TapRow<T>& row, int64_t t, i
   }
 }
 
-// A vector of channels from c on of neighbouring pixels, which are `apart`. What goes past the
-// caches is gathered in `lines` until there are whole ones: half a line costs as much as one.
+// Stores a vector of channels, from c on, of neighbouring pixels, which are `apart`. Vectors that
+// go past the caches are gathered in `lines` until a line is whole: half a line costs as much.
 template <int kCount, typename T>
 CONVBP_INLINE void store_pixels(const Vector<T> (&values)[kCount], int64_t c, T* lines,
                                 int64_t apart, T* to) {
@@ -242,7 +242,7 @@ CONVBP_INLINE void store_pixels(const Vector<T> (&values)[kCount], int64_t c, T*
              reinterpret_cast<float*>(to + i * apart + l - at));
 }
 
-// A tile's rows of results, `count_rows` of them. kTaps = 0: any.
+// Computes a tile's rows of results, `count_rows` of them. kTaps = 0: any number.
 template <int kTaps, int kStep, int kApart, typename T>
 CONVBP_TARGET void channels_last_rows(const Depthwise& d, int64_t count_rows,
                                       const std::vector<TapRow<T>>& rows, const NextRows<T>& next,
@@ -339,7 +339,7 @@ CONVBP_TARGET void channels_last_tasks(const std::vector<Depthwise>& phases, Vie
   for (int64_t task = begin; task < end; ++task) {
     const int64_t b = task / bands, h0 = task % bands * band;
     const T* const image = &source.at(b, 0, 0, 0);
-    // Phases take turns: what they read is the same, and what they write lies side by side.
+    // Phases take turns: they read the same numbers, and write side by side.
     for (int64_t h = h0; h < std::min(h0 + band, phases.front().h.count); h += kRowsTogether) {
       const T* phase_filters = filters;
       for (const Depthwise& d : phases) {
@@ -363,8 +363,8 @@ CONVBP_TARGET void channels_last_tasks(const std::vector<Depthwise>& phases, Vie
   if (phases.front().streamed) stream_fence();
 }
 
-// What a source row adds to the sums of the taps that meet it from rows [kFirst, kEnd) of delta, of
-// which `own` are kCount neighbouring positions.
+// Adds a source row to the sums of the taps that meet it from rows [kFirst, kEnd) of delta; `own`
+// are kCount neighbouring positions of these rows.
 template <bool kInside, int kFirst, int kEnd, int kTaps, int kStep, int kApart, int kCount,
           typename T>
 CONVBP_INLINE void add_products(const Depthwise& d, const TapRow<T, T>& row, int64_t t,
@@ -386,7 +386,7 @@ CONVBP_INLINE void add_products(const Depthwise& d, const TapRow<T, T>& row, int
     for (int s = 0; s < kTaps; ++s) vector_at(row.filters[y] + c0 + s * padded_size) = acc[y][s];
 }
 
-// The same for any taps and step.
+// add_products() for any taps and step.
 template <int kCount, typename T>
 CONVBP_INLINE void add_any(const Depthwise& d, const TapRow<T, T>& row, int64_t t, int64_t pixel,
                            int64_t c, int64_t c0, int64_t padded_size,
@@ -403,7 +403,7 @@ CONVBP_INLINE void add_any(const Depthwise& d, const TapRow<T, T>& row, int64_t 
   }
 }
 
-// What `count_rows` rows of delta add to the sums of the weight gradient, of which a tap has
+// Adds `count_rows` rows of delta to the sums of the weight gradient, of which a tap has
 // `padded_size`; bias_sums are the bias gradient's.
 template <int kTaps, int kStep, int kApart, typename T>
 CONVBP_TARGET void add_rows(const Depthwise& d, int64_t count_rows,

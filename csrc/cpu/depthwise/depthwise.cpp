@@ -21,22 +21,21 @@ bool is_channels_last(const int64_t* stride) {
   return stride[1] == 1 && stride[3] != 1;
 }
 
-// What planes copy of a band should stay in the first-level cache.
+// The bytes that are copied of a band of NCHW, which should stay in the first-level cache.
 constexpr int64_t kCopyBytes = 24 * 1024;
 // The weight gradient is cut into at most this many chunks, whatever the machine.
 constexpr int64_t kChunks = 16;
 constexpr int64_t kSumsTogether = 4096;
 constexpr int64_t kTasksPerThread = 6;
 
-// Rows of a band, so that what they read stays in `bytes`.
+// The rows of a band, so that the source rows that they read stay in `bytes`.
 int64_t rows_of_band(const Depthwise& d, int64_t pixel_bytes, int64_t bytes) {
   const int64_t row_bytes = std::max<int64_t>(1, d.w.source_size * pixel_bytes);
   return std::clamp<int64_t>(bytes / row_bytes - d.h.dense_rows(1), 1,
                              std::max<int64_t>(1, d.h.count));
 }
 
-// Where planes are transposed to channels last: filters of so many taps, or pictures of so few
-// pixels.
+// NCHW is transposed to channels last where filters have this many taps, or images this few pixels.
 constexpr int64_t kManyTaps = 25, kFewPixels = 256;
 
 bool should_transpose(const ConvProblem& p, const int64_t* size, int64_t lanes) {
@@ -44,8 +43,8 @@ bool should_transpose(const ConvProblem& p, const int64_t* size, int64_t lanes) 
                                size[kHeight] * size[kWidth] <= kFewPixels);
 }
 
-// The filters of a phase from channel c0 on, [tap][channel] or [channel][tap]; of some channels at
-// a time, whose filters stay in the first-level cache.
+// Packs the filters of a phase from channel c0 on, [tap][channel] or [channel][tap]. Some channels
+// are taken at a time, whose filters stay in the first-level cache.
 template <typename T>
 void pack_filters(const Depthwise& d, View<const T> weight, int64_t c0, bool taps_first, T* to) {
   constexpr int64_t kTogether = 64;
@@ -62,7 +61,7 @@ void pack_filters(const Depthwise& d, View<const T> weight, int64_t c0, bool tap
   }
 }
 
-// The phases of a gather convolution (one of the forward convolution), band by band.
+// Runs the phases of a gather convolution (the forward convolution has one), band by band.
 template <typename T>
 void run(const ConvProblem& p, const std::vector<ConvAxis>& h, const std::vector<ConvAxis>& w,
          const int64_t* result_size, View<const T> source, View<const T> weight,
@@ -70,8 +69,8 @@ void run(const ConvProblem& p, const std::vector<ConvAxis>& h, const std::vector
   const KernelTable<T> kernels = CONVBP_IN_BEST_ISA(kernels<T>());
   const bool last = is_channels_last(result.stride);
   const bool transposed = !last && should_transpose(p, result_size, kernels.lanes());
-  // Channels that a task has side by side, and such blocks of them; the last one ends with the last
-  // channel.
+  // Channels that a task has side by side, and the number of such blocks; the last block ends with
+  // the last channel.
   const int64_t together = last ? p.groups : transposed ? kernels.lanes() : 1;
   const int64_t blocks = divide_up(p.groups, together);
   std::vector<Depthwise> phases;
@@ -79,7 +78,8 @@ void run(const ConvProblem& p, const std::vector<ConvAxis>& h, const std::vector
     for (const ConvAxis& width : w)
       phases.push_back({p.batch, last || transposed ? together : p.groups, height, width, 1});
   const Depthwise& first = phases.front();  // no other has more rows
-  // Channels last, a tile's rows follow each other through the cache: bands are for the threads.
+  // Bands are for the threads alone in channels_last: a tile's rows follow each other through the
+  // cache.
   int64_t band =
       last ? first.h.count
            : rows_of_band(first, together * sizeof(T), transposed ? kBandBytes : kCopyBytes);
@@ -100,7 +100,8 @@ void run(const ConvProblem& p, const std::vector<ConvAxis>& h, const std::vector
     taps += d.taps();
   }
 
-  // Of the vector kernels [block][phase][tap][channel], of the planes [phase][channel][tap].
+  // The filters are [block][phase][tap][channel] for vectors of channels, [phase][channel][tap] for
+  // NCHW.
   const Scratch filter_block = Scratch::take<T>(ScratchName::kWeight, taps * blocks * together);
   T* const filters = filter_block.template data<T>();
   T* to = filters;
@@ -179,7 +180,7 @@ void conv2d_weight_grad(const ConvProblem& p, View<const T> input, View<const T>
   parallel_for(plan.chunks * plan.parts(),
                [&](int64_t begin, int64_t end) { kernel(plan, input, delta, sums, begin, end); });
 
-  // The chunks' sums are added to those of the first one, in order; then each goes to its place.
+  // Adds the chunks' sums to those of the first chunk, in order; then each sum goes to its place.
   const int64_t a_chunk = plan.sums_per_chunk();
   if (plan.chunks > 1)
     parallel_for(divide_up(a_chunk, kSumsTogether), [&](int64_t begin, int64_t end) {

@@ -1,7 +1,7 @@
 // The depthwise kernels. Included once per instruction set, as register_tile.h.
 //
-// What is computed stands in cpu/reference/conv2d.h. Rows of the source that lie outside are left
-// out of the sums.
+// The equations are in cpu/reference/conv2d.h. Rows of the source that lie outside are left out of
+// the sums.
 
 #include "cpu/depthwise/channels_last.h"
 #include "cpu/depthwise/nchw.h"

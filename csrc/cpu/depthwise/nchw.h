@@ -31,9 +31,9 @@ using namespace convbp::CONVBP_ISA;
 struct Copy {
   const ConvAxis& h;
   const ConvAxis& w;
-  // Zeros in front of a row, its columns of the source, the first of them.
+  // Zeros before a row, columns that it has of the source, and the first of these columns.
   int64_t left, used, first;
-  int64_t pitch, rows;  // of a phase
+  int64_t pitch, rows;  // pitch and rows of a phase
 
   Copy(const ConvAxis& rows_axis, const ConvAxis& columns_axis, int64_t band)
       : h(rows_axis), w(columns_axis), rows(band + reach(h) / h.step) {
@@ -41,10 +41,10 @@ struct Copy {
     left = std::clamp<int64_t>(-origin, 0, length);
     first = std::max<int64_t>(0, origin);
     used = std::clamp<int64_t>(w.source_size - first, 0, length - left);
-    // Zeros behind a row are those in front of the next one.
+    // Zeros after a row are those before the next one.
     pitch = w.step > 1 ? length : std::max(w.count, used + std::max(left, length - left - used));
   }
-  // Where the values of each tap of these axes begin.
+  // The places where the values of each tap of these axes begin.
   std::vector<int64_t> places(const ConvAxis& taps_h, const ConvAxis& taps_w) const {
     std::vector<int64_t> places;
     for (const int64_t r : taps_h.offset)
@@ -60,7 +60,7 @@ struct Copy {
     return *std::max_element(a.offset.begin(), a.offset.end()) - a.min_offset();
   }
   int64_t size() const { return h.step * w.step * rows * pitch; }
-  // Positions of so many rows.
+  // The positions of `count` rows.
   int64_t positions(int64_t count) const { return (count - 1) * pitch + w.count; }
 };
 
@@ -69,9 +69,9 @@ CONVBP_INLINE void copy_numbers(const T* from, int64_t count, T* to) {
   for (int64_t i = 0; i < count; ++i) to[i] = from[i];
 }
 
-// The rows for results from h0 on, into a copy whose zeros are there, of the plane whose rows are
-// `row_stride` apart. The same rows of the plane that lies `ahead` behind are fetched, for the next
-// copy.
+// Copies the rows for results from h0 on, of the plane whose rows are `row_stride` apart, into a
+// copy whose zeros are there. The same rows of the plane `ahead` further on are fetched, for the
+// next copy.
 template <typename T>
 CONVBP_TARGET void copy_band(const Copy& c, const T* plane, int64_t row_stride, int64_t ahead,
                              int64_t h0, T* to) {
@@ -126,7 +126,7 @@ bool all_finite(const T* x, int64_t count) {
   return true;
 }
 
-// Where a filter is infinite or NaN, a zero of the edge must not meet it.
+// Sums term by term: where a filter is infinite or NaN, a zero of the edge must not meet it.
 template <typename T>
 CONVBP_TARGET void sum_inside(const Depthwise& d, const Copy& c, const T* plane, int64_t row_stride,
                               const T* filters, T start, int64_t h0, int64_t h1, T* sums) {
@@ -142,7 +142,7 @@ CONVBP_TARGET void sum_inside(const Depthwise& d, const Copy& c, const T* plane,
     }
 }
 
-// What all phases together read.
+// The axis that all phases together read.
 inline ConvAxis axis_of_all(const std::vector<Depthwise>& phases, ConvAxis Depthwise::* axis) {
   ConvAxis all = phases.front().*axis;
   for (const Depthwise& d : phases)
@@ -150,8 +150,8 @@ inline ConvAxis axis_of_all(const std::vector<Depthwise>& phases, ConvAxis Depth
   return all;
 }
 
-// A row of the result from its phases' sums, which are `apart`: phase i has every spacing-th number
-// from i on.
+// Writes a row of the result from its phases' sums, which are `apart`: phase i has every spacing-th
+// number from i on.
 template <typename T>
 CONVBP_INLINE void interleave(const T* sums, int64_t apart, const Depthwise* phases, int64_t count,
                               T* __restrict to) {
@@ -250,7 +250,7 @@ CONVBP_TARGET void nchw_tasks(const std::vector<Depthwise>& phases, View<const T
   }
 }
 
-// What kTaps taps gather from a band, added to their lanes' sums.
+// Adds what kTaps taps gather from a band to the sums of their lanes.
 template <int kTaps, typename T>
 CONVBP_TARGET void gather_shifted(const T* copied, const int64_t* places, const T* delta,
                                   int64_t positions, T* sums) {
@@ -274,8 +274,8 @@ struct GatherShifted {
   static constexpr auto kFunction = &gather_shifted<kTaps, T>;
 };
 
-// A tap's sum, term by term: where the source is infinite or NaN, the zeros between the rows of
-// delta must not meet it.
+// The sum of one tap, term by term: where the source is infinite or NaN, the zeros between the rows
+// of delta must not meet it.
 template <typename T>
 CONVBP_TARGET T gather_inside(const Depthwise& d, View<const T> input, View<const T> delta,
                               int64_t c, int64_t y, int64_t x, int64_t b0, int64_t b1) {

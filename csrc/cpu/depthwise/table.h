@@ -1,4 +1,4 @@
-// What an instruction set offers to the depthwise algorithm. <instruction set>.cpp makes the
+// The functions of an instruction set for the depthwise algorithm. <instruction set>.cpp makes the
 // tables, depthwise.cpp chooses.
 #pragma once
 
@@ -24,16 +24,17 @@ struct Depthwise {
   int64_t taps() const { return h.tap_count() * w.tap_count(); }
 };
 
-// The weight gradient, of which `conv` is the forward convolution: a task takes a part of the
-// channels of a chunk of the rows (planes: of the images), and the chunks' sums are added. Both
-// depend on the problem alone, so the order of every sum does too.
+// The weight gradient, of which `conv` is the forward convolution. A task takes a part of the
+// channels of a chunk of the rows (NCHW: of the images), and the chunks' sums are added. Parts and
+// chunks depend on the problem alone, so the order of every sum does too.
 struct DepthwiseWeightGrad {
   Depthwise conv;
   int64_t chunks = 1;
   int64_t channels_per_part = 1;
 
-  // Sums of a chunk, of the taps and then of the bias gradient: in planes [channel][tap]; channels
-  // last [tap][channel] with room for whole vectors, the last of which ends with the last channel.
+  // Sums of a chunk, of the taps and then of the bias gradient: in NCHW [channel][tap]; in
+  // channels_last [tap][channel], padded to whole vectors, the last of which ends with the last
+  // channel.
   bool channels_last = false;
   int64_t lanes = 1;
 
@@ -47,8 +48,8 @@ struct DepthwiseWeightGrad {
   }
 };
 
-// Filters, and sums of the weight gradient, in the order of the taps: channels last
-// [r][s][channel], or planes [channel][r][s].
+// Filters, and sums of the weight gradient, are in the order of the taps: channels_last
+// [r][s][channel], NCHW [channel][r][s].
 template <typename T>
 struct KernelTable {
   int vector_bytes;
@@ -59,16 +60,16 @@ struct KernelTable {
   // Task: a band of a channel of an image.
   void (*nchw)(const std::vector<Depthwise>&, View<const T> source, const T* filters,
                const Epilogue<T>&, View<T> result, int64_t begin, int64_t end);
-  // Task: a band of a vector of channels of an image. Filters are [vector of channels][r][s][lane],
-  // phases those of one vector.
+  // Task: a band of a vector of channels of an image. Filters are [vector of channels][r][s][lane];
+  // `phases` are those of one vector.
   void (*transposed)(const std::vector<Depthwise>&, int64_t channels, View<const T> source,
                      const T* filters, const Epilogue<T>&, View<T> result, int64_t begin,
                      int64_t end);
-  // Task: a part of a chunk. [channels last?]
+  // Task: a part of a chunk. [NCHW, channels_last]
   using WeightGradTasks = void (*)(const DepthwiseWeightGrad&, View<const T> input,
                                    View<const T> delta, T* sums, int64_t begin, int64_t end);
   WeightGradTasks weight_grad[2];
-  // The same of planes that are transposed; a part is a vector of channels.
+  // The weight gradient of NCHW that is transposed; a part is a vector of channels.
   WeightGradTasks transposed_weight_grad;
 };
 

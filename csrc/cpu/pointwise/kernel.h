@@ -1,7 +1,7 @@
 // The pointwise kernels. Included once per instruction set, as register_tile.h.
 //
-// What is computed stands in cpu/reference/conv2d.h, with R = S = 1 or without overlap: matrix
-// products. How:
+// The equations are in cpu/reference/conv2d.h. With R = S = 1, or with filters that do not overlap,
+// they are matrix products:
 //
 //   channels_last  rows are pixels, read in place; lanes are the computed channels, from packed
 //                  weights
@@ -12,9 +12,9 @@
 //                  transposes the smaller of the two
 //
 // All sums of a result run in registers, in the order of the channels. The two operands of the
-// inner loop take 5 and 2 bytes a cycle, which the second-level cache gives: only what is read
-// again need lie there, and no sum is cut. Few channels are bound by memory: pixels are read and
-// written once, those of the next tile are fetched while this one is computed.
+// inner loop take 5 and 2 bytes a cycle, which the second-level cache gives: only operands that are
+// read again need lie there, and no sum is cut. Few channels are bound by memory: pixels are read
+// and written once, and the next tile's pixels are fetched while this one is computed.
 //
 // Zen 4, 2 cores, channels_last, GFLOP/s of 240 (forward, input gradient, weight gradient):
 // 64 to 64 channels of 32x32 192, 189, 191; 256 to 1024 of 14x14 214, 208, 198.
@@ -45,7 +45,7 @@ struct PixelRun {
   int64_t first, count, a, b;
 };
 
-// Pixels [first, first + count), counted through all images.
+// Finds the runs of pixels [first, first + count), counted through all images.
 template <typename Shape>
 inline void find_runs(const Shape& s, int64_t first, int64_t count, const int64_t* a,
                       const int64_t* b, std::vector<PixelRun>& runs) {
@@ -73,12 +73,12 @@ struct Ahead {
 };
 
 // acc[i][:] += sum_q row[i][q * row_step] * lane[q * lane_step + :], row[i] = rows + i * apart.
-// kAhead: the lanes come from the second-level cache, and are asked for that many steps before.
+// kAhead: the lanes come from the second-level cache, and are fetched this number of steps before.
 template <int kAhead, typename T, int kTileRows, int kHalves, typename... Next>
 CONVBP_INLINE void multiply(TileRow<T, kHalves> (&acc)[kTileRows], const T* rows, int64_t apart,
                             int64_t row_step, const T* lane, int64_t lane_step, int64_t count,
                             Next... next) {
-  // A pointer for each row would be more than there are registers.
+  // One pointer for four rows: one for each row would be more than there are registers.
   const T* row[(kTileRows + 3) / 4];
 #pragma GCC unroll 4
   for (int i = 0; i < kTileRows; i += 4) row[i / 4] = rows + i * apart;
@@ -109,8 +109,8 @@ CONVBP_TARGET void pack_weight(const Product& p, const T* weight, const WeightSt
   }
 }
 
-// kTileRows pixels `step` apart, lanes of a block: to[at[i] + lane]. kFar: the weights are in the
-// second-level cache. The pixels after these begin at `next`.
+// Computes kTileRows pixels, `step` apart, and the lanes of a block: to[at[i] + lane]. kFar: the
+// weights are in the second-level cache. The pixels after these begin at `next`.
 template <int kTileRows, typename T, int kHalves, bool kFar>
 CONVBP_TARGET void pixels_tile(const T* source, int64_t step, const T* next, int64_t in_channels,
                                const T* packed, const T* bias, T* to, const int64_t* at,
@@ -141,7 +141,7 @@ struct PixelsTile {
   static constexpr auto kFunction = &pixels_tile<kTileRows, T, kHalves, kFar>;
 };
 
-// Channels [first, first + count) of the pixel that lies at `from`, as one run.
+// Copies channels [first, first + count) of the pixel that lies at `from`, as one run.
 template <typename T>
 CONVBP_INLINE void copy_channels(const T* from, const Channels& channels, int64_t first,
                                  int64_t count, T* to) {
@@ -156,8 +156,8 @@ CONVBP_INLINE void copy_channels(const T* from, const Channels& channels, int64_
 
 constexpr int64_t kNear = 16 * 1024;
 
-// Rows a multiple of so many bytes apart share few sets of the first-level cache: those of a tile,
-// and those of a panel of the weight gradient.
+// Rows a multiple of this number of bytes apart share few sets of the first-level cache: rows of a
+// tile, and rows of a panel of the weight gradient.
 constexpr int64_t kTileApart = 2048, kPanelApart = 256;
 template <typename T>
 bool is_crowded(int64_t stride, int64_t apart) {
@@ -199,8 +199,8 @@ CONVBP_TARGET void channels_last_tasks(const Product& p, View<const T> source, c
     const int64_t first_block = split * p.blocks() / p.channel_split;
     const int64_t last_block = (split + 1) * p.blocks() / p.channel_split;
     if (epilogue.bias) std::copy_n(epilogue.bias + g * p.channels, p.channels, bias.begin());
-    // Pixel by pixel where the weights of several blocks stay in the first-level cache, so that
-    // whole pixels are read and written at once.
+    // Several blocks are computed pixel by pixel where their weights stay in the first-level cache,
+    // so that whole pixels are read and written at once.
     const int64_t together = std::max<int64_t>(
         1, kNear / static_cast<int64_t>(sizeof(T)) / std::max<int64_t>(1, block_size));
     for (int64_t block0 = first_block; block0 < last_block; block0 += together)
@@ -227,7 +227,7 @@ CONVBP_TARGET void channels_last_tasks(const Product& p, View<const T> source, c
   }
 }
 
-// kTileRows channels, a panel of pixels: to[i * pitch + pixel].
+// Computes kTileRows channels of a panel of pixels: to[i * pitch + pixel].
 template <int kTileRows, typename T>
 CONVBP_TARGET void channels_tile(const T* panel, int64_t in_channels, const T* packed,
                                  const T* bias, T* to, int64_t pitch) {
@@ -255,7 +255,7 @@ CONVBP_TARGET void copy_run(const T* from, int64_t from_step, int64_t count, T* 
     for (int64_t i = 0; i < count; ++i) to[i * to_step] = from[i * from_step];
 }
 
-// The same pixels of the plane this many planes further on are fetched: no prefetcher of the
+// The same pixels of the plane this number of planes further on are fetched: no prefetcher of the
 // processor sees them in time. 1.2 to 1.5 times as fast where planes are large.
 constexpr int64_t kPlanesAhead = 16;
 
@@ -276,7 +276,7 @@ CONVBP_TARGET void nchw_tasks(const Product& p, View<const T> source, const T* p
     const int64_t g = pixel_task / pixel_blocks, first = pixel_task % pixel_blocks * p.pixel_block;
     const int64_t pixels = std::min(p.pixel_block, p.pixels() - first);
     find_runs(p, first, pixels, source.stride, result.stride, runs);
-    // The pieces of the runs that lie in one panel.
+    // Calls body with the pieces of the runs that lie in one panel.
     const auto for_pieces = [&](int64_t begin, int64_t end, const auto& body) CONVBP_TARGET {
       for (const PixelRun& run : runs) {
         const int64_t i = std::max(run.first, begin), last = std::min(run.first + run.count, end);
@@ -346,8 +346,9 @@ CONVBP_TARGET void nchw_tasks(const Product& p, View<const T> source, const T* p
   }
 }
 
-// kTileRows rows, lanes of a block, a panel of pixels: added to sums[row][lane]. Channels last, the
-// rows are neighbours and `step` apart from pixel to pixel; NCHW, it is the other way round.
+// Adds a panel of pixels to sums[row][lane], for kTileRows rows and the lanes of a block. Channels
+// last, the rows are neighbours and the pixels `step` apart; in NCHW, the pixels are neighbours and
+// the rows `step` apart.
 template <int kTileRows, typename T, int kHalves, bool kNchw>
 CONVBP_TARGET void outer_tile(const T* rows, int64_t step, const T* lane, int64_t lane_step,
                               int64_t count, T* sums, int64_t pitch) {
@@ -429,7 +430,8 @@ CONVBP_TARGET void outer_tasks(const Outer& p, View<const T> rows_view, View<con
                             first_row, rows, row_panel + (run.first + i) * row_pitch);
       }
       const bool lanes_in_place = even && !is_crowded<T>(lanes_view.stride[3], kPanelApart);
-      // Every line of the next panel is fetched once: by every tile took up to 1.4 times as long.
+      // Every line of the next panel is fetched once: fetched by every tile, it took up to 1.4
+      // times as long.
       const int64_t tiles = divide_up(rows, rows_at_once) * divide_up(lanes, kBlock);
       int64_t tile = 0;
       for (int64_t l = 0; l < lanes; l += kBlock) {

@@ -13,7 +13,8 @@
 namespace convbp::pointwise {
 namespace {
 
-// What a task reads again for each block of channels should stay in the second-level cache.
+// The bytes that a task reads again for each block of channels, which should stay in the
+// second-level cache.
 constexpr int64_t kSourceBytes = 256 * 1024;
 constexpr int64_t kMostPixels = 96;
 constexpr int64_t kLeastChannels = 16;
@@ -39,12 +40,12 @@ View<T> every(View<T> v, const int64_t* stride) {
   return v;
 }
 
-// Channels of a patch, a group.
+// The channels of a patch, per group.
 int64_t patch_channels(const ConvProblem& p) {
   return p.in_channels * p.kernel[kHeight] * p.kernel[kWidth];
 }
 
-// The channels of the input's patches, of one that is channels last: (r, s, k), in that order.
+// The channels of a channels_last input's patches: (r, s, k), in that order.
 Channels channels_of_patches(const ConvProblem& p, const int64_t* stride) {
   const int64_t width = p.kernel[kWidth], channels = p.groups * p.in_channels;
   const bool whole_rows = stride[3] == channels;
@@ -55,7 +56,7 @@ Channels channels_of_patches(const ConvProblem& p, const int64_t* stride) {
   return c;
 }
 
-// Where output 0's weight of each of these channels lies.
+// The offsets of filter 0's weights, in the order of a patch's channels.
 std::vector<int64_t> weights_of_patch(const ConvProblem& p, const int64_t* stride) {
   std::vector<int64_t> at;
   for (int64_t r = 0; r < p.kernel[kHeight]; ++r)
@@ -65,8 +66,8 @@ std::vector<int64_t> weights_of_patch(const ConvProblem& p, const int64_t* strid
   return at;
 }
 
-// Filters as a matrix [output][channel of a patch]: as they lie where channels are evenly spaced,
-// else in scratch memory.
+// Filters as a matrix [output][channel of a patch]: in place where their channels are evenly
+// spaced, else in scratch memory.
 template <typename T>
 class FilterMatrix {
  public:
@@ -84,7 +85,7 @@ class FilterMatrix {
     if (in_place_) return {filters_.data, {filters_.stride[0], at_.size() > 1 ? at_[1] : 1, 0, 0}};
     return {block_.template data<Number>(), {size(), 1, 0, 0}};
   }
-  // What was written into the matrix, to the filters.
+  // Copies what was written into the matrix to the filters.
   void store() const {
     if (!in_place_) copy([](T& filter, const Number& computed) { filter = computed; });
   }
@@ -134,7 +135,8 @@ void run(const ConvProblem& c, int64_t in_channels, int64_t channels, View<const
   if (p.pixels() == 0) return;
   const int64_t row_bytes = in_channels * static_cast<int64_t>(sizeof(T));
   int64_t units = std::clamp<int64_t>(kSourceBytes / row_bytes, unit, kMostPixels) / unit;
-  // Blocks do not change what a result is made of, so this may look at the number of threads.
+  // Blocks do not change what a result is made of, so their size may depend on the number of
+  // threads.
   const int64_t wanted = thread_count() > 1 ? 8 * thread_count() : 1;
   const int64_t all = divide_up(p.pixels(), unit);
   while (units > 1 && c.groups * divide_up(all, units) < wanted) units = divide_up(units, 2);
@@ -188,7 +190,7 @@ template <typename T>
 void conv2d_input_grad(const ConvProblem& p, View<const T> weight, View<const T> delta,
                        View<T> input_grad) {
   const bool last = is_channels_last(input_grad.stride);
-  // Pixels that the filters leave out.
+  // Zeros the pixels that the filters leave out.
   if (p.in_size[kHeight] > p.out_size[kHeight] * p.kernel[kHeight] ||
       p.in_size[kWidth] > p.out_size[kWidth] * p.kernel[kWidth])
     parallel_for(p.batch * p.in_size[kHeight], [&](int64_t begin, int64_t end) {
@@ -221,7 +223,7 @@ void conv2d_weight_grad(const ConvProblem& c, View<const T> input, View<const T>
   const KernelTable<T> kernels = best_kernels<T>();
   const bool nchw = !is_channels_last(input.stride);
   const View<const T> source = every(input, c.stride);
-  // NCHW, lanes are transposed: the fewer, the better.
+  // Lanes are transposed in NCHW: the fewer, the better.
   const bool rows_are_o = nchw && c.out_channels > c.in_channels;
   const int64_t lanes = rows_are_o ? c.in_channels : c.out_channels;
   const FilterMatrix<T> matrix(c, weight_grad);

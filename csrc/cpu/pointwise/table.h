@@ -1,4 +1,4 @@
-// What an instruction set offers to the pointwise algorithm. <instruction set>.cpp makes the
+// The functions of an instruction set for the pointwise algorithm. <instruction set>.cpp makes the
 // tables, pointwise.cpp chooses.
 #pragma once
 
@@ -13,8 +13,8 @@
 
 namespace convbp::pointwise {
 
-// Where the channels of a pixel lie, channels last, all groups': pieces of so many neighbours begin
-// at `at`. A pixel has one piece, a patch one for each row of the filter.
+// The places of a pixel's channels, all groups', in channels_last: pieces of `piece` neighbours
+// begin at `at`. A pixel has one piece, a patch has one for each row of the filter.
 struct Channels {
   int64_t piece;
   std::vector<int64_t> at;
@@ -31,7 +31,7 @@ struct Product {
   Channels source;
   int64_t block;              // channels of a block of packed weights
   int64_t pixel_block = 1;    // pixels a task takes
-  int64_t channel_split = 1;  // tasks that share them, each with some of the channel blocks
+  int64_t channel_split = 1;  // tasks that share these pixels, each with some channel blocks
 
   int64_t pixels() const { return batch * height * width; }
   int64_t blocks() const { return divide_up(channels, block); }
@@ -62,31 +62,32 @@ struct Outer {
   int64_t lane_ranges() const { return divide_up(lanes, lane_range()); }
   int64_t parts() const { return groups * row_ranges() * lane_ranges(); }
   int64_t tasks() const { return chunks * parts(); }
-  // Sums of a task: [row][lane], then delta's own.
+  // Sums of a task: [row][lane], then the sums of delta.
   int64_t sums_per_part() const { return row_range() * lane_range() + kRange; }
 };
 
-// For blocks of one width in the lanes.
+// Kernels for blocks of one width in the lanes.
 template <typename T>
 struct LaneKernels {
-  int rows;  // of the register tile
+  int rows;  // rows of the register tile
   void (*channels_last)(const Product&, View<const T> source, const T* packed, const Epilogue<T>&,
                         View<T> result, int64_t begin, int64_t end);
   void (*outer[2])(const Outer&, View<const T> rows, View<const T> lanes, bool with_bias, T* sums,
-                   int64_t begin, int64_t end);  // [NCHW?]
+                   int64_t begin, int64_t end);  // [channels_last, NCHW]
 };
 
 template <typename T>
 struct KernelTable {
   int vector_bytes;
-  int rows;  // of the register tile, NCHW
+  int rows;  // rows of the register tile, NCHW
   int64_t lanes() const { return vector_bytes / static_cast<int64_t>(sizeof(T)); }
-  // [group][channel block][in_channels][channel of the block]; task: a block.
+  // Packs the weights: [group][channel block][in_channels][channel of the block]; task: a block.
   void (*pack_weight)(const Product&, const T* weight, const WeightStrides&, T* packed,
                       int64_t begin, int64_t end);
   void (*nchw)(const Product&, View<const T> source, const T* packed, const Epilogue<T>&,
                View<T> result, int64_t begin, int64_t end);
-  // Blocks of so many half vectors: 2 or 4, or, where vectors have 64 bytes, 1 to 5.
+  // Kernels for blocks of this number of half vectors: 2 or 4, or, where vectors have 64 bytes, 1
+  // to 5.
   LaneKernels<T> (*kernels)(int64_t halves);
   // The kernels for this block.
   LaneKernels<T> kernels_for(int64_t block) const { return kernels(2 * block / lanes()); }

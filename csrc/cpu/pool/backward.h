@@ -1,14 +1,14 @@
 // The backward kernels of pooling (L8), part of kernel.h.
 //
 // A task owns a band of rows of the input gradient and sums it up, [row][column][channel]. Max
-// pooling adds the delta of every window that meets the band where the window's winner is, in the
-// order of the windows. For average pooling a row is the sum of its windows' rows of deltas, each
-// column of which is then spread over the columns of its window.
+// pooling adds the delta of every window that meets the band to the window's winner, in the order
+// of the windows. Average pooling adds up, for each row, its windows' rows of deltas; then each
+// column of the sum is spread over the columns of its window.
 
 namespace convbp::pool::CONVBP_ISA {
 
-// Rows of the input gradient while they are summed: where they belong if the sums have its type,
-// else in working memory.
+// Rows of the input gradient while they are summed: in place if the sums have its type, else in
+// working memory.
 template <typename T>
 class Rows {
  public:
@@ -67,7 +67,7 @@ class Rows {
   Scratch scratch_;
 };
 
-// Where a tap is, from its offset: looked up, or divided.
+// The place of a tap, from its offset: looked up, or divided.
 template <typename Offset>
 struct Taps {
   int64_t kernel_width, row_step, column_step, dilation;
@@ -84,12 +84,12 @@ struct Taps {
         columns[tap] = tap % kernel_width * dilation;
       }
   }
-  // In the rows.
+  // The tap's distance from the window's first element, in the rows.
   CONVBP_INLINE int64_t shift(int64_t tap) const {
     if constexpr (sizeof(Offset) == 1) return shifts[tap];
     return tap / kernel_width * row_step + tap % kernel_width * column_step;
   }
-  // On the width axis.
+  // The tap's distance from the window's first column, on the width axis.
   CONVBP_INLINE int64_t column(int64_t tap) const {
     if constexpr (sizeof(Offset) == 1) return columns[tap];
     return tap % kernel_width * dilation;
@@ -114,8 +114,8 @@ CONVBP_TARGET void max_input_grad(const PoolProblem& p, const Tasks& tasks, View
     const Range meeting = p.outputs_meeting(kHeight, piece.begin, piece.end);
     for (int64_t m = meeting.begin; m < meeting.end; ++m) {
       // Offsets of the taps in this band are neighbours: one comparison finds them, and excludes
-      // what is no offset. It relies on unsigned numbers: tap - first of a tap before the first
-      // wraps around to a huge one.
+      // numbers that are no offset. The comparison relies on unsigned numbers: tap - first of a tap
+      // before the first wraps around to a huge number.
       const Range inside = p.taps_within(kHeight, m, piece.begin, piece.end);
       if (inside.begin >= inside.end) continue;
       const uint64_t first = inside.begin * p.kernel[kWidth];
@@ -163,7 +163,7 @@ CONVBP_TARGET void average_input_grad(const PoolProblem& p, const Tasks& tasks, 
   const Rows<T> rows(p, tasks, input_grad);
   const Columns columns(p);
   const int64_t width = p.out_size[kWidth];
-  // What each column of windows gives to a row.
+  // The share of each column of windows in a row.
   std::vector<Acc> shares(width * tasks.channels_per_task);
   std::vector<Acc> column_divisor(width);
   for (int64_t n = 0; n < width; ++n) column_divisor[n] = static_cast<Acc>(p.column_divisor(n));

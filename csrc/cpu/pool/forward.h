@@ -1,8 +1,9 @@
 // The forward kernels of pooling (L8), part of kernel.h.
 //
-// Channels innermost, a window's channels lie side by side, and a block of them is taken through
-// all its taps in registers. Elsewhere a row of windows goes through the taps side by side, or,
-// where it is shorter than a vector, each window by itself. The order of taps is always the same.
+// With channels innermost, a window's channels lie side by side, and a block of them is taken
+// through all its taps in registers. Elsewhere a row of windows goes through the taps side by side
+// or, where the row is shorter than a vector, each window by itself. The order of taps is always
+// the same.
 
 namespace convbp::pool::CONVBP_ISA {
 
@@ -59,7 +60,7 @@ CONVBP_INLINE Window<T> window(const PoolProblem& p, const View<const T>& input,
           p.kernel[kWidth]};
 }
 
-// Takes kCount neighbouring groups of lanes, from the window's channel `channel` on, through its taps.
+// Takes kCount neighbouring groups of lanes through a window's taps, from channel `channel` on.
 template <typename Lanes, int kCount, template <typename> typename Fold, typename T>
 CONVBP_INLINE void fold_window(const Window<T>& w, int64_t channel, Fold<Lanes> (&folds)[kCount]) {
 #pragma GCC unroll 4

@@ -1,5 +1,5 @@
 // The pooling kernels (L8): what forward and backward share, and their table. Included once per
-// instruction set, with the macros of register_tile.h set. What is computed stands in
+// instruction set, with the macros of register_tile.h set. The equations are in
 // cpu/reference/pool2d.h.
 
 #include <algorithm>
@@ -16,11 +16,11 @@
 
 namespace convbp::pool::CONVBP_ISA {
 
-// A number as wide as the accumulator, for the positions beside the values.
+// An integer as wide as the accumulator, for the positions beside the values.
 template <typename Acc>
 using Index = std::conditional_t<sizeof(Acc) == 8, int64_t, int32_t>;
 
-// What is taken through the taps at a time: one number, or a vector of neighbouring ones.
+// The unit that is taken through the taps: one number, or a vector of neighbouring numbers.
 template <typename Acc>
 struct One {
   using Element = Acc;
@@ -37,7 +37,7 @@ struct One {
 template <typename Acc>
 struct Vector {
   using Element = Acc;
-  // Aligned as their elements are, so that they may be loaded from anywhere.
+  // Vectors, aligned as their elements, so that they may be loaded from any address.
   typedef Acc Value
       __attribute__((vector_size(CONVBP_VECTOR_BYTES), aligned(sizeof(Acc)), may_alias));
   typedef Index<Acc> Where
@@ -56,17 +56,17 @@ struct Vector {
   }
 };
 
-// Does a row of windows fill a vector?
+// True where a row of windows fills a vector.
 template <typename Acc>
 bool is_line(const PoolProblem& p) {
   return p.out_size[kWidth] >= Vector<Acc>::kLanes;
 }
 
-// What every row of windows asks for again: divisions are slow.
+// Ranges that every row of windows needs again: divisions are slow.
 struct Columns {
-  std::vector<Range> taps;     // of each column of windows: the taps inside the input
-  int64_t first_tap;           // taps in front of it are inside for no window
-  std::vector<Range> windows;  // of each tap from first_tap on: the windows it is inside for
+  std::vector<Range> taps;     // the taps inside the input, of each column of windows
+  int64_t first_tap;           // taps before it are inside for no window
+  std::vector<Range> windows;  // the windows a tap is inside for, from first_tap on
 
   explicit Columns(const PoolProblem& p) : taps(p.out_size[kWidth]) {
     for (int64_t n = 0; n < p.out_size[kWidth]; ++n) taps[n] = p.taps_inside(kWidth, n);
@@ -76,8 +76,8 @@ struct Columns {
   }
 };
 
-// Calls body(step), with a constant where the step is a usual one: the compiler knows how to make
-// vectors of every number and of every second one.
+// Calls body(step), with a constant where the step is a usual one: the compiler then makes vectors
+// of every number, or of every second one.
 template <typename Body>
 CONVBP_INLINE void by_step(int64_t step, const Body& body) {
   if (step == 1)

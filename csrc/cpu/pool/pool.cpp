@@ -1,4 +1,4 @@
-// Pooling: how the work is cut, and which kernels do it. Kernels are in kernel.h.
+// Planning of pooling: tasks, and the choice of kernels. Kernels are in kernel.h.
 #include "cpu/pool/pool.h"
 
 #include "core/types.h"
@@ -40,8 +40,8 @@ AverageKernelTable<T> average_kernels() {
   return baseline::average_kernels<T>();
 }
 
-// Channels that lie side by side in the tensor that is read (forward) or written (backward) are
-// done together.
+// The channels of a task: all, where they lie side by side in the tensor that is read (forward) or
+// written (backward); else one.
 template <typename T>
 int64_t neighbours(const PoolProblem& p, const View<T>& v) {
   return v.stride[1] == 1 ? p.channels : 1;
@@ -53,9 +53,9 @@ Tasks output_rows(const PoolProblem& p, const View<T>& input) {
 }
 
 // Bands of rows of the input gradient. A window (`reach` rows high) that crosses two bands is
-// scanned by both, so bands should be high: as high as the cache allows, and where that is less
-// than 4 windows, fewer channels are taken at once. That every thread gets some may shrink them to
-// one.
+// scanned by both, so bands should be high: as high as the cache allows. Where that is less than 4
+// windows, fewer channels are taken at once. So that every thread gets some, bands may shrink to
+// the height of one window.
 template <typename T>
 Tasks input_bands(const PoolProblem& p, const View<T>& input_grad, int64_t reach) {
   constexpr int64_t kBand = 64 * 1024;     // numbers
@@ -93,7 +93,7 @@ void max_pool2d_input_grad(const PoolProblem& p, View<const T> delta, View<const
   });
 }
 
-// Only second derivatives and forward mode come here: a loop nest will do.
+// A loop nest will do: only second derivatives and forward mode come here.
 template <typename T, typename Offset>
 void max_pool2d_gather(const PoolProblem& p, View<const T> input, View<const Offset> offset,
                        View<T> output) {

@@ -1,4 +1,4 @@
-// Pooling (L8) as the boundary calls it, and what a set of kernels offers.
+// Pooling (L8) as the boundary calls it, and the tables of an instruction set's kernels.
 #pragma once
 
 #include <cstdint>
@@ -8,7 +8,7 @@
 
 namespace convbp::pool {
 
-// How the work is cut: a task computes `rows` rows of `channels_per_task` channels of one image. No
+// The cut of the work: a task computes `rows` rows of `channels_per_task` channels of one image. No
 // cut changes what an element of the result is made of.
 struct Tasks {
   int64_t batch, channels, size;  // size: all rows
@@ -19,7 +19,7 @@ struct Tasks {
   int64_t count() const { return batch * blocks() * bands(); }
 };
 
-// One of them.
+// One task.
 struct Piece {
   int64_t b, c, channels, begin, end;
 
@@ -33,7 +33,8 @@ struct Piece {
   }
 };
 
-// Each computes the tasks [begin, end); a task with more than one channel wants them innermost.
+// Kernels of max pooling. Each computes the tasks [begin, end); a task with more than one channel
+// wants the channels innermost.
 template <typename T, typename Offset>
 struct MaxKernelTable {
   // Tasks are rows of the output.

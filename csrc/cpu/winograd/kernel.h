@@ -1,7 +1,7 @@
 // The Winograd kernels. Included once per instruction set, as register_tile.h.
 //
-// What is computed stands in cpu/reference/conv2d.h, its rearrangement in transform.h. How, for the
-// tiles of one task, all of it in the second-level cache:
+// The equations are in cpu/reference/conv2d.h, their rearrangement in transform.h. The steps for
+// the tiles of one task, whose data stay in the second-level cache:
 //
 //   transform   the patch's tiles, channels in lanes: [point][tile][slot][channel]; a slot is a
 //               phase of the source, of which there are two an axis with stride 2
@@ -46,7 +46,7 @@ struct Variant {
   template <int kPhase>
   using Axis = F<kOut, kTaps, kPhase == 1>;
   static constexpr int kTile = Axis<0>::kTile;
-  // Where point (y, x) of phases (a, b) of the results stands, and of their filters.
+  // The number of point (y, x) of phases (a, b) of the results, and of their filters.
   static constexpr int result_point(int a, int b, int y, int x) {
     if (kResultPhases == 1) return y * kTile + x;
     return a * kTile * (2 * kTile - 1) + b * kTile * (kTile - a) + y * (kTile - b) + x;
@@ -73,7 +73,7 @@ CONVBP_INLINE void for_phases(const Body& body) {
   }
 }
 
-// An extent up to whole tiles.
+// An extent enlarged to whole tiles.
 inline TileExtent whole_tiles(const Winograd& p, TileExtent e) {
   e.rows = p.whole(e.rows);
   e.columns = p.whole(e.columns);
@@ -90,7 +90,8 @@ CONVBP_INLINE void for_tiles(const Winograd& p, const TileExtent& e, const Body&
 }
 
 // transformed[point][tile][slot][channel] = B^T d B. A pixel's last vector may reach into the next
-// pixel, or behind the patch; what it brings is written over by the next slot or tile, or not read.
+// pixel, or past the end of the patch; the excess is written over by the next slot or tile, or not
+// read.
 template <typename V>
 CONVBP_TARGET void transform_input(const Winograd& p, const TileExtent& e, const float* patch,
                                    float* transformed) {
@@ -117,8 +118,8 @@ CONVBP_TARGET void transform_input(const Winograd& p, const TileExtent& e, const
   });
 }
 
-// About so many products are added up in registers before their sum is added to the others: the
-// rounding error grows with this number, and hardly with the channels.
+// About this number of products is added up in registers before their sum is added to the others:
+// the rounding error grows with this number, and hardly with the channels.
 constexpr int64_t kAddedInRegisters = 64;
 
 // product[i][:] (+)= sum_q row_i[q * step] * lane[q][:], `part` products at a time; row i starts at
@@ -153,7 +154,7 @@ struct MultiplyRows {
   static constexpr auto kFunction = &multiply_rows<kTileRows, kVectors, kAdd>;
 };
 
-// Any number of rows, a register tile at a time.
+// Multiplies any number of rows, a register tile at a time.
 template <typename V, bool kAdd>
 CONVBP_TARGET void multiply(int64_t row_count, const float* rows, int64_t apart, int64_t step,
                             const float* lane, int64_t count, float* product,
@@ -193,8 +194,8 @@ CONVBP_TARGET void transform_filters_of_channels(const Winograd& p, const float*
       });
 }
 
-// Task: a channel block of a group, zero in lanes that do not exist; `transformed` is that of the
-// first task.
+// Task: a channel block of a group, zero in lanes that do not exist; `transformed` begins with the
+// first task's.
 template <typename T, typename V>
 CONVBP_TARGET void transform_filters(const Winograd& p, const T* weight,
                                      const WeightStrides& stride, float* transformed, int64_t begin,
@@ -202,7 +203,7 @@ CONVBP_TARGET void transform_filters(const Winograd& p, const T* weight,
   const GatherConv& c = p.tap;
   constexpr int kBlock = V::kBlock, kSide = V::kKernel;
   constexpr int64_t kFilter = kSide * kSide;
-  // Read together: they share cache lines.
+  // Channels that are read together: they share cache lines.
   constexpr int64_t kChannels = V::kKernel == 3 ? 8 : 2;
   float filters[kChannels][kSide][kSide][kBlock] = {};
   const bool whole_filters = stride.r == kSide && stride.s == 1;
@@ -215,7 +216,7 @@ CONVBP_TARGET void transform_filters(const Winograd& p, const T* weight,
           weight + g * stride.group + o0 * stride.out_channel + k0 * stride.in_channel;
       const int64_t channels = std::min(kChannels, c.in_channels - k0);
       float* const first = &filters[0][0][0][0];
-      // Along what lies side by side in the weight.
+      // Copies along the numbers that lie side by side in the weight.
       if (whole_filters && stride.in_channel == kFilter) {
         copy_row(from, int64_t{1}, stride.out_channel, channels * kFilter, lanes, first, kBlock, 1);
       } else if (whole_filters) {
@@ -258,7 +259,8 @@ CONVBP_TARGET void multiply_points(const Winograd& p, int64_t tiles, const float
   });
 }
 
-// Products to pixels of `across` tiles beside each other, A^T m A and the bias: [row][column][lane].
+// Transforms products to pixels of `across` neighbouring tiles, A^T m A and the bias:
+// [row][column][lane].
 template <typename V>
 CONVBP_TARGET void transform_results(const Winograd& p, const float* product, const float* bias,
                                      int64_t across, float* pixels) {
@@ -284,8 +286,8 @@ CONVBP_TARGET void transform_results(const Winograd& p, const float* product, co
     }
 }
 
-// Results of a task and a channel block, a row of tiles after the other: pixels, g, and the store.
-// `pixels` is room for such a row.
+// Stores the results of a task and a channel block, a row of tiles after the other: pixels, g,
+// store. `pixels` has room for such a row.
 template <typename T, typename V>
 CONVBP_TARGET void store_results(const Winograd& p, const TileExtent& e, const float* product,
                                  const Epilogue<T>& epilogue, int64_t channel0, int64_t lanes,
@@ -345,7 +347,7 @@ CONVBP_TARGET void gather_conv_tasks(const Winograd& p, View<const T> source, co
     const int64_t g = pixel_task / c.spatial_tiles() % c.groups;
     const TileExtent e = tile_extent(c, pixel_task / c.spatial_tiles() / c.groups, spatial);
     const TileExtent whole = whole_tiles(p, e);
-    if (pixel_task != transformed_task) {  // else it is there from the task before
+    if (pixel_task != transformed_task) {  // else the task before left it there
       pack_patch(c, whole, source, g * c.in_channels, c.in_channels, patch, p.ic_per_task);
       transform_input<V>(p, whole, patch, transformed);
       transformed_task = pixel_task;
@@ -366,7 +368,7 @@ CONVBP_TARGET void gather_conv_tasks(const Winograd& p, View<const T> source, co
   if (p.streamed) stream_fence();
 }
 
-// Delta of an extent in channel blocks: [block][image][row][column][lane], zero outside.
+// Packs delta of an extent in channel blocks: [block][image][row][column][lane], zero outside.
 template <int kBlock, typename T>
 CONVBP_TARGET void pack_delta(const TileExtent& e, const TileExtent& whole, View<const T> delta,
                               int64_t channel0, int64_t lanes, float* to) {
@@ -382,7 +384,7 @@ CONVBP_TARGET void pack_delta(const TileExtent& e, const TileExtent& whole, View
     }
 }
 
-// A sum of all chunks, added in their order.
+// The sum of all chunks, added in their order.
 CONVBP_INLINE Vector total(const Winograd& p, const float* sums) {
   Vector sum = vector_at(sums);
   for (int64_t chunk = 1; chunk < p.chunks; ++chunk)
@@ -390,8 +392,8 @@ CONVBP_INLINE Vector total(const Winograd& p, const float* sums) {
   return sum;
 }
 
-// filters[channel][tap][lane] = G^T m G of `channels` from channel k0 of a task on and a vector of
-// its lanes.
+// filters[channel][tap][lane] = G^T m G, of `channels` channels of a task from k0 on and a vector
+// of its lanes.
 template <typename V>
 CONVBP_TARGET void transform_sums(const Winograd& p, const float* sums, int64_t k0,
                                   int64_t channels, float* filters) {
@@ -414,8 +416,8 @@ CONVBP_TARGET void transform_sums(const Winograd& p, const float* sums, int64_t 
     });
 }
 
-// The chunks' sums to the gradients. Task: kTotalChannels of a task's channels, for some lanes of a
-// group; `sums` begin with those that the first task is part of.
+// Adds the chunks' sums and transforms them to the gradients. Task: kTotalChannels of a task's
+// channels, for some lanes of a group; `sums` begin with those that the first task is part of.
 template <typename T, typename V>
 CONVBP_TARGET void weight_grad_total(const Winograd& p, const float* sums, View<T> weight_grad,
                                      T* bias_grad, int64_t begin, int64_t end) {
@@ -438,7 +440,7 @@ CONVBP_TARGET void weight_grad_total(const Winograd& p, const float* sums, View<
       const int64_t lanes = std::min<int64_t>(kLanes, c.out_channels - o0 - v);
       const int64_t channel = g * c.out_channels + o0 + v;
       transform_sums<V>(p, task_sums + v, first, channels, from);
-      // Along what lies side by side in the weight.
+      // Copies along the numbers that lie side by side in the weight.
       T* const to = &weight_grad.at(channel, k0 + first, 0, 0);
       const int64_t* const stride = weight_grad.stride;
       if (stride[3] == 1 && stride[2] == kSide && stride[1] == kSide * kSide) {
@@ -530,7 +532,7 @@ CONVBP_TARGET void weight_grad_tasks(const Winograd& p, View<const T> input, Vie
     float* const bias_sums = task_sums + p.bias_sums();
     const int64_t first = chunk * p.extents() / p.chunks;
     const int64_t last = (chunk + 1) * p.extents() / p.chunks;
-    // The first extent's products begin the sums.
+    // The first extent's products are the first sums.
     float* const unset = first < last ? bias_sums : task_sums;
     fill_zero(unset, task_sums + p.sums_per_task() - unset);
     for (int64_t extent = first; extent < last; ++extent) {
@@ -593,9 +595,9 @@ KernelTable<T> kernels_of(const Form& form) {
 
 template <typename T>
 KernelTable<T> kernels(const Form& form, [[maybe_unused]] int64_t lanes) {
-  // With two vectors and 12 rows, the rows' addresses do not fit into registers. So with AVX-512 a
-  // row has four vectors, and there are half as many rows, unless more lanes stay empty. Of float32
-  // alone: every form is compiled once more for it.
+  // The addresses of 12 rows, of two vectors each, do not fit into registers. A row therefore has
+  // four vectors with AVX-512, and there are half as many rows, unless more lanes stay empty.
+  // float32 alone has such kernels: every form is compiled once more for them.
   if constexpr (CONVBP_VECTOR_BYTES == 64 && std::is_same_v<T, float>)
     if (divide_up(lanes, 4 * kLanes) * 2 == divide_up(lanes, 2 * kLanes))
       return kernels_of<T, 4>(form);

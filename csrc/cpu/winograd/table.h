@@ -1,5 +1,5 @@
-// What an instruction set offers to the Winograd algorithm: one table of functions an element type
-// and form. <instruction set>.cpp makes them, winograd.cpp chooses.
+// The functions of an instruction set for the Winograd algorithm: one table per element type and
+// form. <instruction set>.cpp makes the tables, winograd.cpp chooses.
 #pragma once
 
 #include <cstdint>
@@ -14,16 +14,16 @@ namespace convbp::winograd {
 template <typename T>
 struct KernelTable {
   int vector_bytes;
-  int vectors;  // of a row of the register tile
-  int rows;     // of the register tile
+  int vectors;  // vectors of a row of the register tile
+  int rows;     // rows of the register tile
   void (*filters)(const Winograd&, const T* weight, const WeightStrides&, float* transformed,
                   int64_t begin, int64_t end);
-  // `filters` as `filters` above left them; null: transformed from the weight where they are used.
+  // `filters` as the function above left them; null: the tasks transform the weight themselves.
   void (*gather_conv)(const Winograd&, View<const T> source, const T* weight, const WeightStrides&,
                       const float* filters, const Epilogue<T>&, View<T> result, int64_t begin,
                       int64_t end);
-  // Not for result phases. The sums of all tasks; null, where there is one chunk: the tasks write
-  // the gradients themselves.
+  // Null for result phases. `sums` are those of all tasks, or null where there is one chunk: the
+  // tasks then write the gradients themselves.
   void (*weight_grad)(const Winograd&, View<const T> input, View<const T> delta, float* sums,
                       View<T> weight_grad, T* bias_grad, int64_t begin, int64_t end);
   void (*weight_grad_total)(const Winograd&, const float* sums, View<T> weight_grad, T* bias_grad,

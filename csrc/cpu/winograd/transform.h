@@ -13,15 +13,15 @@
 // m+n-1 points, and B what recovers the coefficients of the product from its values (A. L. Toom,
 // 1963; S. A. Cook, 1966). So the points alone make all the transforms.
 //
-// With stride 2 an axis has two phases, its even and its odd positions. Each is such a convolution,
-// of the even or of the odd taps. There is one odd tap less: F(m, n) without its last tap, so without
-// the product at its last point. The phases share A and with it their sums.
-// Of the forward pass the phases are those of the source, and their products are added before A^T;
-// of the input gradient they are those of the result, and share the transformed source.
+// An axis has two phases with stride 2, its even and its odd positions. Each is such a convolution,
+// of the even or of the odd taps. There is one odd tap less: F(m, n) without its last tap, and so
+// without the product at its last point. The phases share A and with it their sums. In the forward
+// pass the phases are those of the source, and their products are added before A^T; in the input
+// gradient they are those of the result, and share the transformed source.
 //
-// Here are the one-dimensional transforms; `transform_2d` applies one to columns, then one to rows.
-// Included once per instruction set, as register_tile.h. Zero products are left out and common
-// terms are shared.
+// This file has the one-dimensional transforms; `transform_2d` applies one to columns, then one to
+// rows. Included once per instruction set, as register_tile.h. Zero products are left out and
+// common terms are shared.
 #pragma once
 
 #include <type_traits>
@@ -31,8 +31,8 @@
 
 namespace convbp::CONVBP_ISA {
 
-// The points of a tile: 0 where their number is even, pairs p and -p, infinity. What a pair has in
-// common is computed once. The squares are exact in float32, and so are their products.
+// The points of a tile: 0 where their number is even, pairs p and -p, infinity. The common part of
+// a pair is computed once. The squares are exact in float32, and so are their products.
 //
 // The points decide how much is rounded away: their powers should differ little. Tiles of 5 and 6
 // have, with these, a fifth to a third of the error that ±1, ±2 give: of 512 channels 3.5e-6 instead
@@ -44,7 +44,7 @@ constexpr double winograd_point(int tile, int pair) {
   return pair == 0 ? 5. / 8 : 3. / 2;
 }
 
-// body(0), body(1), ..., numbers that are known when compiled.
+// Calls body(0), body(1), ..., with numbers that are known when compiled.
 template <typename Body, int... kIndex>
 CONVBP_INLINE void for_constants(const Body& body, std::integer_sequence<int, kIndex...>) {
   (body(std::integral_constant<int, kIndex>()), ...);
@@ -63,7 +63,7 @@ struct F {
   static constexpr double point(int pair) { return winograd_point(kAllPoints, pair); }
   static constexpr double square(int pair) { return point(pair) * point(pair); }
   static constexpr double other_square(int pair) { return square(1 - pair); }
-  // What a filter's value is divided by: at a point p, the product of p - q over all other finite
+  // The divisor of a filter's value: at a point p, the product of p - q over all other finite
   // points q. With an odd number of points, -p needs the other sign: `input` has it.
   static constexpr double at_zero() { return kPairs == 1 ? -square(0) : square(0) * square(1); }
   static constexpr double at_pair(int pair) {
@@ -77,7 +77,7 @@ struct F {
   // B^T d
   template <typename V>
   static CONVBP_INLINE void input(const V (&d)[kTile], V (&v)[kTile]) {
-    // At 0 and at infinity: the coefficients of the product of all x^2 - p^2.
+    // The values at 0 and at infinity: the coefficients of the product of all x^2 - p^2.
     const auto all = [&](int at) CONVBP_INLINE_LAMBDA {
       constexpr float kSum = square(0) + other_square(0), kProduct = at_zero();
       if constexpr (kPairs == 1) return d[at + 2] + kProduct * d[at];
@@ -123,13 +123,13 @@ struct F {
     for_constants(body, std::make_integer_sequence<int, kPairs>());
   }
 
-  // The values of the polynomial with the coefficients x at the points, divided if wanted.
+  // The values at the points of the polynomial with the coefficients x; kDivided divides them.
   template <bool kDivided, int kCount, typename V>
   static CONVBP_INLINE void values(const V (&x)[kCount], V (&y)[kTile]) {
     if constexpr (kZero) y[0] = kDivided ? x[0] * float(1 / at_zero()) : x[0];
     if constexpr (!kShort) y[kTile - 1] = x[kCount - 1];
     for_pairs([&](auto pair) CONVBP_INLINE_LAMBDA {
-      // Of every second coefficient from `first` on; odd powers are divided by the point.
+      // The sum over every second coefficient from `first` on; odd powers are divided by the point.
       const auto half = [&](auto first) CONVBP_INLINE_LAMBDA {
         constexpr double kScale = kDivided ? 1 / at_pair(pair) : 1;
         V sum = kDivided ? x[first] * float(kScale) : x[first];
@@ -147,7 +147,7 @@ struct F {
     });
   }
 
-  // The transpose of that.
+  // The transpose of `values`.
   template <bool kDivided, int kCount, typename V>
   static CONVBP_INLINE void sums(const V (&x)[kTile], V (&y)[kCount]) {
     for_constants(

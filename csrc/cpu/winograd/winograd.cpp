@@ -21,11 +21,12 @@ namespace {
 // filters.
 constexpr int64_t kTaskBytes = 640 * 1024;
 constexpr int64_t kMostTiles = 64;
-// Transformed filters of more bytes come from memory, for each task anew.
+// The most bytes of transformed filters that stay in the cache: more come from memory, for each
+// task anew.
 constexpr int64_t kFiltersBytes = 16 * 1024 * 1024;
-// As for the direct algorithm: the cut fixes the order of the sums, so it depends on the problem
-// alone. Each chunk has sums of its own, as many as all filters have points: with fewer tiles, to
-// write them and to add them up takes longer than to compute them.
+// Limits of the cut of the weight gradient. The cut fixes the order of the sums, so it depends on
+// the problem alone, as for the direct algorithm. Each chunk has sums of its own, as many as all
+// filters have points: with fewer tiles, writing and adding these takes longer than computing them.
 constexpr int64_t kWeightGradTasks = 16, kWeightGradLeastTasks = 4;
 constexpr int64_t kWeightGradChunkTiles = 256;
 constexpr int64_t kWeightGradBytes = 32 * 1024 * 1024;
@@ -35,15 +36,15 @@ constexpr int64_t kWeightGradOutChannels = 64, kWeightGradInChannels = 128;
 template <typename T>
 KernelTable<T> best_kernels(const Form& form, int64_t lanes) {
 #if defined(__x86_64__)
-  // They fill two of the shorter vectors, and would leave half of the longer ones' lanes empty.
+  // Up to 16 channels fill two of the shorter vectors, but half of two longer ones.
   if (lanes <= 16 && capability() >= Capability::kAvx2) return avx2::kernels<T>(form, lanes);
 #endif
   return CONVBP_IN_BEST_ISA(kernels<T>(form, lanes));
 }
 
-// F(m, n) for a filter's taps on an axis: of a phase, where there are two. Tiles have at most 6
-// points, since those of more lose too many digits (F(6, 3): 8e-6 and more of the largest result).
-// For 3 taps the larger of two tile sizes, unless its tiles would be mostly outside the result.
+// Chooses F(m, n) for a filter's taps on an axis: of a phase, where there are two. Tiles have at
+// most 6 points: larger tiles lose too many digits (F(6, 3): 8e-6 and more of the largest result).
+// 3 taps have a choice: the larger of two tiles, unless it would be mostly outside the result.
 void choose_form(Winograd& p, int64_t kernel, int64_t phases) {
   p.form.taps = divide_up(kernel, phases);
   if (kernel != 3) {
@@ -81,21 +82,21 @@ Winograd forward(const ConvProblem& problem) {
   return p;
 }
 
-// Does the input gradient's axis begin with the phase that tap 1 alone reaches?
+// True where the input gradient's axis begins with the phase that tap 1 alone reaches.
 bool tap_1_first(const ConvProblem& p, Spatial axis) {
   return input_grad_axis(p, axis, 0).tap_count() == 1;
 }
 
-// The axis of the phase that taps 0 and 2 reach: it reads what the other one reads, too.
+// The axis of the phase that taps 0 and 2 reach: it reads all that the other phase reads.
 ConvAxis both_phases_axis(const ConvProblem& p, Spatial axis) {
   ConvAxis a = input_grad_axis(p, axis, tap_1_first(p, axis) ? 1 : 0);
   a.count = divide_up(p.in_size[axis], 2);
   return a;
 }
 
-// Of a tile's source positions, tap 1 meets those that the other phase begins with, or, where its
-// results come second, those that it ends with. Then the tile is taken from its end to its
-// beginning, so that the two phases have their points in common in either case.
+// Tap 1 meets the source positions of a tile that the other phase begins with or, where its results
+// come second, those that the other phase ends with. In the second case the tile is taken from its
+// end to its beginning, so that the two phases always have their points in common.
 TileAxis result_phases(const ConvProblem& p, Spatial axis, int64_t out) {
   TileAxis a;
   a.results = p.in_size[axis];
@@ -154,9 +155,9 @@ void choose_tiles(Winograd& p, const KernelTable<T>& kernels, int64_t channels, 
   p.most_tiles = images * rows * columns;
 }
 
-// Enough tasks for every thread: tasks of one extent take different channel blocks, and what a
-// thread transformed for one serves the next; only then are extents cut, which makes every filter
-// be read more often.
+// Makes enough tasks for every thread. Tasks of one extent take different channel blocks, and what
+// a thread transformed for one task serves the next. Only then are extents cut, since every filter
+// is then read more often.
 void spread(Winograd& p) {
   GatherConv& c = p.tap;
   const int64_t threads = thread_count();
@@ -172,9 +173,9 @@ template <typename T>
 void run_gather_conv(Winograd p, View<const T> source, const T* weight,
                      const WeightStrides& strides, const Epilogue<T>& epilogue, View<T> result) {
   const auto kernels = best_kernels<T>(p.form, p.tap.out_channels);
-  // All tiles in one task, where that is possible, read the filters once, and many read filters
-  // that leave the cache less often: that saves more than tiles that leave the second-level cache
-  // cost.
+  // One task with all tiles, where that is possible, reads the filters once; many tiles a task read
+  // filters that leave the cache less often. Both save more than tiles that leave the second-level
+  // cache cost.
   GatherConv& c = p.tap;
   const int64_t filters_bytes = p.form.products() * c.groups * c.in_channels * c.out_channels *
                                 static_cast<int64_t>(sizeof(float));
@@ -182,12 +183,13 @@ void run_gather_conv(Winograd p, View<const T> source, const T* weight,
   choose_tiles(p, kernels, c.in_channels, kernels.vectors * kernels.vector_bytes / sizeof(float),
                few_tasks ? kMostTiles : kernels.rows);
   const int64_t results = c.batch * c.groups * c.out_channels * p.h.results * p.w.results;
-  // Where a vector is a line: with shorter ones the block takes 1.1 times as long.
+  // Results are streamed where a vector is a line: with shorter vectors the block takes 1.1 times
+  // as long.
   p.streamed =
       kernels.vector_bytes == 64 && should_stream(results * static_cast<int64_t>(sizeof(T)));
   spread(p);
   const int64_t blocks = c.groups * c.blocks();
-  // Filters that one task alone uses are transformed by it: they need not leave the cache.
+  // Filters that only one task uses are transformed by that task: they need not leave the cache.
   const bool shared = c.pixel_tasks() > c.groups;
   const Scratch filter_block =
       Scratch::take<float>(ScratchName::kWeight, shared ? blocks * p.filter_block() : 0);
@@ -207,7 +209,7 @@ bool can_implement(const ConvProblem& p, Operator op) {
   const int64_t kernel = p.kernel[kHeight], stride = p.stride[kHeight];
   const int64_t dilation = p.dilation[kHeight];
   for (const Spatial axis : {kHeight, kWidth})
-    // Each phase of a dilation is computed apart: there are never more than results.
+    // Each phase of a dilation is computed apart: no more phases than results.
     if (p.kernel[axis] != kernel || p.stride[axis] != stride || p.dilation[axis] != dilation ||
         (dilation > 1 && dilation > p.out_size[axis]))
       return false;
@@ -215,20 +217,21 @@ bool can_implement(const ConvProblem& p, Operator op) {
                          (kernel == 7 && stride == 2 && op != Operator::kInputGrad);
   const bool dilated = kernel == 3 && stride == 1 && op != Operator::kWeightGrad;
   if (!(dilation == 1 ? undilated : dilated)) return false;
-  // Without channels there is nothing to transform; with one a group, make_gather_conv takes groups
-  // for lanes.
+  // Transforms need channels. With one channel a group, make_gather_conv takes groups for lanes.
   return p.in_channels > 0 && (p.in_channels > 1 || p.out_channels > 1 || p.groups == 1);
 }
 
 // A tile takes 36 products for 16 results of 9 products each, so four times fewer where tiles are
-// whole; transforms cost about as much as 8 channels more, on either side of the product, and the
-// transform of the filters as much as a tile's products. Measured: below 8 channels on one side, on
-// pictures of one or two pixels, and where less than a third of the tiles' pixels exist, the direct
-// kernels are faster (python -m experiments.speed --sweep shows the choice beside the best).
-// With stride 2 a tile takes 81 products for those 16 results, 1.8 times fewer, and has 81 points
-// to transform: it wants twice the channels, and on small pictures, where a picture's few tiles use
-// the transformed filters a few times only, whole tiles.
-// The phases of a dilated 3x3 filter are as their own size: 1.2 to 2.4 times as fast as directly.
+// whole. Transforms cost about as much as 8 channels more, on either side of the product, and the
+// transform of the filters as much as a tile's products. Measured: the direct kernels are faster
+// below 8 channels on one side, on images of one or two pixels, and where less than a third of the
+// tiles' pixels exist (python -m experiments.speed --sweep shows the choice beside the best).
+//
+// A tile takes 81 products for those 16 results with stride 2, 1.8 times fewer, and has 81 points
+// to transform: it wants twice the channels. On small images, where a few tiles use the transformed
+// filters a few times only, it also wants whole tiles.
+//
+// The phases of a dilated 3x3 filter count by their own size: 1.2 to 2.4 times as fast as directly.
 // 5x5 filters take 36 products for 4 results of 25, 2.8 times fewer: twice the channels too. 7x7
 // filters with stride 2 take 121 for 9 results of 49, and each channel is four, its phases: 3
 // channels are enough, with 32 filters.
@@ -246,7 +249,7 @@ bool is_profitable(const ConvProblem& p, Operator op) {
   int64_t results = 1, whole = 1;
   bool tiny = true;
   for (const Spatial axis : {kHeight, kWidth}) {
-    // Of a phase, where the results have phases.
+    // The size of a phase, where the results have phases.
     const int64_t apart = op == Operator::kInputGrad ? stride * dilation : dilation;
     const int64_t size =
         divide_up(op == Operator::kInputGrad ? p.in_size[axis] : p.out_size[axis], apart);
@@ -318,7 +321,7 @@ template <typename T>
 void conv2d_input_grad(const ConvProblem& problem, View<const T> weight, View<const T> delta,
                        View<T> input_grad) {
   for_dilation_phases(problem, [&](const DilationPhase& part) {
-    // Where the dilation is larger than the input, some phases meet none of it.
+    // Some phases meet no input where the dilation is larger than the input.
     const auto& size = part.problem.in_size;
     if (size[kHeight] == 0 || size[kWidth] == 0) return;
     Winograd p = winograd::input_grad(part.problem);
@@ -333,7 +336,7 @@ void conv2d_weight_grad(const ConvProblem& problem, View<const T> input, View<co
                         View<T> weight_grad, T* bias_grad) {
   Winograd p = forward(problem);
   const auto kernels = best_kernels<T>(p.form, p.tap.out_channels);
-  // With fewer tiles, sums would be brought into registers and back too often.
+  // Fewer tiles would bring sums into registers and back too often.
   choose_tiles(p, kernels, kWeightGradInChannels, kWeightGradOutChannels, kMostTiles);
   const int64_t bytes =
       p.tasks_per_chunk() * p.sums_per_task() * static_cast<int64_t>(sizeof(float));
@@ -342,7 +345,7 @@ void conv2d_weight_grad(const ConvProblem& problem, View<const T> input, View<co
       std::max<int64_t>(1, kWeightGradTasks / p.tasks_per_chunk()));
   p.chunks = std::max<int64_t>(1, std::min({p.extents(), chunks, kWeightGradBytes / bytes}));
 
-  // Sums of a single chunk are made filters by their task: they need not leave the cache.
+  // The sums of a single chunk are transformed by their own task: they need not leave the cache.
   const bool together = p.chunks > 1;
   const Scratch sums_block =
       Scratch::take<float>(ScratchName::kWeight, together ? p.tasks() * p.sums_per_task() : 0);

@@ -6,16 +6,16 @@
 
 namespace convbp::winograd {
 
-// Can it compute the problem?
+// True where the Winograd algorithm can compute the problem.
 bool can_implement(const ConvProblem& problem, Operator op);
 
-// Is it then faster than the direct algorithm? Asked of a problem that it can compute.
+// True where it is also faster than the direct algorithm. Only for problems that it can compute.
 bool is_profitable(const ConvProblem& problem, Operator op);
 
 CONVBP_DECLARE_OPERATORS
 
-// The multiplications of an operator of a problem that it can compute; those of its transforms are
-// not counted.
+// The multiplications of an operator, those of the transforms not counted. Only for problems that
+// the Winograd algorithm can compute.
 double products(const ConvProblem& problem, Operator op);
 
 }  // namespace convbp::winograd
