@@ -10,7 +10,7 @@
 namespace convbp::cuda {
 namespace {
 
-// "plain" is what "reference" was called first.
+// "plain" is the old name of "reference".
 constexpr const char* kNames[] = {"auto", "reference", "plain"};
 std::atomic<int> setting{0};
 
@@ -36,7 +36,7 @@ bool reference_only() {
 
 Algorithm algorithm_for(const ConvProblem& p) {
   if (reference_only()) return Algorithm::kReference;
-  // With a channel a group, a tile of the implicit GEMM would be empty but for a column.
+  // A tile of the implicit GEMM would be empty but for one column, with one channel a group.
   if (depthwise::can_implement(p)) return Algorithm::kDepthwise;
   return gemm::can_implement(p) ? Algorithm::kImplicitGemm : Algorithm::kReference;
 }

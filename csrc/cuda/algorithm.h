@@ -1,4 +1,4 @@
-// How convolutions are computed on the GPU.
+// The choice of the algorithm of a convolution on the GPU.
 #pragma once
 
 #include <string>
@@ -7,14 +7,14 @@
 
 namespace convbp::cuda {
 
-// "auto" or "reference", in every thread of the process.
+// The setting, "auto" or "reference", in every thread of the process.
 std::string algorithm_setting();
 void set_algorithm(const std::string& name);
 bool reference_only();
 
 enum class Algorithm { kReference, kDepthwise, kImplicitGemm };
 
-// By the problem and the setting alone: not by the tensors, and not by the GPU.
+// The algorithm, chosen by the problem and the setting alone: not by the tensors or the GPU.
 Algorithm algorithm_for(const ConvProblem&);
 
 }  // namespace convbp::cuda

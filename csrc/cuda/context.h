@@ -1,4 +1,4 @@
-// What a launcher has of its surroundings: the stream, scratch memory, the size of the GPU.
+// The surroundings of a launcher: the stream, scratch memory, the size of the GPU.
 #pragma once
 
 #include <cstdint>

@@ -1,6 +1,7 @@
-// What the kernels have of the GPU beyond plain C++: indices, shared memory, the barrier, and the
-// handful of PTX instructions that CUDA C++ has no words for. All of it is here, so that the same
-// kernels also run without a GPU: compiled by a C++ compiler, with tests/native/cuda/shim.h for this file.
+// The parts of the GPU that the kernels use beyond plain C++: indices, shared memory, the barrier,
+// and the few PTX instructions that CUDA C++ has no words for. All of it is in this file, so that
+// the same kernels also run without a GPU: a C++ compiler then compiles them with
+// tests/native/cuda/shim.h in its place.
 #pragma once
 
 #if !defined(__CUDACC__)
@@ -24,7 +25,7 @@ __device__ T* shared_memory() {
   return reinterpret_cast<T*>(convbp_shared);
 }
 
-// All threads of the block meet here; what they wrote before is seen behind it.
+// Waits for all threads of the block: what they wrote before is seen after it.
 __device__ inline void barrier() {
   __syncthreads();
 }
@@ -36,7 +37,8 @@ __device__ T shuffle_xor(T value, int mask) {
 }
 
 // Copies 16 bytes into shared memory without waiting, or writes zeros where there is nothing to
-// copy (`valid` is 0): then what `global` points to is not read. Both are multiples of 16.
+// copy (`valid` is 0): then what `global` points to is not read. Both addresses are multiples of
+// 16.
 __device__ inline void copy_16_async(void* shared, const void* global, uint32_t valid) {
   const auto to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
   asm volatile(
@@ -45,19 +47,20 @@ __device__ inline void copy_16_async(void* shared, const void* global, uint32_t 
       "l"(global), "r"(valid));
 }
 
-// The copies that this thread has begun since the last such call are a group ...
+// Makes one group of the copies that this thread has begun since the last such call.
 __device__ inline void commit_copies() {
   asm volatile("cp.async.commit_group;\n");
 }
 
-// ... and all but its last `pending` groups are done. Other threads' copies are behind a barrier.
+// Waits until all of this thread's groups but the last `pending` are done. Other threads' copies
+// are seen after a barrier.
 template <int pending>
 __device__ void wait_for_copies() {
   asm volatile("cp.async.wait_group %0;\n" ::"n"(pending));
 }
 
-// Four 8x8 matrices of 16-bit elements: lane 8 i + j gives the address of row j of matrix i, and
-// gets of each matrix the two elements (l / 4, 2 (l % 4)), (l / 4, 2 (l % 4) + 1), packed.
+// Loads four 8x8 matrices of 16-bit elements. Lane 8 i + j gives the address of row j of matrix i;
+// lane l gets of each matrix the two elements (l / 4, 2 (l % 4)), (l / 4, 2 (l % 4) + 1), packed.
 __device__ inline void load_matrices(uint32_t (&out)[4], const void* shared_row) {
   const auto from = static_cast<uint32_t>(__cvta_generic_to_shared(shared_row));
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];\n"
@@ -65,7 +68,7 @@ __device__ inline void load_matrices(uint32_t (&out)[4], const void* shared_row)
                : "r"(from));
 }
 
-// The same of the matrices transposed.
+// Loads the same matrices, transposed.
 __device__ inline void load_matrices_transposed(uint32_t (&out)[4], const void* shared_row) {
   const auto from = static_cast<uint32_t>(__cvta_generic_to_shared(shared_row));
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];\n"
@@ -91,9 +94,9 @@ __device__ void multiply_add(float (&sum)[4], const uint32_t (&a)[4], const uint
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-// The nearest number with 10 bits behind the point, as a tensor core takes it, which does not look
-// at the low bits. Of two that are as near it is the even one; before compute capability 9.0, which
-// has no instruction for it, the larger one.
+// Rounds to the nearest number with a mantissa of 10 bits, as a tensor core takes it; the core does
+// not look at the low bits. Of two equally near numbers it is the even one or, before compute
+// capability 9.0, which has no instruction for it, the larger one.
 __device__ inline uint32_t to_tf32(float value) {
 #if __CUDA_ARCH__ >= 900
   uint32_t rounded;
@@ -120,7 +123,7 @@ inline void check_cuda(cudaError_t error, const char* what) {
                              cudaGetErrorString(error));
 }
 
-// Starts a kernel on the context's stream. Nothing waits for it.
+// Starts a kernel on the context's stream, and does not wait for it.
 template <typename... Parameters, typename... Arguments>
 void launch(const Context& context, const char* name, void (*kernel)(Parameters...), dim3 blocks,
             dim3 threads, int64_t shared_bytes, const Arguments&... arguments) {

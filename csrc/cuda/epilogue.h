@@ -1,5 +1,5 @@
-// What happens to a finished sum before it is stored: bias and g (L2). On the GPU an activation is
-// the number of its row: every thread takes the same branch.
+// The last steps before a finished sum is stored: bias and g (L2). On the GPU an activation is the
+// number of its row: every thread takes the same branch.
 #pragma once
 
 #include "core/activation.h"
@@ -21,12 +21,12 @@ struct Activation {
     apply(one);
     return one[0];
   }
-  // To n numbers, which ask but once for the row.
+  // Applies g to n numbers, for which the row is looked up only once.
   template <int n>
   CONVBP_BOTH void apply(A (&p)[n]) const {
     apply_in(p, All{});
   }
-  // From what the row says is kept, g's output or its input.
+  // The error signal from the number that the row saves, g's output or its input.
   CONVBP_BOTH A error_signal(A grad, A kept) const { return error_signal_in(grad, kept, All{}); }
 
  private:
@@ -53,7 +53,7 @@ struct Activation {
 
 }  // namespace activation
 
-// L3, rounded to the element type: what is stored, and what L4 to L6 take it for.
+// L3, rounded to the element type: so it is stored, and so L4 to L6 take it.
 template <typename T, typename A, typename U>
 CONVBP_BOTH T delta_of(const activation::Activation<A>& g, U grad, U kept) {
   return static_cast<T>(g.error_signal(static_cast<A>(grad), static_cast<A>(kept)));
@@ -61,8 +61,8 @@ CONVBP_BOTH T delta_of(const activation::Activation<A>& g, U grad, U kept) {
 
 template <typename T>
 struct Epilogue {
-  const T* bias = nullptr;  // one a result channel, or null
-  // p = sum + bias, where it is to be kept: a tensor with the strides of the result, or null.
+  const T* bias = nullptr;  // one per result channel, or null
+  // The tensor for p = sum + bias, with the strides of the result, or null.
   T* pre_activation = nullptr;
   activation::Activation<Accumulator<T>> activation;
 
@@ -73,8 +73,8 @@ struct Epilogue {
     return static_cast<T>(one[0]);
   }
   // Finishes, in their place, n sums whose results lie side by side: of channels o, o + 1, ..., or
-  // all of channel o.
-  // What is read or written of n elements has an address that is a multiple of their bytes.
+  // all of channel o. Addresses at which n elements are read or written are multiples of their
+  // bytes.
   template <int n>
   CONVBP_BOTH void finish_all(Accumulator<T> (&sum)[n], int64_t o, bool channels,
                               int64_t offset) const {

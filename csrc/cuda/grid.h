@@ -1,4 +1,4 @@
-// Runs of numbers spread over threads, and which position of a tensor a number is.
+// Numbers spread over threads, and the position of a tensor that a number stands for.
 #pragma once
 
 #include <algorithm>
@@ -10,7 +10,7 @@ namespace convbp::cuda {
 
 constexpr int kThreads = 256;
 
-// As many blocks as `count` threads need; a kernel's loop takes what is beyond the most.
+// The blocks that `count` threads need, up to a limit; a kernel's loop takes the rest.
 inline dim3 blocks_for(int64_t count, const Context& context) {
   const int64_t most = int64_t{64} * context.multiprocessors;
   return dim3(
@@ -72,7 +72,7 @@ struct Divisor {
 struct Positions {
   int64_t size[4], count;
   bool channels_innermost;
-  bool small;  // 32 bits number them
+  bool small;  // 32 bits are enough for the numbers
   Divisor by[4];
 
   Positions(const int64_t (&size_)[4], bool channels_innermost_)
@@ -98,7 +98,7 @@ CONVBP_BOTH inline bool inside(int position, int size) {
   return static_cast<unsigned>(position) < static_cast<unsigned>(size);
 }
 
-// Are channels what lies closest together?
+// True where channels lie closest together.
 inline bool channels_innermost(const int64_t (&stride)[4]) {
   return stride[1] <= stride[3];
 }

@@ -3,7 +3,8 @@
 
 namespace convbp::cuda {
 
-// Its address is a multiple of its bytes: n is a power of two, and they are 16 at most.
+// n numbers at an address that is a multiple of their bytes; n is a power of two, the bytes are 16
+// at most.
 template <typename T, int n>
 struct alignas(n * sizeof(T)) Pack {
   T element[n];

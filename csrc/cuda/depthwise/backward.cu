@@ -40,13 +40,13 @@ bool start_tiles(const Call<T>& call) {
   tiles.rows = S::count(height, tile.rows);
   tiles.columns = S::count(width, tile.columns);
   const int64_t count = call.batch * tiles.rows * tiles.columns;
-  if (count >= int64_t{1} << 30) return false;  // they are numbered by 32 bits
+  if (count >= int64_t{1} << 30) return false;  // 32 bits number the tiles
   tiles.count = static_cast<int>(count);
   const int64_t blocks = divide_up(channels, tile.at_once);
   const Splits splits = cut(divide_up(count, threads.z),
                             int64_t{tile.rows} * tile.columns * threads.z, taps * taps, blocks);
   Accumulator<T>* const partial = partial_sums(call.context, splits, call.gradients);
-  // Filters and deltas, and later the sums of half the threads.
+  // Shared memory holds filters and deltas, and later the sums of half the threads.
   const Filters<taps, V, Accumulator<T>> filters(nullptr, tile.at_once);
   const int64_t while_computing = filters.size() + int64_t{threads.z} * tile.deltas();
   const int64_t while_adding = int64_t{taps * taps + 1} * kThreads / 2 * V;
@@ -97,8 +97,7 @@ bool backward(Context& context, const ConvProblem& p, const ErrorSignal<T>& sign
                        input_grad,
                        filter_gradients(p, weight_grad, bias_grad)};
     const StripAxis &height = call.height, &width = call.width;
-    // Every delta is among those of a tile: it meets an input position, or lies between two that
-    // do.
+    // Every delta has to be in a tile: it meets an input position, or lies between two that do.
     bool met = true;
     for (const StripAxis& axis : {height, width})
       met = met && axis.pad < axis.taps &&

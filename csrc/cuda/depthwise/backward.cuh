@@ -23,10 +23,10 @@
 //   are columns.
 //
 // Compiled for R = S = 3, 5, 7 and strides 1 and 2, a padding less than the filter, and tensors
-// that all have their channels innermost, an even number of them, or all their columns; and for
-// planes in which 32 bits count: products of 64 bits for the addresses would be as many
-// instructions as the convolution. The halo is read again by the tiles around, from the L2 cache as a rule: counted
-// for 3x3 of 96x28x28, channels innermost, grad and p are read 1.30 times, a and input_grad once;
+// that all have their channels innermost, an even number of them, or all their columns. 32 bits
+// have to count in a plane: products of 64 bits for the addresses would be as many instructions as
+// the convolution. The tiles around read the halo again, from the L2 cache as a rule: counted for
+// 3x3 of 96x28x28, channels innermost, grad and p are read 1.30 times, a and input_grad once;
 // columns innermost, all once. The speed is not measured yet.
 #pragma once
 
@@ -36,7 +36,7 @@
 
 namespace convbp::cuda::depthwise {
 
-// How the input positions are cut. Strips of rows begin where tap 0 meets a delta, see Strip.
+// The cut of the input positions. Strips of rows begin where tap 0 meets a delta, see Strip.
 template <int taps, int stride, bool channels_innermost>
 struct Tile {
   using S = Strip<Direction::kBackward, taps, stride>;
@@ -46,10 +46,10 @@ struct Tile {
   static constexpr int V = channels_innermost ? 2 : 1;
 
   int rows, columns;  // positions of a tile
-  int pitch;          // deltas from a row of theirs to the next one
+  int pitch;          // deltas from one of their rows to the next
   int at_once;        // channels of a block
 
-  // Of a block of so many threads; where columns are innermost, with this pitch.
+  // The tile of a block of this number of threads; with this pitch where columns are innermost.
   CONVBP_BOTH Tile(const dim3& threads, int pitch_)
       : rows(channels_innermost ? kRows : threads.y * kLength),
         columns(channels_innermost ? kColumns : threads.x),
@@ -63,11 +63,11 @@ struct Tile {
 
 struct Tiles {
   int rows, columns;  // tiles across a plane
-  int count;          // of the whole tensor
+  int count;          // tiles of the whole tensor
   int pitch;          // see Tile
 };
 
-// Positions of a plane of V channels, which lie side by side and are one load or store.
+// The positions of a plane of V channels; the channels lie side by side and are one load or store.
 template <typename T, int V>
 struct Plane {
   T* data;
@@ -90,8 +90,8 @@ struct Plane {
 
 namespace kernels {
 
-// delta = g'(p) grad, as it would be stored. g' is one loop that is not unrolled: it has the code
-// of every activation.
+// Computes delta = g'(p) grad in place, as it would be stored. g' is one loop that is not unrolled:
+// it has the code of every activation.
 template <typename T, int V, typename A>
 __device__ void to_error_signal(const activation::Activation<A>& g, A (&grad)[V], A (&kept)[V]) {
 #pragma unroll 1
@@ -103,7 +103,7 @@ __device__ void to_error_signal(const activation::Activation<A>& g, A (&grad)[V]
   }
 }
 
-// partial [splits, taps * taps + 1, channels]: the last tap is the bias. Lines are as many tiles as
+// partial [splits, taps * taps + 1, channels]: the last tap is the bias. A line is as many tiles as
 // a block has slots.
 template <typename T, int taps, int stride, bool channels_innermost>
 __global__ void __launch_bounds__(kThreads, 1)
@@ -131,7 +131,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int64_t end = std::min((blockIdx.y + 1) * splits.lines_per_split, splits.lines);
   for (int64_t line = blockIdx.y * splits.lines_per_split; line < end; ++line) {
     const int64_t number = line * blockDim.z + slot;
-    // A slot behind the last tile, a lane behind the last channel: no row is theirs.
+    // A slot after the last tile, or a lane after the last channel, has no rows.
     const bool is_there = number < tiles.count && c < all_channels;
     const int sources = is_there ? height.sources : 0, results = is_there ? height.results : 0;
     const int tile_column = static_cast<int>(number) % tiles.columns;
@@ -155,7 +155,8 @@ __global__ void __launch_bounds__(kThreads, 1)
           kept.load(of_g, m, n);
           to_error_signal<T>(signal.g, delta, of_g);
         }
-        // Of all tiles that have this delta one counts it: where its tap 0 is, or is in front.
+        // One of the tiles that have this delta counts it: the one with its tap 0, or the first
+        // tile.
         if ((i >= S::kBehind || tile_row == 0) && (j >= S::kBehind || tile_column == 0))
 #pragma unroll
           for (int v = 0; v < V; ++v) sum[taps * taps][v] += delta[v];

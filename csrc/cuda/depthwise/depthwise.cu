@@ -7,7 +7,7 @@
 namespace convbp::cuda::depthwise {
 namespace {
 
-// What to tell a kernel: the layer, from which direction, and the tensors.
+// The arguments of a start: the layer and the tensors.
 template <typename T>
 struct Call {
   Context& context;
@@ -112,7 +112,7 @@ void start(const Call<T>& call) {
 }  // namespace
 
 bool can_implement(const ConvProblem& p) {
-  constexpr int64_t kMost = int64_t{1} << 28;  // sums of a few such are numbers of 32 bits
+  constexpr int64_t kMost = int64_t{1} << 28;  // sums of a few such numbers fit into 32 bits
   bool fits = p.groups * p.out_channels < kMost && p.batch < kMost;
   for (const Spatial axis : {kHeight, kWidth})
     fits = fits && p.in_size[axis] < kMost && p.out_size[axis] < kMost && p.pad[axis] < kMost &&

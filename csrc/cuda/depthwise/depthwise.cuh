@@ -11,13 +11,14 @@
 //   or 16 bytes) of 4 or 7 neighbouring columns, so that a source it loads serves up to S taps; the
 //   filters are in shared memory. A block has up to 128 channels of 8 and more rows, and walks
 //   along them: what rows share is in the L1 cache.
-// - `nchw`, where columns are: a block takes a tile of 32 x 32 results of a plane (of small
-//   planes, several), and the sources they meet to shared memory; a thread has 4 rows of a column.
+// - `nchw`, where columns are innermost: a block takes a tile of 32 x 32 results of a plane (of
+//   small planes, several), and brings the sources they meet to shared memory; a thread has 4 rows
+//   of a column.
 // - `general`, one thread a result, for any kernel, stride, dilation and number of filters a
 //   channel.
 //
 // The first two are compiled for R = S = 3, 5, 7 and strides 1 and 2. Backward with stride 1 is
-// forward with the filter turned; with stride 2 a strip begins where tap 0 meets a source, so that
+// forward with the filter flipped. With stride 2 a strip begins where tap 0 meets a source, so that
 // products with the zeros between the sources do not exist. From DRAM each source is read once, but
 // for the rows around a block's (R - 1 for 8 or more; most of those are in the L2 cache), and each
 // result is written once. The speed is not measured yet.
@@ -29,15 +30,15 @@ namespace convbp::cuda::depthwise {
 
 struct Layer {
   StripAxis height, width;
-  int channels;  // of the result
-  int filters;   // a source channel (a result channel, backward) has so many
-  bool turned;   // the filter, forward
+  int channels;  // channels of the result
+  int filters;   // filters of a source channel (backward, of a result channel)
+  bool turned;   // the filter is flipped; forward only
 };
 
 namespace kernels {
 
-// Sums to results; they began with the bias. g is one loop that is not unrolled: it has the code of
-// every activation.
+// Finishes and stores sums, which began with the bias. g is one loop that is not unrolled: it has
+// the code of every activation.
 template <int size, typename T>
 __device__ void finish(const Epilogue<T>& epilogue, Accumulator<T> (&sum)[size], T* result,
                        int64_t offset, const Vector& vector) {
@@ -57,10 +58,10 @@ __device__ void finish(const Epilogue<T>& epilogue, Accumulator<T> (&sum)[size],
 
 // --- channels innermost -----------------------------------------------------------------------
 
-// How the results are cut into blocks, in the order in which they are numbered.
+// The cut of the results into blocks, in the order in which these are numbered.
 struct ChannelBlocks {
   int channels, chunks, rows;  // blocks across channels, along the columns, along the rows
-  int strips;                  // of a chunk
+  int strips;                  // strips of a chunk
   bool packed;
 };
 
@@ -145,8 +146,8 @@ __global__ void __launch_bounds__(kThreads, 1)
 
 struct PlaneBlocks {
   int columns, rows;  // blocks across a plane
-  int planes;         // of the whole tensor
-  int pitch;          // of a tile's rows
+  int planes;         // planes of the whole tensor
+  int pitch;          // pitch of a tile's rows
 };
 
 template <typename T, Direction direction, int taps, int stride, int length>
@@ -172,7 +173,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   Filters<taps, 1, A> filters(nullptr, 1);
   A* const tile = shared_memory<A>() + threadIdx.z * (tile_size + filters.size());
   filters.data = tile + tile_size;
-  // Where neighbouring results meet every other column, those lie side by side, in different banks.
+  // Columns lie even ones first where neighbouring results meet every other column: in different
+  // banks.
   const auto place = [&](int column) {
     const bool apart = S::kForward && stride == 2;
     return apart ? column % 2 * ((tile_columns + 1) / 2) + column / 2 : column;

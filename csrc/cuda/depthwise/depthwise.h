@@ -7,7 +7,8 @@
 
 namespace convbp::cuda::depthwise {
 
-// Can it compute the problem? One input channel a group, and positions that 32 bits count.
+// True where the depthwise kernels can compute the problem: one input channel a group, and
+// positions that 32 bits count.
 bool can_implement(const ConvProblem& problem);
 
 template <typename T>
@@ -23,8 +24,8 @@ template <typename T>
 void conv2d_weight_grad(Context&, const ConvProblem&, View<const T> input, View<const T> delta,
                         View<T> weight_grad, T* bias_grad);
 
-// What the error signal is computed from (L3): delta = g'(p) grad, where g' is known from what was
-// kept, p or g(p). Without an activation nothing is kept, and delta is grad.
+// The operands of the error signal (L3): delta = g'(p) grad, where g' is known from the saved
+// tensor, p or g(p). Without an activation nothing is saved, and delta is grad.
 template <typename T>
 struct ErrorSignal {
   activation::Activation<Accumulator<T>> g;

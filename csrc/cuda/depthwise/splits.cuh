@@ -25,14 +25,14 @@ inline Splits cut(int64_t lines, int64_t pixels_per_line, int64_t taps, int64_t 
   return p;
 }
 
-// What the sums become.
+// The gradients that the sums become.
 template <typename T>
 struct FilterGradients {
-  int rows, columns, filters;  // of the weight
+  int rows, columns, filters;  // sizes of the weight
   View<T> weight_grad;
   T* bias_grad;  // or null
 
-  // One for each tap and the bias: [rows * columns + 1, filters].
+  // One sum for each tap and the bias: [rows * columns + 1, filters].
   CONVBP_BOTH int64_t sums() const { return (int64_t{rows} * columns + 1) * filters; }
 };
 

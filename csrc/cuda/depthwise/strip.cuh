@@ -1,5 +1,5 @@
-// What the depthwise kernels share: which taps of one axis meet, strips of neighbouring results,
-// and neighbouring channels as one load.
+// The common parts of the depthwise kernels: the taps of one axis that meet, strips of neighbouring
+// results, and neighbouring channels as one load.
 //
 // L1 and L6 are one sum, read in two directions: a *result* position (of the output, of the input
 // gradient) collects from *source* positions (of the input, of delta).
@@ -30,7 +30,7 @@ struct StripAxis {
         dilation(static_cast<int>(p.dilation[axis])),
         jump(static_cast<int>(p.stride[axis] / std::gcd(p.stride[axis], p.dilation[axis]))) {}
 
-  // The same with what a kernel knows when it is compiled.
+  // The same axis with what a kernel knows when it is compiled.
   template <int known_taps, int known_stride>
   CONVBP_BOTH StripAxis known() const {
     StripAxis a = *this;
@@ -62,8 +62,8 @@ __device__ void each_tap(const StripAxis& a, int result, const Body& body) {
     if (0 <= source && source < a.sources) body(tap, source);
 }
 
-// Calls start(taps, stride), as constants, where kernels are compiled for such filters; returns what
-// it returns, or false.
+// Calls start(taps, stride) with constants, where kernels are compiled for such filters, and
+// returns its answer; else returns false.
 template <typename Start>
 bool start_compiled(const StripAxis& height, const StripAxis& width, const Start& start) {
   if (height.taps != width.taps || height.stride != width.stride || height.dilation != 1 ||
@@ -78,18 +78,18 @@ bool start_compiled(const StripAxis& height, const StripAxis& width, const Start
   return height.taps == 7 && with_stride(std::integral_constant<int, 7>());
 }
 
-// Neighbouring results on one axis, computed together: which of the sources between them meet which
-// of them at which tap is known when the kernel is compiled.
+// Neighbouring results on one axis, computed together. The compiler knows which of the sources
+// between them meet which result at which tap.
 template <Direction direction, int taps, int stride>
 struct Strip {
   static constexpr bool kForward = direction == Direction::kForward;
-  // How many sources in front of the one at its first tap a strip's first result meets.
+  // The sources that a strip's first result meets before the one at its first tap.
   static constexpr int kBehind = kForward ? 0 : (taps - 1) / stride;
 
   CONVBP_BOTH static constexpr int sources(int length) {
     return kForward ? (length - 1) * stride + taps : kBehind + (length - 1) / stride + 1;
   }
-  // From a strip's first source to the next one's.
+  // The sources from a strip's first one to the next strip's.
   CONVBP_BOTH static constexpr int sources_apart(int length) {
     return kForward ? length * stride : length / stride;
   }
@@ -97,7 +97,8 @@ struct Strip {
   CONVBP_BOTH static constexpr int tap(int p, int k) {
     return kForward ? k - p * stride : p + (kBehind - k) * stride;
   }
-  // Backward, strips begin where tap 0 meets a source; the first one in front of the results.
+  // The first result of a strip. Backward, strips begin where tap 0 meets a source, the first strip
+  // before the results.
   CONVBP_BOTH static int first_result(const StripAxis& a, int number, int length) {
     return number * length - (kForward ? 0 : a.pad % stride);
   }
@@ -113,7 +114,7 @@ struct Strip {
 template <typename T>
 constexpr int kVector = sizeof(T) == 8 ? 2 : 4;
 
-// `count` of the channels are there; what is not counts as zero.
+// A thread's channels, of which `count` exist; the others count as zero.
 struct Vector {
   int64_t step;
   int count;
@@ -147,8 +148,8 @@ struct Vector {
 };
 
 // The filters of a block's channels, [taps * taps][a row of channels] in shared memory. They are
-// read in their own order; rows are V channels longer than the block has, so that of the taps of a
-// channel, which neighbouring threads store, few meet in a bank.
+// read in their own order. Rows are V channels longer than the block has, so that few taps of a
+// channel, which neighbouring threads store, meet in a bank.
 template <int taps, int V, typename A>
 struct Filters {
   A* data;
@@ -168,13 +169,14 @@ struct Filters {
           first + c < all ? static_cast<A>(weight.at(first + c, 0, at / taps, at % taps)) : A(0);
     }
   }
-  // Of the V channels that begin with c.
+  // Loads the V channels that begin with c.
   __device__ void load(A (&to)[V], int tap, int c) const {
     Vector{1, V, true}.load(to, data + tap * row + c);
   }
 };
 
-// Are `size` neighbouring channels of `channels`, anywhere in the tensor, one aligned load?
+// True where `size` neighbouring channels of `channels`, anywhere in the tensor, are one aligned
+// load.
 template <typename T>
 bool is_packed(const View<T>& t, int64_t channels, int size) {
   return t.stride[1] == 1 && channels % size == 0 && t.stride[0] % size == 0 &&
@@ -182,8 +184,8 @@ bool is_packed(const View<T>& t, int64_t channels, int size) {
          reinterpret_cast<uintptr_t>(t.data) % (size * sizeof(T)) == 0;
 }
 
-// How far the rows of a tile in shared memory are apart. A warp has `lanes` columns, the next of
-// its lanes those of the strip `rows` further down: together they are to find different banks.
+// The distance of a tile's rows in shared memory. A warp has `lanes` columns, and its next lanes
+// those of the strip `rows` further down: together they should find different banks.
 inline int pitch_for(int columns, int lanes, int rows) {
   constexpr int kBanks = 32;
   for (int pitch = columns; lanes < kBanks && pitch < columns + kBanks; ++pitch)

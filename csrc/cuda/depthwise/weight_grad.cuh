@@ -119,7 +119,7 @@ __global__ void __launch_bounds__(256, 1)
   }
 }
 
-// A block has 32 filters, or of one filter the lanes have neighbouring columns.
+// A block has 32 filters or, of one filter, neighbouring columns in its lanes.
 // partial [splits, R * S + 1, filters]
 template <typename T>
 __global__ void __launch_bounds__(256, 1)

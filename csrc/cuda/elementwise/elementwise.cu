@@ -30,7 +30,7 @@ void error_signal_bias_grad(Context& context, const activation::Activation<Accum
   const bool channels_innermost = size.inner == 1;
   const int64_t rows =
       channels_innermost ? size.outer : divide_up(size.outer * size.inner, Sums::kColumns);
-  Sums s{size, 256, 0};  // rows a split
+  Sums s{size, 256, 0};  // 256 rows a split
   constexpr int64_t kMostSplits = 1024;
   while ((s.splits = divide_up(rows, s.rows)) > kMostSplits) s.rows *= 2;
   A* const partial = static_cast<A*>(context.scratch(s.splits * size.channels * sizeof(A)));

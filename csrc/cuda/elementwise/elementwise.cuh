@@ -27,9 +27,9 @@ __global__ void error_signal(activation::Activation<Accumulator<T>> g, const T* 
   each(count, [&](int64_t i) { delta[i] = delta_of<T>(g, grad[i], kept[i]); });
 }
 
-// The cut of the sums: a block of 32 x 8 threads takes 32 columns, neighbours in memory, of
-// `rows` rows. Rows and columns are (N * H * W, C) where channels are innermost; otherwise channel
-// c is by itself, its N x H * W elements are read as rows of 32.
+// The cut of the sums: a block of 32 x 8 threads takes 32 columns, neighbours in memory, of `rows`
+// rows. Rows and columns are (N * H * W, C) where channels are innermost. Otherwise each channel is
+// by itself, and its N x H * W elements are read as rows of 32.
 struct Sums {
   Channels size;
   int64_t rows, splits;

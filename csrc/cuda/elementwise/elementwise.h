@@ -17,7 +17,7 @@ template <typename T>
 void error_signal(Context&, const activation::Activation<Accumulator<T>>& g, const T* grad,
                   const T* kept, T* delta, int64_t count);
 
-// The same, and bias_grad[c] = the sum of channel c of delta, in one pass over memory.
+// delta as above, and bias_grad[c] = the sum of channel c of delta, in one pass over memory.
 template <typename T>
 void error_signal_bias_grad(Context&, const activation::Activation<Accumulator<T>>& g,
                             const T* grad, const T* kept, T* delta, const Channels& size,

@@ -19,9 +19,8 @@
 // the result is NaN; cuda/reference/conv2d.cuh leaves the product out.
 //
 // An element's sum runs over the depth in ascending order in every tile: it depends on neither the
-// batch nor the tile. Sums pass through shared memory, to be stored in the order in which the
-// result lies, 16 bytes at a time where neighbours fill them. How fast this is has not been
-// measured yet.
+// batch nor the tile. Sums pass through shared memory, to be stored in the order of the result, 16
+// bytes at a time where neighbours fill them. The speed has not been measured yet.
 #pragma once
 
 #include <algorithm>
@@ -32,15 +31,16 @@
 
 namespace convbp::cuda::gemm {
 
-// How the sums lie in shared memory on their way out: in the order of the result, eight that are
-// neighbours there side by side. Lanes that write fragments find different banks.
+// The place of a sum in shared memory on its way out: in the order of the result, eight neighbours
+// side by side. Lanes that write fragments find different banks.
 template <typename S>
 __device__ int staged(bool by_rows, unsigned row, unsigned column) {
   return by_rows ? row * S::kColumns + (column ^ (row % 4 * 8))
                  : column * S::kRows + (row ^ (column / 2 % 4 * 8));
 }
 
-// The ring, and behind it what the loader wants; later the sums, and behind them where pixels lie.
+// Shared memory holds the ring and, after it, the loader's own part; later the sums and, after
+// them, where pixels lie.
 template <typename S>
 constexpr int64_t kConvolveSharedBytes =
     std::max<int64_t>(S::kRingBytes + (S::kElements ? ElementLoader<S>::kSharedBytes : 0),
@@ -74,8 +74,8 @@ __device__ void store_sums(const Convolution<T>& c, const Epilogue<T>& epilogue,
 
 namespace kernels {
 
-// On tensor cores two or three blocks of four warps fit into a multiprocessor. Elsewhere one at
-// least: without that word the compiler spills registers to make room for a third.
+// Blocks that a multiprocessor has to hold: two or three of four warps on tensor cores. Elsewhere
+// it is one: told nothing, the compiler spills registers to make room for a third.
 template <typename S>
 constexpr int kBlocks = !S::kTensorCores || S::kElements ? 1
                         : S::kColumns == 128             ? 2
@@ -113,7 +113,7 @@ __global__ void __launch_bounds__(S::kThreads, kBlocks<S>)
         stage[staged<S>(false, S::warp_row() + row,
                         S::warp_column() + column + static_cast<int>(&one - sum.element))] = one;
     });
-  // Where each row's pixel lies in the result, or -1.
+  // The offset of each row's pixel in the result, or -1.
   int64_t* const offset = reinterpret_cast<int64_t*>(stage + S::kRows * S::kColumns);
   for (int row = threadIdx.x; row < S::kRows; row += S::kThreads) {
     const int pixel = first_pixel + row;

@@ -1,4 +1,4 @@
-// How a block of the convolution reads its operands, tile after tile of the depth, which counts
+// Loaders: a block of the convolution reads its operands tile after tile of the depth, which counts
 // (t, u, unit of channels).
 #pragma once
 
@@ -16,8 +16,8 @@ struct Convolution {
   int batch, groups, columns;  // columns of a group
   Operand<const T> source, filter;
   Operand<T> result;
-  bool channels_innermost, in_chunks;       // how the result is stored
-  Divisor units;                            // of the depth, in a tap's channels
+  bool channels_innermost, in_chunks;       // the way the result is stored
+  Divisor units;                            // units of the depth in a tap's channels
   Divisor phases, row_tiles, column_tiles;  // tiles of the largest phase
 };
 
@@ -34,19 +34,19 @@ struct Part {
         pixels(c.batch * row.results * column.results) {}
 };
 
-// What both loaders know.
+// The common part of both loaders.
 template <typename S>
 class PixelLoader {
  public:
   using T = typename S::Element;
 
-  // How many tiles the depth has.
+  // The number of tiles of the depth.
   __device__ int tiles() const {
     return (part_.row.taps * part_.column.taps * units_ * kUnit + S::kDepth - 1) / S::kDepth;
   }
 
  protected:
-  static constexpr int kUnit = S::kElements ? 1 : kPack<T>;  // what the depth counts
+  static constexpr int kUnit = S::kElements ? 1 : kPack<T>;  // elements in a unit of the depth
   static constexpr int kUnitsATile = S::kDepth / kUnit;
   static constexpr int kOutside = -(1 << 30);  // far outside, at any tap
 
@@ -57,7 +57,7 @@ class PixelLoader {
         depth_(depth(unit)),
         step_(depth(kUnitsATile)) {}
 
-  // Where a pixel's tap (0, 0) is, or would be.
+  // A pixel's tap (0, 0): where it is, or would be.
   struct Pixel {
     const T* source;
     int y, x;
@@ -70,13 +70,13 @@ class PixelLoader {
     const int x = part_.column.source + at.inner * part_.column.source_step;
     return {source + at.outer * c_.source.item + y * c_.source.row + x * c_.source.pixel, y, x};
   }
-  // Where a filter's first tap is, or would be.
+  // A filter's first tap: where it is, or would be.
   __device__ const T* filter(int column) const {
     return c_.filter.data + part_.group * c_.filter.group + column * c_.filter.item +
            part_.row.first_tap * c_.filter.row + part_.column.first_tap * c_.filter.pixel;
   }
 
-  // The depth's tap and channel: how far they are from the first.
+  // The distance of the depth's tap and channel from the first.
   struct Offset {
     int y, x;
     int64_t source, filter;
@@ -108,8 +108,8 @@ class PixelLoader {
   }
 };
 
-// Reads chunks of channels, asynchronously. As long as the depth stays at a tap, nothing changes
-// but the pointers, by a constant.
+// Reads chunks of channels, asynchronously. While the depth stays at a tap, only the pointers
+// change, by a constant.
 template <typename S>
 class ChunkLoader : public PixelLoader<S> {
   using Base = PixelLoader<S>;
@@ -162,7 +162,7 @@ class ChunkLoader : public PixelLoader<S> {
     for (Pixel& pixel : pixel_) pixel.source += in_source;
     filter_ += in_filter;
   }
-  // From where the depth stood to where it stands.
+  // Moves from where the depth stood to where it stands.
   __device__ void move_to_tap(const Digits& before) {
     const Offset way = this->offset(
         {depth_.outer - before.outer, depth_.middle - before.middle, depth_.inner - before.inner},
@@ -180,12 +180,12 @@ class ChunkLoader : public PixelLoader<S> {
   Pixel pixel_[kPixels];  // its source, and filter_: where the next chunk is, or would be
   const T* filter_;
   int64_t filter_step_;
-  uint32_t filters_;  // a bit for each that there is
+  uint32_t filters_;  // a bit for each filter that exists
   uint32_t met_;      // a bit for each pixel and filter of which there is a next chunk
 };
 
-// Reads element by element, each at a tap and a channel of its own: a thread those of one depth.
-// The pixels are in shared memory, behind the ring.
+// Reads element by element, each at a tap and a channel of its own; a thread reads those of one
+// depth. The pixels are in shared memory, after the ring.
 template <typename S>
 class ElementLoader : public PixelLoader<S> {
   using Base = PixelLoader<S>;

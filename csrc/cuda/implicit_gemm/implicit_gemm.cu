@@ -1,4 +1,4 @@
-// Which problems the implicit GEMM takes.
+// The problems that the implicit GEMM can compute.
 #include "cuda/implicit_gemm/implicit_gemm.h"
 
 #include <algorithm>
@@ -12,7 +12,7 @@ bool can_implement(const ConvProblem& p) {
   if (p.in_channels < 1 || p.out_channels < 1) return false;
   double positions = 1, phases = 1, taps = 1;
   for (const Spatial axis : {kHeight, kWidth}) {
-    // Every position that is computed, inside the input or not.
+    // The reach covers every position that is computed, inside the input or not.
     const double reach = number(p.out_size[axis]) * number(p.stride[axis]) +
                          number(p.kernel[axis]) * number(p.dilation[axis]) + number(p.pad[axis]) +
                          number(p.in_size[axis]);

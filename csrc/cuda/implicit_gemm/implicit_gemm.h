@@ -7,13 +7,13 @@
 
 namespace convbp::cuda::gemm {
 
-// What is left to choose. Without a word of it, the problem's size decides on the tile.
+// Choices of the caller. The problem's size decides on the tile, unless told otherwise.
 struct Options {
-  bool tf32 = false;  // float32 may be rounded to 10 bits behind the point before it is multiplied
+  bool tf32 = false;  // float32 may be rounded to a mantissa of 10 bits before it is multiplied
   int tile = -1;      // 0: 128x128, 1: 128x64, 2: 64x64, where the element type has it; for tests
 };
 
-// Does the problem fit the kernels' numbers? Speed is another question (algorithm.h).
+// True where the problem fits the kernels' numbers. Speed is another question (algorithm.h).
 bool can_implement(const ConvProblem&);
 
 template <typename T>

@@ -16,13 +16,13 @@ namespace convbp::cuda::gemm {
 
 // --- shapes ---------------------------------------------------------------------------------
 
-// Calls body(Shape) with the first tile to whose rows and columns `choose` says yes; the last one
+// Calls body(Shape) with the first tile whose rows and columns `choose` accepts; the last tile
 // serves for all. The registers that each may take are in tests/native/test_cuda_build.py.
 template <typename Arithmetic, Innermost innermost, typename Choose, typename Body>
 void with_shape(bool elements, int tile, const Choose& choose, const Body& body) {
   using T = typename Arithmetic::Element;
-  // Of the largest tile's sums a warp has 64x64 on tensor cores, which are so fast that shared
-  // memory is the narrow place, and 32x64 otherwise.
+  // A warp has 64x64 of the largest tile's sums on tensor cores, which are so fast that shared
+  // memory is the bottleneck, and 32x64 otherwise.
   constexpr bool kTensorCores = Arithmetic::kTensorCores;
   constexpr int kDown = kTensorCores ? 2 : 4;
   const auto wanted = [&](int number, int rows, int columns) {
@@ -48,14 +48,14 @@ void with_arithmetic([[maybe_unused]] const Options& options, const Body& body) 
 
 // --- operands -------------------------------------------------------------------------------
 
-// Are a group's channels so few that chunks of them would be padding for the most part?
+// True where a group's channels are so few that chunks of them would be mostly padding.
 template <typename T>
 bool by_elements(int64_t channels) {
   return channels <= 4 && channels % kPack<T>;
 }
 
-// Can whole chunks be read where the tensor is? What a dimension of size 1 has for a stride, nobody
-// reads by.
+// True where whole chunks can be read where the tensor is. The stride of a dimension of size 1 does
+// not count: nobody reads by it.
 template <typename T>
 bool in_chunks(const Operand<const T>& o, const PackSize& size) {
   const auto whole = [](int64_t stride, int64_t count) {
@@ -66,7 +66,7 @@ bool in_chunks(const Operand<const T>& o, const PackSize& size) {
          whole(o.row, size.rows) && whole(o.pixel, size.pixels);
 }
 
-// Can the result be stored chunk by chunk, of a pixel's channels or of a channel's pixels?
+// True where the result can be stored chunk by chunk: a pixel's channels, or a channel's pixels.
 template <typename T>
 bool stored_in_chunks(const Convolution<T>& c) {
   const Operand<T>& o = c.result;
@@ -75,7 +75,8 @@ bool stored_in_chunks(const Convolution<T>& c) {
   if (c.channels_innermost)
     return in_chunks<T>({o.data, o.group, o.item, o.channel, o.row, o.pixel},
                         {c.groups, c.batch, c.columns, whole(c.columns), rows, row});
-  // A plane's pixels for channels, if they lie side by side in the order in which they are counted.
+  // A plane's pixels stand for channels, if they lie side by side in the order in which they are
+  // counted.
   return c.axis[kHeight].phases == 1 && c.axis[kWidth].phases == 1 && o.row == row * o.pixel &&
          in_chunks<T>({o.data, o.group, o.item, o.pixel, 0, o.channel},
                       {c.groups, c.batch, plane, whole(plane), 1, c.columns});
@@ -89,8 +90,8 @@ Operand<const T> packed(Context& context, const Operand<const T>& source, int64_
                         bool side_by_side = false) {
   const PackSize size{groups, items, channels, divide_up(channels, kPack<T>) * kPack<T>,
                       rows,   pixels};
-  // What lies outside of the only item, row or pixel is not read, but its address has to be a
-  // multiple of 16 as well.
+  // Strides are 0 where there is only one item, row or pixel: nothing outside of it is read, but
+  // the address there has to be a multiple of 16 as well.
   const bool readable = in_chunks(source, size);
   if (side_by_side && readable && source.pixel % kPack<T> == 0 &&
       source.row == pixels * source.pixel && source.item == rows * source.row)
@@ -106,8 +107,8 @@ Operand<const T> packed(Context& context, const Operand<const T>& source, int64_
 
 // --- the operators --------------------------------------------------------------------------
 
-// Fewer tiles than this leave a large GPU's multiprocessors idle. A constant, so that the choice
-// depends on the problem alone.
+// The tiles that keep a large GPU busy: fewer leave multiprocessors idle. A constant, so that the
+// choice depends on the problem alone.
 constexpr int64_t kManyTiles = 256;
 
 inline Divisor divisor(int64_t number) {
@@ -141,7 +142,7 @@ void convolve(Context& context, const ConvProblem& p, bool transposed, View<cons
     c.source = packed(context, c.source, p.groups, p.batch, channels, size[0], size[1]);
     c.filter = packed(context, c.filter, p.groups, columns, channels, p.kernel[0], p.kernel[1]);
   }
-  const auto results = [&](Spatial axis) {  // of the largest phase
+  const auto results = [&](Spatial axis) {  // results of the largest phase
     return divide_up(c.axis[axis].results, c.axis[axis].phases);
   };
   const int64_t pixels = c.batch * results(kHeight) * results(kWidth);
@@ -211,8 +212,8 @@ void conv2d_weight_grad(Context& context, const ConvProblem& p, View<const T> in
             using A = Accumulator<T>;
             w.row_tiles = divisor(divide_up(w.filters, S::kRows));
             w.column_tiles = divisor(divide_up(w.columns, S::kColumns));
-            // Enough blocks for a large GPU, each with a few tiles of pixels at least; and no sum
-            // in a register of more than 2^15 pixels, whose roundings would add up.
+            // Splits make enough blocks for a large GPU, each with a few tiles of pixels at least.
+            // No sum in a register has more than 2^15 pixels, whose roundings would add up.
             constexpr int64_t kFewTiles = 4, kMostTiles = (1 << 15) / S::kDepth;
             const int64_t tiles = divide_up(pixels, S::kDepth);
             const int64_t blocks =

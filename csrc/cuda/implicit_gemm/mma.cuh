@@ -7,15 +7,15 @@
 // which gives the bias gradient (L5) where a is delta.
 //
 // Tensor cores (bfloat16, float16, TF32): mma m16n8k16 or m16n8k8, sums in float32. Both take 32
-// bytes of depth a step and spread them over the lanes in the same way, so that to load a fragment
-// is one piece of code.
+// bytes of depth a step and spread them over the lanes in the same way, so that one piece of code
+// loads the fragments of both.
 //
 // Strict float32, and float64: fused multiply-adds of the element type, with all that IEEE 754 says
 // of infinities, NaN and huge values, and with the textbook's error: at most K units of roundoff of
 // sum |a| |b|. Three TF32 products in place of one (3xTF32) promise more speed, but make NaN of an
-// infinity's parts unless they are looked for, round the largest numbers to infinity, and leave the
-// order and the rounding of the additions to hardware that does not document them. Who prefers
-// speed says so to torch, and gets TF32.
+// infinity's parts unless the code looks for them, and round the largest numbers to infinity. They
+// also leave the order and the rounding of the additions to hardware that does not document them. A
+// user who prefers speed tells torch so, and gets TF32.
 #pragma once
 
 #include <cstring>
@@ -58,8 +58,8 @@ struct Tf32Products {
   __device__ static void multiply(float (&sum)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
     multiply_add_tf32(sum, a, b);
   }
-  // The rows' sums are no products, in which TF32 is allowed: a in two parts, the upper bits and,
-  // where anything is left, the rest, from which less than 2^-21 of a is cut off.
+  // The rows' sums are no products, in which TF32 is allowed. So a is split into two parts: the
+  // upper bits and, where anything is left, the rest, from which less than 2^-21 of a is cut off.
   __device__ static void add_rows(float (&sum)[4], const uint32_t (&a)[4]) {
     constexpr uint32_t kOne = 0x3f800000u;
     uint32_t upper[4], rest[4];
@@ -74,9 +74,9 @@ struct Tf32Products {
   }
 };
 
-// A step's fragments of a: 16 rows (`first` and on, and `further`, so that addresses are a lane's
-// part and a constant) by 32 bytes of depth. Lane 4 g + t has of rows g and g + 8 the words t and
-// t + 4.
+// Loads a step's fragments of a: 16 rows by 32 bytes of depth. The rows are `first` and on, and
+// `further`, so that an address is a lane's part and a constant. Lane 4 g + t has of rows g and
+// g + 8 the words t and t + 4.
 template <typename T, int length, int depth>
 __device__ void load_a(uint32_t (&a)[4],
                        const SharedTile<T, length, depth, Innermost::kDepth>& tile, int first,
@@ -84,7 +84,7 @@ __device__ void load_a(uint32_t (&a)[4],
   load_matrices(a, tile.chunk(first + lane % 16, 2 * step + lane / 16, further));
 }
 
-// Two fragments of b: 16 columns.
+// Loads two fragments of b: 16 columns.
 template <typename T, int length, int depth>
 __device__ void load_b(uint32_t (&b)[4],
                        const SharedTile<T, length, depth, Innermost::kDepth>& tile, int first,
@@ -92,9 +92,9 @@ __device__ void load_b(uint32_t (&b)[4],
   load_matrices(b, tile.chunk(first + lane / 16 * 8 + lane % 8, 2 * step + lane / 8 % 2, further));
 }
 
-// The same with the length innermost: 16-bit elements by transposing matrices, others one by one.
-// Which of the step's eight depths is called t matters to nobody, as long as a and b agree: with
-// 2 t and 2 t + 1 for words t and t + 4, the lanes read from 32 banks.
+// Loads a with the length innermost: 16-bit elements by transposing matrices, others one by one.
+// The step's eight depths may be numbered in any way, as long as a and b agree: with 2 t and
+// 2 t + 1 for words t and t + 4, the lanes read from 32 banks.
 template <typename T, int length, int depth>
 __device__ void load_a(uint32_t (&a)[4],
                        const SharedTile<T, length, depth, Innermost::kLength>& tile, int first,
@@ -131,7 +131,7 @@ class TensorCoreSums {
  public:
   using Sum = float;
 
-  // Of the tiles the rows and columns from the given ones on.
+  // Multiplies the tiles, from the given row and column on.
   template <typename A, typename B>
   __device__ void multiply(const A& a_tile, const B& b_tile, int row, int column) {
     const int lane = threadIdx.x % 32;
@@ -169,7 +169,7 @@ class TensorCoreSums {
       }
   }
 
-  // body(row, column, sums) for each of this lane's, neighbours in a row together.
+  // Calls body(row, column, sums) for each of this lane's sums, neighbours in a row together.
   template <typename Body>
   __device__ void each(const Body& body) const {
     const int lane = threadIdx.x % 32;
@@ -199,14 +199,14 @@ class TensorCoreSums {
   static constexpr int kStepsOf = Tile::kDepth * sizeof(Tile::data->element[0]) / 32;
   static constexpr int kBlocks = rows / 16, kPairs = columns / 16;
   float sum_[kBlocks][2 * kPairs][4] = {};
-  float row_sum_[kBlocks][4] = {};  // never touched, and no register, where nobody asks
+  float row_sum_[kBlocks][4] = {};  // not touched, and in no register, where nobody asks
 };
 
 // --- multiply-adds --------------------------------------------------------------------------
 
 // The lanes lie 4 x 8. With the depth innermost a lane's rows are four apart, its columns eight;
-// with the length innermost whole chunks of rows and columns are: either way the lanes that read
-// at the same time find their chunks in different banks, or all in one.
+// with the length innermost whole chunks of rows and columns are. Either way the lanes that read at
+// the same time find their chunks in different banks, or read the same chunk.
 template <typename T, int rows, int columns, Innermost innermost>
 class MultiplyAddSums {
  public:
@@ -217,7 +217,7 @@ class MultiplyAddSums {
     static_assert(A::kInnermost == innermost && B::kInnermost == innermost);
     const int lane_row = threadIdx.x % 32 / 8, lane_column = threadIdx.x % 8;
     if constexpr (innermost == Innermost::kDepth) {
-#pragma unroll 1  // more at a time, and the registers are all in use
+#pragma unroll 1  // more at a time would use up the registers
       for (int c = 0; c < A::kChunks; ++c) {
         Chunk<T> a[kRows];
 #pragma unroll
@@ -302,8 +302,8 @@ class MultiplyAddSums {
 
 // --- what the kernels are instantiated for ----------------------------------------------------
 
-// The arithmetic of an element type: the sums of a warp, the depth of a tile, how many tiles are
-// on their way at a time.
+// The arithmetic of an element type: the sums of a warp, the depth of a tile, and the number of
+// tiles that are on their way at a time.
 template <typename T, typename Products>
 struct OnTensorCores {
   using Element = T;

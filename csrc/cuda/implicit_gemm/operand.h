@@ -20,7 +20,7 @@ struct Operand {
   int64_t group, item, channel, row, pixel;
 };
 
-// channels: a group's.
+// channels: those of one group.
 template <typename T>
 Operand<T> activations(const View<T>& v, int64_t channels) {
   return {v.data, channels * v.stride[1], v.stride[0], v.stride[1], v.stride[2], v.stride[3]};
@@ -31,7 +31,7 @@ Operand<T> filters(const View<T>& v, int64_t out_channels) {
   return {v.data, out_channels * v.stride[0], v.stride[0], v.stride[1], v.stride[2], v.stride[3]};
 }
 
-// With the roles of filters and their channels exchanged.
+// The filters, with the roles of filters and their channels exchanged.
 template <typename T>
 Operand<T> filters_transposed(const View<T>& v, int64_t out_channels) {
   return {v.data, out_channels * v.stride[0], v.stride[1], v.stride[0], v.stride[2], v.stride[3]};
@@ -46,14 +46,15 @@ struct Phase {
   Divisor by_results;
 };
 
-// One axis of a convolution, or of its input gradient. The latter falls into phases, one for each
-// remainder of the result's position by the stride: every result of a phase meets the same taps,
-// so each phase is a convolution of stride 1 of its own, and no structural zero is multiplied.
+// One axis of a convolution, or of its input gradient. The input gradient falls into phases, one
+// for each remainder of the result's position by the stride. Every result of a phase meets the same
+// taps, so each phase is a convolution of stride 1 of its own, and no structural zero is
+// multiplied.
 struct GemmAxis {
   int sources, results, taps, stride, pad, dilation;
-  int phases;  // 1: of the convolution itself
+  int phases;  // 1 for the convolution itself
   bool transposed;
-  int divisor;            // what the stride and the dilation have in common
+  int divisor;            // the greatest common divisor of the stride and the dilation
   Divisor by_results[2];  // a phase's results: the most that one has, or one less
 
   static GemmAxis of(const ConvProblem& p, Spatial axis, bool transposed) {

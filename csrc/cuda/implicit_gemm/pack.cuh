@@ -1,13 +1,13 @@
-// Brings an operand into the order the implicit GEMM reads: channels innermost, every group's
-// padded with zeros to whole chunks.
+// Brings an operand into the order that the implicit GEMM reads: channels innermost, and each
+// group's channels padded with zeros to whole chunks.
 //
 //     packed[group][item][row][pixel][channel] = source[group, item, channel, row, pixel]
 //
-// Bound by memory: a block turns tiles of 32 places (an item's position) x 32 channels round
-// through shared memory, and reads and writes neighbours with neighbouring lanes. Places are
-// numbered in the order in which the source has them: a tile is full where an item is a filter of a
-// few taps. Rows of the tile are an element, of 16 bits two, longer than they need be: a column,
-// too, lies in different banks.
+// Bound by memory: a block transposes tiles of 32 places (an item's position) x 32 channels through
+// shared memory, and reads and writes neighbours with neighbouring lanes. Places are numbered in
+// the order in which the source has them: a tile is full where an item is a filter of a few taps.
+// Rows of the tile are longer than they need be by an element, of 16 bits by two: a column, too,
+// lies in different banks.
 #pragma once
 
 #include <algorithm>
@@ -88,8 +88,8 @@ template <typename T>
 void pack(Context& context, const PackSize& size, const Operand<const T>& source, T* packed) {
   constexpr int kTile = kernels::kPackTile;
   const Positions places = size.places(source.item < source.pixel);
-  // Where a filter of a few taps lies by itself, a tile has whole ones, so that no two blocks read
-  // the same sectors.
+  // Tiles have whole filters where a filter of a few taps lies by itself, so that no two blocks
+  // read the same sectors.
   const int64_t positions = std::max<int64_t>(size.rows * size.pixels, 1);
   const bool whole = positions < kTile && source.item > positions;
   const int64_t tile_places = whole ? kTile / positions * positions : kTile;

@@ -33,9 +33,9 @@ struct Shape {
   __device__ static int warp_column() { return threadIdx.x / 32 % warps_across * kWarpColumns; }
 };
 
-// loader.load(a, b) begins to copy the next tile, and is called by all threads for one tile after
-// the other; with_a(a) finds each while it is there. Behind the loop the ring is free for something
-// else.
+// Multiplies tile after tile of the depth. loader.load(a, b) begins to copy the next tile, and is
+// called by all threads for one tile after the other; with_a(a) finds each tile of a while it is
+// there. After the loop the ring is free for something else.
 template <typename S, typename Loader, typename WithA>
 __device__ void multiply_tiles(typename S::Sums& sums, Loader& loader, int tiles,
                                const WithA& with_a) {
@@ -56,7 +56,7 @@ __device__ void multiply_tiles(typename S::Sums& sums, Loader& loader, int tiles
   for (int tile = 0; tile < tiles; ++tile) {
     wait_for_copies<S::kStages - 2>();
     barrier();
-    // The place that the tile before has left: everybody is done with it.
+    // The place of the tile before this one: all threads are done with it.
     const int free = place == 0 ? S::kStages - 1 : place - 1;
     if (tile + S::kStages - 1 < tiles) loader.load(a_tile(free), b_tile(free));
     commit_copies();

@@ -6,8 +6,9 @@
 // Bound by memory. Partial sums are a matrix of rows, one for each tap of a filter, and channels:
 // neighbouring lanes read neighbouring channels. Where the gradient's taps lie closer together than
 // its channels, as torch has them unless told otherwise, neighbouring lanes write neighbouring
-// taps: a block turns tiles round through shared memory, 32 channels of a *run* of rows, the taps
-// of one filter or 32 of them; several runs where those are fewer sums than a block has threads.
+// taps. A block then transposes tiles through shared memory: 32 channels of a *run* of rows, the
+// taps of one filter or 32 of them. A tile has several runs where one has fewer sums than a block
+// has threads.
 #pragma once
 
 #include <algorithm>
@@ -41,7 +42,8 @@ struct SplitTiles {
   }
 
   CONVBP_BOTH uint32_t tiles() const { return row_tiles * channel_tiles; }
-  // In shared memory, so that neither neighbouring channels nor neighbouring taps share a bank.
+  // The place of a sum in shared memory: neither neighbouring channels nor neighbouring taps share
+  // a bank.
   CONVBP_BOTH uint32_t place(uint32_t row, uint32_t channel) const {
     const uint32_t number = by_run.quotient(row);
     return (number * tile_channels + channel) * (run | 1) + row - number * run;

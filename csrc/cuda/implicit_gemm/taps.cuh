@@ -14,7 +14,7 @@ struct Digits {
     const uint32_t inner = inners.take(number), middle = middles.take(number);
     return {static_cast<int>(number), static_cast<int>(middle), static_cast<int>(inner)};
   }
-  // Where the host does not know how many middles there are, but few numbers reach so far.
+  // The digits where the host does not know the number of middles, but few numbers reach so far.
   __device__ static Digits of(uint32_t number, uint32_t middles, const Divisor& inners) {
     const uint32_t inner = inners.take(number), outer = number < middles ? 0 : number / middles;
     return {static_cast<int>(outer), static_cast<int>(number - outer * middles),

@@ -1,13 +1,13 @@
 // A tile of a matrix in shared memory, in chunks of 16 bytes.
 //
-// A matrix operand has a length (rows of A, columns of B) and a depth, over which is summed. What
-// lies closest together in global memory, one or the other, does so here. Lanes that read at a time
+// A matrix operand has a length (rows of A, columns of B) and a depth, over which the sum runs. The
+// one that is innermost in global memory is innermost here too. Lanes that read at the same time
 // must find their chunks in 32 different banks:
 //
 // - With the depth innermost, where a row is as long as the banks or half of them, chunk c of row r
 //   is in place c ^ r (as far as the row has places), and nothing is wasted.
-// - With the length innermost rows are long: each has a chunk more than it needs. An address is a
-//   sum then, of which all but the lane's part is known to the compiler.
+// - With the length innermost rows are long: each has a chunk more than it needs. An address is
+//   then a sum, of which all but the lane's part is known to the compiler.
 #pragma once
 
 #include "cuda/device.h"
@@ -30,7 +30,7 @@ struct SharedTile {
   static constexpr int kRows = innermost == Innermost::kDepth ? length : depth;
   static constexpr int kChunks = (innermost == Innermost::kDepth ? depth : length) / kPack<T>;
   static constexpr int kPitch = innermost == Innermost::kDepth ? kChunks : kChunks + 1;
-  static constexpr int kRowLength = kPitch * kPack<T>;  // in elements
+  static constexpr int kRowLength = kPitch * kPack<T>;  // elements of a row
   static constexpr int kBytes = kRows * kPitch * 16;
   static_assert(kChunks == 4 || kChunks % 8 == 0);
 
@@ -41,7 +41,7 @@ struct SharedTile {
     return row * kPitch + c;
   }
   __device__ Chunk<T>* chunk(int row, int c) const { return data + place(row, c); }
-  // Of a row that is a multiple of eight further: there, places are the same.
+  // The chunk of a row that is a multiple of eight further on, where places are the same.
   __device__ Chunk<T>* chunk(int row, int c, int further) const {
     return chunk(row, c) + further * kPitch;
   }

@@ -12,10 +12,9 @@
 // the tensor as it is. A thread stays at its tap: from pixel to pixel only a pointer and a position
 // step.
 //
-// There are few tiles and many pixels, so these are cut into splits, as many as the problem's size
-// says, whatever the GPU; each block sums one split, and another kernel (split_k_reduce.cuh) adds
-// the splits in their order: the same bits in every run. How fast this is has not been measured
-// yet.
+// There are few tiles and many pixels, so the pixels are cut into splits, as many as the problem's
+// size says, whatever the GPU. Each block sums one split, and another kernel (split_k_reduce.cuh)
+// adds the splits in their order: the same bits in every run. The speed has not been measured yet.
 #pragma once
 
 #include <type_traits>
@@ -27,8 +26,8 @@
 
 namespace convbp::cuda::gemm {
 
-// The way from a pixel to the one `step` pixels further, in the input: first the step, then, behind
-// the end of a row or of a sample, to the next one's beginning.
+// The way from a pixel to the one `step` pixels further, in the input: first the step, then, past
+// the end of a row or of a sample, to the beginning of the next.
 struct Walk {
   int y, x, y_stride, y_span, x_span;
   int64_t step, next_row, next_sample;
@@ -53,13 +52,13 @@ struct Walk {
 
 template <typename T>
 struct GemmWeightGrad {
-  GemmAxis axis[2];                      // of the convolution
+  GemmAxis axis[2];                      // axes of the convolution
   int batch, groups, channels, filters;  // channels and filters of a group
   Operand<const T> input, delta;    // delta's pixels lie side by side in the order of their numbers
   int columns;                      // taps x channels, with the padding of chunks
   Divisor units;                    // a tap's columns: channels, or chunks of them
-  Divisor row_tiles, column_tiles;  // of a group's sums
-  int splits = 0;                   // of the pixels: none where there are none
+  Divisor row_tiles, column_tiles;  // tiles of a group's sums
+  int splits = 0;                   // splits of the pixels: none where there are none
   Divisor by_splits;
   uint32_t tiles_per_split = 0;
   Walk walk;
@@ -155,13 +154,13 @@ class WeightGradLoader {
  private:
   static constexpr int kOutside = -(1 << 30);  // far outside, at any pixel
 
-  // Of a chunk's other elements, where they are single ones: how far from the first.
+  // The distance of a chunk's other elements from the first, where elements are read one by one.
   struct Tap {
     int y, x;
     int64_t offset;
   };
 
-  // The one kInputStep further.
+  // Moves to the pixel kInputStep further.
   __device__ void next_pixel() {
     const Walk& walk = w_.walk;
     y_ += walk.y;
@@ -196,7 +195,7 @@ __global__ void __launch_bounds__(S::kThreads) weight_grad(GemmWeightGrad<typena
 
   typename S::Sums sums;
   WeightGradLoader<S> loader(w, group, first_pixel, pixels, first_filter, first_column);
-  // A pass of its own, which costs the other warps nothing.
+  // The bias gradient is a pass of its own, which costs the other warps nothing.
   multiply_tiles<S>(sums, loader, (pixels + S::kDepth - 1) / S::kDepth, [&](const auto& delta) {
     if (with_bias) sums.add_rows(delta, S::warp_row());
   });

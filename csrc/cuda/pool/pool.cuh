@@ -1,6 +1,7 @@
 // Pooling (L8), one thread an element of the result, in the order in which memory holds them. The
-// reference is cpu/reference/pool2d.h; here the outer loops are the threads, and sums of float32
-// and below are kept in float32. Bound by memory: what neighbours' windows share is in the cache.
+// reference is cpu/reference/pool2d.h; here the outer loops are the threads, and float32 and
+// smaller types are summed in float32. Bound by memory: numbers that neighbouring windows share are
+// in the cache.
 #pragma once
 
 #include <cmath>
@@ -15,7 +16,8 @@ using convbp::pool::each_position;
 using convbp::pool::each_window;
 using convbp::pool::kNowhere;
 
-// The largest of the window, the first of equals; NaN is larger than anything, the last one wins.
+// Takes the largest of the window, the first of equals. NaN counts as larger than anything, and the
+// last NaN wins.
 template <typename T, typename Offset>
 __global__ void max_pool2d(PoolProblem p, View<const T> input, View<T> output, View<Offset> offset,
                            Positions positions) {
@@ -35,7 +37,7 @@ __global__ void max_pool2d(PoolProblem p, View<const T> input, View<T> output, V
   });
 }
 
-// dL/da[i, j] = sum of the deltas whose window (i, j) has won.
+// dL/da[i, j] = sum of the deltas of those windows whose winner is (i, j).
 template <typename T, typename Offset>
 __global__ void max_pool2d_input_grad(PoolProblem p, View<const T> delta, View<const Offset> offset,
                                       View<T> input_grad, Positions positions) {
@@ -52,7 +54,7 @@ __global__ void max_pool2d_input_grad(PoolProblem p, View<const T> delta, View<c
   });
 }
 
-// The transpose of that map: each window's winner.
+// The transpose of that map: takes each window's winner.
 template <typename T, typename Offset>
 __global__ void max_pool2d_gather(PoolProblem p, View<const T> input, View<const Offset> offset,
                                   View<T> output, Positions positions) {

@@ -1,7 +1,8 @@
 // The three operators, one thread an output: the equations, one sum after the other.
 //
-// This is the first thing to read, and what the fast kernels are tested against. The outer loops of
-// cpu/reference/conv2d.h are the threads here, the inner ones are the same: core/reference_sums.h.
+// This file is the first thing to read, and the fast kernels are tested against it. The outer loops
+// of cpu/reference/conv2d.h are the threads here, the inner ones are the same:
+// core/reference_sums.h.
 #pragma once
 
 #include "core/reference_sums.h"
