@@ -18,9 +18,9 @@ namespace convbp::activation {
 #define CONVBP_G(p, q)  \
   template <typename A> \
   CONVBP_BOTH static A value(A p, [[maybe_unused]] const A* q)
-#define CONVBP_ERROR_SIGNAL(grad, kept, q) \
-  template <typename A>                    \
-  CONVBP_BOTH static A error_signal(A grad, A kept, [[maybe_unused]] const A* q)
+#define CONVBP_ERROR_SIGNAL(grad, saved, q) \
+  template <typename A>                     \
+  CONVBP_BOTH static A error_signal(A grad, A saved, [[maybe_unused]] const A* q)
 
 struct Relu {
   static constexpr const char* kName = "relu";
@@ -170,11 +170,11 @@ struct Elu {  // q: alpha. With an alpha >= 0 the output has the sign of p.
     const A below = q[0] * (elementary::tanh(p * A(0.5)) * (elementary::exp(p) + A(1)));
     return p > A(0) ? p : below;
   }
-  CONVBP_ERROR_SIGNAL(grad, kept, q) {  // kept: a, or p where alpha < 0
-    const A of_output = kept + q[0];
-    const A of_input = q[0] * elementary::exp(kept);
+  CONVBP_ERROR_SIGNAL(grad, saved, q) {  // saved: a, or p where alpha < 0
+    const A of_output = saved + q[0];
+    const A of_input = q[0] * elementary::exp(saved);
     const A below = grad * (q[0] < A(0) ? of_input : of_output);
-    return kept > A(0) ? grad : below;
+    return saved > A(0) ? grad : below;
   }
 };
 

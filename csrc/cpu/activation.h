@@ -12,9 +12,9 @@ template <typename A>
 struct Functions {
   // x[i] = g(x[i])
   void (*value)(A* x, int64_t count, const A* parameters);
-  // delta[i] = g'(p_i) * grad[i], from kept[i], which is g's output or its input. delta may be
+  // delta[i] = g'(p_i) * grad[i], from saved[i], which is g's output or its input. delta may be
   // grad.
-  void (*error_signal)(const A* grad, const A* kept, A* delta, int64_t count, const A* parameters);
+  void (*error_signal)(const A* grad, const A* saved, A* delta, int64_t count, const A* parameters);
 };
 
 // The functions of a row of the table.
@@ -30,8 +30,8 @@ struct Activation {
   void apply(A* x, int64_t count) const {
     if (functions) functions->value(x, count, parameters);
   }
-  void error_signal(const A* grad, const A* kept, A* delta, int64_t count) const {
-    functions->error_signal(grad, kept, delta, count, parameters);
+  void error_signal(const A* grad, const A* saved, A* delta, int64_t count) const {
+    functions->error_signal(grad, saved, delta, count, parameters);
   }
 };
 

@@ -27,7 +27,7 @@ struct Activation {
     apply_in(p, All{});
   }
   // The error signal from the number that the row saves, g's output or its input.
-  CONVBP_BOTH A error_signal(A grad, A kept) const { return error_signal_in(grad, kept, All{}); }
+  CONVBP_BOTH A error_signal(A grad, A saved) const { return error_signal_in(grad, saved, All{}); }
 
  private:
   template <int n, typename... Rows>
@@ -41,11 +41,11 @@ struct Activation {
     for (A& number : p) number = Row::template value<A>(number, parameters);
   }
   template <typename... Rows>
-  CONVBP_BOTH A error_signal_in(A grad, A kept, Table<Rows...>) const {
+  CONVBP_BOTH A error_signal_in(A grad, A saved, Table<Rows...>) const {
     int i = 0;
     A result = grad;
     (void)((row == i++ &&
-            (result = Rows::template error_signal<A>(grad, kept, parameters), true)) ||
+            (result = Rows::template error_signal<A>(grad, saved, parameters), true)) ||
            ...);
     return result;
   }
@@ -55,8 +55,8 @@ struct Activation {
 
 // L3, rounded to the element type: so it is stored, and so L4 to L6 take it.
 template <typename T, typename A, typename U>
-CONVBP_BOTH T delta_of(const activation::Activation<A>& g, U grad, U kept) {
-  return static_cast<T>(g.error_signal(static_cast<A>(grad), static_cast<A>(kept)));
+CONVBP_BOTH T delta_of(const activation::Activation<A>& g, U grad, U saved) {
+  return static_cast<T>(g.error_signal(static_cast<A>(grad), static_cast<A>(saved)));
 }
 
 template <typename T>

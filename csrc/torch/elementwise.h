@@ -34,18 +34,18 @@ Channels channels_of(const Tensor& t, bool channels_last) {
 }
 
 struct Operands {
-  Tensor grad, kept, delta;  // dense, with the same strides
+  Tensor grad, saved, delta;  // dense, with the same strides
   bool channels_last;
 };
 
-// Brings grad into the format of kept, which delta gets too.
-Operands operands(const char* op, const Tensor& grad, const Tensor& kept) {
-  check_tensors(op, {{"grad", grad}, {"kept", kept}});
-  const Ints size = sizes_of(kept);
-  check(sizes_of(grad) == size, "Expected grad to have the size of kept, ", text(size),
+// Brings grad into the format of saved, which delta gets too.
+Operands operands(const char* op, const Tensor& grad, const Tensor& saved) {
+  check_tensors(op, {{"grad", grad}, {"saved", saved}});
+  const Ints size = sizes_of(saved);
+  check(sizes_of(grad) == size, "Expected grad to have the size of saved, ", text(size),
         ", but got grad of size ", text(sizes_of(grad)));
   Operands o;
-  o.channels_last = size.size() == 4 && is_channels_last(kept);
+  o.channels_last = size.size() == 4 && is_channels_last(saved);
   Ints order(size.size());
   for (size_t d = 0; d < order.size(); ++d) order[d] = static_cast<int64_t>(d);
   if (o.channels_last) order = {0, 2, 3, 1};
@@ -57,8 +57,8 @@ Operands operands(const char* op, const Tensor& grad, const Tensor& kept) {
     return copy;
   };
   o.grad = dense(grad);
-  o.kept = dense(kept);
-  o.delta = new_tensor(size, kept, format);
+  o.saved = dense(saved);
+  o.delta = new_tensor(size, saved, format);
   return o;
 }
 
@@ -80,30 +80,30 @@ Tensor activation_op(const Tensor& input, const std::string& name, const Doubles
   return output;
 }
 
-Tensor error_signal_op(const Tensor& grad, const Tensor& kept, const std::string& name,
+Tensor error_signal_op(const Tensor& grad, const Tensor& saved, const std::string& name,
                        const Doubles& parameters) {
   check_activation(name, parameters);
-  const Operands o = operands("error_signal", grad, kept);
-  dispatch(kept, [&](auto element) {
+  const Operands o = operands("error_signal", grad, saved);
+  dispatch(saved, [&](auto element) {
     using T = decltype(element);
     error_signal<T>(make_activation<Accumulator<T>>(name, parameters), data<T>(o.grad),
-                    data<T>(o.kept), static_cast<T*>(o.delta.mutable_data_ptr()), kept.numel());
+                    data<T>(o.saved), static_cast<T*>(o.delta.mutable_data_ptr()), saved.numel());
   });
   return o.delta;
 }
 
-std::tuple<Tensor, Tensor> error_signal_bias_grad_op(const Tensor& grad, const Tensor& kept,
+std::tuple<Tensor, Tensor> error_signal_bias_grad_op(const Tensor& grad, const Tensor& saved,
                                                      const std::string& name,
                                                      const Doubles& parameters) {
   check_activation(name, parameters);
-  check(kept.dim() >= 2, "Expected kept to have channels in dimension 1, but got kept of size ",
-        text(sizes_of(kept)));
-  const Operands o = operands("error_signal_bias_grad", grad, kept);
-  const Tensor bias_grad = new_tensor({kept.size(1)}, kept, std::nullopt);
-  dispatch(kept, [&](auto element) {
+  check(saved.dim() >= 2, "Expected saved to have channels in dimension 1, but got saved of size ",
+        text(sizes_of(saved)));
+  const Operands o = operands("error_signal_bias_grad", grad, saved);
+  const Tensor bias_grad = new_tensor({saved.size(1)}, saved, std::nullopt);
+  dispatch(saved, [&](auto element) {
     using T = decltype(element);
     error_signal_bias_grad<T>(make_activation<Accumulator<T>>(name, parameters), data<T>(o.grad),
-                              data<T>(o.kept), static_cast<T*>(o.delta.mutable_data_ptr()),
+                              data<T>(o.saved), static_cast<T*>(o.delta.mutable_data_ptr()),
                               channels_of(o.delta, o.channels_last),
                               static_cast<T*>(bias_grad.mutable_data_ptr()));
   });

@@ -5,9 +5,9 @@
 // (L4). Others do several things in one pass: conv2d_weight_bias_grad L4 and L5, conv2d_activation
 // L1 and L2, conv2d_activation_pair the same with the pre-activation beside its output,
 // error_signal_bias_grad L3 and L5, depthwise_backward L3 to L6 of a depthwise layer. Without an
-// activation depthwise_backward has no `kept`, delta is grad, and `activation` is not looked at.
+// activation depthwise_backward has no `saved`, delta is grad, and `activation` is not looked at.
 //
-// activation is L2's g alone. error_signal is L3; `kept` is the output or the pre-activation,
+// activation is L2's g alone. error_signal is L3; `saved` is the output or the pre-activation,
 // whichever torch_convbp/activations.py says for that activation. linear is L7.
 //
 // The pools are L8. max_pool2d gives its output and, for each element of the output, the offset in
@@ -46,12 +46,12 @@ STABLE_TORCH_LIBRARY(torch_convbp, m) {
       "int[4] padding, int[2] dilation, int groups, *, MemoryFormat? memory_format=None) "
       "-> (Tensor, Tensor)");
   m.def("activation(Tensor input, str activation, float[] parameters) -> Tensor");
-  m.def("error_signal(Tensor grad, Tensor kept, str activation, float[] parameters) -> Tensor");
+  m.def("error_signal(Tensor grad, Tensor saved, str activation, float[] parameters) -> Tensor");
   m.def(
-      "error_signal_bias_grad(Tensor grad, Tensor kept, str activation, float[] parameters) "
+      "error_signal_bias_grad(Tensor grad, Tensor saved, str activation, float[] parameters) "
       "-> (Tensor, Tensor)");
   m.def(
-      "depthwise_backward(Tensor grad, Tensor? kept, Tensor input, Tensor weight, int[2] stride, "
+      "depthwise_backward(Tensor grad, Tensor? saved, Tensor input, Tensor weight, int[2] stride, "
       "int[4] padding, int[2] dilation, int groups, str activation, float[] parameters, *, "
       "MemoryFormat? memory_format=None) -> (Tensor, Tensor, Tensor)");
   m.def("linear(Tensor input, Tensor weight, Tensor? bias) -> Tensor");

@@ -239,7 +239,7 @@ BUGS = {
     ),
     "depthwise backward: a delta that is not rounded": Bug(
         "depthwise/backward.cuh",
-        "static_cast<A>(delta_of<T>(g, grad[0], kept[0]))", "g.error_signal(grad[0], kept[0])",
+        "static_cast<A>(delta_of<T>(g, grad[0], saved[0]))", "g.error_signal(grad[0], saved[0])",
         "depthwise_backward",
     ),
     "depthwise backward: half of the threads left out": Bug(

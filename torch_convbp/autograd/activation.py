@@ -52,7 +52,7 @@ def _error_signal_kernel(grad, saved, name, parameters):
             elementwise_ops.error_signal, grad, saved, name, parameters
         )
     activations.check(name, parameters)
-    checks.check_same_size("grad", grad.shape, "kept", saved.shape)
+    checks.check_same_size("grad", grad.shape, "saved", saved.shape)
     return activations.error_signal(grad, saved, name, parameters)
 
 

@@ -445,11 +445,11 @@ def check_depthwise(weight_size: Sequence[int], groups: int) -> None:
     )
 
 
-def check_has_channels(kept_size: Sequence[int]) -> None:
+def check_has_channels(saved_size: Sequence[int]) -> None:
     """Raises RuntimeError where dimension 1, the bias gradient's, is missing."""
     _check(
-        len(kept_size) >= 2,
-        f"Expected kept to have channels in dimension 1, but got kept of size {list(kept_size)}",
+        len(saved_size) >= 2,
+        f"Expected saved to have channels in dimension 1, but got saved of size {list(saved_size)}",
     )
 
 

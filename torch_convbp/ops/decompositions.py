@@ -162,15 +162,15 @@ def conv2d_activation(*arguments: Any) -> Tensor:
     return conv2d_activation_pair(*arguments)[0]
 
 
-def error_signal(grad: Tensor, kept: Tensor, name: str, parameters: Sequence[float]) -> Tensor:
-    delta = activations.error_signal(grad, kept, name, parameters)
-    return delta.contiguous(memory_format=format_of(kept))
+def error_signal(grad: Tensor, saved: Tensor, name: str, parameters: Sequence[float]) -> Tensor:
+    delta = activations.error_signal(grad, saved, name, parameters)
+    return delta.contiguous(memory_format=format_of(saved))
 
 
 def error_signal_bias_grad(
-    grad: Tensor, kept: Tensor, name: str, parameters: Sequence[float]
+    grad: Tensor, saved: Tensor, name: str, parameters: Sequence[float]
 ) -> tuple[Tensor, Tensor]:
-    delta = error_signal(grad, kept, name, parameters)
+    delta = error_signal(grad, saved, name, parameters)
     return delta, activations.bias_grad(delta)
 
 

@@ -44,7 +44,7 @@ def is_one_pass(grad: Tensor, weight_size: Sequence[int], groups: int) -> bool:
 
 def equations(
     grad: Tensor,
-    kept: Tensor | None,
+    saved: Tensor | None,
     input: Tensor,
     weight: Tensor,
     stride: Ints,
@@ -57,20 +57,20 @@ def equations(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The operator as one equation after the other.
 
-    Gradients of input [N, C, H, W], weight [C, 1, R, S] and bias [C], from ``grad`` and ``kept``
-    [N, C, M, N'], as error_signal's; without an activation ``kept`` is None and grad is delta.
+    Gradients of input [N, C, H, W], weight [C, 1, R, S] and bias [C], from ``grad`` and ``saved``
+    [N, C, M, N'], as error_signal's; without an activation ``saved`` is None and grad is delta.
     """
-    if kept is not None:
+    if saved is not None:
         activations.check(activation, parameters)
-    checks.check_tensors("depthwise_backward", grad=grad, input=input, weight=weight, kept=kept)
+    checks.check_tensors("depthwise_backward", grad=grad, input=input, weight=weight, saved=saved)
     geometry = (stride, padding, dilation, groups)
     size = checks.conv2d_output_size(input.shape, weight.shape, *geometry, input.element_size())
     checks.check_depthwise(weight.shape, groups)
     checks.check_same_size("grad", grad.shape, "conv2d's output", size)
     delta = grad
-    if kept is not None:
-        checks.check_same_size("kept", kept.shape, "conv2d's output", size)
-        delta = elementwise_ops.error_signal(grad, kept, activation, parameters)  # L3
+    if saved is not None:
+        checks.check_same_size("saved", saved.shape, "conv2d's output", size)
+        delta = elementwise_ops.error_signal(grad, saved, activation, parameters)  # L3
     input_grad = conv2d_ops.conv2d_input_grad(  # L6
         input.shape, weight, delta, *geometry, memory_format=memory_format
     )
@@ -81,12 +81,14 @@ def equations(
 
 
 def _autograd(
-    grad: Tensor, kept: Tensor | None, input: Tensor, weight: Tensor, *rest: Any, **format: Any
+    grad: Tensor, saved: Tensor | None, input: Tensor, weight: Tensor, *rest: Any, **format: Any
 ) -> Any:
     # The operator's own derivative is the derivative of the equations.
-    if needs_derivative(grad, kept, input, weight):
-        return equations(grad, kept, input, weight, *rest, **format)
-    return redispatch_below_autograd(depthwise_backward, grad, kept, input, weight, *rest, **format)
+    if needs_derivative(grad, saved, input, weight):
+        return equations(grad, saved, input, weight, *rest, **format)
+    return redispatch_below_autograd(
+        depthwise_backward, grad, saved, input, weight, *rest, **format
+    )
 
 
 torch.library.register_fake("torch_convbp::depthwise_backward")(equations)
@@ -116,5 +118,5 @@ def _(info: Any, in_dims: Any, *arguments: Any, **format: Any) -> Any:
 
 
 @register_flop_formula([torch.ops.torch_convbp.depthwise_backward])
-def _(grad: Ints, kept: Ints | None, input: Ints, weight: Ints, *_: Any, **__: Any) -> int:
+def _(grad: Ints, saved: Ints | None, input: Ints, weight: Ints, *_: Any, **__: Any) -> int:
     return 2 * conv2d_ops.flops(weight, grad)

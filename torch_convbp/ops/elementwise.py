@@ -1,6 +1,6 @@
 """The operators of the activation g (L2) and of its error signal (L3), element by element.
 
-``kept`` is the schemas' name for what autograd/ saves: a or p, as activations.py says.
+``saved`` is what autograd/ saves for L3: a or p, as activations.py says.
 """
 
 from __future__ import annotations
@@ -35,25 +35,25 @@ def _(input: Tensor, name: str, parameters: Sequence[float]) -> Tensor:
 
 
 def _fake_error_signal(
-    op: str, grad: Tensor, kept: Tensor, name: str, parameters: Sequence[float]
+    op: str, grad: Tensor, saved: Tensor, name: str, parameters: Sequence[float]
 ) -> Tensor:
     activations.check(name, parameters)
-    checks.check_tensors(op, grad=grad, kept=kept)
-    checks.check_same_size("grad", grad.shape, "kept", kept.shape)
-    checks.check_fits(kept.shape, kept.element_size())
-    return torch.empty_like(kept, memory_format=format_of(kept))
+    checks.check_tensors(op, grad=grad, saved=saved)
+    checks.check_same_size("grad", grad.shape, "saved", saved.shape)
+    checks.check_fits(saved.shape, saved.element_size())
+    return torch.empty_like(saved, memory_format=format_of(saved))
 
 
 @torch.library.register_fake("torch_convbp::error_signal")
-def _(grad: Tensor, kept: Tensor, name: str, parameters: Sequence[float]) -> Tensor:
-    return _fake_error_signal("error_signal", grad, kept, name, parameters)
+def _(grad: Tensor, saved: Tensor, name: str, parameters: Sequence[float]) -> Tensor:
+    return _fake_error_signal("error_signal", grad, saved, name, parameters)
 
 
 @torch.library.register_fake("torch_convbp::error_signal_bias_grad")
-def _(grad: Tensor, kept: Tensor, name: str, parameters: Sequence[float]) -> tuple[Tensor, Tensor]:
-    checks.check_has_channels(kept.shape)
-    delta = _fake_error_signal("error_signal_bias_grad", grad, kept, name, parameters)
-    return delta, kept.new_empty(kept.shape[1])
+def _(grad: Tensor, saved: Tensor, name: str, parameters: Sequence[float]) -> tuple[Tensor, Tensor]:
+    checks.check_has_channels(saved.shape)
+    delta = _fake_error_signal("error_signal_bias_grad", grad, saved, name, parameters)
+    return delta, saved.new_empty(saved.shape[1])
 
 
 # --- batching (torch.vmap) ------------------------------------------------------------------
@@ -65,18 +65,18 @@ def _(info: Any, in_dims: Any, input: Tensor, name: str, parameters: Sequence[fl
 
 
 @torch.library.register_vmap("torch_convbp::error_signal")
-def _(info: Any, in_dims: Any, grad: Tensor, kept: Tensor, *row: Any) -> Any:
+def _(info: Any, in_dims: Any, grad: Tensor, saved: Tensor, *row: Any) -> Any:
     size = info.batch_size
-    folded = error_signal(fold(grad, in_dims[0], size, 0), fold(kept, in_dims[1], size, 0), *row)
+    folded = error_signal(fold(grad, in_dims[0], size, 0), fold(saved, in_dims[1], size, 0), *row)
     return unfold(folded, 0, (size, folded.shape[0] // size))
 
 
 @torch.library.register_vmap("torch_convbp::error_signal_bias_grad")
-def _(info: Any, in_dims: Any, grad: Tensor, kept: Tensor, *row: Any) -> Any:
+def _(info: Any, in_dims: Any, grad: Tensor, saved: Tensor, *row: Any) -> Any:
     # One bias gradient for each index: the indices become channels.
     size = info.batch_size
     delta, bias_grad = error_signal_bias_grad(
-        fold(grad, in_dims[0], size, 1), fold(kept, in_dims[1], size, 1), *row
+        fold(grad, in_dims[0], size, 1), fold(saved, in_dims[1], size, 1), *row
     )
     channels = bias_grad.shape[0] // size
     return (

@@ -45,16 +45,16 @@ void parallel_pieces(int64_t count, const Body& body) {
 // Computes delta[0 .. count) of one piece, and returns its numbers before they are rounded: delta
 // itself, or `piece`.
 template <typename T, typename Acc>
-const Acc* error_signal_piece(const activation::Activation<Acc>& g, const T* grad, const T* kept,
+const Acc* error_signal_piece(const activation::Activation<Acc>& g, const T* grad, const T* saved,
                               T* delta, int64_t count, Acc (&piece)[kPiece]) {
   if constexpr (std::is_same_v<T, Acc>) {
-    g.error_signal(grad, kept, delta, count);
+    g.error_signal(grad, saved, delta, count);
     return delta;
   } else {
-    Acc kept_piece[kPiece];
+    Acc saved_piece[kPiece];
     load_piece(grad, count, piece);
-    load_piece(kept, count, kept_piece);
-    g.error_signal(piece, kept_piece, piece, count);
+    load_piece(saved, count, saved_piece);
+    g.error_signal(piece, saved_piece, piece, count);
     store_piece(piece, count, delta);
     return piece;
   }
@@ -87,17 +87,17 @@ void activate(const activation::Activation<Accumulator<T>>& g, const T* input, T
 }
 
 template <typename T>
-void error_signal(const activation::Activation<Accumulator<T>>& g, const T* grad, const T* kept,
+void error_signal(const activation::Activation<Accumulator<T>>& g, const T* grad, const T* saved,
                   T* delta, int64_t count) {
   parallel_pieces(count, [&](int64_t begin, int64_t end) {
     Accumulator<T> piece[kPiece];
-    error_signal_piece(g, grad + begin, kept + begin, delta + begin, end - begin, piece);
+    error_signal_piece(g, grad + begin, saved + begin, delta + begin, end - begin, piece);
   });
 }
 
 template <typename T>
 void error_signal_bias_grad(const activation::Activation<Accumulator<T>>& g, const T* grad,
-                            const T* kept, T* delta, const Channels& size, T* bias_grad) {
+                            const T* saved, T* delta, const Channels& size, T* bias_grad) {
   using Acc = Accumulator<T>;
   const int64_t channels = size.channels, inner = size.inner;
   if (channels * inner == 0) {  // the cuts below divide by both
@@ -124,7 +124,7 @@ void error_signal_bias_grad(const activation::Activation<Accumulator<T>>& g, con
       const auto signal = [&](int64_t first, int64_t last, const auto& add) {
         pieces(first, last, kPiece, [&](int64_t i, int64_t end) {
           Acc piece[kPiece];
-          add(i, error_signal_piece(g, grad + i, kept + i, delta + i, end - i, piece), end - i);
+          add(i, error_signal_piece(g, grad + i, saved + i, delta + i, end - i, piece), end - i);
         });
       };
       if (inner > 1) {

@@ -14,12 +14,12 @@ void activate(const activation::Activation<Accumulator<T>>& g, const T* input, T
 
 // delta[i] = g'(p_i) * grad[i]
 template <typename T>
-void error_signal(const activation::Activation<Accumulator<T>>& g, const T* grad, const T* kept,
+void error_signal(const activation::Activation<Accumulator<T>>& g, const T* grad, const T* saved,
                   T* delta, int64_t count);
 
 // delta as above, and bias_grad[c] = the sum of channel c of delta, in one pass over memory.
 template <typename T>
 void error_signal_bias_grad(const activation::Activation<Accumulator<T>>& g, const T* grad,
-                            const T* kept, T* delta, const Channels& size, T* bias_grad);
+                            const T* saved, T* delta, const Channels& size, T* bias_grad);
 
 }  // namespace convbp

@@ -11,11 +11,11 @@ CONVBP_TARGET void value(A* __restrict x, int64_t count, const A* __restrict par
 }
 
 template <typename Row, typename A>
-CONVBP_TARGET void error_signal(const A* grad, const A* kept, A* delta, int64_t count,
+CONVBP_TARGET void error_signal(const A* grad, const A* saved, A* delta, int64_t count,
                                 const A* parameters) {
 #pragma GCC ivdep  // delta may be grad, element for element
   for (int64_t i = 0; i < count; ++i)
-    delta[i] = Row::template error_signal<A>(grad[i], kept[i], parameters);
+    delta[i] = Row::template error_signal<A>(grad[i], saved[i], parameters);
 }
 
 template <typename A, typename... Rows>

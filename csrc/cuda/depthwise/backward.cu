@@ -72,7 +72,7 @@ bool start_known(const Call<T>& call) {
   };
   const StripAxis &height = call.height, &width = call.width;
   if (!fits(call.signal.grad, height.sources, width.sources) ||
-      (call.signal.kept.data && !fits(call.signal.kept, height.sources, width.sources)) ||
+      (call.signal.saved.data && !fits(call.signal.saved, height.sources, width.sources)) ||
       !fits(call.input, height.results, width.results) ||
       !fits(call.input_grad, height.results, width.results))
     return false;
@@ -111,10 +111,10 @@ bool backward(Context& context, const ConvProblem& p, const ErrorSignal<T>& sign
 
 template <typename T>
 View<const T> error_signal(Context& context, const ConvProblem& p, const ErrorSignal<T>& signal) {
-  if (!signal.kept.data) return signal.grad;
+  if (!signal.saved.data) return signal.grad;
   const int64_t size[4] = {p.batch, p.groups * p.out_channels, p.out_size[kHeight],
                            p.out_size[kWidth]};
-  const Positions positions(size, channels_innermost(signal.kept.stride));
+  const Positions positions(size, channels_innermost(signal.saved.stride));
   View<T> delta{static_cast<T*>(context.scratch(positions.count * sizeof(T))), {}};
   int64_t step = 1;
   const auto lies_behind = [&](int d) { delta.stride[d] = step, step *= size[d]; };

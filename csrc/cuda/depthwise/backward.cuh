@@ -93,12 +93,12 @@ namespace kernels {
 // Computes delta = g'(p) grad in place, as it would be stored. g' is one loop that is not unrolled:
 // it has the code of every activation.
 template <typename T, int V, typename A>
-__device__ void to_error_signal(const activation::Activation<A>& g, A (&grad)[V], A (&kept)[V]) {
+__device__ void to_error_signal(const activation::Activation<A>& g, A (&grad)[V], A (&saved)[V]) {
 #pragma unroll 1
   for (int times = 0; times < V; ++times) {
-    const A delta = static_cast<A>(delta_of<T>(g, grad[0], kept[0]));
+    const A delta = static_cast<A>(delta_of<T>(g, grad[0], saved[0]));
 #pragma unroll
-    for (int v = 0; v + 1 < V; ++v) grad[v] = grad[v + 1], kept[v] = kept[v + 1];
+    for (int v = 0; v + 1 < V; ++v) grad[v] = grad[v + 1], saved[v] = saved[v + 1];
     grad[V - 1] = delta;
   }
 }
@@ -143,16 +143,16 @@ __global__ void __launch_bounds__(kThreads, 1)
     const int first_m = S::first_source(height, first_row);
     const int first_n = S::first_source(width, first_column);
 
-    const Plane<const T, V> grad(signal.grad, b, c), kept(signal.kept, b, c), a(input, b, c);
+    const Plane<const T, V> grad(signal.grad, b, c), saved(signal.saved, b, c), a(input, b, c);
     const Plane<T, V> to(input_grad, b, c);
     const auto load = [&](int i, int j, int place) {
       const int m = first_m + i, n = first_n + j;
       A delta[V] = {};
       if (inside(m, sources) && inside(n, width.sources)) {
         grad.load(delta, m, n);
-        if (signal.kept.data) {
+        if (signal.saved.data) {
           A of_g[V];
-          kept.load(of_g, m, n);
+          saved.load(of_g, m, n);
           to_error_signal<T>(signal.g, delta, of_g);
         }
         // One of the tiles that have this delta counts it: the one with its tap 0, or the first
@@ -257,7 +257,7 @@ __global__ void error_signal(ErrorSignal<T> signal, View<T> delta, Positions pos
   each(positions.count, [&](int64_t number) {
     const auto [b, c, m, n] = positions.position(number);
     delta.at(b, c, m, n) =
-        delta_of<T>(signal.g, signal.grad.at(b, c, m, n), signal.kept.at(b, c, m, n));
+        delta_of<T>(signal.g, signal.grad.at(b, c, m, n), signal.saved.at(b, c, m, n));
   });
 }
 

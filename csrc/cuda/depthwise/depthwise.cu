@@ -34,11 +34,11 @@ void start_channels(const Call<T>& call) {
   const int64_t wanted = divide_up(int64_t{4} * call.context.multiprocessors, others);
   blocks.strips = static_cast<int>(std::max<int64_t>(1, strips / wanted));
   blocks.chunks = static_cast<int>(divide_up(strips, blocks.strips));
-  View<T> kept = call.result;
-  kept.data = call.epilogue.pre_activation;
+  View<T> pre_activation = call.result;
+  pre_activation.data = call.epilogue.pre_activation;
   blocks.packed = is_packed(call.source, layer.channels, V) &&
                   is_packed(call.result, layer.channels, V) &&
-                  (!kept.data || is_packed(kept, layer.channels, V));
+                  (!pre_activation.data || is_packed(pre_activation, layer.channels, V));
   launch(call.context, "depthwise", kernels::channels<T, direction, taps, stride, kLength>,
          dim3(static_cast<unsigned>(others * blocks.chunks)), dim3(lanes, rows),
          Filters<taps, V, Accumulator<T>>(nullptr, lanes * V).size() * sizeof(Accumulator<T>),

@@ -29,7 +29,7 @@ void conv2d_weight_grad(Context&, const ConvProblem&, View<const T> input, View<
 template <typename T>
 struct ErrorSignal {
   activation::Activation<Accumulator<T>> g;
-  View<const T> grad, kept;
+  View<const T> grad, saved;
 };
 
 // L3 to L6 in one pass over memory, where there is a kernel for that. Returns whether there is.

@@ -16,14 +16,14 @@ void activate(Context& context, const activation::Activation<Accumulator<T>>& g,
 
 template <typename T>
 void error_signal(Context& context, const activation::Activation<Accumulator<T>>& g, const T* grad,
-                  const T* kept, T* delta, int64_t count) {
+                  const T* saved, T* delta, int64_t count) {
   launch(context, "error_signal", kernels::error_signal<T>, blocks_for(count, context), kThreads, 0,
-         g, grad, kept, delta, count);
+         g, grad, saved, delta, count);
 }
 
 template <typename T>
 void error_signal_bias_grad(Context& context, const activation::Activation<Accumulator<T>>& g,
-                            const T* grad, const T* kept, T* delta, const Channels& size,
+                            const T* grad, const T* saved, T* delta, const Channels& size,
                             T* bias_grad) {
   using A = Accumulator<T>;
   using kernels::Sums;
@@ -40,7 +40,7 @@ void error_signal_bias_grad(Context& context, const activation::Activation<Accum
     launch(context, "error_signal_bias_grad",
            channels_innermost ? kernels::error_signal_columns<T> : kernels::error_signal_nchw<T>,
            dim3(columns, s.splits), dim3(Sums::kColumns, Sums::kRows),
-           Sums::kColumns * Sums::kRows * sizeof(A), g, grad, kept, delta, s, partial);
+           Sums::kColumns * Sums::kRows * sizeof(A), g, grad, saved, delta, s, partial);
   launch(context, "bias_grad", kernels::sum_of_splits<T>, blocks_for(size.channels, context),
          kThreads, 0, partial, s.splits, size.channels, bias_grad);
 }

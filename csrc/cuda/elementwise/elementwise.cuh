@@ -22,9 +22,9 @@ __global__ void activate(activation::Activation<Accumulator<T>> g, const T* inpu
 }
 
 template <typename T>
-__global__ void error_signal(activation::Activation<Accumulator<T>> g, const T* grad, const T* kept,
-                             T* delta, int64_t count) {
-  each(count, [&](int64_t i) { delta[i] = delta_of<T>(g, grad[i], kept[i]); });
+__global__ void error_signal(activation::Activation<Accumulator<T>> g, const T* grad,
+                             const T* saved, T* delta, int64_t count) {
+  each(count, [&](int64_t i) { delta[i] = delta_of<T>(g, grad[i], saved[i]); });
 }
 
 // The cut of the sums: a block of 32 x 8 threads takes 32 columns, neighbours in memory, of `rows`
@@ -53,14 +53,14 @@ __device__ A sum_of_rows(A value) {
 // partial [splits, C]
 template <typename T>
 __global__ void error_signal_columns(activation::Activation<Accumulator<T>> g, const T* grad,
-                                     const T* kept, T* delta, Sums s, Accumulator<T>* partial) {
+                                     const T* saved, T* delta, Sums s, Accumulator<T>* partial) {
   const int64_t c = static_cast<int64_t>(blockIdx.x) * Sums::kColumns + threadIdx.x;
   const int64_t end = std::min((blockIdx.y + 1) * s.rows, s.size.outer);
   Accumulator<T> sum = 0;
   if (c < s.size.channels)
     for (int64_t row = blockIdx.y * s.rows + threadIdx.y; row < end; row += Sums::kRows) {
       const int64_t i = row * s.size.channels + c;
-      delta[i] = delta_of<T>(g, grad[i], kept[i]);
+      delta[i] = delta_of<T>(g, grad[i], saved[i]);
       sum += static_cast<Accumulator<T>>(delta[i]);
     }
   sum = sum_of_rows(sum);
@@ -71,7 +71,7 @@ __global__ void error_signal_columns(activation::Activation<Accumulator<T>> g, c
 // partial [splits, C]
 template <typename T>
 __global__ void error_signal_nchw(activation::Activation<Accumulator<T>> g, const T* grad,
-                                  const T* kept, T* delta, Sums s, Accumulator<T>* partial) {
+                                  const T* saved, T* delta, Sums s, Accumulator<T>* partial) {
   const int64_t c = blockIdx.x, step = Sums::kColumns * Sums::kRows, inner = s.size.inner;
   const int64_t begin = blockIdx.y * s.rows * Sums::kColumns;
   const int64_t end = std::min(begin + s.rows * Sums::kColumns, s.size.outer * inner);
@@ -82,7 +82,7 @@ __global__ void error_signal_nchw(activation::Activation<Accumulator<T>> g, cons
   Accumulator<T> sum = 0;
   for (; e < end; e += step) {
     const int64_t i = (sample * s.size.channels + c) * inner + pixel;
-    delta[i] = delta_of<T>(g, grad[i], kept[i]);
+    delta[i] = delta_of<T>(g, grad[i], saved[i]);
     sum += static_cast<Accumulator<T>>(delta[i]);
     sample += samples, pixel += pixels;
     if (pixel >= inner) pixel -= inner, ++sample;

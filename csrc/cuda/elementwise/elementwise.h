@@ -15,12 +15,12 @@ void activate(Context&, const activation::Activation<Accumulator<T>>& g, const T
 // delta[i] = g'(p_i) * grad[i]
 template <typename T>
 void error_signal(Context&, const activation::Activation<Accumulator<T>>& g, const T* grad,
-                  const T* kept, T* delta, int64_t count);
+                  const T* saved, T* delta, int64_t count);
 
 // delta as above, and bias_grad[c] = the sum of channel c of delta, in one pass over memory.
 template <typename T>
 void error_signal_bias_grad(Context&, const activation::Activation<Accumulator<T>>& g,
-                            const T* grad, const T* kept, T* delta, const Channels& size,
+                            const T* grad, const T* saved, T* delta, const Channels& size,
                             T* bias_grad);
 
 }  // namespace convbp::cuda

@@ -86,13 +86,13 @@ namespace convbp {
 namespace {
 
 std::tuple<Tensor, Tensor, Tensor> depthwise_backward(
-    const Tensor& grad, const std::optional<Tensor>& kept, const Tensor& input,
+    const Tensor& grad, const std::optional<Tensor>& saved, const Tensor& input,
     const Tensor& weight, const Ints& stride, const Ints& padding, const Ints& dilation,
     int64_t groups, const std::string& activation, const Doubles& parameters,
     std::optional<MemoryFormat> memory_format) {
   std::vector<Argument> arguments{{"grad", grad}, {"input", input}, {"weight", weight}};
-  if (kept) {
-    arguments.push_back({"kept", *kept});
+  if (saved) {
+    arguments.push_back({"saved", *saved});
     check_activation(activation, parameters);
   }
   check_tensors("depthwise_backward", arguments);
@@ -104,8 +104,8 @@ std::tuple<Tensor, Tensor, Tensor> depthwise_backward(
       "Expected a depthwise layer, with weight of size [groups, 1, R, S], but got weight of size ",
       text(weight_size), " and groups=", groups);
   check_delta(sizes_of(grad), p, "grad");
-  if (kept) check_delta(sizes_of(*kept), p, "kept");
-  const Tensor& like_delta = kept ? *kept : grad;
+  if (saved) check_delta(sizes_of(*saved), p, "saved");
+  const Tensor& like_delta = saved ? *saved : grad;
   const Tensor input_grad =
       new_tensor(sizes_of(input), grad, result_format(memory_format, weight, like_delta));
   const Tensor weight_grad =
@@ -114,9 +114,9 @@ std::tuple<Tensor, Tensor, Tensor> depthwise_backward(
   dispatch(grad, [&](auto element) {
     using T = decltype(element);
     cuda::depthwise::ErrorSignal<T> signal{{}, view<const T>(grad), {}};
-    if (kept) {
+    if (saved) {
       signal.g = make_activation<Accumulator<T>>(activation, parameters);
-      signal.kept = view<const T>(*kept);
+      signal.saved = view<const T>(*saved);
     }
     backend::depthwise_backward<T>(p, signal, view<const T>(input), view<const T>(weight),
                                    view<T>(input_grad), view<T>(weight_grad),

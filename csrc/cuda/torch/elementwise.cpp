@@ -12,17 +12,17 @@ void activate(const activation::Activation<Accumulator<T>>& g, const T* input, T
 }
 
 template <typename T>
-void error_signal(const activation::Activation<Accumulator<T>>& g, const T* grad, const T* kept,
+void error_signal(const activation::Activation<Accumulator<T>>& g, const T* grad, const T* saved,
                   T* delta, int64_t count) {
   TorchContext context;
-  cuda::error_signal<T>(context, g, grad, kept, delta, count);
+  cuda::error_signal<T>(context, g, grad, saved, delta, count);
 }
 
 template <typename T>
 void error_signal_bias_grad(const activation::Activation<Accumulator<T>>& g, const T* grad,
-                            const T* kept, T* delta, const Channels& size, T* bias_grad) {
+                            const T* saved, T* delta, const Channels& size, T* bias_grad) {
   TorchContext context;
-  cuda::error_signal_bias_grad<T>(context, g, grad, kept, delta, size, bias_grad);
+  cuda::error_signal_bias_grad<T>(context, g, grad, saved, delta, size, bias_grad);
 }
 
 }  // namespace convbp

@@ -517,11 +517,11 @@ void try_depthwise_backward(Random& random) {
     });
   cuda::depthwise::ErrorSignal<T> signal{any_activation<Accumulator<T>>(random, exact), grad.read(),
                                          kept.read()};
-  if (signal.g.row < 0) signal.kept.data = nullptr;
+  if (signal.g.row < 0) signal.saved.data = nullptr;
   Tensor<T> delta(of_output);
   each(delta, of_output, [&](T& to, int64_t a, int64_t b, int64_t c, int64_t d) {
     to = grad.view().at(a, b, c, d);
-    if (signal.kept.data)
+    if (signal.saved.data)
       to = static_cast<T>(
           signal.g.error_signal(static_cast<Accumulator<T>>(to),
                                 static_cast<Accumulator<T>>(kept.view().at(a, b, c, d))));
