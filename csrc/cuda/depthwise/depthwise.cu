@@ -87,7 +87,7 @@ void start_known(const Call<T>& call) {
 
 template <typename T, Direction direction>
 void start(const Call<T>& call) {
-  const auto& [height, width, channels, filters, turned] = call.layer;
+  const auto& [height, width, channels, filters, flipped] = call.layer;
   // float64 is for checking
   if constexpr (sizeof(T) != 8)
     if (filters == 1 && call.batch * channels < (int64_t{1} << 31) - kThreads &&
@@ -96,7 +96,7 @@ void start(const Call<T>& call) {
             [&](auto taps, auto stride) {
               if constexpr (direction == Direction::kBackward && stride == 1) {
                 Call<T> forward = call;
-                forward.layer.turned = true;
+                forward.layer.flipped = true;
                 for (StripAxis* axis : {&forward.layer.height, &forward.layer.width})
                   axis->pad = axis->taps - 1 - axis->pad;
                 start_known<T, Direction::kForward, taps, stride>(forward);

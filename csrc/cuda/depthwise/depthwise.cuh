@@ -32,7 +32,7 @@ struct Layer {
   StripAxis height, width;
   int channels;  // channels of the result
   int filters;   // filters of a source channel (backward, of a result channel)
-  bool turned;   // the filter is flipped; forward only
+  bool flipped;  // the filter is flipped; forward only
 };
 
 namespace kernels {
@@ -87,7 +87,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int64_t b = number;
 
   const Filters<taps, V, A> filters(shared_memory<A>(), at_once);
-  filters.take(weight, first_channel, layer.channels, layer.turned,
+  filters.take(weight, first_channel, layer.channels, layer.flipped,
                threadIdx.y * blockDim.x + threadIdx.x, blockDim.x * blockDim.y);
   barrier();
 
@@ -186,7 +186,7 @@ __global__ void __launch_bounds__(kThreads, 1)
             inside(m + i, height.sources) && inside(n + j, width.sources)
                 ? static_cast<A>(source.at(b, c, m + i, n + j))
                 : A(0);
-    filters.take(weight, c, layer.channels, layer.turned, threadIdx.y * blockDim.x + threadIdx.x,
+    filters.take(weight, c, layer.channels, layer.flipped, threadIdx.y * blockDim.x + threadIdx.x,
                  blockDim.x * blockDim.y);
   }
   barrier();

@@ -160,11 +160,11 @@ struct Filters {
   CONVBP_BOTH int size() const { return taps * taps * row; }
 
   template <typename T>
-  __device__ void take(const View<const T>& weight, int first, int all, bool turned, int thread,
+  __device__ void take(const View<const T>& weight, int first, int all, bool flipped, int thread,
                        int threads) const {
     for (int e = thread; e < taps * taps * channels; e += threads) {
       const int c = e / (taps * taps), tap = e % (taps * taps);
-      const int at = turned ? taps * taps - 1 - tap : tap;
+      const int at = flipped ? taps * taps - 1 - tap : tap;
       data[tap * row + c] =
           first + c < all ? static_cast<A>(weight.at(first + c, 0, at / taps, at % taps)) : A(0);
     }
