@@ -62,14 +62,14 @@ Tensor allocate(const Ints& size, const Tensor& like, const Make& make) {
 }
 
 // Prepares new memory; each backend defines how.
-void made(void* data, int64_t bytes);
+void prepare_memory(void* data, int64_t bytes);
 
 inline Tensor new_tensor(const Ints& size, const Tensor& like, std::optional<MemoryFormat> format,
                          std::optional<ScalarType> type = std::nullopt) {
   return allocate(size, like, [&] {
     const Tensor tensor = torch::stable::empty(size, type.value_or(like.scalar_type()),
                                                std::nullopt, like.device(), std::nullopt, format);
-    made(tensor.mutable_data_ptr(), tensor.numel() * tensor.element_size());
+    prepare_memory(tensor.mutable_data_ptr(), tensor.numel() * tensor.element_size());
     return tensor;
   });
 }

@@ -164,7 +164,7 @@ void check_device(const char* name, const Tensor& tensor, const Tensor& first) {
         " on cuda:", index, " and others on cuda:", first_index);
 }
 
-void check_is_there(const char* op, const char* name, const Tensor& t) {
+void check_defined(const char* op, const char* name, const Tensor& t) {
   check(t.defined(), op, "(): argument '", name, "' must be Tensor, not None");
 }
 
@@ -190,7 +190,7 @@ void check_tensors(const char* op, const std::vector<Argument>& arguments) {
       fail('"', op, "\" not implemented for the dtype of ", a.name);
     }
   };
-  for (const Argument& a : arguments) check_is_there(op, a.name, a.tensor);
+  for (const Argument& a : arguments) check_defined(op, a.name, a.tensor);
   const ScalarType type = type_of(arguments.front());
   for (const Argument& a : arguments) {
     check_device(a.name, a.tensor, first);

@@ -75,7 +75,7 @@ extern const torch::headeronly::DeviceType kDevice;
 void check_device(const char* name, const Tensor& tensor, const Tensor& first);
 
 // Checks that a tensor is defined: Python's None comes as an undefined tensor.
-void check_is_there(const char* op, const char* name, const Tensor& tensor);
+void check_defined(const char* op, const char* name, const Tensor& tensor);
 
 // Checks that the storage reaches to the tensor's last element: Storage.resize_ may have cut it.
 void check_has_memory(const char* name, const Tensor& tensor);

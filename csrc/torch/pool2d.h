@@ -28,7 +28,7 @@ ScalarType offset_type(const PoolProblem& p) {
 }
 
 void check_offset(const Tensor& offset, const Tensor& values, const PoolProblem& p) {
-  check_is_there("max_pool2d", "offset", offset);
+  check_defined("max_pool2d", "offset", offset);
   check_device("offset", offset, values);
   check(offset.scalar_type() == offset_type(p), "Expected offset of type ",
         torch::headeronly::toString(offset_type(p)),

@@ -181,13 +181,13 @@ void conv2d_weight_grad(const ConvProblem& p, View<const T> input, View<const T>
                [&](int64_t begin, int64_t end) { kernel(plan, input, delta, sums, begin, end); });
 
   // Adds the chunks' sums to those of the first chunk, in order; then each sum goes to its place.
-  const int64_t a_chunk = plan.sums_per_chunk();
+  const int64_t sums_per_chunk = plan.sums_per_chunk();
   if (plan.chunks > 1)
-    parallel_for(divide_up(a_chunk, kSumsTogether), [&](int64_t begin, int64_t end) {
-      const int64_t last_sum = std::min(end * kSumsTogether, a_chunk);
+    parallel_for(divide_up(sums_per_chunk, kSumsTogether), [&](int64_t begin, int64_t end) {
+      const int64_t last_sum = std::min(end * kSumsTogether, sums_per_chunk);
       for (int64_t chunk = 1; chunk < plan.chunks; ++chunk)
         for (int64_t i = begin * kSumsTogether; i < last_sum; ++i)
-          sums[i] += sums[chunk * a_chunk + i];
+          sums[i] += sums[chunk * sums_per_chunk + i];
     });
   for (int64_t tap = 0; tap < d.taps(); ++tap) {
     T* const to = &weight_grad.at(0, 0, tap / p.kernel[kWidth], tap % p.kernel[kWidth]);

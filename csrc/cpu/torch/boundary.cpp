@@ -19,7 +19,7 @@ const torch::headeronly::DeviceType kDevice = torch::headeronly::DeviceType::CPU
 
 // Asks for large pages in large tensors: a fresh page costs more than the kernel spends on the data
 // in it. Nothing changes where memory is not fresh, or where the system has no large pages.
-void made(void* data, int64_t bytes) {
+void prepare_memory(void* data, int64_t bytes) {
 #if defined(__linux__)
   constexpr uintptr_t kPage = 2 << 20;
   const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + kPage - 1) / kPage * kPage;

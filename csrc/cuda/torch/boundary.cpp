@@ -10,7 +10,7 @@ namespace convbp {
 
 const torch::headeronly::DeviceType kDevice = torch::headeronly::DeviceType::CUDA;
 
-void made(void*, int64_t) {}
+void prepare_memory(void*, int64_t) {}
 
 TorchContext::TorchContext() : device_(torch::stable::accelerator::getCurrentDeviceIndex()) {
   void* current = nullptr;
