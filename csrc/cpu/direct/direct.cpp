@@ -19,7 +19,7 @@ namespace {
 // The bytes of a patch, which should stay in the second-level cache beside a block of weights.
 constexpr int64_t kPatchBytes = 128 * 1024;
 // The bytes of an NCHW patch: nothing else needs the cache, and planes are best read as a whole.
-constexpr int64_t kPlanesBytes = 384 * 1024;
+constexpr int64_t kNchwBytes = 384 * 1024;
 // The most pixels of a tile: a larger tile saves nothing more.
 constexpr int64_t kMostPixels = 1024;
 // Limits of few channels, of few products in a sum, and of few pixels in an image.
@@ -87,11 +87,11 @@ ConvAxis axis_of_patch(const Phases& phases) {
   return a;
 }
 
-// True where pixels in the lanes are faster. Few result channels leave lanes empty, whatever the
-// layout; few source channels make sums so short that it counts how results are stored. It is not
-// for small images, whose rows fill no vector, nor where most rows of a patch would lie between
-// taps.
-bool in_planes(const GatherConv& c, const int64_t* result_stride) {
+// True where an NCHW patch is faster, with pixels in the lanes. Few result channels leave lanes
+// empty, whatever the layout; few source channels make sums so short that it counts how results are
+// stored. It is not for small images, whose rows fill no vector, nor where most rows of a patch
+// would lie between taps.
+bool should_use_nchw(const GatherConv& c, const int64_t* result_stride) {
   if (c.depthwise || c.h.count * c.w.count < kFewPixels) return false;
   for (const ConvAxis* a : {&c.h, &c.w})
     if (a->dense_rows(a->count) > a->count * a->tap_count() ||
@@ -106,7 +106,7 @@ template <typename T>
 bool should_stream_results(const DirectConv& conv, View<T> result) {
   const GatherConv& c = conv.tap;
   const auto bytes = [](int64_t count) { return count * static_cast<int64_t>(sizeof(T)); };
-  return std::is_same_v<T, float> && !conv.planes && result.stride[1] == 1 &&
+  return std::is_same_v<T, float> && !conv.nchw && result.stride[1] == 1 &&
          bytes(c.oc_block) % kLineBytes == 0 && should_stream(bytes(c.batch * result.stride[0])) &&
          has_whole_lines(result.data, result.stride, c.out_channels);
 }
@@ -124,20 +124,20 @@ void run_gather_conv(const ConvProblem& p, Phases h, Phases w, View<const T> sou
                        forward ? p.out_channels : p.in_channels, kernels.lanes());
   conv.h = std::move(h);
   conv.w = std::move(w);
-  if (in_planes(c, result.stride)) {
-    conv.planes = true;
-    c.oc_block = c.out_channels <= kFewChannels ? c.out_channels : kernels.most_planes;
+  if (should_use_nchw(c, result.stride)) {
+    conv.nchw = true;
+    c.oc_block = c.out_channels <= kFewChannels ? c.out_channels : kernels.most_nchw_channels;
   } else if (kernels.pack_pairs && !c.depthwise) {
     conv.pairs = true;
     c.in_channels = divide_up(c.in_channels, 2);
   } else if (!c.depthwise) {
     c.oc_block = fitting_channel_block(c.out_channels, kernels.lanes(), kernels.vector_bytes);
   }
-  const bool short_sums = kernels.short_sums && !conv.planes && !conv.pairs && !c.depthwise &&
+  const bool short_sums = kernels.short_sums && !conv.nchw && !conv.pairs && !c.depthwise &&
                           result.stride[1] == 1 && c.in_channels * c.taps() <= kShortSum &&
                           c.out_channels % (4 * kernels.lanes()) == 0;
   if (short_sums) c.oc_block = 4 * kernels.lanes();
-  choose_tiles(c, conv.planes ? kPlanesBytes : kPatchBytes, sizeof(Acc), c.in_channels, 0);
+  choose_tiles(c, conv.nchw ? kNchwBytes : kPatchBytes, sizeof(Acc), c.in_channels, 0);
   spread_over_threads(c, 1, 32);
   conv.streamed = should_stream_results(conv, result);
   const WeightStrides strides = weight_strides(p, c, weight.stride, !forward, forward);
@@ -149,10 +149,10 @@ void run_gather_conv(const ConvProblem& p, Phases h, Phases w, View<const T> sou
   parallel_for(blocks, [&](int64_t begin, int64_t end) {
     pack_weight(conv, weight.data, strides, packed, begin, end);
   });
-  const auto gather_conv = conv.pairs    ? kernels.pairs[c.oc_block > kernels.lanes()]
-                           : conv.planes ? kernels.planes(c.oc_block)
-                           : short_sums  ? kernels.short_sums
-                                         : kernels_for(kernels, c).gather_conv;
+  const auto gather_conv = conv.pairs   ? kernels.pairs[c.oc_block > kernels.lanes()]
+                           : conv.nchw  ? kernels.nchw(c.oc_block)
+                           : short_sums ? kernels.short_sums
+                                        : kernels_for(kernels, c).gather_conv;
   parallel_for(c.tasks(), [&](int64_t begin, int64_t end) {
     gather_conv(conv, source, packed, epilogue, result, begin, end);
   });

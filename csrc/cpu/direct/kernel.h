@@ -13,7 +13,7 @@
 //   pairs            bfloat16 where the processor adds the products of two neighbouring channels at
 //                    once: twice as many a cycle. A pair is one number to the loops
 //
-// planes.h takes pixels for lanes where one side has few channels. Reached (Zen 4, 2 cores, 240
+// nchw.h takes pixels for lanes where one side has few channels. Reached (Zen 4, 2 cores, 240
 // GF/s): with stride 2 180 to 200 GF/s, weight gradient 150 to 170.
 
 #if defined(CONVBP_BF16_PAIRS)
@@ -28,7 +28,7 @@
 
 #include "core/types.h"
 #include "cpu/direct/plan.h"
-#include "cpu/direct/planes.h"
+#include "cpu/direct/nchw.h"
 #include "cpu/direct/table.h"
 #include "cpu/scratch.h"
 #include "cpu/simd/patch.h"
@@ -106,7 +106,7 @@ CONVBP_TARGET void pack_weight(const DirectConv& conv, const T* weight, const We
         const T* from = weight + g * stride.group + o0 * stride.out_channel +
                         h[tap / w.size()] * stride.r + w[tap % w.size()] * stride.s;
         for (int64_t k = 0; k < depth; ++k) {
-          const int64_t row = conv.planes ? k * taps + tap : tap * c.depth() + k / kPer;
+          const int64_t row = conv.nchw ? k * taps + tap : tap * c.depth() + k / kPer;
           Packed* const at = to + row * c.oc_block * kPer + k % kPer;
           const int64_t filled = k < channels ? lanes : 0;
           for (int64_t lane = 0; lane < filled; ++lane)
@@ -486,8 +486,8 @@ KernelTable<T, Acc> kernels() {
       &kernels_of<T, Acc>,
       {{&gather_conv_tasks<T, Acc, 2, kDepthwise>, &weight_grad_tasks<T, Acc, 2, true>},
        {&gather_conv_tasks<T, Acc, 4, kDepthwise>, &weight_grad_tasks<T, Acc, 4, true>}},
-      &plane_tasks_of<T, Acc>,
-      kMostPlanes,
+      &nchw_tasks_of<T, Acc>,
+      kMostNchwChannels,
       nullptr,
       {}};
 #if defined(CONVBP_BF16_PAIRS)

@@ -33,15 +33,15 @@ struct DirectConv {
   // True where two channels are one number, a pair of bfloat16 whose products the processor adds at
   // once: the gather convolution's channels are pairs.
   bool pairs = false;
-  // True where pixels lie in the vector lanes, for few channels, which would leave lanes empty. A
-  // block then has as many result channels as the register tile has rows.
-  bool planes = false;
+  // True where the patch is NCHW and pixels lie in the vector lanes: for few channels, which would
+  // leave lanes empty. A block then has as many result channels as the register tile has rows.
+  bool nchw = false;
   bool streamed = false;  // results go past the caches
 
   int64_t phases() const { return static_cast<int64_t>(h.axes.size() * w.axes.size()); }
   const ConvAxis& h_phase(int64_t phase) const { return h.axes[phase / w.axes.size()]; }
   const ConvAxis& w_phase(int64_t phase) const { return w.axes[phase % w.axes.size()]; }
-  // Packed weights of a channel block: [phase][tap][depth][lane of the block], with `planes`
+  // Packed weights of a channel block: [phase][tap][depth][lane of the block], with `nchw`
   // [phase][depth][tap][lane of the block].
   int64_t packed_phase_size(int64_t phase) const {
     return h_phase(phase).tap_count() * w_phase(phase).tap_count() * tap.depth() * tap.oc_block;

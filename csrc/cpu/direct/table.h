@@ -39,9 +39,9 @@ struct KernelTable {
   // Kernels for channel blocks of one vector, or of two.
   LaneKernels<T, Acc> depthwise[2];
   // The gather convolution with pixels in the lanes, for blocks of this number of result channels:
-  // 1 to 4, or most_planes.
-  GatherConvTasks (*planes)(int64_t block);
-  int64_t most_planes;
+  // 1 to 4, or most_nchw_channels.
+  GatherConvTasks (*nchw)(int64_t block);
+  int64_t most_nchw_channels;
   // Functions for pairs, or null: [channel blocks of one vector, or of two]
   PackWeight pack_pairs;
   GatherConvTasks pairs[2];
