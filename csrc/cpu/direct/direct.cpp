@@ -104,7 +104,7 @@ bool should_use_nchw(const GatherConv& c, const int64_t* result_stride) {
 // costs more than it gains: channels write in turn, each a part of a line.
 template <typename T>
 bool should_stream_results(const DirectConv& conv, View<T> result) {
-  const GatherConv& c = conv.tap;
+  const GatherConv& c = conv.gather;
   const auto bytes = [](int64_t count) { return count * static_cast<int64_t>(sizeof(T)); };
   return std::is_same_v<T, float> && !conv.nchw && result.stride[1] == 1 &&
          bytes(c.oc_block) % kLineBytes == 0 && should_stream(bytes(c.batch * result.stride[0])) &&
@@ -119,7 +119,7 @@ void run_gather_conv(const ConvProblem& p, Phases h, Phases w, View<const T> sou
   const auto kernels = best_kernels<T>();
   DirectConv conv;
   conv.channels = forward ? p.in_channels : p.out_channels;
-  GatherConv& c = conv.tap;
+  GatherConv& c = conv.gather;
   c = make_gather_conv(p, axis_of_patch(h), axis_of_patch(w), conv.channels,
                        forward ? p.out_channels : p.in_channels, kernels.lanes());
   conv.h = std::move(h);
@@ -158,10 +158,10 @@ void run_gather_conv(const ConvProblem& p, Phases h, Phases w, View<const T> sou
   });
 }
 
-DirectWeightGrad plan_weight_grad(GatherConv tap, int64_t element_bytes) {
+DirectWeightGrad plan_weight_grad(GatherConv gather, int64_t element_bytes) {
   DirectWeightGrad plan;
-  plan.tap = std::move(tap);
-  GatherConv& c = plan.tap;
+  plan.gather = std::move(gather);
+  GatherConv& c = plan.gather;
   constexpr int64_t kPanel = DirectWeightGrad::kPanel;
   const int64_t panels = std::max<int64_t>(1, kWeightGradRows / c.taps() / kPanel);
   plan.ic_per_task =
@@ -208,15 +208,16 @@ void conv2d_weight_grad(const ConvProblem& p, View<const T> input, View<const T>
                         View<T> weight_grad, T* bias_grad) {
   using Acc = Accumulator<T>;
   const auto kernels = best_kernels<T>();
-  GatherConv tap = make_gather_conv(p, forward_axis(p, kHeight), forward_axis(p, kWidth),
-                                    p.in_channels, p.out_channels, kernels.lanes());
-  if (!tap.depthwise)
-    tap.oc_block = fitting_channel_block(tap.out_channels, kernels.lanes(), kernels.vector_bytes);
-  const DirectWeightGrad plan = plan_weight_grad(std::move(tap), sizeof(Acc));
+  GatherConv gather = make_gather_conv(p, forward_axis(p, kHeight), forward_axis(p, kWidth),
+                                       p.in_channels, p.out_channels, kernels.lanes());
+  if (!gather.depthwise)
+    gather.oc_block =
+        fitting_channel_block(gather.out_channels, kernels.lanes(), kernels.vector_bytes);
+  const DirectWeightGrad plan = plan_weight_grad(std::move(gather), sizeof(Acc));
   const Scratch sums_block =
       Scratch::take<Acc>(ScratchName::kPartial, plan.tasks() * plan.sums_per_task());
   Acc* const sums = sums_block.data<Acc>();
-  const GatherConv& c = plan.tap;
+  const GatherConv& c = plan.gather;
   const auto kernel = kernels_for(kernels, c).weight_grad;
   parallel_for(plan.tasks(), [&](int64_t begin, int64_t end) {
     kernel(plan, input, delta, bias_grad != nullptr, sums, begin, end);

@@ -48,7 +48,7 @@ struct Place {
 // an image, a row and a column.
 inline void locate_pixels(const DirectConv& conv, int64_t phase, const TileExtent& e,
                           const int64_t (&stride)[3], std::vector<Place>& places) {
-  const GatherConv& c = conv.tap;
+  const GatherConv& c = conv.gather;
   const ConvAxis &h_phase = conv.h_phase(phase), &w_phase = conv.w_phase(phase);
   const int64_t patch_rows = c.h.patch_rows(e.rows), patch_columns = c.w.patch_rows(e.columns);
   const int64_t rows = Phases::positions(h_phase, e.h0, e.rows);
@@ -72,7 +72,7 @@ struct TapRun {
 
 inline void find_runs(const DirectConv& conv, int64_t phase, int64_t patch_columns,
                       std::vector<TapRun>& runs) {
-  const GatherConv& c = conv.tap;
+  const GatherConv& c = conv.gather;
   const auto patch_row = [](const ConvAxis& patch, int64_t offset) {
     const auto& all = patch.offset;
     return patch.tap_row(std::lower_bound(all.begin(), all.end(), offset) - all.begin());
@@ -93,7 +93,7 @@ inline void find_runs(const DirectConv& conv, int64_t phase, int64_t patch_colum
 template <int kPer, typename T, typename Packed>
 CONVBP_TARGET void pack_weight(const DirectConv& conv, const T* weight, const WeightStrides& stride,
                                void* packed, int64_t begin, int64_t end) {
-  const GatherConv& c = conv.tap;
+  const GatherConv& c = conv.gather;
   for (int64_t task = begin; task < end; ++task) {
     const int64_t g = task / c.blocks(), o0 = task % c.blocks() * c.oc_block;
     const int64_t lanes = std::min(c.oc_block, c.result_channels(g) - o0);
@@ -200,7 +200,7 @@ CONVBP_TARGET void gather_conv_tasks(const DirectConv& conv, View<const T> sourc
                                      const void* packed, const Epilogue<T>& epilogue,
                                      View<T> result, int64_t begin, int64_t end) {
   constexpr int kBlock = TileRow<Acc, kHalves>::kLanes, kTileRows = tile_rows(kHalves);
-  const GatherConv& c = conv.tap;
+  const GatherConv& c = conv.gather;
   const int64_t blocks_per_task = divide_up(c.blocks(), c.oc_split);
   const Scratch patch_block = Scratch::take<Acc>(
       ScratchName::kPatch, patch_size(c, c.batch_tile, c.h.tile, c.w.tile, c.in_channels));
@@ -359,7 +359,7 @@ CONVBP_TARGET void weight_grad_tasks(const DirectWeightGrad& p, View<const T> in
                                      int64_t end) {
   using Row = TileRow<Acc, kHalves>;
   constexpr int kBlock = Row::kLanes, kTileRows = tile_rows(kHalves);
-  const GatherConv& c = p.tap;
+  const GatherConv& c = p.gather;
   const int64_t most_pixels = c.batch_tile * c.h.tile * c.w.tile;
   const int64_t most_patch = patch_size(c, c.batch_tile, c.h.tile, c.w.tile, p.panel());
   const Scratch patch_block =

@@ -125,7 +125,7 @@ CONVBP_TARGET void nchw_tasks(const DirectConv& conv, View<const T> source, cons
                               const Epilogue<T>& epilogue, View<T> result, int64_t begin,
                               int64_t end) {
   constexpr int kLanes = Simd<Acc>::kLanes, kVectors = nchw_vectors(kOut);
-  const GatherConv& c = conv.tap;
+  const GatherConv& c = conv.gather;
   const NchwPatch most(c, c.h.tile, c.w.tile);
   const Scratch patch_block =
       Scratch::take<Acc>(ScratchName::kPatch, c.in_channels * most.channel());

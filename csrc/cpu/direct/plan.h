@@ -25,9 +25,9 @@ struct Phases {
   }
 };
 
-// A direct convolution. `tap` has the patch's axes: their offsets are those of any phase.
+// A direct convolution. `gather` has the patch's axes: their offsets are those of any phase.
 struct DirectConv {
-  GatherConv tap;
+  GatherConv gather;
   Phases h, w;
   int64_t channels = 0;  // source channels of a group
   // True where two channels are one number, a pair of bfloat16 whose products the processor adds at
@@ -44,7 +44,8 @@ struct DirectConv {
   // Packed weights of a channel block: [phase][tap][depth][lane of the block], with `nchw`
   // [phase][depth][tap][lane of the block].
   int64_t packed_phase_size(int64_t phase) const {
-    return h_phase(phase).tap_count() * w_phase(phase).tap_count() * tap.depth() * tap.oc_block;
+    return h_phase(phase).tap_count() * w_phase(phase).tap_count() * gather.depth() *
+           gather.oc_block;
   }
   int64_t packed_block_size() const {
     int64_t size = 0;
@@ -58,7 +59,7 @@ struct DirectConv {
 // of the output (oc), so that its sums stay in the second-level cache. Chunks depend on the problem
 // alone, so the order of every sum does too.
 struct DirectWeightGrad {
-  GatherConv tap;  // the forward gather convolution: its in_channels are K, its out_channels O
+  GatherConv gather;  // the forward gather convolution: its in_channels are K, its out_channels O
   int64_t chunks = 1;
   int64_t ic_per_task = 1;
   int64_t oc_per_task = 1;
@@ -67,18 +68,22 @@ struct DirectWeightGrad {
   // near each other, and never a power of two of cache lines apart.
   static constexpr int64_t kPanel = 16;
   int64_t panel() const {
-    return tap.depthwise ? tap.in_channels : std::min(tap.in_channels, kPanel);
+    return gather.depthwise ? gather.in_channels : std::min(gather.in_channels, kPanel);
   }
-  int64_t panels(int64_t channels) const { return tap.depthwise ? 1 : divide_up(channels, kPanel); }
-  int64_t rows(int64_t channels) const { return tap.taps() * (tap.depthwise ? 1 : channels); }
-  int64_t ic_tasks() const { return std::max<int64_t>(1, divide_up(tap.in_channels, ic_per_task)); }
-  int64_t oc_tasks() const { return divide_up(tap.out_channels, oc_per_task); }
-  int64_t tiles() const { return tap.batch_tiles() * tap.spatial_tiles(); }
+  int64_t panels(int64_t channels) const {
+    return gather.depthwise ? 1 : divide_up(channels, kPanel);
+  }
+  int64_t rows(int64_t channels) const { return gather.taps() * (gather.depthwise ? 1 : channels); }
+  int64_t ic_tasks() const {
+    return std::max<int64_t>(1, divide_up(gather.in_channels, ic_per_task));
+  }
+  int64_t oc_tasks() const { return divide_up(gather.out_channels, oc_per_task); }
+  int64_t tiles() const { return gather.batch_tiles() * gather.spatial_tiles(); }
   // Tasks of one chunk, and of all chunks: [chunk][group][channels][lanes].
-  int64_t parts() const { return tap.groups * ic_tasks() * oc_tasks(); }
+  int64_t parts() const { return gather.groups * ic_tasks() * oc_tasks(); }
   int64_t tasks() const { return chunks * parts(); }
   // Sums of one task: a row of lanes for each (tap, k), then the bias row.
-  int64_t sums_per_row() const { return std::min(oc_per_task, tap.blocks() * tap.oc_block); }
+  int64_t sums_per_row() const { return std::min(oc_per_task, gather.blocks() * gather.oc_block); }
   int64_t sums_per_task() const { return (rows(ic_per_task) + 1) * sums_per_row(); }
 };
 

@@ -49,7 +49,7 @@ template <typename T>
 Grouped plan(const ConvProblem& p, ConvAxis h, ConvAxis w, int64_t in_channels,
              int64_t out_channels, const KernelTable<T>& kernels) {
   Grouped g;
-  GatherConv& c = g.tap;
+  GatherConv& c = g.gather;
   c.batch = p.batch;
   c.groups = p.groups;
   c.in_channels = in_channels;
@@ -77,7 +77,7 @@ Grouped plan(const ConvProblem& p, ConvAxis h, ConvAxis w, int64_t in_channels,
 template <typename T>
 void pack_filters(const Grouped& g, View<const T> weight, int64_t group, int out_channel,
                   int in_channel, T* to, int64_t begin, int64_t end) {
-  const GatherConv& c = g.tap;
+  const GatherConv& c = g.gather;
   for (int64_t vector = begin; vector < end; ++vector) {
     const int64_t group_block = vector / g.vectors(), lane0 = vector % g.vectors() * c.oc_block;
     T* const filters = to + vector * g.filters_size();
@@ -102,7 +102,7 @@ template <typename T>
 void run(const ConvProblem& p, Grouped g, const KernelTable<T>& kernels, View<const T> source,
          View<const T> weight, int out_channel, int in_channel, const Epilogue<T>& epilogue,
          View<T> result) {
-  GatherConv& c = g.tap;
+  GatherConv& c = g.gather;
   while (g.tiles() * g.group_blocks() < 3 * thread_count() && c.h.tile > kTileRows)
     c.h.tile = divide_up(c.h.tile, 2);
   const int64_t vectors = g.group_blocks() * g.vectors();
@@ -156,7 +156,7 @@ void conv2d_weight_grad(const ConvProblem& p, View<const T> input, View<const T>
   const auto kernels = kernels_for<T>(p, p.out_channels);
   Grouped g = plan(p, forward_axis(p, kHeight), forward_axis(p, kWidth), p.in_channels,
                    p.out_channels, kernels);
-  const GatherConv& c = g.tap;
+  const GatherConv& c = g.gather;
   g.chunks =
       std::clamp<int64_t>(kWeightGradBytes / (g.sums_per_chunk() * static_cast<int64_t>(sizeof(T))),
                           1, std::clamp<int64_t>(g.tiles(), 1, kWeightGradTasks));

@@ -84,7 +84,7 @@ CONVBP_TARGET void copy_pixels(const T* from, int64_t from_x, T* to, int64_t to_
 template <typename T>
 CONVBP_TARGET void pack_group_block(const Grouped& g, const TileExtent& e, View<const T> source,
                                     int64_t group_block, T* patch) {
-  const GatherConv& c = g.tap;
+  const GatherConv& c = g.gather;
   const int64_t rows = c.h.patch_rows(e.rows), columns = c.w.patch_rows(e.columns);
   const int64_t pitch = g.pitch(), channels = g.groups_of(group_block) * c.in_channels;
   const int64_t i0 = c.h.source_position(0, e.h0), j0 = c.w.source_position(0, e.w0);
@@ -113,7 +113,7 @@ template <bool kToTensor, typename T, typename Tensor>
 CONVBP_TARGET void copy_results(const Grouped& g, const TileExtent& e, int64_t group_block,
                                 int64_t vector, Tensor* tensor, const int64_t* stride, T* results) {
   constexpr int kLanes = Simd<T>::kLanes;
-  const GatherConv& c = g.tap;
+  const GatherConv& c = g.gather;
   const int64_t lanes = g.lanes_of(group_block, vector);
   const int64_t down = c.h.spacing * stride[2], across = c.w.spacing * stride[3];
   tensor += g.result_place(e.b0, e.h0, e.w0, group_block, vector, stride);
@@ -153,7 +153,7 @@ CONVBP_INLINE void prefetch_row(const T* row, int64_t channels, int64_t stride_c
 template <typename T>
 CONVBP_INLINE void prefetch_source(const Grouped& g, const TileExtent& e, View<const T> source,
                                    int64_t group_block, int64_t part, int64_t parts) {
-  const GatherConv& c = g.tap;
+  const GatherConv& c = g.gather;
   const int64_t rows = c.h.patch_rows(e.rows);
   const int64_t i0 = c.h.source_position(0, e.h0);
   const int64_t j = std::max<int64_t>(0, c.w.source_position(0, e.w0));
@@ -175,7 +175,7 @@ struct TapRun {
 };
 
 inline void find_tap_runs(const Grouped& g, int64_t patch_columns, std::vector<TapRun>& runs) {
-  const GatherConv& c = g.tap;
+  const GatherConv& c = g.gather;
   const int64_t count = c.w.tap_count();
   runs.clear();
   for (int64_t r = 0; r < c.h.tap_count(); ++r)
@@ -198,8 +198,8 @@ CONVBP_TARGET void sum_run(const Grouped& g, const std::vector<TapRun>& runs,
                            const T* bias, T* sums) {
   constexpr int kLanes = Simd<T>::kLanes;
   constexpr int64_t pitch = kPitch<kBroadcast, T>;
-  const int64_t depth = g.tap.in_channels;
-  const int64_t step = g.tap.w.position_row() * pitch;
+  const int64_t depth = g.gather.in_channels;
+  const int64_t step = g.gather.w.position_row() * pitch;
   Vector<T> acc[kRun];
 #pragma GCC unroll 32
   for (int i = 0; i < kRun; ++i) acc[i] = vector_at(bias);
@@ -251,7 +251,7 @@ CONVBP_TARGET void gather_conv_tasks_of(const Grouped& g, View<const T> source, 
                                         const Epilogue<T>& epilogue, View<T> result, int64_t begin,
                                         int64_t end) {
   constexpr int kLanes = Simd<T>::kLanes;
-  const GatherConv& c = g.tap;
+  const GatherConv& c = g.gather;
   const Scratch patch_block =
       Scratch::take<T>(ScratchName::kPatch, patch_size(c, 1, c.h.tile, c.w.tile, g.pitch()));
   const Scratch sums_block = Scratch::take<T>(ScratchName::kPixels, c.h.tile * c.w.tile * kLanes);
@@ -326,7 +326,7 @@ CONVBP_TARGET void add_to_taps(const Grouped& g, const TileExtent& e,
                                const T* delta, T* sums) {
   constexpr int kLanes = Simd<T>::kLanes;
   constexpr int64_t pitch = kPitch<kBroadcast, T>;
-  const GatherConv& c = g.tap;
+  const GatherConv& c = g.gather;
   const int64_t depth = c.in_channels;
   const int64_t step = c.w.position_row() * pitch;
   const int64_t line = c.h.position_row() * c.w.patch_rows(e.columns) * pitch;
@@ -380,7 +380,7 @@ CONVBP_TARGET void weight_grad_tasks_of(const Grouped& g, View<const T> input, V
                                         T* sums, int64_t begin, int64_t end) {
   constexpr int kLanes = Simd<T>::kLanes;
   constexpr auto depths = std::make_integer_sequence<int, kMostDepth>();
-  const GatherConv& c = g.tap;
+  const GatherConv& c = g.gather;
   const Scratch patch_block =
       Scratch::take<T>(ScratchName::kPatch, patch_size(c, 1, c.h.tile, c.w.tile, g.pitch()));
   const Scratch delta_block = Scratch::take<T>(ScratchName::kDelta, c.h.tile * c.w.tile * kLanes);

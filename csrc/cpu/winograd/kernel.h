@@ -95,7 +95,7 @@ CONVBP_INLINE void for_tiles(const Winograd& p, const TileExtent& e, const Body&
 template <typename V>
 CONVBP_TARGET void transform_input(const Winograd& p, const TileExtent& e, const float* patch,
                                    float* transformed) {
-  const GatherConv& c = p.tap;
+  const GatherConv& c = p.gather;
   const int64_t pixel = p.ic_per_task, row = c.w.patch_rows(e.columns) * pixel;
   const int64_t image = c.h.patch_rows(e.rows) * row;
   const int64_t stream = p.source_stream(), pitch = p.pitch();
@@ -187,7 +187,7 @@ CONVBP_TARGET void transform_filters_of_channels(const Winograd& p, const float*
               return vector_at(filters + tap * kBlock + v);
             },
             [&](int y, int x, Vector u) CONVBP_TARGET {
-              const int64_t channel = V::slot(kA, kB, x) * p.tap.in_channels + k0 + k;
+              const int64_t channel = V::slot(kA, kB, x) * p.gather.in_channels + k0 + k;
               const int64_t point = V::result_point(kA, kB, y, x);
               vector_at(transformed + point * p.filter_stream() + channel * kBlock + v) = u;
             });
@@ -200,7 +200,7 @@ template <typename T, typename V>
 CONVBP_TARGET void transform_filters(const Winograd& p, const T* weight,
                                      const WeightStrides& stride, float* transformed, int64_t begin,
                                      int64_t end) {
-  const GatherConv& c = p.tap;
+  const GatherConv& c = p.gather;
   constexpr int kBlock = V::kBlock, kSide = V::kKernel;
   constexpr int64_t kFilter = kSide * kSide;
   // Channels that are read together: they share cache lines.
@@ -253,8 +253,8 @@ CONVBP_TARGET void multiply_points(const Winograd& p, int64_t tiles, const float
         const int64_t point = V::result_point(kA, kB, y, x);
         multiply<V, false>(tiles, transformed + (y * V::kTile + x) * p.source_stream(), p.pitch(),
                            1, filters + point * p.filter_stream(),
-                           V::slots(y, x) * p.tap.in_channels, product + point * p.product_stream(),
-                           V::kBlock);
+                           V::slots(y, x) * p.gather.in_channels,
+                           product + point * p.product_stream(), V::kBlock);
       }
   });
 }
@@ -321,7 +321,7 @@ CONVBP_TARGET void gather_conv_tasks(const Winograd& p, View<const T> source, co
                                      const Epilogue<T>& epilogue, View<T> result, int64_t begin,
                                      int64_t end) {
   constexpr int kBlock = V::kBlock;
-  const GatherConv& c = p.tap;
+  const GatherConv& c = p.gather;
   const int64_t blocks_per_task = divide_up(c.blocks(), c.oc_split);
   const int64_t most_columns = p.whole(c.w.tile);
   const Scratch patch_block = Scratch::take<float>(
@@ -421,7 +421,7 @@ CONVBP_TARGET void transform_sums(const Winograd& p, const float* sums, int64_t 
 template <typename T, typename V>
 CONVBP_TARGET void weight_grad_total(const Winograd& p, const float* sums, View<T> weight_grad,
                                      T* bias_grad, int64_t begin, int64_t end) {
-  const GatherConv& c = p.tap;
+  const GatherConv& c = p.gather;
   const int64_t blocks = p.parts_per_task();
   constexpr int kSide = V::kKernel;
   float filters[kTotalChannels][kSide][kSide][kLanes];
@@ -498,7 +498,7 @@ CONVBP_TARGET void weight_grad_tasks(const Winograd& p, View<const T> input, Vie
                                      float* sums, View<T> weight_grad, T* bias_grad, int64_t begin,
                                      int64_t end) {
   constexpr int kPoints = V::kTile * V::kTile, kBlock = V::kBlock;
-  const GatherConv& c = p.tap;
+  const GatherConv& c = p.gather;
   const int64_t most_rows = p.whole(c.h.tile), most_columns = p.whole(c.w.tile);
   const int64_t most_pixels = c.batch_tile * most_rows * most_columns;
   const int64_t task_blocks = divide_up(p.oc_per_task, kBlock);

@@ -47,7 +47,7 @@ struct TileAxis {
 };
 
 struct Winograd {
-  GatherConv tap;
+  GatherConv gather;
   Form form;
   TileAxis h, w;
   int64_t lanes = 1;       // lanes of a vector
@@ -63,19 +63,19 @@ struct Winograd {
   // Numbers of a transformed tile at a point: [slot][channel].
   int64_t pitch() const { return form.slots() * ic_per_task; }
   int64_t source_stream() const { return most_tiles * pitch() + kStreamPad; }
-  int64_t product_stream() const { return most_tiles * tap.oc_block + kStreamPad; }
+  int64_t product_stream() const { return most_tiles * gather.oc_block + kStreamPad; }
   // Transformed filters of a channel block: [point][slot][channel][lane of the block].
   int64_t filter_stream() const {
-    return form.slots() * tap.in_channels * tap.oc_block + kStreamPad;
+    return form.slots() * gather.in_channels * gather.oc_block + kStreamPad;
   }
   int64_t filter_block() const { return form.result_points() * filter_stream(); }
   // An extent's rows or columns, enlarged to whole tiles.
   int64_t whole(int64_t count) const { return round_up(count, form.out); }
 
-  int64_t oc_tasks() const { return divide_up(tap.out_channels, oc_per_task); }
-  int64_t ic_tasks() const { return divide_up(tap.in_channels, ic_per_task); }
-  int64_t extents() const { return tap.batch_tiles() * tap.spatial_tiles(); }
-  int64_t tasks_per_chunk() const { return tap.groups * ic_tasks() * oc_tasks(); }
+  int64_t oc_tasks() const { return divide_up(gather.out_channels, oc_per_task); }
+  int64_t ic_tasks() const { return divide_up(gather.in_channels, ic_per_task); }
+  int64_t extents() const { return gather.batch_tiles() * gather.spatial_tiles(); }
+  int64_t tasks_per_chunk() const { return gather.groups * ic_tasks() * oc_tasks(); }
   int64_t tasks() const { return chunks * tasks_per_chunk(); }
   // The parts in which a task's share of the weight gradient is written, kTotalChannels each.
   int64_t parts_per_task() const { return divide_up(ic_per_task, kTotalChannels); }

@@ -54,7 +54,7 @@ void choose_form(Winograd& p, int64_t kernel, int64_t phases) {
   const auto products = [&](int64_t out) {
     Form form = p.form;
     form.out = out;
-    return divide_up(p.tap.h.count, out) * divide_up(p.tap.w.count, out) * form.products();
+    return divide_up(p.gather.h.count, out) * divide_up(p.gather.w.count, out) * form.products();
   };
   p.form.out = products(4) <= products(2) ? 4 : 2;
 }
@@ -73,12 +73,13 @@ TileAxis source_phases(const ConvAxis& axis) {
 
 Winograd forward(const ConvProblem& problem) {
   Winograd p;
-  p.tap = make_gather_conv(problem, forward_axis(problem, kHeight), forward_axis(problem, kWidth),
-                           problem.in_channels, problem.out_channels, 1);
+  p.gather =
+      make_gather_conv(problem, forward_axis(problem, kHeight), forward_axis(problem, kWidth),
+                       problem.in_channels, problem.out_channels, 1);
   p.form.source_phases = problem.stride[kHeight];
   choose_form(p, problem.kernel[kHeight], problem.stride[kHeight]);
-  p.h = source_phases(p.tap.h);
-  p.w = source_phases(p.tap.w);
+  p.h = source_phases(p.gather.h);
+  p.w = source_phases(p.gather.w);
   return p;
 }
 
@@ -117,24 +118,25 @@ Winograd input_grad(const ConvProblem& problem) {
   const auto axis = [&](Spatial s) {
     return whole ? input_grad_axis(problem, s, 0) : both_phases_axis(problem, s);
   };
-  p.tap = make_gather_conv(problem, axis(kHeight), axis(kWidth), problem.out_channels,
-                           problem.in_channels, 1);
+  p.gather = make_gather_conv(problem, axis(kHeight), axis(kWidth), problem.out_channels,
+                              problem.in_channels, 1);
   p.form.result_phases = problem.stride[kHeight];
   choose_form(p, problem.kernel[kHeight], problem.stride[kHeight]);
-  p.h = whole ? source_phases(p.tap.h) : result_phases(problem, kHeight, p.form.out);
-  p.w = whole ? source_phases(p.tap.w) : result_phases(problem, kWidth, p.form.out);
+  p.h = whole ? source_phases(p.gather.h) : result_phases(problem, kHeight, p.form.out);
+  p.w = whole ? source_phases(p.gather.w) : result_phases(problem, kWidth, p.form.out);
   return p;
 }
 
 int64_t all_tiles(const Winograd& p) {
-  return p.tap.batch * divide_up(p.tap.h.count, p.form.out) * divide_up(p.tap.w.count, p.form.out);
+  return p.gather.batch * divide_up(p.gather.h.count, p.form.out) *
+         divide_up(p.gather.w.count, p.form.out);
 }
 
 template <typename T>
 void choose_tiles(Winograd& p, const KernelTable<T>& kernels, int64_t channels, int64_t lanes,
                   int64_t least_tiles) {
   p.lanes = kernels.vector_bytes / static_cast<int64_t>(sizeof(float));
-  GatherConv& c = p.tap;
+  GatherConv& c = p.gather;
   const int64_t out = p.form.out;
   c.oc_block = kernels.vectors * p.lanes;
   p.ic_per_task = balanced_tile(c.in_channels, channels);
@@ -159,7 +161,7 @@ void choose_tiles(Winograd& p, const KernelTable<T>& kernels, int64_t channels, 
 // a thread transformed for one task serves the next. Only then are extents cut, since every filter
 // is then read more often.
 void spread(Winograd& p) {
-  GatherConv& c = p.tap;
+  GatherConv& c = p.gather;
   const int64_t threads = thread_count();
   if (threads == 1 || c.pixel_tasks() >= 3 * threads) return;
   c.oc_split = c.blocks();
@@ -172,11 +174,11 @@ void spread(Winograd& p) {
 template <typename T>
 void run_gather_conv(Winograd p, View<const T> source, const T* weight,
                      const WeightStrides& strides, const Epilogue<T>& epilogue, View<T> result) {
-  const auto kernels = best_kernels<T>(p.form, p.tap.out_channels);
+  const auto kernels = best_kernels<T>(p.form, p.gather.out_channels);
   // One task with all tiles, where that is possible, reads the filters once; many tiles a task read
   // filters that leave the cache less often. Both save more than tiles that leave the second-level
   // cache cost.
-  GatherConv& c = p.tap;
+  GatherConv& c = p.gather;
   const int64_t filters_bytes = p.form.products() * c.groups * c.in_channels * c.out_channels *
                                 static_cast<int64_t>(sizeof(float));
   const bool few_tasks = all_tiles(p) <= kMostTiles || filters_bytes > kFiltersBytes;
@@ -308,7 +310,7 @@ void conv2d(const ConvProblem& problem, View<const T> input, View<const T> weigh
             const Epilogue<T>& epilogue, View<T> output) {
   for_dilation_phases(problem, [&](const DilationPhase& part) {
     Winograd p = forward(part.problem);
-    const WeightStrides strides = weight_strides(part.problem, p.tap, weight.stride, 0, 1);
+    const WeightStrides strides = weight_strides(part.problem, p.gather, weight.stride, 0, 1);
     Epilogue<T> of_part = epilogue;
     if (epilogue.pre_activation)
       of_part.pre_activation = epilogue.pre_activation + part.offset(output.stride, part.output);
@@ -325,7 +327,7 @@ void conv2d_input_grad(const ConvProblem& problem, View<const T> weight, View<co
     const auto& size = part.problem.in_size;
     if (size[kHeight] == 0 || size[kWidth] == 0) return;
     Winograd p = winograd::input_grad(part.problem);
-    const WeightStrides strides = weight_strides(part.problem, p.tap, weight.stride, 1, 0);
+    const WeightStrides strides = weight_strides(part.problem, p.gather, weight.stride, 1, 0);
     run_gather_conv<T>(std::move(p), part.of(delta, part.output), weight.data, strides, {},
                        part.of(input_grad, part.input));
   });
@@ -335,7 +337,7 @@ template <typename T>
 void conv2d_weight_grad(const ConvProblem& problem, View<const T> input, View<const T> delta,
                         View<T> weight_grad, T* bias_grad) {
   Winograd p = forward(problem);
-  const auto kernels = best_kernels<T>(p.form, p.tap.out_channels);
+  const auto kernels = best_kernels<T>(p.form, p.gather.out_channels);
   // Fewer tiles would bring sums into registers and back too often.
   choose_tiles(p, kernels, kWeightGradInChannels, kWeightGradOutChannels, kMostTiles);
   const int64_t bytes =
@@ -369,8 +371,8 @@ double products(const ConvProblem& problem, Operator op) {
   for_dilation_phases(problem, [&](const DilationPhase& part) {
     const Winograd p =
         op == Operator::kInputGrad ? input_grad(part.problem) : forward(part.problem);
-    count += static_cast<double>(all_tiles(p)) * p.form.products() * p.tap.groups *
-             p.tap.in_channels * p.tap.out_channels;
+    count += static_cast<double>(all_tiles(p)) * p.form.products() * p.gather.groups *
+             p.gather.in_channels * p.gather.out_channels;
   });
   return count;
 }
