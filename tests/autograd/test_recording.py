@@ -24,6 +24,7 @@ from torch_convbp import modules
 from torch_convbp.error_signals import recording
 from torch_convbp.error_signals.recording import ErrorSignals, Record
 from torch_convbp.error_signals.statistics import Statistics
+from torch_convbp.ops.torch_private import constant_while_tracing
 
 pytestmark = pytest.mark.every_device
 
@@ -428,6 +429,15 @@ def test_functional_call_is_recorded() -> None:
     with bp.record_error_signals(model) as signals:
         loss(torch.func.functional_call(model, dict(model.named_parameters()), batch())).backward()
     assert all(len(records) == 1 for records in signals.values())
+
+
+def test_what_is_constant_while_tracing_is_marked_as_torch_does() -> None:
+    def mine() -> None: ...
+
+    def torchs() -> None: ...
+
+    torch.compiler.assume_constant_result(torchs)
+    assert vars(constant_while_tracing(mine)) == vars(torchs) != {}
 
 
 def test_compiled_in_the_block() -> None:

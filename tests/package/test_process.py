@@ -42,6 +42,9 @@ SCRIPTS = {
         atexit.register(lambda: pending.backward())
         torch.pending = layer(x).sum()  # outlives the package's modules
         """,
+    "the compiler is not loaded": """
+        assert "torch._dynamo" not in sys.modules
+        """,
 }
 
 BEFORE_IMPORT = {

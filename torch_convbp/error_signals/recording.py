@@ -25,7 +25,11 @@ from torch import Tensor, nn
 
 from torch_convbp.error_signals.statistics import Statistics
 from torch_convbp.ops import checks
-from torch_convbp.ops.torch_private import is_legacy_batchedtensor, transforms_active
+from torch_convbp.ops.torch_private import (
+    constant_while_tracing,
+    is_legacy_batchedtensor,
+    transforms_active,
+)
 
 __all__ = ["ErrorSignals", "Layer", "Record", "record_error_signals"]
 
@@ -278,7 +282,7 @@ def record(
         recording._take(layer, gradients)
 
 
-@torch.compiler.assume_constant_result
+@constant_while_tracing
 def _note_traced(layer_id: int) -> None:
     """Notes a layer that is not recorded.
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch.overrides import has_torch_function
@@ -21,6 +21,7 @@ __all__ = [
     "Operator",
     "argument_names",
     "autograd_kernel",
+    "constant_while_tracing",
     "is_legacy_batchedtensor",
     "needs_derivative",
     "redispatch_below_autograd",
@@ -57,6 +58,7 @@ except (ImportError, AttributeError) as error:
 
 
 Operator: TypeAlias = torch._ops.OpOverload
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def argument_names(operator: Operator, keyword_only: bool = False) -> list[str]:
@@ -153,6 +155,12 @@ def redispatch_below_autograd(operator: Operator, *args: Any, **kwargs: Any) -> 
 def saved_tensors_hooks() -> Any:
     """Hooks that see the tensors saved for backward, such as a checkpoint's; None for no hooks."""
     return _top_saved_tensors_default_hooks(True)
+
+
+def constant_while_tracing(function: Function) -> Function:
+    """As ``torch.compiler.assume_constant_result``, which would load the whole compiler now."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
 
 
 def skip_autograd_unless_needed(*args: Any) -> AbstractContextManager[Any]:
