@@ -54,12 +54,16 @@ class Trainings:
         self.processes: dict[str, Any] = {}
 
     def __enter__(self) -> Trainings:
-        spawn = multiprocessing.get_context("spawn")
+        # Processes forked from a third one that has loaded everything, and computed nothing.
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["experiments.parity.process"])
         on_interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
             for side in SIDES:
-                ours, theirs = spawn.Pipe()
-                process = spawn.Process(target=work, args=(theirs, side, self.config), daemon=True)
+                ours, theirs = context.Pipe()
+                process = context.Process(
+                    target=work, args=(theirs, side, self.config), daemon=True
+                )
                 process.start()
                 theirs.close()
                 self.pipes[side], self.processes[side] = ours, process

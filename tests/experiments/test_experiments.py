@@ -226,14 +226,15 @@ def test_an_index_that_cannot_be_written(
     assert "error: DIR: " in capsys.readouterr().err
 
 
-def test_a_finished_run_takes_more_seeds(finished: Finished, tmp_path: Path) -> None:
+def test_a_finished_run_takes_more_seeds(
+    finished: Finished, tmp_path: Path, one_thread: None, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Its own seed is not trained again, and its report is written anew."""
     folder = tmp_path / "more"
     shutil.copytree(finished.folder, folder)
     before = read_state(folder).seeds[0]
-    process = start_parity("--resume", str(folder), "--seeds", "2")
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, out + err
+    assert parity.main(["--resume", str(folder), "--seeds", "2"]) == 0
+    out = capsys.readouterr().out
     assert "Parity holds: all 9 checks." in out and "\nseed 1\n" in out and "\nseed 0\n" not in out
     first, second = read_state(folder).seeds
     assert first == before and second.seed == 1
@@ -587,7 +588,7 @@ def what_was_trained(folder: Path) -> list[object]:
     return found
 
 
-def test_a_resumed_run_ends_with_the_same_bits(tmp_path: Path) -> None:
+def test_a_resumed_run_ends_with_the_same_bits(tmp_path: Path, one_thread: None) -> None:
     """Killed in the second epoch; MobileNetV2 has all that is drawn in training: dropout too."""
     arguments = ["--network", "mobilenetv2", "--limit-train", "24", "--limit-test", "8"]
     arguments += ["--batch-size", "8", "--threads", "1", "--epochs", "3", "--lockstep-steps", "1"]
@@ -600,18 +601,15 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path: Path) -> None:
     process.communicate(timeout=60)
     assert all_end(process), "a process of the experiment is still there"
     assert not (tmp_path / "killed" / "summary.json").exists()
-    resumed = start_parity("--resume", str(tmp_path / "killed"))
-    whole = start_parity(*arguments, "--name", "whole")
-    for process in (resumed, whole):
-        out, err = process.communicate(timeout=300)
-        assert process.returncode == 0, out + err
+    assert parity.main(["--resume", str(tmp_path / "killed")]) == 0
+    assert parity.main([*arguments, "--name", "whole"]) == 0
     assert what_was_trained(tmp_path / "killed") == what_was_trained(tmp_path / "whole")
     assert len(what_was_trained(tmp_path / "whole")) > 2 * 2 * 3
     assert not (tmp_path / "killed" / "scratch").exists()
 
 
 def test_a_run_that_broke_off_before_its_first_epoch_is_resumed(
-    finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finished: Finished, tmp_path: Path, one_thread: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: object) -> None:
         raise OSError(28, "No space left on device")
@@ -621,9 +619,7 @@ def test_a_run_that_broke_off_before_its_first_epoch_is_resumed(
         assert parity.main([*FINISHED, "--runs", str(tmp_path), "--name", "run"]) == 2
     assert "--resume" in (tmp_path / "run" / "UNFINISHED").read_text()
     assert not (tmp_path / "run" / "summary.json").exists()
-    process = start_parity("--resume", str(tmp_path / "run"))
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, out + err
+    assert parity.main(["--resume", str(tmp_path / "run")]) == 0
     assert what_was_trained(tmp_path / "run") == what_was_trained(finished.folder)
 
 
