@@ -342,7 +342,7 @@ def test_lockstep_sees_a_convolution_that_is_slightly_wrong(
 @pytest.mark.parametrize("name", networks.NETWORKS)
 def test_every_network_agrees_in_lockstep(name: str) -> None:
     digits = data.load("digits", limit_train=16)
-    x, y = next(iter(loader_in_order(digits.test, digits, 8)))
+    x, y = next(iter(loader_in_order(digits.test, digits, 4)))
 
     def build(side: str) -> nn.Module:
         torch.manual_seed(0)
