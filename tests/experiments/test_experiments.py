@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import pickle
 import re
+import runpy
 import shutil
 import signal
 import subprocess
@@ -1145,12 +1146,17 @@ def test_a_download_that_fails_says_what_else_to_do(
     ],
 )
 def test_the_picture_of_error_signals_is_asked_for_before_the_training(
-    argument: str, status: int, text: str, tmp_path: Path
+    argument: str,
+    status: int,
+    text: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "experiments.error_signals", argument],
-        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == status
-    assert text in done.stdout + done.stderr
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["error_signals", argument])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_module("experiments.error_signals", run_name="__main__")
+    assert end.value.code == status
+    assert text in "".join(capsys.readouterr())
     assert not list(tmp_path.iterdir())

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -49,6 +51,23 @@ def fit(*arguments: str) -> None:
     assert main(["fit", *SMALL, "--trainer.max_epochs=2", *arguments]) == 0
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """The folder of a whole training with these options, which several tests look at."""
+    folders: dict[tuple[str, ...], Path] = {}
+
+    def train(*options: str) -> Path:
+        if options not in folders:
+            folder = tmp_path_factory.mktemp("whole")
+            with pytest.MonkeyPatch.context() as patch:
+                patch.chdir(folder)
+                fit(*options)
+            folders[options] = folder
+        return folders[options]
+
+    return train
+
+
 def weights(path: Path) -> dict[str, Tensor]:
     return torch.load(path, weights_only=False)["state_dict"]
 
@@ -89,9 +108,9 @@ EVERY_STEP = [
     ids=["lecture", "dropout", "float64"],
 )
 def test_a_resumed_training_ends_with_the_same_bits(
-    here: Path, tmp_path: Path, option: str, step: int
+    here: Path, tmp_path: Path, option: str, step: int, trained: Callable[..., Path]
 ) -> None:
-    fit(option, *EVERY_STEP)
+    shutil.copytree(trained(option, *EVERY_STEP), tmp_path, dirs_exist_ok=True)
     whole = torch.load(here / "last.ckpt", weights_only=False)
     assert whole["global_step"] == 12
     stopped = tmp_path / "steps" / f"step={step}.ckpt"
@@ -124,9 +143,10 @@ AT_VALIDATION = [
 
 @pytest.mark.parametrize("stopped", ["steps/step=3.ckpt", "amid/epoch=0.ckpt", "amid/epoch=1.ckpt"])
 def test_accumulated_steps_resume_with_the_same_bits(
-    here: Path, tmp_path: Path, stopped: str
+    here: Path, tmp_path: Path, stopped: str, trained: Callable[..., Path]
 ) -> None:
-    fit(*FOUR_A_STEP, *EVERY_STEP, *AT_VALIDATION)
+    training = trained(*FOUR_A_STEP, *EVERY_STEP, *AT_VALIDATION)
+    shutil.copytree(training, tmp_path, dirs_exist_ok=True)
     whole = torch.load(here / "last.ckpt", weights_only=False)
     assert whole["global_step"] == 4
     held = torch.load(tmp_path / stopped, weights_only=False).get("gradients", {})
