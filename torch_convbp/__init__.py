@@ -5,6 +5,7 @@ import torch_convbp as bp
 bp.ConvBP2d(3, 64, 3, padding=1)      # a torch.nn.Conv2d with an open backward pass
 bp.convert(model)                     # every nn.Conv2d of a model becomes one
 bp.conversion(model)                  # what is ours, what stayed torch's, and why
+bp.compare(model, input)              # each layer's time and error, torch's and ours
 bp.functional.conv2d(input, weight)   # the operators as functions
 bp.record_error_signals(model)        # each layer's gradients in a backward pass
 """
@@ -26,6 +27,7 @@ _is_for_info = sys.argv[:1] == ["-m"] and sys.orig_argv[-len(sys.argv)].endswith
 
 if not _is_for_info:
     from torch_convbp import backends, functional, info, lecture  # noqa: F401  (info: bp.info.report)
+    from torch_convbp.comparison.compare import compare
     from torch_convbp.conversion import conversion
     from torch_convbp.convert import convert, revert
     from torch_convbp.error_signals.recording import record_error_signals
@@ -51,6 +53,7 @@ __all__ = [
     "MaxPoolBP2d",
     "__version__",
     "backends",
+    "compare",
     "conversion",
     "convert",
     "decompositions",

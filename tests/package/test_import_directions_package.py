@@ -24,6 +24,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "folding": {"modules", "ops", "tracing"},
     "convert": {"fusion", "modules", "ops"},
     "conversion": {"convert", "fusion", "ops"},
+    "comparison": {"activations", "backends", "convert", "info", "modules", "ops"},
     "backends": {"extension", "ops"},
     "lecture": {"ops"},
     "reference": {"lecture"},
