@@ -431,6 +431,15 @@ def test_what_cannot_be_compared_is_told() -> None:
     assert "not called: unused" in compare(case).notes
 
 
+@pytest.mark.parametrize("load", [0.0, 99.0])
+def test_a_busy_machine_is_told(load: float, monkeypatch) -> None:
+    monkeypatch.setattr("os.getloadavg", lambda: (load, 0.0, 0.0))
+    notes = bp.compare(two(), image(2, 3, 16, 16), seconds=BRIEF).notes
+    assert notes == (
+        (f"other programs may have taken CPU time: the load was {load} before",) * (load > 9)
+    )
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_a_scripted_part() -> None:
     model = nn.Sequential(torch.jit.script(nn.Sequential(nn.Conv2d(3, 3, 3))), nn.Conv2d(3, 3, 3))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 import shutil
 import statistics
 import sys
@@ -87,6 +88,7 @@ def compare(
         raise TypeError(f"compare(): argument 'seconds' must be a number, not {given}")
     if not 0 < seconds < math.inf:
         raise ValueError(f"compare(): argument 'seconds' must be positive, but got {seconds}")
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     arguments = (inputs, dict(kwargs or {}))
     tensors = [*model.parameters(), *model.buffers(), *tensors_in(arguments)]
     _check_has_values(model, tensors)
@@ -96,7 +98,7 @@ def compare(
     try:
         off = [autocast._replace(enabled=False) for autocast in autocasts]
         with torch.inference_mode(False), torch.enable_grad(), autocast_as(off):
-            return _compare(model, step, seconds)
+            return _compare(model, step, seconds, load)
     finally:
         step.states.restore()
         _progress("")
@@ -116,7 +118,7 @@ def _check_has_values(model: nn.Module, tensors: Sequence[Tensor]) -> None:
         )
 
 
-def _compare(model: nn.Module, step: Step, seconds: float) -> result.Comparison:
+def _compare(model: nn.Module, step: Step, seconds: float, load: float) -> result.Comparison:
     try:
         ours = copy_of(model)
     except Exception as error:  # a model's deepcopy may raise anything
@@ -155,12 +157,15 @@ def _compare(model: nn.Module, step: Step, seconds: float) -> result.Comparison:
     whole = result.Step(ms["torch"], ms["ours"], ms.get("faster"), has_backward)
     if not has_backward:
         notes.append("no output needs a gradient: the forward pass alone was measured")
+    if load > info.available_cpus() - torch.get_num_threads() + 0.5:
+        notes.append(f"other programs may have taken CPU time: the load was {load:.1f} before")
     return result.Comparison(tuple(rows), whole, _machine(step.clock.devices), tuple(notes))
 
 
 def _machine(devices: Iterable[torch.device]) -> str:
     gpus = {torch.cuda.get_device_name(device) for device in devices if device.type == "cuda"}
-    cpu = f"{info.processor()}, {torch.get_num_threads()} threads, {backends.cpu.capability()}"
+    threads = f"{(n := torch.get_num_threads())} thread{'s' * (n > 1)}"
+    cpu = f"{info.processor()}, {threads}, {backends.cpu.capability()}"
     ours = info.versions()["torch_convbp"]
     return f"{', '.join(gpus) or cpu}; torch {torch.__version__}, torch_convbp {ours}"
 

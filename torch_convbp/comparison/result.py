@@ -141,7 +141,7 @@ class Comparison:
             lines.append((marked, step.faster_ms, step.faster_ratio, "layers=comparison.faster"))
         for which, ms, ratio, arguments in lines:
             yield (
-                f"  {_number(ms):>4} ms  {which:12}  ratio {_number(ratio):>4}  "
+                f"  {_number(ms):>4} ms  {which:14}  ratio {_number(ratio):>4}  "
                 f"bp.convert(model, {arguments})"
             )
         if not gains:
