@@ -143,7 +143,7 @@ def _compare(model: nn.Module, step: Step, seconds: float, load: float) -> resul
     for i, call in enumerate(calls):
         _progress(f"[{'#' * (20 * i // len(calls)):20}] {i + 1} of {len(calls)}: {call.name}")
         share = seconds * (1 - SHARE_OF_STEP) / len(calls)
-        rows.append(row(call, layers[call.name], share, step.clock))
+        rows.append(row(call, layers[call.name], share))
     _progress(f"[{'#' * 20}] the whole step")
     models = {"torch": theirs, "ours": ours}
     if faster := result.names_that_gain(rows):
@@ -164,8 +164,7 @@ def _compare(model: nn.Module, step: Step, seconds: float, load: float) -> resul
 
 def _machine(devices: Iterable[torch.device]) -> str:
     gpus = {torch.cuda.get_device_name(device) for device in devices if device.type == "cuda"}
-    threads = f"{(n := torch.get_num_threads())} thread{'s' * (n > 1)}"
-    cpu = f"{info.processor()}, {threads}, {backends.cpu.capability()}"
+    cpu = f"{info.processor()}, {backends.cpu.capability()}, threads: {torch.get_num_threads()}"
     ours = info.versions()["torch_convbp"]
     return f"{', '.join(gpus) or cpu}; torch {torch.__version__}, torch_convbp {ours}"
 

@@ -39,6 +39,7 @@ from torch_convbp.modules import AvgPoolBP2d, ConvBP2d, LinearBP, MaxPoolBP2d
 
 __all__ = ["Call", "Pair", "copy_of", "make_torchs", "pairs", "record", "row"]
 
+
 # --- copies
 
 
@@ -92,6 +93,7 @@ class Call:
     """Calls of a layer in one step that are alike: what the layer gets."""
 
     name: str
+    clock: Clock
     args: Any
     kwargs: Any
     autocast: Autocast
@@ -106,23 +108,29 @@ class Call:
             # Random numbers: before batch normalisation, gradients of biases are zero.
             self.delta = fill_randomly(strided_copy(delta))
 
-    def forward(self, layer: nn.Module) -> list[Tensor]:
+    def forward(self, layer: nn.Module) -> tuple[list[Tensor], float]:
+        """Outputs, and seconds."""
         with torch.set_grad_enabled(self.needs_grad), autocast_as([self.autocast]):
-            output = layer(*self.args, **self.kwargs)
-        return [t for t in tensors_in(output) if t.is_floating_point() or t.is_complex()]
+            output, seconds = self.clock(lambda: layer(*self.args, **self.kwargs))
+        numbers = [t for t in tensors_in(output) if t.is_floating_point() or t.is_complex()]
+        return numbers, seconds
 
-    def backward(self, layer: nn.Module, outputs: Sequence[Tensor]) -> list[Tensor]:
+    def backward(self, layer: nn.Module, outputs: Sequence[Tensor]) -> tuple[list[Tensor], float]:
+        """Gradients of input and parameters, and seconds."""
         if self.delta is None:
-            return []
+            return [], 0.0
         arguments = [*tensors_in((self.args, self.kwargs)), *layer.parameters()]
         wanted = [tensor for tensor in arguments if tensor.requires_grad]
         output = next(output for output in outputs if output.requires_grad)
-        grads = torch.autograd.grad(output, wanted, self.delta, allow_unused=True)
-        return [grad for grad in grads if grad is not None]
+        grads, seconds = self.clock(
+            lambda: torch.autograd.grad(output, wanted, self.delta, allow_unused=True)
+        )
+        return [grad for grad in grads if grad is not None], seconds
 
-    def seconds(self, layer: nn.Module, clock: Clock) -> Times:
-        outputs, forward = clock(lambda: self.forward(layer))
-        _, backward = clock(lambda: self.backward(layer, outputs))
+    def times(self, layer: nn.Module) -> Times:
+        """Seconds of all calls in a step."""
+        outputs, forward = self.forward(layer)
+        _, backward = self.backward(layer, outputs)
         return self.calls * forward, self.backwards * backward
 
     def saved_bytes(self, layer: nn.Module) -> int:
@@ -150,7 +158,7 @@ def record(layers: Mapping[str, nn.Module], model: nn.Module, step: Step) -> lis
         key = (name, autocast, needs_grad, *alike)
         if key not in calls:
             own_args, own_kwargs = map_tensors(strided_copy, (args, kwargs))
-            calls[key] = Call(name, own_args, own_kwargs, autocast, needs_grad)
+            calls[key] = Call(name, step.clock, own_args, own_kwargs, autocast, needs_grad)
         calls[key].calls += 1
         running[threading.get_ident()].append(calls[key])
 
@@ -174,11 +182,11 @@ def record(layers: Mapping[str, nn.Module], model: nn.Module, step: Step) -> lis
 # --- a layer by itself
 
 
-def row(call: Call, pair: Pair, seconds: float, clock: Clock) -> Row:
+def row(call: Call, pair: Pair, seconds: float) -> Row:
     """Measures both sides of a layer."""
     layers = pair._asdict()
     errors = _errors(call, layers)
-    runs = {side: functools.partial(call.seconds, layer, clock) for side, layer in layers.items()}
+    runs = {side: functools.partial(call.times, layer) for side, layer in layers.items()}
     taken = in_turn(runs, seconds)
     sides = {}
     for side, layer in layers.items():
@@ -194,13 +202,13 @@ def row(call: Call, pair: Pair, seconds: float, clock: Clock) -> Row:
 def _errors(call: Call, layers: Mapping[str, nn.Module]) -> dict[str, tuple[float, float]]:
     """Errors of the output and of the gradients, by side."""
     exact_call, exact = _in_float64(call, layers["torch"])
-    true_outputs = exact_call.forward(exact)
-    true_grads = exact_call.backward(exact, true_outputs)
+    true_outputs, _ = exact_call.forward(exact)
+    true_grads, _ = exact_call.backward(exact, true_outputs)
     errors = {}
     for side, layer in layers.items():
         fresh = _with_state_of(layer, layers["torch"])
-        outputs = call.forward(fresh)
-        grads = call.backward(fresh, outputs)
+        outputs, _ = call.forward(fresh)
+        grads, _ = call.backward(fresh, outputs)
         errors[side] = _error(outputs, true_outputs), _error(grads, true_grads)
     return errors
 

@@ -134,14 +134,14 @@ class Comparison:
     def _summary(self) -> Iterator[str]:
         step, gains = self.step, len(self.faster)
         yield f"A whole {'step' if step.has_backward else 'forward pass'}:"
-        yield f"  {_number(step.torch_ms):>4} ms  torch's layers"
+        yield f"{_number(step.torch_ms):>6} ms  torch's layers"
         lines = [("all ours", step.ours_ms, step.ratio, "pooling=True, dense=True")]
         if step.faster_ms and step.faster_ratio:
             marked = f"the {gains} + ours"
             lines.append((marked, step.faster_ms, step.faster_ratio, "layers=comparison.faster"))
         for which, ms, ratio, arguments in lines:
             yield (
-                f"  {_number(ms):>4} ms  {which:14}  ratio {_number(ratio):>4}  "
+                f"{_number(ms):>6} ms  {which:13} ratio {_number(ratio):>4}  "
                 f"bp.convert(model, {arguments})"
             )
         if not gains:

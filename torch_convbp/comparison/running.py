@@ -50,9 +50,13 @@ def map_tensors(change: Callable[[Tensor], Any], value: Any) -> Any:
 
 
 def tensors_in(value: Any) -> list[Tensor]:
-    found: list[Tensor] = []
-    map_tensors(found.append, value)
-    return found
+    """The tensors of a value, also in tuples, lists and dicts."""
+    if isinstance(value, Tensor):
+        return [value]
+    parts = value.values() if isinstance(value, Mapping) else value
+    if not isinstance(value, (Mapping, list, tuple)):
+        return []
+    return [tensor for part in parts for tensor in tensors_in(part)]
 
 
 def strided_copy(tensor: Tensor) -> Tensor:
