@@ -134,10 +134,10 @@ class Comparison:
     def _summary(self) -> Iterator[str]:
         step, gains = self.step, len(self.faster)
         yield f"A whole {'step' if step.has_backward else 'forward pass'}:"
-        yield f"{_number(step.torch_ms):>6} ms  torch's layers"
+        yield f"{_number(step.torch_ms):>6} ms  all torch's"
         lines = [("all ours", step.ours_ms, step.ratio, "pooling=True, dense=True")]
         if step.faster_ms and step.faster_ratio:
-            marked = f"the {gains} + ours"
+            marked = f"{gains} ours (+)"
             lines.append((marked, step.faster_ms, step.faster_ratio, "layers=comparison.faster"))
         for which, ms, ratio, arguments in lines:
             yield (
