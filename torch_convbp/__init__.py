@@ -37,12 +37,12 @@ if not _is_for_info:
     from torch_convbp.ops.decompositions import decompositions
 
 if TYPE_CHECKING:
-    from torch_convbp import lightning  # noqa: F401
+    from torch_convbp import integrations, lightning  # noqa: F401
 
 
 def __getattr__(name: str) -> Any:
-    if name == "lightning":  # on demand: Lightning is optional, and slow to import
-        return importlib.import_module("torch_convbp.lightning")
+    if name in ("integrations", "lightning"):  # on demand: few need them; Lightning is optional
+        return importlib.import_module(f"torch_convbp.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

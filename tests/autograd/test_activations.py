@@ -424,6 +424,19 @@ def test_assigned_to_a_layer(name: str, make: Callable[[], nn.Module]) -> None:
     torch.testing.assert_close(layer(input), MODULES[name](p.clone()))
 
 
+def test_an_activation_is_not_lost_by_del() -> None:
+    """Libraries that keep an attribute of that name delete it, if hasattr() finds one."""
+    layer = bp.ConvBP2d(2, 3, 1)
+    del layer.activation
+    assert layer.activation is None
+    layer.activation = "relu"
+    with pytest.raises(AttributeError, match="activation relu of a ConvBP2d cannot be deleted"):
+        del layer.activation
+    assert str(layer.activation) == "relu"
+    del layer.bias
+    assert not hasattr(layer, "bias")
+
+
 def test_a_row_prints_even_if_the_table_lacks_it() -> None:
     assert str(Activation("nope", (1.0, 2.0))) == "nope(1, 2)"
 

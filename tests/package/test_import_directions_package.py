@@ -25,6 +25,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "convert": {"fusion", "modules", "ops"},
     "conversion": {"convert", "fusion", "ops"},
     "comparison": {"activations", "backends", "convert", "info", "modules", "ops"},
+    "integrations": {"activations", "convert", "functional", "fusion", "modules", "ops"},
     "backends": {"extension", "ops"},
     "lecture": {"ops"},
     "reference": {"lecture"},

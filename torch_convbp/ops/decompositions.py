@@ -81,9 +81,7 @@ def conv2d(
     if not _symmetric(padding):
         input = F.pad(input, [left, right, top, bottom])
         top = left = 0
-    output = aten.convolution(
-        input, weight, bias, stride, [top, left], dilation, False, [0, 0], groups
-    )
+    output = aten.conv2d(input, weight, bias, stride, [top, left], dilation, groups)
     return output.contiguous(memory_format=format)
 
 
@@ -185,9 +183,10 @@ def max_pool2d(
     dilation: Ints,
     ceil_mode: bool,
 ) -> tuple[Tensor, Tensor]:
-    output, index = aten.max_pool2d_with_indices(
-        input, kernel_size, stride, padding, dilation, ceil_mode
-    )
+    geometry = kernel_size, stride, padding, dilation, ceil_mode
+    # Two calls: where nobody needs the offsets, the first alone is left in a traced program.
+    output = aten.max_pool2d(input, *geometry)
+    index = aten.max_pool2d_with_indices(input, *geometry)[1]
     height, width = input.shape[2:]
     row = index // width
     column = index - row * width  # not %, which ONNX lacks where width is symbolic
