@@ -76,19 +76,69 @@ def opacus() -> None:
     """
     from opacus.grad_sample import linear, register_grad_sampler, register_norm_sampler
 
-    def of_linear(theirs: Callable[..., Any]) -> Callable[..., Any]:
-        def sampler(layer: LinearBP, inputs: list[Tensor], grad: Tensor) -> Any:
-            input = inputs[0].to(grad.dtype)
-            if layer.activation is not None:
-                p = functional.linear(input, layer.weight, layer.bias)
-                grad = _error_signal(layer, p, grad)
-            return theirs(layer, [input], grad)
+    def norms(layer: LinearBP, inputs: list[Tensor], grad: Tensor) -> Any:
+        input, delta = inputs[0].to(grad.dtype), grad
+        if layer.activation is not None:
+            p = functional.linear(input, layer.weight, layer.bias)
+            delta = _error_signal(layer, p, grad)
+        return linear.compute_linear_norm_sample(layer, [input], delta)
 
-        return sampler
+    register_grad_sampler([ConvBP2d, LinearBP])(_gradients_of_samples)
+    register_norm_sampler(LinearBP)(norms)
 
-    register_grad_sampler(ConvBP2d)(_conv2d_gradients_of_samples)
-    register_grad_sampler(LinearBP)(of_linear(linear.compute_linear_grad_sample))
-    register_norm_sampler(LinearBP)(of_linear(linear.compute_linear_norm_sample))
+
+def _gradients_of_samples(
+    layer: ConvBP2d | LinearBP, inputs: list[Tensor], grad: Tensor
+) -> dict[Tensor, Tensor]:
+    """Each sample's gradients by weight and bias, [N, *size], of those that need any."""
+    input = inputs[0].to(grad.dtype)
+    if isinstance(layer, ConvBP2d):
+        return _of_convolution(layer, input, grad)
+    return _of_linear(layer, input, grad)
+
+
+def _of_convolution(layer: ConvBP2d, input: Tensor, grad: Tensor) -> dict[Tensor, Tensor]:
+    """L4 and L5 of each sample."""
+    padding: Any = layer.padding
+    if layer.padding_mode != "zeros":
+        input = F.pad(input, layer._reversed_padding_repeated_twice, mode=layer.padding_mode)
+        padding = 0
+    stride, dilation, groups = layer.stride, layer.dilation, layer.groups
+    delta = grad
+    if layer.activation is not None:
+        p = functional.conv2d(input, layer.weight, layer.bias, stride, padding, dilation, groups)
+        delta = _error_signal(layer, p, grad)
+    found: dict[Tensor, Tensor] = {}
+    if layer.weight.requires_grad:
+        batch, size = len(input), layer.weight.shape
+        found[layer.weight] = delta.new_zeros(0, *size)
+        if batch > 0:
+            of_all = functional.conv2d_weight_grad(
+                input.flatten(0, 1)[None],  # [1, N * K, H, W]
+                (batch * size[0], *size[1:]),
+                delta.flatten(0, 1)[None],  # [1, N * O, M, N']
+                stride,
+                padding,
+                dilation,
+                batch * groups,
+            )
+            found[layer.weight] = of_all.reshape(batch, *size)
+    if layer.bias is not None and layer.bias.requires_grad:
+        found[layer.bias] = delta.sum((2, 3))
+    return found
+
+
+def _of_linear(layer: LinearBP, input: Tensor, grad: Tensor) -> dict[Tensor, Tensor]:
+    """L7's gradients of each sample, summed over the dimensions between the first and the last."""
+    delta = grad
+    if layer.activation is not None:
+        delta = _error_signal(layer, functional.linear(input, layer.weight, layer.bias), grad)
+    found: dict[Tensor, Tensor] = {}
+    if layer.weight.requires_grad:
+        found[layer.weight] = torch.einsum("n...i,n...j->nij", delta, input)
+    if layer.bias is not None and layer.bias.requires_grad:
+        found[layer.bias] = torch.einsum("n...i->ni", delta)
+    return found
 
 
 def _error_signal(layer: ConvBP2d | LinearBP, p: Tensor, grad: Tensor) -> Tensor:
@@ -97,40 +147,6 @@ def _error_signal(layer: ConvBP2d | LinearBP, p: Tensor, grad: Tensor) -> Tensor
     assert g is not None
     saved = elementwise_ops.activation(p, *g) if g.saves_output else p
     return elementwise_ops.error_signal(grad, saved, *g)
-
-
-def _conv2d_gradients_of_samples(
-    layer: ConvBP2d, inputs: list[Tensor], grad: Tensor
-) -> dict[Tensor, Tensor]:
-    """L4 and L5 of each sample: [N, O, K / groups, R, S] and [N, O]."""
-    input = inputs[0].to(grad.dtype)
-    padding: Any = layer.padding
-    if layer.padding_mode != "zeros":
-        input = F.pad(input, layer._reversed_padding_repeated_twice, mode=layer.padding_mode)
-        padding = 0
-    geometry: Any = (layer.stride, padding, layer.dilation, layer.groups)
-    if layer.activation is not None:
-        p = functional.conv2d(input, layer.weight, layer.bias, *geometry)
-        grad = _error_signal(layer, p, grad)
-    found: dict[Tensor, Tensor] = {}
-    if layer.weight.requires_grad:
-        batch, size = len(input), layer.weight.shape
-        found[layer.weight] = grad.new_zeros(0, *size)
-        if batch > 0:
-            stride, padding, dilation, groups = geometry
-            of_all = functional.conv2d_weight_grad(
-                input.flatten(0, 1)[None],  # [1, N * K, H, W]
-                (batch * size[0], *size[1:]),
-                grad.flatten(0, 1)[None],  # [1, N * O, M, N']
-                stride,
-                padding,
-                dilation,
-                batch * groups,
-            )
-            found[layer.weight] = of_all.reshape(batch, *size)
-    if layer.bias is not None and layer.bias.requires_grad:
-        found[layer.bias] = grad.sum((2, 3))
-    return found
 
 
 def backpack(extension: Any) -> Any:
@@ -183,15 +199,18 @@ def _checked(theirs: Callable[..., None]) -> Callable[..., None]:
 
 
 def captum() -> None:
-    """Gives Captum's LRP the rules of torch's layers for ours, and our activation modules.
+    """Gives Captum's methods that look for classes what they know of torch's: LRP its rules,
+    DeepLift its multipliers, TracInCP the gradients of each sample.
 
-    Other methods of Captum need nothing.
+    Captum's other methods need nothing. DeepLift does not see a layer's own activation: write it as
+    a module after the layer.
 
     Raises:
         ModuleNotFoundError: Captum is not installed.
-        NotImplementedError: in ``LRP.attribute``, for a layer with an activation.
+        NotImplementedError: in ``LRP.attribute``, for a layer with an activation of its own.
     """
-    from captum.attr._core import lrp
+    from captum._utils import sample_gradient
+    from captum.attr._core import deep_lift, lrp
 
     def checked(theirs: Any) -> Any:
         class Rule(theirs):
@@ -201,12 +220,22 @@ def captum() -> None:
 
         return Rule
 
+    def keep_gradients(layer: Any, input: Tensor, grad: Tensor, reset: bool = False) -> None:
+        for parameter, found in _gradients_of_samples(layer, [input], grad).items():
+            before = 0 if reset else parameter.sample_grad  # type: ignore[attr-defined]
+            parameter.sample_grad = before + found  # type: ignore[attr-defined]
+
     rules, non_linear = lrp.SUPPORTED_LAYERS_WITH_RULES, lrp.SUPPORTED_NON_LINEAR_LAYERS
+    multipliers = deep_lift.SUPPORTED_NON_LINEAR
     for ours, theirs in _twins().items():
         if theirs in rules:
             rules[ours] = checked(rules[theirs])
-        elif theirs in non_linear and ours not in non_linear:
+        if theirs in non_linear and ours not in non_linear:
             non_linear.append(ours)
+        if theirs in multipliers:
+            multipliers[ours] = multipliers[theirs]
+    for layer in (ConvBP2d, LinearBP):
+        sample_gradient.SUPPORTED_MODULES[layer] = keep_gradients
 
 
 # --- counters of operations -----------------------------------------------------------------

@@ -296,6 +296,35 @@ def test_captum(conversion: str) -> None:
     assert_close(LRP(converted(model, conversion)).attribute(images(), target=2), theirs)
 
 
+@pytest.mark.filterwarnings("ignore:\\s*Setting forward, backward hooks")
+@every_conversion
+def test_captums_deep_lift(conversion: str) -> None:
+    library("captum")
+    from captum.attr import DeepLift
+
+    integrations.captum()
+    model = network("groups", "circular", activation=nn.Sigmoid)
+    theirs = DeepLift(copy.deepcopy(model)).attribute(images(), target=2)
+    assert_close(DeepLift(converted(model, conversion)).attribute(images(), target=2), theirs)
+
+
+@every_conversion
+def test_captums_gradients_of_samples(conversion: str) -> None:
+    """As TracInCP takes them; Captum's own are wrong for groups and padding modes."""
+    library("captum")
+    from captum._utils.sample_gradient import SampleGradientWrapper
+
+    integrations.captum()
+    model = network("groups", "circular", "same")
+    ours = converted(model, conversion)
+    wrapper = SampleGradientWrapper(ours)
+    wrapper.add_hooks()
+    loss = ours(images().requires_grad_()).pow(3).sum()
+    wrapper.compute_param_sample_gradients(loss, loss_mode="sum")
+    found = [parameter.sample_grad for parameter in ours.parameters()]
+    assert_close(found, loop_over_samples(model, images()))
+
+
 def test_captum_refuses_activations_of_the_layers_own_and_leaves_them() -> None:
     library("captum")
     from captum.attr import LRP
