@@ -426,6 +426,44 @@ def test_fvcore_refuses_another_analysis() -> None:
         integrations.fvcore(1)
 
 
+# --- what is wrong with torch's layers, or fails ----------------------------------------------
+
+
+def test_a_step_inside_autocast_counts_at_once() -> None:
+    """Autocast keeps its casts of torch's weights until its end; ours are cast in each call."""
+    layer, input = bp.ConvBP2d(4, 6, 3), images(dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        layer(input).float().sum().backward()
+        with torch.no_grad():
+            for parameter in layer.parameters():
+                parameter.zero_()
+        assert not layer(input).any()
+
+
+def test_traced_under_autocast() -> None:
+    layer, input = bp.ConvBP2d(4, 6, 3), images(dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        traced = torch.jit.trace(layer, input)
+        assert torch.equal(traced(input), layer(input))
+
+
+def test_fx_leaves_a_convolution_alone_that_it_would_fold_twice() -> None:
+    from torch.fx.experimental.optimization import fuse
+
+    class UsedTwice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.convolution, self.norm = bp.ConvBP2d(4, 4, 3), nn.BatchNorm2d(4)
+
+        def forward(self, input: Tensor) -> Tensor:
+            return self.norm(self.convolution(input)) + self.convolution(input)
+
+    model = UsedTwice().double()
+    model(images())  # statistics to fold
+    model.eval()
+    assert torch.equal(fuse(model)(images()), model(images()))
+
+
 # --- quantisation -----------------------------------------------------------------------------
 
 
