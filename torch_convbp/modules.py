@@ -108,3 +108,226 @@ class _WithActivation(_Layer):
                 f"the activation {self.activation} of a {type(self).__name__} cannot be deleted: "
                 "set it to None"
             )
+
+    def extra_repr(self) -> str:
+        text = super().extra_repr()
+        return text if self.activation is None else f"{text}, activation={self.activation}"
+
+
+class ConvBP2d(_WithActivation, nn.Conv2d):
+    """A ``torch.nn.Conv2d`` whose forward and backward pass are L1 to L6 of the lecture.
+
+    The layer *is* an ``nn.Conv2d``: the same arguments, parameters, initial weights from the same
+    seed, hooks and state_dict. Only the computation runs on torch_convbp's operators. All padding
+    modes work ("zeros", "reflect", "replicate", "circular").
+
+    ``activation`` (keyword only) is what bp.functional.conv2d takes: the layer then computes
+    g(conv2d(input)), in one pass.
+
+    Shapes: input [N, in_channels, H, W] or [in_channels, H, W]; weight [out_channels,
+    in_channels / groups, R, S]; bias [out_channels] or None. dtypes: float32, float64, bfloat16,
+    float16, complex.
+
+    Raises:
+        TypeError, ValueError: an argument of the constructor is out of range. nn.Conv2d's own
+            checks, and checks that it leaves to the first call: kernel_size, stride and dilation
+            at least 1, padding at least 0, one or two ints each, out_channels and groups at
+            least 1, in_channels at least 0.
+        RuntimeError: a dtype that cannot have gradients. The errors of a call are
+            bp.functional.conv2d's.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] | str = 0,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        activation: ActivationLike = None,
+    ) -> None:
+        g = activations.parse("ConvBP2d", activation)
+        super().__init__(
+            _int("in_channels", in_channels, 0),
+            _int("out_channels", out_channels, 1),
+            _pair("kernel_size", kernel_size, 1),
+            _pair("stride", stride, 1),
+            padding if isinstance(padding, str) else _pair("padding", padding, 0),
+            _pair("dilation", dilation, 1),
+            _int("groups", groups, 1),
+            bias,
+            padding_mode,  # type: ignore[arg-type]  # nn.Conv2d checks it
+            device,
+            dtype,
+        )
+        if g is not None:
+            self.activation = g
+
+    # (activation, run) while an enclosing module's call lasts; fusion.py sets it.
+    _convbp_fusion: Any = None
+
+    def forward(self, input: Tensor) -> Tensor:
+        if is_node(self, input):
+            return as_node(self, input)
+        return super().forward(input)
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        padding: int | tuple[int, ...] | str = self.padding
+        if self.padding_mode != "zeros":
+            input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+            padding = 0
+        g, fusion = self.activation, self._convbp_fusion
+        if fusion is not None:
+            after, run = fusion
+            g = run.activation(after)
+        output = functional.conv2d(
+            input, weight, bias, self.stride, padding, self.dilation, self.groups, activation=g
+        )
+        if fusion is not None and g is not None:
+            run.mark(output, after, g)
+        return output
+
+
+class LinearBP(_WithActivation, nn.Linear):
+    """A ``torch.nn.Linear`` whose forward and backward pass are L7, with an activation.
+
+    ``activation`` (keyword only) is what bp.functional.linear takes: the layer then computes
+    g(linear(input)), in a second pass over the output. The other arguments are nn.Linear's.
+
+    Shapes: input [..., in_features]; weight [out_features, in_features]; bias [out_features] or
+    None; output [..., out_features]. dtypes: nn.Linear's, with an activation float32, float64,
+    bfloat16, float16.
+
+    Raises:
+        TypeError, ValueError: a number of features is no int >= 0, or activation is unknown.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        activation: ActivationLike = None,
+    ) -> None:
+        g = activations.parse("LinearBP", activation)
+        super().__init__(
+            _int("in_features", in_features, 0),
+            _int("out_features", out_features, 0),
+            bias,
+            device,
+            dtype,
+        )
+        if g is not None:
+            self.activation = g
+
+    def forward(self, input: Tensor) -> Tensor:
+        if is_node(self, input):
+            return as_node(self, input)
+        return functional.linear(input, self.weight, self.bias, activation=self.activation)
+
+
+class MaxPoolBP2d(_Layer, nn.MaxPool2d):
+    """A ``torch.nn.MaxPool2d`` whose forward and backward pass are L8, on kernels of our own.
+
+    Shapes: input [N, C, H, W] or [C, H, W]; output the same with pooled H and W, and with
+    return_indices also the winners' indices, int64 of the same size. dtypes: float32, float64,
+    bfloat16, float16; torch pools integers. Takes every argument of nn.MaxPool2d.
+
+    Raises:
+        TypeError, ValueError: an argument of the constructor is out of range. The errors of a call
+            are bp.functional.max_pool2d's.
+    """
+
+    def __init__(
+        self,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] | None = None,
+        padding: int | tuple[int, int] = 0,
+        dilation: int | tuple[int, int] = 1,
+        return_indices: bool = False,
+        ceil_mode: bool = False,
+    ) -> None:
+        windows = _windows(kernel_size, stride, padding)
+        super().__init__(*windows, _window("dilation", dilation, 1), return_indices, ceil_mode)
+
+    def forward(self, input: Tensor) -> Any:
+        if is_node(self, input):
+            return as_node(self, input)
+        return functional.max_pool2d(
+            input,
+            self.kernel_size,
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.ceil_mode,
+            self.return_indices,
+        )
+
+
+class AvgPoolBP2d(_Layer, nn.AvgPool2d):
+    """A ``torch.nn.AvgPool2d`` whose forward and backward pass are L8, on kernels of our own.
+
+    Shapes: input [N, C, H, W] or [C, H, W]; output the same with pooled H and W. dtypes: float32,
+    float64, bfloat16, float16; torch pools int64. Takes every argument of nn.AvgPool2d.
+
+    Raises:
+        TypeError, ValueError: an argument of the constructor is out of range. The errors of a call
+            are bp.functional.avg_pool2d's.
+    """
+
+    def __init__(
+        self,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] | None = None,
+        padding: int | tuple[int, int] = 0,
+        ceil_mode: bool = False,
+        count_include_pad: bool = True,
+        divisor_override: int | None = None,
+    ) -> None:
+        windows = _windows(kernel_size, stride, padding)
+        if divisor_override is not None and _int("divisor_override", divisor_override, None) == 0:
+            raise ValueError("divisor_override must be not zero, but got 0")
+        super().__init__(*windows, ceil_mode, count_include_pad, divisor_override)
+
+    def forward(self, input: Tensor) -> Tensor:
+        if is_node(self, input):
+            return as_node(self, input)
+        return functional.avg_pool2d(
+            input,
+            self.kernel_size,
+            self.stride,
+            self.padding,
+            self.ceil_mode,
+            self.count_include_pad,
+            self.divisor_override,
+        )
+
+
+def _window(name: str, value: Any, least: int) -> int | tuple[int, int]:
+    """value unchanged if it is an int, as torch's pools store it; else a pair."""
+    pair = _pair(name, value, least)
+    return value if isinstance(value, int) else pair
+
+
+def _windows(
+    kernel_size: Any, stride: Any, padding: Any
+) -> tuple[int | tuple[int, int], int | tuple[int, int] | None, int | tuple[int, int]]:
+    """kernel_size, stride and padding of a pool, checked."""
+    kernel, pad = _pair("kernel_size", kernel_size, 1), _pair("padding", padding, 0)
+    if any(p > k // 2 for p, k in zip(pad, kernel, strict=True)):
+        raise ValueError(
+            "padding must be at most half of kernel_size, "
+            f"but got padding={padding!r} and kernel_size={kernel_size!r}"
+        )
+    step = None if stride is None else _window("stride", stride, 1)
+    return _window("kernel_size", kernel_size, 1), step, _window("padding", padding, 0)

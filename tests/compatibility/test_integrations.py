@@ -549,3 +549,25 @@ def test_torchao_quantises_a_decomposed_model(conversion: str) -> None:
         outputs.append(quantised(input))
     assert counts[0] == counts[1] > 2 * 5
     assert F.mse_loss(*outputs) == 0
+
+
+@pytest.mark.filterwarnings("ignore")
+@every_conversion
+@pytest.mark.parametrize("dynamic", [False, True], ids=["weights", "activations"])
+def test_torchao_quantises_dense_layers(conversion: str, dynamic: bool) -> None:
+    """Weights that are tensors of its own: the dense layers run torch's function."""
+    library("torchao")
+    from torchao import quantization
+
+    kind = "Int8DynamicActivationInt8WeightConfig" if dynamic else "Int8WeightOnlyConfig"
+    model = network("plain", dtype=torch.float32)
+    both = converted(model, conversion), copy.deepcopy(model)
+    outputs = []
+    for one in both:
+        one.eval()
+        quantization.quantize_(one, getattr(quantization, kind)())
+        assert type(one.dense[0].weight.data) is not Tensor
+        outputs.append(one(images(dtype=torch.float32)))
+    # An activation between two of 127 steps may go to the other one.
+    step = outputs[1].abs().max().item() / 127 if dynamic else 1e-5
+    torch.testing.assert_close(*outputs, rtol=1.3e-6, atol=step)

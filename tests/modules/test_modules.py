@@ -156,23 +156,6 @@ def test_zero_channels_have_the_right_shape() -> None:
     assert torch.equal(output, module.bias[None, :, None, None].expand_as(output))
 
 
-def test_activation_deleted() -> None:
-    """None again, as before it was set."""
-    layers = [
-        bp.ConvBP2d(3, 4, 3, activation="relu"),
-        bp.LinearBP(3, 4),
-        bp.convert(nn.Conv2d(3, 4, 3)),
-    ]
-    for layer in layers:
-        for _ in range(2):
-            del layer.activation
-            assert layer.activation is None
-        layer.activation = "tanh"
-        assert layer.activation is not None
-        del layer.bias
-        assert not hasattr(layer, "bias")
-
-
 @pytest.mark.parametrize("groups", [0, -1])
 def test_groups_in_torchs_words(groups: int) -> None:
     with pytest.raises(ValueError, match="groups must be a positive integer"):
