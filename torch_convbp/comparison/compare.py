@@ -29,11 +29,12 @@ from torch_convbp.comparison.running import (
     Clock,
     RandomStates,
     Step,
+    Watch,
     autocast_as,
     in_turn,
     tensors_in,
 )
-from torch_convbp.convert import convert
+from torch_convbp.convert import OURS, convert
 from torch_convbp.ops import checks
 
 __all__ = ["compare"]
@@ -88,7 +89,6 @@ def compare(
         raise TypeError(f"compare(): argument 'seconds' must be a number, not {given}")
     if not 0 < seconds < math.inf:
         raise ValueError(f"compare(): argument 'seconds' must be positive, but got {seconds}")
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     arguments = (inputs, dict(kwargs or {}))
     tensors = [*model.parameters(), *model.buffers(), *tensors_in(arguments)]
     _check_has_values(model, tensors)
@@ -98,7 +98,7 @@ def compare(
     try:
         off = [autocast._replace(enabled=False) for autocast in autocasts]
         with torch.inference_mode(False), torch.enable_grad(), autocast_as(off):
-            return _compare(model, step, seconds, load)
+            return _compare(model, step, seconds)
     finally:
         step.states.restore()
         _progress("")
@@ -118,7 +118,7 @@ def _check_has_values(model: nn.Module, tensors: Sequence[Tensor]) -> None:
         )
 
 
-def _compare(model: nn.Module, step: Step, seconds: float, load: float) -> result.Comparison:
+def _compare(model: nn.Module, step: Step, seconds: float) -> result.Comparison:
     try:
         ours = copy_of(model)
     except Exception as error:  # a model's deepcopy may raise anything
@@ -139,7 +139,7 @@ def _compare(model: nn.Module, step: Step, seconds: float, load: float) -> resul
     if missing := layers.keys() - {call.name for call in calls}:
         notes.append(f"not called: {', '.join(name for name in layers if name in missing)}")
 
-    rows = []
+    rows, watch = [], Watch()
     for i, call in enumerate(calls):
         _progress(f"[{'#' * (20 * i // len(calls)):20}] {i + 1} of {len(calls)}: {call.name}")
         share = seconds * (1 - SHARE_OF_STEP) / len(calls)
@@ -155,10 +155,16 @@ def _compare(model: nn.Module, step: Step, seconds: float, load: float) -> resul
     ms = {side: 1e3 * statistics.median(map(sum, times)) for side, times in taken.items()}
     has_backward = any(backward for _, backward in taken["torch"])
     whole = result.Step(ms["torch"], ms["ours"], ms.get("faster"), has_backward)
+    if converted := [m for m in model.modules() if isinstance(m, tuple(OURS.values()))]:
+        notes.append(
+            f"{len(converted)} layer(s) were ours before: bp.revert(model) first, then convert"
+        )
     if not has_backward:
         notes.append("no output needs a gradient: the forward pass alone was measured")
-    if load > info.available_cpus() - torch.get_num_threads() + 0.5:
-        notes.append(f"other programs may have taken CPU time: the load was {load:.1f} before")
+    if (foreign := watch.foreign_cpus()) > (os.cpu_count() or 1) - torch.get_num_threads() + 0.1:
+        notes.append(
+            f"other programs used {foreign:.1f} CPUs meanwhile: repeat it when they do not"
+        )
     return result.Comparison(tuple(rows), whole, _machine(step.clock.devices), tuple(notes))
 
 

@@ -145,7 +145,7 @@ class Comparison:
                 f"bp.convert(model, {arguments})"
             )
         if not gains:
-            yield "No layer gains: leave the model as it is."
+            yield "No layer gains."
         yield ""
         yield "ratio: torch's time over ours; + is a gain of more than 2 %, beyond the noise."
         yield "ms: medians, all calls of a layer in a step together."

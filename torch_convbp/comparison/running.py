@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import random
 import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -19,6 +21,7 @@ __all__ = [
     "Clock",
     "RandomStates",
     "Step",
+    "Watch",
     "autocast_as",
     "fill_randomly",
     "in_turn",
@@ -140,6 +143,28 @@ class Clock:
     def _wait(self) -> None:
         for device in self.devices:
             torch.accelerator.synchronize(device)
+
+
+class Watch:
+    """How many CPUs other programs have used since this object was made."""
+
+    def __init__(self) -> None:
+        self.start = self._now()
+
+    def foreign_cpus(self) -> float:
+        """An average; 0 where the system does not say."""
+        wall, own, busy = (now - then for now, then in zip(self._now(), self.start, strict=True))
+        return max(0.0, busy - own) / wall
+
+    def _now(self) -> tuple[float, float, float]:
+        """Seconds on the clock, CPU seconds of this process, and of all programs."""
+        try:
+            ticks = Path("/proc/stat").read_text().splitlines()[0].split()[1:9]
+        except OSError:
+            ticks = ["0"] * 8
+        user, nice, system, _idle, _iowait, *rest = map(int, ticks)
+        busy = (user + nice + system + sum(rest)) / os.sysconf("SC_CLK_TCK")
+        return time.perf_counter(), time.process_time(), busy
 
 
 @dataclass(frozen=True)
