@@ -27,7 +27,12 @@ import torch_convbp as bp
 from torch_convbp import functional
 from torch_convbp.comparison import compare as comparing
 from torch_convbp.comparison.result import Comparison, Row, Side, Step, names_that_gain
-from torch_convbp.comparison.running import Watch, least_median
+from torch_convbp.comparison.running import (
+    Watch,
+    fill_randomly,
+    least_median,
+    strided_copy,
+)
 
 pytestmark = [pytest.mark.every_device, pytest.mark.usefixtures("one_thread")]
 
@@ -309,6 +314,34 @@ def test_memory() -> None:
         4 * inputs + 8 * inputs // 4,
         inputs // 4,
     )
+
+
+def test_memory_of_several_calls() -> None:
+    """Each call keeps its input, but not the first of two under a checkpoint."""
+    shared, checkpointed = (compare(CASES[name]).rows for name in ("shared", "a checkpoint"))
+    assert [row.ours.saved_bytes for row in shared[:2]] == [2 * 3 * 16 * 16 * 4 * n for n in (1, 2)]
+    assert [row.ours.saved_bytes for row in checkpointed] == [2 * 3 * 16**2 * 4, 2 * 4 * 14**2 * 4]
+
+
+VIEWS: dict[str, Callable[[Tensor], Tensor]] = {
+    "contiguous": lambda x: x,
+    "channels_last": channels_last,
+    "gaps": lambda x: x[:, :2, ::2],
+    "transposed": lambda x: x.transpose(2, 3),
+    "expanded": lambda x: x[:1, :, :, :1].expand(5, -1, -1, 7),
+}
+
+
+@pytest.mark.parametrize("name", VIEWS)
+@pytest.mark.parametrize("needs_grad", [True, False])
+def test_copies_have_the_same_strides(name: str, needs_grad: bool) -> None:
+    view = VIEWS[name](image(2, 3, 4, 5)).detach().requires_grad_(needs_grad)
+    copied = strided_copy(view)
+    assert torch.equal(copied, view) and copied.stride() == view.stride()
+    assert copied.is_leaf and copied.requires_grad == needs_grad
+    assert copied.untyped_storage().data_ptr() != view.untyped_storage().data_ptr()
+    filled = fill_randomly(strided_copy(view).detach())
+    assert filled.stride() == view.stride() and not torch.equal(filled, view)
 
 
 # --- what is left alone
