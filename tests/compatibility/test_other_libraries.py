@@ -328,8 +328,8 @@ CHECKS: dict[str, tuple[str, Callable[[nn.Module], Any], float | None]] = {
     "thop": ("thop", thop, 0.0),
 }
 
-# A sample's curvature has no meaning with a batch norm in training mode, and higher refuses it.
-WITHOUT_NORM = ("Hessian", "GGN", "laplace", "higher")
+# torch.func refuses a batch norm's running statistics, laplace a batch norm.
+WITHOUT_NORM = ("Hessian", "GGN", "laplace")
 
 
 @pytest.mark.filterwarnings("ignore")
