@@ -164,11 +164,20 @@ def backpack(extension: Any) -> Any:
         The same extension.
 
     Raises:
+        ModuleNotFoundError: BackPACK is not installed.
+        TypeError: extension is no object of BackPACK's.
         NotImplementedError: in the backward pass, where BackPACK's formulas do not hold: a layer
             with an activation, a padding_mode other than "zeros", padding="same"; BatchL2Grad
             with groups.
     """
-    known = extension._BackpropExtension__module_extensions
+    from backpack.extensions.backprop_extension import BackpropExtension
+
+    if not isinstance(extension, BackpropExtension):
+        raise TypeError(
+            "backpack(): argument 'extension' must be an extension of BackPACK, such as "
+            f"BatchGrad(), but got {extension!r}"
+        )
+    known = vars(extension)["_BackpropExtension__module_extensions"]  # there is no other way
     for ours, theirs in _twins().items():
         if theirs in known:
             extension.set_module_extension(ours, _checked(known[theirs]), overwrite=True)
@@ -207,7 +216,8 @@ def captum() -> None:
 
     Raises:
         ModuleNotFoundError: Captum is not installed.
-        NotImplementedError: in ``LRP.attribute``, for a layer with an activation of its own.
+        AttributeError: in ``LRP.attribute``, for a layer with an activation of its own, which LRP
+            would delete. The NotImplementedError before it says what to do.
     """
     from captum._utils import sample_gradient
     from captum.attr._core import deep_lift, lrp
@@ -253,6 +263,7 @@ def fvcore(analysis: Any) -> Any:
         The same analysis. Pools and activations are not counted, as torch's are not.
 
     Raises:
+        ModuleNotFoundError: fvcore is not installed.
         TypeError: another kind of analysis.
     """
     from fvcore.nn import ActivationCountAnalysis, FlopCountAnalysis

@@ -281,6 +281,14 @@ def test_backpack_refuses_what_it_gets_wrong(name: str) -> None:
         backpack_results(make(), extension)
 
 
+def test_backpack_refuses_what_is_no_extension() -> None:
+    library("backpack")
+    from backpack.extensions import BatchGrad
+
+    with pytest.raises(TypeError, match=r"'extension' must be an extension .* but got <class"):
+        integrations.backpack(BatchGrad)
+
+
 # --- Captum -----------------------------------------------------------------------------------
 
 
