@@ -272,8 +272,8 @@ MODELS = {
         Checkpoints, {}, {"one": "or a checkpoint are switched", "two": "what its module"}),
     "switches": Model(
         Switches, {}, {"one": "gradients, autocast or a check", "two": "its module returns"}),
-    "training": Model(Trained, {}, {"one": "followed by Identity", "two": "its module returns"}),
-    "swaps": Model(Swaps, {}, {"one": "followed by Identity", "two": "its module returns"}),
+    "training": Model(Trained, {}, {"one": "followed by ConvBP2d", "two": "its module returns"}),
+    "swaps": Model(Swaps, {}, {"one": "followed by ConvBP2d", "two": "its module returns"}),
     "changed_in_place": Model(ChangedInPlace, {}, {
         "one": "what LeakyReLU gives may be changed in place",
         "two": "what ReLU6 gives may be changed in place"}),
