@@ -9,21 +9,28 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from torch_convbp import fusion
-from torch_convbp.convert import CONVOLUTION, DENSE, OURS, kind_of, reason_against
+from torch_convbp.convert import (
+    CONVOLUTION,
+    DENSE,
+    OURS,
+    SCRIPTED,
+    kind_of,
+    reason_against,
+    scripted_kind,
+)
 from torch_convbp.ops import checks
 
-__all__ = ["Conversion", "LeftAlone", "conversion"]
+__all__ = ["Conversion", "TorchsLayer", "conversion"]
 
-_pooling = nn.modules.pooling
-# Kinds that a model may have and that have no layer of ours.
-_OTHERS = (
-    *(nn.modules.conv._ConvNd, nn.Bilinear, nn.LPPool2d, nn.FractionalMaxPool2d, nn.MaxUnpool2d),
-    *(_pooling._MaxPoolNd, _pooling._AvgPoolNd, _pooling._LPPoolNd, _pooling._MaxUnpoolNd),
-    *(_pooling._AdaptiveAvgPoolNd, _pooling._AdaptiveMaxPoolNd, nn.FractionalMaxPool3d),
-)
+# torch's convolutions and pools of all kinds, many of which have no layer of ours.
+_KINDS: dict[str, type[nn.Module]] = {
+    name: getattr(module, name)
+    for module in (nn.modules.conv, nn.modules.pooling)
+    for name in module.__all__
+}
 
 
-class LeftAlone(NamedTuple):
+class TorchsLayer(NamedTuple):
     """A layer that is torch's: its name in the model, its class, and the reason."""
 
     name: str
@@ -40,7 +47,7 @@ class Conversion(NamedTuple):
 
     ours: dict[str, list[str]]
     fused: list[fusion.Fused]
-    left_alone: list[LeftAlone]
+    left_alone: list[TorchsLayer]
 
     def __str__(self) -> str:
         lines = [f"{sum(map(len, self.ours.values()))} layer(s) of torch_convbp"]
@@ -60,15 +67,13 @@ class Conversion(NamedTuple):
 
 
 def _reason(module: nn.Module) -> str | None:
-    """Why a layer is torch's; None for ours, and for modules that are no layer of these kinds."""
+    """Why a layer is torch's; None for modules that are no layer of these kinds."""
+    if scripted_kind(module) in {*_KINDS, "Linear", "Bilinear"}:
+        return SCRIPTED
     kind = kind_of(module)
-    scripted = getattr(module, "original_name", None)
-    if scripted in {kind.__name__ for kind in OURS}:
-        return "it is compiled by TorchScript"
     if kind is None:
-        return "torch_convbp has no such layer" if isinstance(module, _OTHERS) else None
-    if isinstance(module, OURS[kind]):
-        return None
+        is_layer = isinstance(module, (nn.Bilinear, *_KINDS.values()))
+        return "torch_convbp has no such layer" if is_layer else None
     if reason := reason_against(module, kind):
         return reason
     if kind in CONVOLUTION:
@@ -84,6 +89,9 @@ def conversion(model: nn.Module) -> Conversion:
             dimension are listed, once each; not what a forward computes without a layer, such as
             a call of torch.nn.functional.conv2d.
 
+    Returns:
+        A Conversion: ``.ours``, ``.fused`` and ``.left_alone``; prints as a list.
+
     Raises:
         TypeError: model is no torch.nn.Module.
     """
@@ -94,9 +102,9 @@ def conversion(model: nn.Module) -> Conversion:
         if isinstance(module, tuple(OURS.values())):
             ours[_name_of(module)].append(name)
         elif reason := _reason(module):
-            left_alone.append(LeftAlone(name, _name_of(module), reason))
+            left_alone.append(TorchsLayer(name, _name_of(module), reason))
     return Conversion(dict(ours), fusion.fused(model), left_alone)
 
 
 def _name_of(module: Any) -> str:
-    return str(getattr(module, "original_name", None) or type(module).__name__)
+    return scripted_kind(module) or type(module).__name__

@@ -21,7 +21,18 @@ from torch_convbp import fusion
 from torch_convbp.modules import AvgPoolBP2d, ConvBP2d, LinearBP, MaxPoolBP2d
 from torch_convbp.ops import checks
 
-__all__ = ["OURS", "convert", "kind_of", "reason_against", "revert"]
+__all__ = [
+    "CONVOLUTION",
+    "DENSE",
+    "OURS",
+    "POOLING",
+    "SCRIPTED",
+    "convert",
+    "kind_of",
+    "reason_against",
+    "revert",
+    "scripted_kind",
+]
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -33,6 +44,7 @@ POOLING: dict[type[nn.Module], type[nn.Module]] = {
 }
 DENSE: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: LinearBP}
 OURS = CONVOLUTION | POOLING | DENSE
+SCRIPTED = "it is compiled by TorchScript"
 _REVERTED = {ours: theirs for theirs, ours in OURS.items()}
 
 
@@ -113,6 +125,12 @@ def _reverted_class(cls: Any) -> Any:
 def kind_of(module: nn.Module) -> type[nn.Module] | None:
     """torch's layer that ``module`` is or derives from, if there is a layer of ours for it."""
     return next((kind for kind in OURS if isinstance(module, kind)), None)
+
+
+def scripted_kind(module: nn.Module) -> str:
+    """Name of the class that TorchScript has compiled ``module`` from; "" for other modules."""
+    is_scripted = isinstance(module, torch.jit.ScriptModule)
+    return str(getattr(module, "original_name", "")) if is_scripted else ""
 
 
 def reason_against(module: nn.Module, kind: type[nn.Module]) -> str | None:
@@ -197,7 +215,8 @@ def convert(
         The same model: outputs, gradients and state_dict are what they were.
 
     Raises:
-        TypeError: model is no torch.nn.Module, or another argument no bool or pairs of names.
+        TypeError: model is no torch.nn.Module, or another argument is no bool, names, pairs of
+            names or function.
         ValueError: a name is of no module in model, of no layer that can be converted, of no
             nn.Conv2d or of no known activation.
     """
@@ -213,8 +232,8 @@ def convert(
         if kind is not None and not isinstance(module, OURS[kind]):
             if is_wanted(name, module, kind) and (reason := _convert_layer(module, kind)):
                 left_alone[name] = reason
-        elif getattr(module, "original_name", None) in {kind.__name__ for kind in kinds}:
-            left_alone[name] = "it is compiled by TorchScript"
+        elif layers is None and scripted_kind(module) in {kind.__name__ for kind in kinds}:
+            left_alone[name] = SCRIPTED
     _warn("convert", left_alone)
     if pairs:
         fusion.fuse(model, pairs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from typing import Any, TypeVar
 
 from torch import nn
@@ -11,7 +12,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from torch_convbp.modules import ConvBP2d
 from torch_convbp.ops import checks
-from torch_convbp.tracing import HOOKS, Part, through_identities, traced_parts
+from torch_convbp.tracing import HOOKS, Part, is_plain_convolution, through_identities, traced_parts
 
 __all__ = ["fold_batch_norm"]
 
@@ -29,9 +30,10 @@ def fold_batch_norm(model: Model) -> Model:
     longer be trained as it was, and its state_dict is another: keep a copy.
 
     A pair is left alone if the layer has an activation of its own, as g comes before the norm; or
-    if the norm has no running statistics or is in training mode; or if one of the two has hooks,
-    shared or parametrized parameters, or is called more than once. torch.nn.utils.fusion.
-    fuse_conv_bn_eval looks at none of this.
+    if the norm has no running statistics or is in training mode; or if one of the two has hooks or
+    a replaced forward, is parametrized, is called more than once or is in two places; or if the
+    convolution shares a Parameter or is complex. torch.nn.utils.fusion.fuse_conv_bn_eval checks the
+    mode and the statistics alone.
 
     Args:
         model: any module in evaluation mode whose forward, or parts, torch.fx can trace.
@@ -51,11 +53,14 @@ def fold_batch_norm(model: Model) -> Model:
             "mode; call model.eval() first"
         )
     modules: dict[str, Any] = dict(model.named_modules(remove_duplicate=False))
+    places = Counter(map(id, modules.values()))
     pairs = [
         pair
-        for part in traced_parts(model, False, ConvBP2d, (ConvBP2d,))
+        for part in traced_parts(model, training=False)
         for pair in _pairs(part)
-        if _can_be_folded(model, *(modules[name] for name in pair))
+        if _can_be_folded(*(modules[name] for name in pair))
+        and all(places[id(modules[name])] == 1 for name in pair)
+        and not _is_shared(model, modules[pair[0]])
     ]
     for convolution_name, norm_name in pairs:
         convolution, norm = modules[convolution_name], modules[norm_name]
@@ -64,7 +69,7 @@ def fold_batch_norm(model: Model) -> Model:
             *(norm.eps, norm.weight, norm.bias),
         )
         parent, _, name = norm_name.rpartition(".")
-        setattr(modules[parent], name, nn.Identity())
+        setattr(modules[parent], name, nn.Identity().eval())
     logger.info("%d batch norm(s) folded into the convolutions before them", len(pairs))
     return model
 
@@ -89,22 +94,17 @@ def _pairs(part: Part) -> list[tuple[str, str]]:
     return pairs
 
 
-def _can_be_folded(model: nn.Module, convolution: Any, norm: Any) -> bool:
+def _can_be_folded(convolution: Any, norm: Any) -> bool:
     """Is the pair, in evaluation mode, one convolution with other Parameters?"""
-    places = [m for _, m in model.named_modules(remove_duplicate=False)]
     return (
         type(norm) is nn.BatchNorm2d
         and not norm.training
         and norm.running_mean is not None
-        and type(convolution).forward is ConvBP2d.forward
-        and type(convolution)._conv_forward is ConvBP2d._conv_forward
-        and convolution.activation is None
+        and "forward" not in vars(norm)
+        and is_plain_convolution(convolution)
         and not convolution.weight.is_complex()
         and not parametrize.is_parametrized(convolution)
         and not any(vars(module)[kind] for module in (convolution, norm) for kind in HOOKS)
-        and not any("forward" in vars(module) for module in (convolution, norm))
-        and all(sum(place is module for place in places) == 1 for module in (convolution, norm))
-        and not _is_shared(model, convolution)
     )
 
 

@@ -24,7 +24,7 @@ from torch_convbp.ops import elementwise as elementwise_ops
 from torch_convbp.ops import linear as linear_ops
 from torch_convbp.ops import pool2d as pool2d_ops
 from torch_convbp.ops.memory_format import format_of, result_format
-from torch_convbp.ops.subclasses import torchs_for_subclasses
+from torch_convbp.ops.subclasses import torch_function_for_subclasses
 from torch_convbp.ops.torch_private import skip_autograd_unless_needed
 
 __all__ = [
@@ -85,7 +85,7 @@ def _complex_conv2d(
     return result.contiguous(memory_format=format_of(output))
 
 
-@torchs_for_subclasses(F.conv2d)
+@torch_function_for_subclasses(F.conv2d)
 def conv2d(
     input: Tensor,
     weight: Tensor,
@@ -152,7 +152,7 @@ def conv2d(
     return output if input.dim() == 4 else output.squeeze(0)
 
 
-@torchs_for_subclasses(F.linear)
+@torch_function_for_subclasses(F.linear)
 def linear(
     input: Tensor,
     weight: Tensor,
@@ -286,7 +286,7 @@ def _windows(function: str, kernel_size: IntOrPair, stride: Any, padding: IntOrP
     return [kernel, step, checks.pair(function, "padding", padding, checks.POOLING_PAIR)]
 
 
-@torchs_for_subclasses(F.max_pool2d)
+@torch_function_for_subclasses(F.max_pool2d)
 def max_pool2d(
     input: Tensor,
     kernel_size: IntOrPair,
@@ -342,7 +342,7 @@ def max_pool2d(
     return (results[0], results[1]) if return_indices else results[0]
 
 
-@torchs_for_subclasses(F.avg_pool2d)
+@torch_function_for_subclasses(F.avg_pool2d)
 def avg_pool2d(
     input: Tensor,
     kernel_size: IntOrPair,

@@ -25,9 +25,17 @@ from torch.fx import Node
 
 from torch_convbp import activations
 from torch_convbp.activations import TABLE, Activation
-from torch_convbp.modules import ConvBP2d, as_node, is_node
+from torch_convbp.modules import as_node, is_node
 from torch_convbp.ops import checks
-from torch_convbp.tracing import HOOKS, Part, is_identity, modes, through_identities, traced_parts
+from torch_convbp.tracing import (
+    HOOKS,
+    Part,
+    is_identity,
+    is_plain_convolution,
+    modes,
+    through_identities,
+    traced_parts,
+)
 
 __all__ = [
     "Fused",
@@ -43,10 +51,17 @@ __all__ = [
 
 logger = logging.getLogger("torch_convbp")
 
-# Names in the model: a convolution, nn.Identity modules after it (if any), and an activation.
-Names: TypeAlias = tuple[str, ...]
+
+class Pair(NamedTuple):
+    """Names in the model: the owner, the innermost module that is called around the pair; and the
+    convolution, nn.Identity modules after it (if any), and the activation."""
+
+    owner: str
+    modules: tuple[str, ...]
+
+
 # Convolution's name -> its pair, or the reason why there is none.
-Found: TypeAlias = dict[str, str | Names]
+Found: TypeAlias = dict[str, str | Pair]
 
 
 class Fused(NamedTuple):
@@ -206,7 +221,7 @@ def _live_pairs(owner: Any) -> list[tuple[Any, FusedActivation]]:
     live: list[tuple[Any, FusedActivation]] = []
     for paths in () if any(_global_hooks) else owner._convbp_pairs:
         convolution, *between, activation = (_unwatched(owner, path) for path in paths)
-        if convolution is None or not _is_ours(convolution):
+        if convolution is None or not is_plain_convolution(convolution):
             continue
         if isinstance(activation, FusedActivation) and all(map(is_identity, between)):
             live.append((convolution, activation))
@@ -238,7 +253,9 @@ def _pairs(part: Part) -> Found:
     if part.graph is None:
         return {part.name: part.reason}
     modules = dict(part.module.named_modules())
-    calls: dict[str, list[Node]] = {name: [] for name, m in modules.items() if _is_ours(m)}
+    calls: dict[str, list[Node]] = {
+        name: [] for name, m in modules.items() if is_plain_convolution(m)
+    }
     for node in part.graph.nodes:
         if node.op == "call_module" and node.target in calls:
             calls[node.target].append(node)
@@ -251,18 +268,7 @@ def _pairs(part: Part) -> Found:
     }
 
 
-def _is_ours(module: nn.Module) -> bool:
-    """Is ``module`` a convolution that can compute an activation?"""
-    cls: Any = type(module)
-    return (
-        isinstance(module, ConvBP2d)
-        and module.activation is None
-        and (cls.forward, cls._conv_forward) == (ConvBP2d.forward, ConvBP2d._conv_forward)
-        and not {"forward", "_conv_forward"} & vars(module).keys()
-    )
-
-
-def _pair(root: nn.Module, prefix: str, calls: list[Node]) -> str | Names:
+def _pair(root: nn.Module, prefix: str, calls: list[Node]) -> str | Pair:
     """The pair of a convolution with these calls in a graph, or the reason why it has none."""
     if not calls:
         return "it is not called"
@@ -283,7 +289,19 @@ def _pair(root: nn.Module, prefix: str, calls: list[Node]) -> str | Names:
         return "gradients, autocast or a checkpoint are switched before its activation"
     if any(_may_be_changed_in_place(root, activation, u) for u in users):
         return f"what {type(activation).__name__} gives may be changed in place"
-    return tuple(prefix + str(name) for name in (calls[0].target, *between[0], user.target))
+    owners = {_owner(node, u) for node, u in zip(calls, users, strict=True)}
+    if len(owners) > 1:
+        return "it is called in more than one place"
+    names = (calls[0].target, *between[0], user.target)
+    return Pair((prefix + owners.pop()).removesuffix("."), tuple(f"{prefix}{n}" for n in names))
+
+
+def _owner(node: Node, user: Node) -> str:
+    """The innermost module whose forward makes both calls."""
+    # Module by module from the outside, each as {call: (name, class)}.
+    stacks = (n.meta["nn_module_stack"].items() for n in (node, user))
+    shared = itertools.takewhile(lambda calls: calls[0] == calls[1], zip(*stacks, strict=False))
+    return next((str(call[0][1][0]) for call in reversed([*shared])), "")
 
 
 def _name_of(node: Node) -> str:
@@ -314,7 +332,7 @@ def _find(model: nn.Module) -> Found:
     found_in: list[Found] = []
     for training in (True, False):
         found_in.append({})
-        for part in traced_parts(model, training, ConvBP2d, (ConvBP2d, *_FUSED_CLASSES)):
+        for part in traced_parts(model, training, tuple(_FUSED_CLASSES)):
             found_in[-1] |= _pairs(part)
     training_mode, evaluation = found_in
     found = {
@@ -326,12 +344,12 @@ def _find(model: nn.Module) -> Found:
     for name, pair in found.items():
         if places[id(modules[name])] > 1:
             found[name] = "it is in more than one place of the model"
-        elif not isinstance(pair, str) and activations.of_module(modules[pair[-1]]) is None:
+        elif not isinstance(pair, str) and activations.of_module(modules[pair.modules[-1]]) is None:
             found[name] = "its copies have another activation"
     return found
 
 
-def _of_two(training: str | Names, evaluation: str | Names | None) -> str:
+def _of_two(training: str | Pair, evaluation: str | Pair | None) -> str:
     """The reason, where the two modes differ."""
     reasons = [reason for reason in (training, evaluation) if isinstance(reason, str)]
     return reasons[0] if len(reasons) == 1 else "training and evaluation mode differ"
@@ -340,14 +358,14 @@ def _of_two(training: str | Names, evaluation: str | Names | None) -> str:
 # -------------------------------------------------------------------------------------- for convert
 
 
-def check_pairs(model: nn.Module, pairs: Any) -> bool | list[Names]:
+def check_pairs(model: nn.Module, pairs: Any) -> bool | list[Pair]:
     """The argument fuse_activations of ``convert``. Raises TypeError, ValueError."""
     what = "convert(): argument 'fuse_activations'"
     if isinstance(pairs, bool):
         return pairs
     modules = dict(model.named_modules(remove_duplicate=False))
     several = isinstance(pairs, Iterable) and not isinstance(pairs, str)
-    checked: list[Names] = []
+    checked: list[Pair] = []
     for pair in list(pairs) if several else [pairs]:
         if not isinstance(pair, (tuple, list)) or [type(name) for name in pair] != [str, str]:
             raise TypeError(f"{what} must be bool or pairs of names, not {_shown(pair)}")
@@ -359,36 +377,39 @@ def check_pairs(model: nn.Module, pairs: Any) -> bool | list[Names]:
             raise ValueError(f"{what} has {convolution!r} first in a pair, which is no nn.Conv2d")
         if activations.of_module(modules[activation]) is None:
             raise ValueError(f"{what} has {activation!r} second, which is no activation it knows")
-        checked.append((convolution, activation))
+        checked.append(Pair(_around(modules, convolution, activation), (convolution, activation)))
     return checked
+
+
+def _around(modules: dict[str, nn.Module], *names: str) -> str:
+    """The innermost module that contains both, and that can be called."""
+    paths = (name.split(".")[:-1] for name in names)
+    shared = itertools.takewhile(lambda parts: parts[0] == parts[1], zip(*paths, strict=False))
+    path = [parts[0] for parts in shared]
+    while path and isinstance(modules[".".join(path)], (nn.ModuleList, nn.ModuleDict)):
+        path.pop()
+    return ".".join(path)
 
 
 def _shown(value: Any) -> str:
     return repr(value) if isinstance(value, (tuple, list, str)) else type(value).__name__
 
 
-def fuse(model: nn.Module, pairs: bool | list[Names] = True) -> None:
+def fuse(model: nn.Module, pairs: bool | list[Pair] = True) -> None:
     """Makes each ConvBP2d compute the activation after it; see ``convert``."""
-    found: Found = _find(model) if isinstance(pairs, bool) else {pair[0]: pair for pair in pairs}
+    found: Found = _find(model) if isinstance(pairs, bool) else {p.modules[0]: p for p in pairs}
     unfuse(model)
     modules: dict[str, Any] = dict(model.named_modules(remove_duplicate=False))
-    for names in found.values():
-        if isinstance(names, str):
+    for pair in found.values():
+        if isinstance(pair, str):
             continue
-        paths = [name.split(".") for name in names]
-        shared = itertools.takewhile(lambda parts: len({*parts}) == 1, zip(*paths, strict=False))
-        depth = len(list(shared))
-        owner, activation = modules[".".join(paths[0][:depth])], modules[names[-1]]
-        while depth and isinstance(
-            owner, (nn.ModuleList, nn.ModuleDict)
-        ):  # up to one that is called
-            depth -= 1
-            owner = modules[".".join(paths[0][:depth])]
+        owner, activation = modules[pair.owner], modules[pair.modules[-1]]
+        depth = len(pair.owner.split(".")) if pair.owner else 0
         if "_convbp_pairs" not in vars(owner):
             owner._convbp_pairs, owner._convbp_runs = (), []
             owner.register_forward_pre_hook(_begin)
             owner.register_forward_hook(_end, always_call=True)
-        owner._convbp_pairs += (tuple(path[depth:] for path in paths),)
+        owner._convbp_pairs += (tuple(name.split(".")[depth:] for name in pair.modules),)
         if not isinstance(activation, FusedActivation):
             activation.__class__ = _FUSED_CLASSES[type(activation)]
     logger.info("%s", Fusions(fused(model), _left_alone(found)))

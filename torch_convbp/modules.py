@@ -101,6 +101,7 @@ class _WithActivation(_Layer):
         super().__setattr__(name, value)
 
     def __delattr__(self, name: str) -> None:
+        # Captum's LRP deletes an attribute of this name when it cleans up.
         if name != "activation":
             super().__delattr__(name)
         elif self.activation is not None:

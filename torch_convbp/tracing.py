@@ -19,9 +19,18 @@ from torch import Tensor, nn
 from torch.fx import Graph, Node
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
+from torch_convbp.modules import ConvBP2d
 from torch_convbp.ops.torch_private import saved_tensors_hooks
 
-__all__ = ["HOOKS", "Part", "is_identity", "modes", "through_identities", "traced_parts"]
+__all__ = [
+    "HOOKS",
+    "Part",
+    "is_identity",
+    "is_plain_convolution",
+    "modes",
+    "through_identities",
+    "traced_parts",
+]
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -120,26 +129,23 @@ def _structural_copy(model: nn.Module, training: bool) -> nn.Module:
     return copy.deepcopy(model, memo).train(training)
 
 
-def traced_parts(
-    model: nn.Module, training: bool, kind: type[nn.Module], leaves: tuple[type, ...]
-) -> list[Part]:
-    """The largest parts of the model that torch.fx can trace in that mode and that hold a module of
-    that kind; evaluation mode is traced without gradients. The model is not changed."""
+def traced_parts(model: nn.Module, training: bool, leaves: tuple[type, ...] = ()) -> list[Part]:
+    """The largest parts of the model that torch.fx can trace in that mode and that hold a ConvBP2d;
+    evaluation mode is traced without gradients. The model is not changed. A ConvBP2d, a module of
+    the classes in ``leaves`` and torch's own modules are nodes."""
     try:
         with _one_at_a_time, _unseen(), torch.set_grad_enabled(training):
-            return _parts(_structural_copy(model, training), "", "", kind, leaves)
+            return _parts(_structural_copy(model, training), "", "", (ConvBP2d, *leaves))
     except Exception as error:  # a model's deepcopy may raise anything
         reason = f"{type(model).__name__} cannot be copied ({error or type(error).__name__})"
         named = model.named_modules()
-        return [Part(name, m, None, set(), reason) for name, m in named if isinstance(m, kind)]
+        return [Part(name, m, None, set(), reason) for name, m in named if isinstance(m, ConvBP2d)]
 
 
-def _parts(
-    module: nn.Module, name: str, why: str, kind: type[nn.Module], leaves: tuple[type, ...]
-) -> list[Part]:
-    if isinstance(module, kind):
+def _parts(module: nn.Module, name: str, why: str, leaves: tuple[type, ...]) -> list[Part]:
+    if isinstance(module, ConvBP2d):
         return [Part(name, module, None, set(), why or "it is not called by a module")]
-    if not any(isinstance(inner, kind) for inner in module.modules()):
+    if not any(isinstance(inner, ConvBP2d) for inner in module.modules()):
         return []
     try:
         if "forward" in vars(module):  # torch.fx would trace the class's forward
@@ -154,10 +160,21 @@ def _parts(
         parts = []
         for child_name, child in module.named_children():
             child_name = f"{name}.{child_name}" if name else child_name
-            parts += _parts(child, child_name, why, kind, leaves)
+            parts += _parts(child, child_name, why, leaves)
         return parts
     held = {proxy.node for m in module.modules() for proxy in _instances(torch.fx.Proxy, vars(m))}
     return [Part(name, module, graph, held, "")]
+
+
+def is_plain_convolution(module: nn.Module) -> bool:
+    """Is ``module`` a ConvBP2d without an activation, with the class's own forward?"""
+    cls: Any = type(module)
+    return (
+        isinstance(module, ConvBP2d)
+        and module.activation is None
+        and (cls.forward, cls._conv_forward) == (ConvBP2d.forward, ConvBP2d._conv_forward)
+        and not {"forward", "_conv_forward"} & vars(module).keys()
+    )
 
 
 def is_identity(module: nn.Module | None) -> bool:

@@ -26,8 +26,8 @@ def activated(torchs: Callable[..., Tensor], name: str) -> tuple[Any, Any]:
     return lambda *tensors: g(torchs(*tensors)), functools.partial(ours, activation=name)
 
 
-def both(name: str, **arguments: Any) -> tuple[Any, Any]:
-    return (functools.partial(getattr(m, name), **arguments) for m in (F, f))  # type: ignore[return-value]
+def both(name: str, **arguments: Any) -> tuple[Any, ...]:
+    return tuple(functools.partial(getattr(m, name), **arguments) for m in (F, f))
 
 
 # torch's function and ours, and the tensors' sizes.

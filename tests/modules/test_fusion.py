@@ -773,3 +773,25 @@ def test_pairs_in_company(name: str) -> None:
     model = bp.convert(COMPANY[name](sequential()()), fuse_activations=True)
     assert len(bp.fusions(model).fused) == 1, str(bp.fusions(model))
     assert runs_fused(model, torch.ones(1, 3, 6, 6)) == 1
+
+
+class Walked(nn.Module):
+    """Calls the layers of its Sequential one by one, and one Sequential twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 3, 1))
+        self.block = nn.Sequential(nn.Sequential(nn.Conv2d(3, 3, 1), nn.Identity(), nn.Tanh()))
+
+    def forward(self, input: Tensor) -> Tensor:
+        for layer in self.features:
+            input = layer(input)
+        return self.block(self.block(input))
+
+
+def test_the_owner_is_called() -> None:
+    model = bp.convert(Walked(), fuse_activations=True)
+    assert {pair.convolution for pair in bp.fusions(model).fused} == {"features.0", "block.0.0"}
+    assert runs_fused(model, torch.ones(1, 3, 6, 6)) == 3
+    assert "_convbp_pairs" in vars(model) and "_convbp_pairs" in vars(model.block[0])
+    assert "_convbp_pairs" not in vars(model.features)

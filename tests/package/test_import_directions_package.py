@@ -19,7 +19,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "autograd": {"activations", "error_signals", "ops"},
     "functional": {"activations", "autograd", "ops"},
     "modules": {"activations", "error_signals", "functional", "ops"},
-    "tracing": {"ops"},
+    "tracing": {"modules", "ops"},
     "fusion": {"activations", "modules", "ops", "tracing"},
     "folding": {"modules", "ops", "tracing"},
     "convert": {"fusion", "modules", "ops"},

@@ -15,6 +15,6 @@ def save_present(ctx: Any, *tensors: Tensor | None) -> None:
 
 
 def saved_or_none(ctx: Any) -> list[Any]:
-    """The arguments of ``save_present``. Only for backward; jvp has all tensors."""
+    """The arguments of ``save_present``, for backward; jvp reads what save_for_forward saved."""
     tensors = iter(ctx.saved_tensors)
     return [next(tensors) if present else None for present in ctx.is_present]

@@ -12,7 +12,7 @@ from torch.overrides import has_torch_function
 
 from torch_convbp import activations
 
-# nn.Parameter turns the override off, as subclasses do whose operators alone are overridden.
+# nn.Parameter and subclasses that override operators alone have the second.
 _NOT_OVERRIDDEN = (
     vars(Tensor)["__torch_function__"].__func__,
     nn.Parameter.__torch_function__,
@@ -27,12 +27,14 @@ def _subclasses(values: Any) -> list[Any]:
 
 
 def _is_overridden(cls: Any) -> bool:
-    """Does the class look at the functions that it is given to?"""
+    """Does the class override torch's functions?"""
     rule = cls.__torch_function__
     return getattr(rule, "__func__", rule) not in _NOT_OVERRIDDEN
 
 
-def torchs_for_subclasses(torchs: Callable[..., Any]) -> Callable[[Function], Function]:
+def torch_function_for_subclasses(
+    torch_function: Callable[..., Any],
+) -> Callable[[Function], Function]:
     """Makes a function of ours hand a call on to torch's, where a Tensor subclass overrides torch's
     functions, or has no rule for our operator."""
 
@@ -45,11 +47,13 @@ def torchs_for_subclasses(torchs: Callable[..., Any]) -> Callable[[Function], Fu
                     map(_is_overridden, _subclasses(values))
                 ):
                     return ours(*args, **kwargs)
-            except NotImplementedError:  # what __torch_dispatch__ raises
-                if not _subclasses(values):
+            except (NotImplementedError, TypeError) as error:
+                # A subclass has no rule for our operator: it raises, or returns NotImplemented.
+                declined = isinstance(error, NotImplementedError) or "NotImplemented" in str(error)
+                if not declined or not _subclasses(values):
                     raise
             g = activations.parse(ours.__name__, kwargs.pop("activation", None))
-            output = torchs(*args, **kwargs)
+            output = torch_function(*args, **kwargs)
             return output if g is None else activations.TABLE[g.name].g(output, *g.parameters)
 
         return function
