@@ -6,8 +6,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
-import random
-import sys
 import threading
 import warnings
 from collections.abc import Iterator
@@ -21,6 +19,7 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from torch_convbp.modules import ConvBP2d
 from torch_convbp.ops.torch_private import saved_tensors_hooks
+from torch_convbp.random_states import RandomStates
 
 __all__ = [
     "HOOKS",
@@ -90,16 +89,13 @@ _one_at_a_time = threading.RLock()  # torch.fx replaces nn.Module.__call__ while
 @contextlib.contextmanager
 def _unseen() -> Iterator[None]:
     """Restores random states and hides warnings: the model is not really run."""
-    python, numpy = random.getstate(), sys.modules.get("numpy")
-    numpys = numpy.random.get_state() if numpy else None
+    states = RandomStates()
     try:
-        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        random.setstate(python)
-        if numpy:
-            numpy.random.set_state(numpys)
+        states.restore()
 
 
 def _instances(kind: type, value: Any) -> list[Any]:

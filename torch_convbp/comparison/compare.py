@@ -27,7 +27,6 @@ from torch_convbp.comparison.layers import copy_of, make_torchs, pairs, record, 
 from torch_convbp.comparison.running import (
     Autocast,
     Clock,
-    RandomStates,
     Step,
     Watch,
     autocast_as,
@@ -36,6 +35,7 @@ from torch_convbp.comparison.running import (
 )
 from torch_convbp.convert import OURS, convert
 from torch_convbp.ops import checks
+from torch_convbp.random_states import RandomStates
 
 __all__ = ["compare"]
 

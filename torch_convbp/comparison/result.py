@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-__all__ = ["Comparison", "Row", "Side", "Step"]
+__all__ = ["Comparison", "Row", "Side", "Step", "names_that_gain"]
 
 # A layer gains if its ratio is larger, beyond the noise.
 GAIN = 1.02

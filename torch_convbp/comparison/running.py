@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import random
-import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,11 +14,13 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
+from torch_convbp.random_states import RandomStates
+
 __all__ = [
     "Autocast",
     "Clock",
-    "RandomStates",
     "Step",
+    "Times",
     "Watch",
     "autocast_as",
     "fill_randomly",
@@ -107,24 +107,6 @@ def autocast_as(states: Iterable[Autocast]) -> Iterator[None]:
             stack.enter_context(torch.autocast(*state))
         torch.clear_autocast_cache()
         yield
-
-
-class RandomStates:
-    """The states of all random numbers when this object was made."""
-
-    def __init__(self) -> None:
-        self.numpy: Any = getattr(sys.modules.get("numpy"), "random", None)
-        self.of_numpy = self.numpy and self.numpy.get_state()
-        self.of_python, self.of_cpu = random.getstate(), torch.get_rng_state()
-        self.of_gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-
-    def restore(self) -> None:
-        random.setstate(self.of_python)
-        torch.set_rng_state(self.of_cpu)
-        if self.numpy:
-            self.numpy.set_state(self.of_numpy)
-        if self.of_gpus:
-            torch.cuda.set_rng_state_all(self.of_gpus)
 
 
 @dataclass(frozen=True)
