@@ -226,14 +226,17 @@ def convert(
     kinds = CONVOLUTION | (POOLING if pooling else {}) | (DENSE if dense else {})
     is_wanted = _chosen(model, layers, kinds)
     pairs = fusion.check_pairs(model, fuse_activations)
-    left_alone = {}
+    left_alone, wanted = {}, []
     for name, module in model.named_modules():
         kind = kind_of(module)
         if kind is not None and not isinstance(module, OURS[kind]):
-            if is_wanted(name, module, kind) and (reason := _convert_layer(module, kind)):
-                left_alone[name] = reason
+            if is_wanted(name, module, kind):
+                wanted.append((name, module, kind))
         elif layers is None and scripted_kind(module) in {kind.__name__ for kind in kinds}:
             left_alone[name] = SCRIPTED
+    for name, module, kind in wanted:  # after all questions, which may raise
+        if reason := _convert_layer(module, kind):
+            left_alone[name] = reason
     _warn("convert", left_alone)
     if pairs:
         fusion.fuse(model, pairs)
@@ -250,7 +253,7 @@ def _chosen(
     what = "convert(): argument 'layers'"
     if layers is None:
         return lambda name, module, kind: kind in kinds
-    if callable(layers):
+    if callable(layers) and not isinstance(layers, nn.Module):
         return lambda name, module, kind: kind in kinds and bool(layers(name, module))
     if isinstance(layers, str) or not isinstance(layers, Iterable):
         expected = "names or a function of (name, module)"

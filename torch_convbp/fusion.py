@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import sys
 import threading
 from collections import Counter
 from collections.abc import Iterable
@@ -46,7 +47,9 @@ __all__ = [
     "fuse",
     "fused",
     "fusions",
+    "global_hooks",
     "unfuse",
+    "unwatched",
 ]
 
 logger = logging.getLogger("torch_convbp")
@@ -148,7 +151,7 @@ class Run:
 
     def mark(self, output: Tensor, activation: FusedActivation, g: Activation) -> None:
         """Marks ``output`` as one that includes g."""
-        mark = Mark(self, activation, g)
+        mark = Mark(self, output, activation, g)
         self.untaken.append(mark)
         output._convbp_mark = mark  # type: ignore[attr-defined]
 
@@ -156,17 +159,21 @@ class Run:
 class Mark:
     """What an output that includes g carries to its activation."""
 
-    def __init__(self, run: Run, activation: FusedActivation, g: Activation) -> None:
+    def __init__(
+        self, run: Run, output: Tensor, activation: FusedActivation, g: Activation
+    ) -> None:
         self.run, self.activation, self.g = run, activation, g
+        self.version = _version(output)
 
     def take(self, activation: FusedActivation, output: Tensor) -> None:
-        """Raises RuntimeError where another activation, or in other modes, meets the output."""
+        """Raises RuntimeError where another activation, or in other modes, meets the output, or
+        where the output was changed in place on the way."""
         compiling = torch.compiler.is_compiling()
         # torch.export calls stand-ins of modules, which share the attributes.
         same = self.activation is activation or vars(self.activation) is vars(activation)
         if not same or not (compiling or self.run.modes == modes()):
             raise RuntimeError(self.complaint())
-        if activations.of_module(activation) != self.g:
+        if activations.of_module(activation) != self.g or self.version != _version(output):
             raise RuntimeError(self.complaint())
         self.run.untaken.remove(self)
         if compiling:  # torch.compile knows no ``del`` of an attribute
@@ -182,11 +189,16 @@ class Mark:
         )
 
 
+def _version(output: Tensor) -> int:
+    """How often the tensor was changed in place, where torch counts that."""
+    return 0 if torch.compiler.is_compiling() or output.is_inference() else output._version
+
+
 def _thread() -> int:
     return 0 if torch.compiler.is_compiling() else threading.get_ident()
 
 
-_global_hooks = [vars(nn.modules.module)[f"_global{kind}"] for kind in HOOKS]
+global_hooks = [vars(nn.modules.module)[f"_global{kind}"] for kind in HOOKS]
 
 
 def _begin(owner: Any, args: Any) -> None:
@@ -212,15 +224,16 @@ def _end(owner: Any, args: Any, output: Any) -> None:
     owner._convbp_runs.remove(run)
     for convolution in run.convolutions:
         convolution._convbp_fusion = None
-    if run.untaken and output is not None:
+    raised = output is None and sys.exc_info()[0] is not None
+    if run.untaken and not raised:
         raise RuntimeError(f"{type(owner).__name__}: {run.untaken[0].complaint()}")
 
 
 def _live_pairs(owner: Any) -> list[tuple[Any, FusedActivation]]:
     """The pairs that run as one in a call of the owner."""
     live: list[tuple[Any, FusedActivation]] = []
-    for paths in () if any(_global_hooks) else owner._convbp_pairs:
-        convolution, *between, activation = (_unwatched(owner, path) for path in paths)
+    for paths in () if any(global_hooks) else owner._convbp_pairs:
+        convolution, *between, activation = (unwatched(owner, path) for path in paths)
         if convolution is None or not is_plain_convolution(convolution):
             continue
         if isinstance(activation, FusedActivation) and all(map(is_identity, between)):
@@ -228,7 +241,7 @@ def _live_pairs(owner: Any) -> list[tuple[Any, FusedActivation]]:
     return live
 
 
-def _unwatched(module: nn.Module, path: Iterable[str]) -> nn.Module | None:
+def unwatched(module: nn.Module, path: Iterable[str]) -> nn.Module | None:
     """The module at the end of ``path``; None where there is none, or a hook or a
     replaced forward is on the way."""
     for name in path:
@@ -332,7 +345,7 @@ def _find(model: nn.Module) -> Found:
     found_in: list[Found] = []
     for training in (True, False):
         found_in.append({})
-        for part in traced_parts(model, training, tuple(_FUSED_CLASSES)):
+        for part in traced_parts(model, training, training, tuple(_FUSED_CLASSES)):
             found_in[-1] |= _pairs(part)
     training_mode, evaluation = found_in
     found = {

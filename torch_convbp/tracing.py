@@ -8,6 +8,7 @@ import copy
 import inspect
 import threading
 import warnings
+from collections import deque
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -103,7 +104,7 @@ def _instances(kind: type, value: Any) -> list[Any]:
     if isinstance(value, kind):
         return [value]
     parts = value.values() if isinstance(value, dict) else value
-    several = isinstance(value, (dict, list, tuple, set))
+    several = isinstance(value, (dict, list, tuple, set, frozenset, deque))
     return [found for part in parts for found in _instances(kind, part)] if several else []
 
 
@@ -122,15 +123,20 @@ def _structural_copy(model: nn.Module, training: bool) -> nn.Module:
     for module in model.modules():
         memo |= {id(tensor): _stand_in(tensor) for tensor in _instances(Tensor, vars(module))}
         memo |= {id(vars(module)[kind]): type(vars(module)[kind])() for kind in HOOKS}
-    return copy.deepcopy(model, memo).train(training)
+    copied = copy.deepcopy(model, memo)
+    if shared := {*copied.modules()} & {*model.modules()}:
+        raise ValueError(f"{type(shared.pop()).__name__} gives itself as its copy")
+    return copied.train(training)
 
 
-def traced_parts(model: nn.Module, training: bool, leaves: tuple[type, ...] = ()) -> list[Part]:
-    """The largest parts of the model that torch.fx can trace in that mode and that hold a ConvBP2d;
-    evaluation mode is traced without gradients. The model is not changed. A ConvBP2d, a module of
-    the classes in ``leaves`` and torch's own modules are nodes."""
+def traced_parts(
+    model: nn.Module, training: bool, gradients: bool, leaves: tuple[type, ...] = ()
+) -> list[Part]:
+    """The largest parts of the model that torch.fx can trace, in training or evaluation mode and
+    with or without gradients, and that hold a ConvBP2d. The model is not changed. A ConvBP2d, a
+    module of the classes in ``leaves`` and torch's own modules are nodes."""
     try:
-        with _one_at_a_time, _unseen(), torch.set_grad_enabled(training):
+        with _one_at_a_time, _unseen(), torch.set_grad_enabled(gradients):
             return _parts(_structural_copy(model, training), "", "", (ConvBP2d, *leaves))
     except Exception as error:  # a model's deepcopy may raise anything
         reason = f"{type(model).__name__} cannot be copied ({error or type(error).__name__})"
@@ -169,7 +175,8 @@ def is_plain_convolution(module: nn.Module) -> bool:
         isinstance(module, ConvBP2d)
         and module.activation is None
         and (cls.forward, cls._conv_forward) == (ConvBP2d.forward, ConvBP2d._conv_forward)
-        and not {"forward", "_conv_forward"} & vars(module).keys()
+        and "forward" not in vars(module)
+        and "_conv_forward" not in vars(module)
     )
 
 

@@ -94,6 +94,13 @@ def test_output_changed_in_place(name: str) -> None:
             torch.testing.assert_close(got, expected, msg=lambda m, w=what: f"{w}: {m}")
 
 
+def skip_unless_shown(node: Any) -> None:
+    try:
+        node.next_functions  # noqa: B018
+    except RuntimeError:
+        pytest.skip(f"torch {torch.__version__} does not show the graph of these Functions")
+
+
 @pytest.mark.parametrize("name", CALLS)
 def test_no_none_is_saved(name: str) -> None:
     """Tools that draw or measure a graph read saved_tensors of each node."""
@@ -107,6 +114,7 @@ def test_no_none_is_saved(name: str) -> None:
         nodes, seen = [ours(*tensors).grad_fn], 0
         while nodes:
             node = nodes.pop()
+            skip_unless_shown(node)
             nodes += [next_node for next_node, _ in node.next_functions if next_node is not None]
             if hasattr(node, "saved_tensors"):
                 seen += 1
@@ -127,4 +135,5 @@ def test_no_none_is_saved_for_second_derivatives(needed: tuple[bool, bool]) -> N
         f.conv2d_weight_grad(input, weight.shape, delta),
     ):
         saved: Any = gradient.grad_fn
+        skip_unless_shown(saved)
         assert all(isinstance(tensor, Tensor) for tensor in saved.saved_tensors)

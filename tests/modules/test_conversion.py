@@ -153,8 +153,16 @@ def test_chosen_and_fused() -> None:
     assert ours(whole) == {"conv"} and len(bp.conversion(whole).fused) == 1
 
 
+def test_a_function_that_raises_leaves_the_model_as_it_is() -> None:
+    whole = model()
+    with pytest.raises(AttributeError):
+        bp.convert(whole, dense=True, layers=lambda name, layer: layer.kernel_size is not None)
+    assert not ours(whole)
+
+
 WRONG: dict[str, tuple[Any, type[Exception], str]] = {
     "text": ("conv", TypeError, "must be names or a function of .name, module., not str"),
+    "layer": (nn.ReLU(), TypeError, "must be names or a function of .name, module., not ReLU"),
     "number": (3, TypeError, "must be names or a function of .name, module., not int"),
     "numbers": ([3], TypeError, "must be names, but one is int"),
     "unknown": (["conv9"], ValueError, "has 'conv9', but model has no module of that name"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -91,6 +92,27 @@ def test_hooks_on_an_identity_see_what_they_saw() -> None:
     assert seen[0].min() < 0, "p, not what ReLU gives"
 
 
+def nested(watched: int) -> nn.Module:
+    """One of: a part that ends with the convolution, a part with the norm, and two of Identity."""
+    model = nn.Sequential(
+        nn.Sequential(bp.ConvBP2d(3, 6, 3)), nn.Sequential(nn.BatchNorm2d(6)), nn.Identity()
+    )
+    if watched >= 2:
+        model = nn.Sequential(bp.ConvBP2d(3, 6, 3), nn.Identity(), nn.BatchNorm2d(6))
+    module = model[min(watched, 1)]
+    if watched == 3:
+        module.forward = lambda input: 2 * input
+    else:
+        module.register_forward_hook(lambda m, args, output: output)
+    return model
+
+
+def norm_without_gradients(model: Any, input: Tensor) -> Tensor:
+    p = model.conv(input)
+    with torch.no_grad():
+        return model.norm(p)
+
+
 def shared(model: Any) -> None:
     model.other = nn.Conv2d(3, 6, 3)
     model.other.weight = model.conv.weight
@@ -115,7 +137,14 @@ LEFT_ALONE: dict[str, Callable[[], nn.Module]] = {
     "parametrized": lambda: Tail(then=lambda m: parametrizations.weight_norm(m.conv)),
     "shared weight": lambda: Tail(then=shared),
     "two places": lambda: Tail(then=lambda m: m.add_module("again", m.norm)),
-    "torch's convolution": lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)),
+    "hook on the part around the convolution": lambda: nested(0),
+    "hook on the part around the norm": lambda: nested(1),
+    "identity with a hook": lambda: nested(2),
+    "identity with another forward": lambda: nested(3),
+    "norm without gradients": lambda: Tail(way=norm_without_gradients),
+    "weight read by the forward": lambda: Tail(
+        way=lambda m, x: m.norm(m.conv(x)) + m.conv.weight.sum()
+    ),
     "held": lambda: Tail(way=lambda m, x: m.norm(m.__dict__.setdefault("held", m.conv(x)))),
 }
 
@@ -129,10 +158,74 @@ def test_left_alone(name: str) -> None:
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
-def test_a_norm_in_training_mode_is_left_alone() -> None:
+def test_layers_known_by_another_reference() -> None:
+    """The norm is the same object afterwards, in a list of the forward's and in another model."""
+    layers = [bp.ConvBP2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU()]
+
+    class Listed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = layers
+            for i, layer in enumerate(layers):
+                self.add_module(f"layer{i}", layer)
+
+        def forward(self, input: Tensor) -> Tensor:
+            for layer in self.layers:
+                input = layer(input)
+            return input
+
+    model, other = prepared(Listed()), nn.Sequential(*layers)
+    input = normal((2, 3, 8, 8), torch.float64, seed=1)
+    expected = model(input)
+    bp.fold_batch_norm(model)
+    assert type(layers[1]) is nn.Identity
+    torch.testing.assert_close(model(input), expected)
+    torch.testing.assert_close(other(input), expected)
+    copies = copy.deepcopy(model), pickle.loads(pickle.dumps(other))
+    for copied in copies:
+        torch.testing.assert_close(copied.eval()(input), expected)
+
+
+def test_what_requires_gradients_still_does() -> None:
+    model = prepared(Tail())
+    model.conv.weight.requires_grad_(False)
+    bp.fold_batch_norm(model)
+    assert not model.conv.weight.requires_grad and model.conv.bias.requires_grad
+
+
+class Untraceable(Tail):
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input if input.sum() > 0 else -input)
+
+
+NOTHING: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "untraceable": (Untraceable, "torch.fx cannot trace Untraceable"),
+    "torch's convolution": (
+        lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)),
+        "the model has no ConvBP2d",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NOTHING)
+def test_nothing_is_folded_with_a_warning(name: str) -> None:
+    make, reason = NOTHING[name]
+    with pytest.warns(UserWarning, match=f"fold_batch_norm folded nothing: {reason}"):
+        assert norms(bp.fold_batch_norm(prepared(make()))) == 1
+
+
+def test_numbers_that_would_overflow_are_left_alone() -> None:
+    model = prepared(Tail())
+    model.conv.weight.detach().fill_(1e307)
+    model.norm.weight.detach().fill_(1e3)
+    assert norms(bp.fold_batch_norm(model)) == 1
+
+
+def test_a_part_in_training_mode_is_refused() -> None:
     model = prepared(Tail())
     model.norm.train()
-    assert norms(bp.fold_batch_norm(model)) == 1
+    with pytest.raises(ValueError, match="in evaluation mode, but 'norm' is in training mode"):
+        bp.fold_batch_norm(model)
 
 
 def test_training_mode_is_refused() -> None:

@@ -795,3 +795,61 @@ def test_the_owner_is_called() -> None:
     assert runs_fused(model, torch.ones(1, 3, 6, 6)) == 3
     assert "_convbp_pairs" in vars(model) and "_convbp_pairs" in vars(model.block[0])
     assert "_convbp_pairs" not in vars(model.features)
+
+
+class Changed(nn.Module):
+    """Changes p in place on its way, once told to."""
+
+    def __init__(self, activation: nn.Module, change: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.conv, self.act = nn.Conv2d(3, 3, 3), activation
+        self.change, self.changes = change, False
+
+    def forward(self, input: Tensor) -> Tensor:
+        p = self.conv(input)
+        if self.changes:
+            self.change(p)
+        return self.act(p)
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.SiLU])
+@pytest.mark.parametrize(
+    "change", [lambda p: p.add_(1), lambda p: p[:, :1].zero_()], ids=["add_", "a part"]
+)
+@pytest.mark.parametrize("pairs", [True, [("conv", "act")]], ids=["found", "named"])
+def test_changed_in_place_on_the_way(activation: Any, change: Any, pairs: Any) -> None:
+    model = bp.convert(Changed(activation(), change), fuse_activations=pairs)
+    input = torch.randn(1, 3, 8, 8)
+    assert runs_fused(model, input) == 1
+    model.changes = True
+    with torch.no_grad(), pytest.raises(RuntimeError, match="The model runs another way now"):
+        model(input)
+
+
+def test_an_output_that_leaves_by_an_argument() -> None:
+    class Leaves(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.act = nn.Conv2d(3, 3, 3), nn.ReLU()
+
+        def forward(self, input: Tensor, raw: list[Tensor] | None = None) -> Tensor | None:
+            p = self.conv(input)
+            if raw is None:
+                return self.act(p)
+            raw.append(p)
+            return None
+
+    model = bp.convert(Leaves(), fuse_activations=[("conv", "act")])
+    with pytest.raises(RuntimeError, match="The model runs another way now"):
+        model(torch.randn(1, 3, 8, 8), [])
+
+
+def test_a_part_that_is_its_own_copy() -> None:
+    class Frozen(nn.Sequential):
+        def __deepcopy__(self, memo: Any) -> Any:
+            return self
+
+    model = nn.Sequential(nn.Conv2d(3, 3, 3), nn.ReLU(), Frozen(nn.Dropout()))
+    bp.convert(model, fuse_activations=True)
+    assert all(module.training for module in model.modules())
+    assert "cannot be copied (Frozen gives itself as its copy)" in str(bp.fusions(model))

@@ -22,7 +22,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "modules": {"activations", "error_signals", "functional", "ops"},
     "tracing": {"modules", "ops", "random_states"},
     "fusion": {"activations", "modules", "ops", "tracing"},
-    "folding": {"modules", "ops", "tracing"},
+    "folding": {"fusion", "modules", "ops", "tracing"},
     "convert": {"fusion", "modules", "ops"},
     "conversion": {"convert", "fusion", "ops"},
     "comparison": {"activations", "backends", "convert", "info", "modules", "ops", "random_states"},

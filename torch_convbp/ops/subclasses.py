@@ -4,6 +4,7 @@ get torch's function, as they would from torch's layer."""
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -39,6 +40,8 @@ def torch_function_for_subclasses(
     functions, or has no rule for our operator."""
 
     def decorate(ours: Any) -> Any:
+        has_activation = "activation" in inspect.signature(ours).parameters
+
         @functools.wraps(ours)
         def function(*args: Any, **kwargs: Any) -> Any:
             values = (*args, *kwargs.values()) if kwargs else args
@@ -52,7 +55,9 @@ def torch_function_for_subclasses(
                 declined = isinstance(error, NotImplementedError) or "NotImplemented" in str(error)
                 if not declined or not _subclasses(values):
                     raise
-            g = activations.parse(ours.__name__, kwargs.pop("activation", None))
+            g = None
+            if has_activation:
+                g = activations.parse(ours.__name__, kwargs.pop("activation", None))
             output = torch_function(*args, **kwargs)
             return output if g is None else activations.TABLE[g.name].g(output, *g.parameters)
 
