@@ -195,6 +195,37 @@ struct SumPixels {
 
 constexpr int64_t kNearWeights = 16 * 1024;
 
+// The pixels of a tile and their runs, phase by phase, while tiles have the same shape.
+struct LocatedTile {
+  std::vector<std::vector<Place>> places;
+  std::vector<std::vector<TapRun>> runs;
+  std::array<int64_t, 5> shape{};
+
+  explicit LocatedTile(const DirectConv& conv) : places(conv.phases()), runs(conv.phases()) {}
+
+  void locate(const DirectConv& conv, const TileExtent& e, int64_t rows, int64_t columns,
+              const int64_t (&stride)[3]) {
+    const std::array<int64_t, 5> now{e.images, e.rows, e.columns, rows, columns};
+    if (now == shape) return;
+    for (int64_t phase = 0; phase < conv.phases(); ++phase) {
+      locate_pixels(conv, phase, e, stride, places[phase]);
+      find_runs(conv, phase, conv.gather.w.patch_rows(e.columns), runs[phase]);
+    }
+    shape = now;
+  }
+};
+
+// Writes a tile's finished rows of pixels, [image][row][column][lane], as channels from `to` on.
+template <int kBlock, typename T, typename Acc>
+CONVBP_TARGET void store_rows(const Acc* sums, int64_t images, int64_t rows, int64_t columns,
+                              int64_t lanes, const View<T>& result, T* to) {
+  for (int64_t b = 0; b < images; ++b)
+    for (int64_t row = 0; row < rows; ++row)
+      unpack_row(sums + (b * rows + row) * columns * kBlock, int64_t{kBlock}, lanes, columns,
+                 to + b * result.stride[0] + row * result.stride[2], result.stride[1],
+                 result.stride[3]);
+}
+
 template <typename T, typename Acc, int kHalves, Product kProduct>
 CONVBP_TARGET void gather_conv_tasks(const DirectConv& conv, View<const T> source,
                                      const void* packed, const Epilogue<T>& epilogue,
@@ -219,9 +250,7 @@ CONVBP_TARGET void gather_conv_tasks(const DirectConv& conv, View<const T> sourc
   const int64_t blocks_at_once =
       by_rows ? 1 : std::max<int64_t>(1, kNearWeights / std::max<int64_t>(1, block_size));
   std::vector<Acc> bias(c.blocks() * kBlock);
-  std::vector<std::vector<Place>> places(conv.phases());
-  std::vector<std::vector<TapRun>> runs(conv.phases());
-  std::array<int64_t, 5> located{};
+  LocatedTile located(conv);
 
   for (int64_t task = begin; task < end; ++task) {
     const int64_t split = task % c.oc_split, pixel_task = task / c.oc_split;
@@ -234,18 +263,11 @@ CONVBP_TARGET void gather_conv_tasks(const DirectConv& conv, View<const T> sourc
                  2 * c.in_channels);
     else
       pack_patch(c, e, source, g * c.in_channels, c.source_channels(g), patch, c.in_channels);
-    const std::array<int64_t, 5> shape{e.images, e.rows, e.columns, rows, columns};
-    if (shape != located)
-      for (int64_t phase = 0; phase < conv.phases(); ++phase) {
-        if (by_rows)
-          locate_pixels(conv, phase, e, {rows * columns * kBlock, columns * kBlock, kBlock},
-                        places[phase]);
-        else
-          locate_pixels(conv, phase, e, {result.stride[0], result.stride[2], result.stride[3]},
-                        places[phase]);
-        find_runs(conv, phase, c.w.patch_rows(e.columns), runs[phase]);
-      }
-    located = shape;
+    if (by_rows)
+      located.locate(conv, e, rows, columns, {rows * columns * kBlock, columns * kBlock, kBlock});
+    else
+      located.locate(conv, e, rows, columns,
+                     {result.stride[0], result.stride[2], result.stride[3]});
 
     if (epilogue.bias)
       for (int64_t lane = 0; lane < c.result_channels(g); ++lane)
@@ -266,7 +288,7 @@ CONVBP_TARGET void gather_conv_tasks(const DirectConv& conv, View<const T> sourc
           if (in_place && lanes == kBlock) at[i] = result.data + to + pixels[i].in_result;
       }
       tile_function<SumPixels<kProduct, Acc, kHalves>, kTileRows>(count)(
-          runs[phase], patch, pixels, weight, &bias[block * kBlock], at);
+          located.runs[phase], patch, pixels, weight, &bias[block * kBlock], at);
       if (at[0] != sums[0]) return;
       const auto store_to = [&](T* data) CONVBP_TARGET {
         for (int64_t i = 0; i < count; ++i)
@@ -288,26 +310,22 @@ CONVBP_TARGET void gather_conv_tasks(const DirectConv& conv, View<const T> sourc
       const int64_t block1 = std::min(block0 + blocks_at_once, last_block);
       const Acc* weight = static_cast<const Acc*>(packed) + g * c.blocks() * block_size;
       for (int64_t phase = 0; phase < conv.phases(); ++phase) {
-        const int64_t count = static_cast<int64_t>(places[phase].size());
+        const std::vector<Place>& places = located.places[phase];
+        const int64_t count = static_cast<int64_t>(places.size());
         for (int64_t p = 0; p < count; p += kTileRows)
           for (int64_t block = block0; block < block1; ++block)
-            tile(block, phase, weight + block * block_size, &places[phase][p],
+            tile(block, phase, weight + block * block_size, &places[p],
                  std::min<int64_t>(kTileRows, count - p));
         weight += conv.packed_phase_size(phase);
       }
       if (by_rows) {
         const int64_t lanes = std::min<int64_t>(kBlock, c.result_channels(g) - block0 * kBlock);
-        const auto store_to = [&](T* data) CONVBP_TARGET {
-          data += result_at + block0 * kBlock * result.stride[1];
-          for (int64_t b = 0; b < e.images; ++b)
-            for (int64_t row = 0; row < rows; ++row)
-              unpack_row(waiting + (b * rows + row) * columns * kBlock, int64_t{kBlock}, lanes,
-                         columns, data + b * result.stride[0] + row * result.stride[2],
-                         result.stride[1], result.stride[3]);
-        };
-        if (epilogue.pre_activation) store_to(epilogue.pre_activation);
+        const int64_t to = result_at + block0 * kBlock * result.stride[1];
+        if (epilogue.pre_activation)
+          store_rows<kBlock>(waiting, e.images, rows, columns, lanes, result,
+                             epilogue.pre_activation + to);
         epilogue.activation.apply(waiting, e.images * rows * columns * kBlock);
-        store_to(result.data);
+        store_rows<kBlock>(waiting, e.images, rows, columns, lanes, result, result.data + to);
       }
     }
   }
@@ -351,14 +369,95 @@ struct AddToRows {
   static constexpr auto kFunction = &add_to_rows<kTileRows, kDepthwise, Acc, kHalves>;
 };
 
+// Delta of a tile, a channel block at a time.
+template <typename Acc>
+struct DeltaBlocks {
+  Pixels<Acc> first;
+  int64_t lane;  // distance of lanes: block `lane` starts there
+
+  CONVBP_INLINE Pixels<Acc> at(int64_t l) const {
+    Pixels<Acc> block = first;
+    block.start += l * lane;
+    return block;
+  }
+};
+
+// Delta of a tile, from channel o0 on: in place in its tensor where `lanes` whole blocks are
+// neighbours there, else packed as [channel block][pixel][lane of the block].
+template <typename T, typename Acc, int kBlock>
+CONVBP_TARGET DeltaBlocks<Acc> delta_of_tile(const TileExtent& e, View<const T> delta, int64_t o0,
+                                             int64_t lanes, Acc* packed) {
+  if constexpr (std::is_same_v<T, Acc>)
+    if (delta.stride[1] == 1 && lanes % kBlock == 0)
+      return {{&delta.at(e.b0, o0, e.h0, e.w0), delta.stride[0], delta.stride[2], delta.stride[3]},
+              1};
+  for (int64_t lane = 0; lane < lanes; lane += kBlock) {
+    Acc* to = packed + lane * e.pixels();
+    const int64_t width = std::min<int64_t>(kBlock, lanes - lane);
+    for (int64_t b = 0; b < e.images; ++b)
+      for (int64_t h = 0; h < e.rows; ++h, to += e.columns * kBlock)
+        pack_row(&delta.at(e.b0 + b, o0 + lane, e.h0 + h, e.w0), delta.stride[1], delta.stride[3],
+                 width, e.columns, to, int64_t{kBlock});
+  }
+  return {{packed, e.rows * e.columns * kBlock, e.columns * kBlock, kBlock}, e.pixels()};
+}
+
+// Where in the patch each row of the weight gradient, a tap and a channel, reads its first pixel.
+template <bool kDepthwise>
+void locate_rows(const DirectWeightGrad& p, int64_t patch_columns, int64_t panel_size,
+                 int64_t channels, std::vector<int64_t>& row_offset) {
+  const GatherConv& c = p.gather;
+  for (int64_t tap = 0, row = 0; tap < c.taps(); ++tap) {
+    const int64_t place =
+        c.h.tap_row(tap / c.w.tap_count()) * patch_columns + c.w.tap_row(tap % c.w.tap_count());
+    for (int64_t k = 0; k < (kDepthwise ? 1 : channels); ++k, ++row)
+      row_offset[row] = place * p.panel() + k / p.panel() * panel_size + k % p.panel();
+  }
+}
+
+// Adds a tile to the sums of `rows` rows. Few pixels are taken at a time: each row reads them
+// again, from the first-level cache.
+template <typename Acc, int kHalves, bool kDepthwise>
+CONVBP_TARGET void add_tile(const TileExtent& e, const Pixels<Acc>& patch,
+                            const int64_t* row_offset, int64_t rows, const DeltaBlocks<Acc>& delta,
+                            int64_t lanes, Acc* sums, int64_t sums_per_row) {
+  constexpr int kBlock = TileRow<Acc, kHalves>::kLanes, kTileRows = tile_rows(kHalves);
+  const int64_t lines = e.images * e.rows, step = divide_up(kNearPixels, e.columns);
+  const int64_t rows_at_once = balanced_tile(rows, kTileRows);
+  for (int64_t line = 0; line < lines; line += step)
+    for (int64_t row0 = 0; row0 < rows; row0 += rows_at_once) {
+      const auto add = tile_function<AddToRows<kDepthwise, Acc, kHalves>, kTileRows>(
+          std::min(rows_at_once, rows - row0));
+      for (int64_t lane = 0; lane < lanes; lane += kBlock)
+        add(line, std::min(line + step, lines), e.rows, e.columns, patch, row_offset + row0,
+            delta.at(lane), sums + row0 * sums_per_row + lane, sums_per_row);
+    }
+}
+
+// Adds a tile to the sums of the bias gradient.
+template <typename Acc, int kHalves>
+CONVBP_TARGET void add_tile_to_bias(const TileExtent& e, const DeltaBlocks<Acc>& delta,
+                                    int64_t lanes, Acc* sums) {
+  using Row = TileRow<Acc, kHalves>;
+  for (int64_t lane = 0; lane < lanes; lane += Row::kLanes) {
+    const Pixels<Acc> block = delta.at(lane);
+    Row sum = {};
+    for (int64_t line = 0; line < e.images * e.rows; ++line)
+      for (int64_t w = 0; w < e.columns; ++w)
+        sum.add(Row::at(block.start + line / e.rows * block.image + line % e.rows * block.row +
+                        w * block.column));
+    sum.add(Row::at(sums + lane));
+    sum.store(sums + lane);
+  }
+}
+
 // A chunk's share of some channels and lanes of the weight gradient. Its sums, [row][lane], are
 // added up tile by tile; the last row is the bias gradient's.
 template <typename T, typename Acc, int kHalves, bool kDepthwise>
 CONVBP_TARGET void weight_grad_tasks(const DirectWeightGrad& p, View<const T> input,
                                      View<const T> delta, bool with_bias, Acc* sums, int64_t begin,
                                      int64_t end) {
-  using Row = TileRow<Acc, kHalves>;
-  constexpr int kBlock = Row::kLanes, kTileRows = tile_rows(kHalves);
+  constexpr int kBlock = TileRow<Acc, kHalves>::kLanes;
   const GatherConv& c = p.gather;
   const int64_t most_pixels = c.batch_tile * c.h.tile * c.w.tile;
   const int64_t most_patch = patch_size(c, c.batch_tile, c.h.tile, c.w.tile, p.panel());
@@ -386,75 +485,23 @@ CONVBP_TARGET void weight_grad_tasks(const DirectWeightGrad& p, View<const T> in
     const int64_t last_tile = (chunk + 1) * p.tiles() / p.chunks;
     for (int64_t tile = chunk * p.tiles() / p.chunks; tile < last_tile; ++tile) {
       const TileExtent e = tile_extent(c, tile / c.spatial_tiles(), tile % c.spatial_tiles());
-      const int64_t pixels = e.pixels();
       const int64_t patch_columns = c.w.patch_rows(e.columns);
       const int64_t panel_size = patch_size(c, e.images, e.rows, e.columns, p.panel());
       pack_patch(c, e, input, g * c.in_channels + k0, channels, patch, p.panel(), panel_size);
       const std::array<int64_t, 3> shape{patch_columns, panel_size, channels};
       if (shape != located)
-        for (int64_t tap = 0, row = 0; tap < c.taps(); ++tap) {
-          const int64_t place = c.h.tap_row(tap / c.w.tap_count()) * patch_columns +
-                                c.w.tap_row(tap % c.w.tap_count());
-          for (int64_t k = 0; k < (kDepthwise ? 1 : channels); ++k, ++row)
-            row_offset[row] = place * p.panel() + k / p.panel() * panel_size + k % p.panel();
-        }
+        locate_rows<kDepthwise>(p, patch_columns, panel_size, channels, row_offset);
       located = shape;
 
-      const int64_t patch_row = patch_columns * p.panel();
-      const Pixels<Acc> patch_pixels{patch, panel_size / e.images, c.h.position_row() * patch_row,
-                                     c.w.position_row() * p.panel()};
-      // Delta of the tile, [channel block][pixel][lane of the block], or in place in its tensor.
-      Pixels<Acc> delta_pixels{packed_delta, e.rows * e.columns * kBlock, e.columns * kBlock,
-                               kBlock};
-      int64_t delta_lanes = pixels;  // distance of lanes
-      bool in_place = false;
-      if constexpr (std::is_same_v<T, Acc>)
-        if (delta.stride[1] == 1 && lanes % kBlock == 0) {
-          in_place = true;
-          delta_pixels = {&delta.at(e.b0, g * c.out_channels + o0, e.h0, e.w0), delta.stride[0],
-                          delta.stride[2], delta.stride[3]};
-          delta_lanes = 1;
-        }
-      if (!in_place)
-        for (int64_t lane = 0; lane < lanes; lane += kBlock) {
-          Acc* to = packed_delta + lane * pixels;
-          const int64_t width = std::min<int64_t>(kBlock, lanes - lane);
-          for (int64_t b = 0; b < e.images; ++b)
-            for (int64_t h = 0; h < e.rows; ++h, to += e.columns * kBlock)
-              pack_row(&delta.at(e.b0 + b, g * c.out_channels + o0 + lane, e.h0 + h, e.w0),
-                       delta.stride[1], delta.stride[3], width, e.columns, to, int64_t{kBlock});
-        }
-      const auto delta_of = [&](int64_t lane) {
-        Pixels<Acc> block = delta_pixels;
-        block.start += lane * delta_lanes;
-        return block;
-      };
-
-      // Few pixels are taken at a time: each row reads them again, from the first-level cache.
-      const int64_t lines = e.images * e.rows, step = divide_up(kNearPixels, e.columns);
-      const int64_t rows_at_once = balanced_tile(rows, kTileRows);
-      for (int64_t line = 0; line < lines; line += step)
-        for (int64_t row0 = 0; row0 < rows; row0 += rows_at_once) {
-          const auto add = tile_function<AddToRows<kDepthwise, Acc, kHalves>, kTileRows>(
-              std::min(rows_at_once, rows - row0));
-          for (int64_t lane = 0; lane < lanes; lane += kBlock)
-            add(line, std::min(line + step, lines), e.rows, e.columns, patch_pixels,
-                &row_offset[row0], delta_of(lane), task_sums + row0 * p.sums_per_row() + lane,
-                p.sums_per_row());
-        }
-
+      const Pixels<Acc> pixels{patch, panel_size / e.images,
+                               c.h.position_row() * patch_columns * p.panel(),
+                               c.w.position_row() * p.panel()};
+      const DeltaBlocks<Acc> blocks =
+          delta_of_tile<T, Acc, kBlock>(e, delta, g * c.out_channels + o0, lanes, packed_delta);
+      add_tile<Acc, kHalves, kDepthwise>(e, pixels, row_offset.data(), rows, blocks, lanes,
+                                         task_sums, p.sums_per_row());
       if (with_bias && ic_task == 0)
-        for (int64_t lane = 0; lane < lanes; lane += kBlock) {
-          const Pixels<Acc> block = delta_of(lane);
-          Row sum = {};
-          for (int64_t line = 0; line < lines; ++line)
-            for (int64_t w = 0; w < e.columns; ++w)
-              sum.add(Row::at(block.start + line / e.rows * block.image +
-                              line % e.rows * block.row + w * block.column));
-          Acc* const to = task_sums + rows * p.sums_per_row() + lane;
-          sum.add(Row::at(to));
-          sum.store(to);
-        }
+        add_tile_to_bias<Acc, kHalves>(e, blocks, lanes, task_sums + rows * p.sums_per_row());
     }
   }
 }
@@ -507,5 +554,3 @@ template KernelTable<Half, float> kernels();
 #endif
 
 }  // namespace convbp::direct::CONVBP_ISA
-
-#undef CONVBP_INLINE
