@@ -18,6 +18,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from torch_convbp import fusion
+from torch_convbp.layer_geometry import forget_geometry
 from torch_convbp.modules import AvgPoolBP2d, ConvBP2d, LinearBP, MaxPoolBP2d
 from torch_convbp.ops import checks
 
@@ -302,6 +303,8 @@ def revert(model: Model) -> Model:
                 left_alone[name] = f"a {kind}"
         except Exception as error:
             left_alone[name] = _refusal(type(module), error)
+        else:
+            forget_geometry(module)
     _warn("revert", left_alone)
     return model
 

@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import torch_convbp.autograd  # noqa: F401  (registers the derivatives)
 from torch_convbp import activations
 from torch_convbp.activations import ActivationLike
+from torch_convbp.autograd.conv2d import plain_conv2d
 from torch_convbp.ops import checks
 from torch_convbp.ops import conv2d as conv2d_ops
 from torch_convbp.ops import elementwise as elementwise_ops
@@ -25,7 +25,7 @@ from torch_convbp.ops import linear as linear_ops
 from torch_convbp.ops import pool2d as pool2d_ops
 from torch_convbp.ops.memory_format import format_of, result_format
 from torch_convbp.ops.subclasses import torch_function_for_subclasses
-from torch_convbp.ops.torch_private import skip_autograd_unless_needed
+from torch_convbp.ops.torch_private import is_plain_call
 
 __all__ = [
     "avg_pool2d",
@@ -143,12 +143,12 @@ def conv2d(
     batched = input if input.dim() == 4 else input.unsqueeze(0)
     if input.is_complex():
         output = _activated(_complex_conv2d(batched, weight, bias, geometry), g)
+    elif is_plain_call(batched, weight, bias):
+        output = plain_conv2d(batched, weight, bias, geometry, g)
+    elif g is None:
+        output = conv2d_ops.conv2d(batched, weight, bias, *geometry)
     else:
-        with skip_autograd_unless_needed(batched, weight, bias):
-            if g is None:
-                output = conv2d_ops.conv2d(batched, weight, bias, *geometry)
-            else:
-                output = conv2d_ops.conv2d_activation(batched, weight, bias, *geometry, *g)
+        output = conv2d_ops.conv2d_activation(batched, weight, bias, *geometry, *g)
     return output if input.dim() == 4 else output.squeeze(0)
 
 

@@ -13,8 +13,11 @@ from torch import Tensor, nn
 
 from torch_convbp import activations, functional
 from torch_convbp.activations import Activation, ActivationLike
+from torch_convbp.autograd.conv2d import plain_conv2d
 from torch_convbp.error_signals import recording
-from torch_convbp.ops.checks import LARGEST_PARAMETER
+from torch_convbp.layer_geometry import geometry_of, without_geometry
+from torch_convbp.ops.checks import DTYPES, LARGEST_PARAMETER
+from torch_convbp.ops.torch_private import is_plain_call
 
 __all__ = ["AvgPoolBP2d", "ConvBP2d", "LinearBP", "MaxPoolBP2d"]
 
@@ -171,6 +174,10 @@ class ConvBP2d(_WithActivation, nn.Conv2d):
         if g is not None:
             self.activation = g
 
+    def __getstate__(self) -> Any:
+        state = super().__getstate__()
+        return without_geometry(state) if isinstance(state, dict) else state
+
     # (activation, run) while an enclosing module's call lasts; fusion.py sets it.
     _convbp_fusion: Any = None
 
@@ -180,20 +187,29 @@ class ConvBP2d(_WithActivation, nn.Conv2d):
         return super().forward(input)
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        padding: int | tuple[int, ...] | str = self.padding
         if self.padding_mode != "zeros":
             input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
-            padding = 0
         g, fusion = self.activation, self._convbp_fusion
         if fusion is not None:
             after, run = fusion
             g = run.activation(after)
-        output = functional.conv2d(
-            input, weight, bias, self.stride, padding, self.dilation, self.groups, activation=g
-        )
+        output = self._convolved(input, weight, bias, g)
         if fusion is not None and g is not None:
             run.mark(output, after, g)
         return output
+
+    def _convolved(
+        self, input: Tensor, weight: Tensor, bias: Tensor | None, g: Activation | None
+    ) -> Tensor:
+        if is_plain_call(input, weight, bias) and input.dim() == 4 and input.dtype in DTYPES:
+            # The short way: what the attributes say was checked once.
+            geometry = geometry_of(self, weight)
+            if geometry is not None:
+                return plain_conv2d(input, weight, bias, geometry, g)
+        padding: Any = self.padding if self.padding_mode == "zeros" else 0
+        return functional.conv2d(
+            input, weight, bias, self.stride, padding, self.dilation, self.groups, activation=g
+        )
 
 
 class LinearBP(_WithActivation, nn.Linear):

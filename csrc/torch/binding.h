@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/headeronly/core/MemoryFormat.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -64,11 +65,33 @@ Tensor allocate(const Ints& size, const Tensor& like, const Make& make) {
 // Prepares new memory; each backend defines how.
 void prepare_memory(void* data, int64_t bytes);
 
-inline Tensor new_tensor(const Ints& size, const Tensor& like, std::optional<MemoryFormat> format,
+// The strides of a new tensor; channels_last has four dimensions.
+inline Ints strides_of(const Ints& size, MemoryFormat format) {
+  Ints stride(size.size());
+  int64_t step = 1;
+  const auto fill = [&](size_t d, int64_t length) {
+    stride[d] = step;
+    step *= length;
+  };
+  if (format == MemoryFormat::ChannelsLast)
+    for (const size_t d : {1, 3, 2, 0}) fill(d, size[d]);
+  else  // torch counts an empty dimension as one element
+    for (size_t d = size.size(); d-- > 0;) fill(d, std::max<int64_t>(size[d], 1));
+  return stride;
+}
+
+inline Tensor new_tensor(const Ints& size, const Tensor& like, MemoryFormat format,
                          std::optional<ScalarType> type = std::nullopt) {
   return allocate(size, like, [&] {
-    const Tensor tensor = torch::stable::empty(size, type.value_or(like.scalar_type()),
-                                               std::nullopt, like.device(), std::nullopt, format);
+    // Not torch::stable::empty, whose way through the dispatcher takes as long as a small kernel.
+    const Ints stride = strides_of(size, format);
+    const auto device = like.device();
+    AtenTensorHandle handle = nullptr;
+    STABLE_TORCH_ERROR_CODE_CHECK(
+        aoti_torch_empty_strided(static_cast<int64_t>(size.size()), size.data(), stride.data(),
+                                 static_cast<int32_t>(type.value_or(like.scalar_type())),
+                                 static_cast<int32_t>(device.type()), device.index(), &handle));
+    const Tensor tensor(handle);
     prepare_memory(tensor.mutable_data_ptr(), tensor.numel() * tensor.element_size());
     return tensor;
   });

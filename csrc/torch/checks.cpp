@@ -222,10 +222,14 @@ void check_bias(const Tensor& bias, const Ints& weight_size) {
         " elements, but got bias of size ", text(sizes_of(bias)), " instead");
 }
 
+void check_size(const char* name, const Ints& size, const char* like, const Ints& expected) {
+  check(size == expected, "Expected ", name, " to have the size of ", like, ", ", text(expected),
+        ", but got ", name, " of size ", text(size));
+}
+
 void check_delta(const Ints& delta_size, const ConvProblem& p, const char* name) {
-  const Ints expected{p.batch, p.groups * p.out_channels, p.out_size[0], p.out_size[1]};
-  check(delta_size == expected, "Expected ", name, " to have the size of conv2d's output, ",
-        text(expected), ", but got ", name, " of size ", text(delta_size));
+  check_size(name, delta_size, "conv2d's output",
+             {p.batch, p.groups * p.out_channels, p.out_size[0], p.out_size[1]});
 }
 
 }  // namespace convbp

@@ -94,6 +94,8 @@ double bytes_of(const Ints& size, int64_t element_bytes);
 void check_fits(const Ints& size, int64_t element_bytes);
 
 void check_bias(const Tensor& bias, const Ints& weight_size);
+// Checks that the tensor `name` has the size of `like`.
+void check_size(const char* name, const Ints& size, const char* like, const Ints& expected);
 // Checks the size of delta, or of a tensor that has delta's size.
 void check_delta(const Ints& delta_size, const ConvProblem& problem, const char* name = "delta");
 

@@ -1,6 +1,6 @@
 // The convolution operators as torch calls them, on every backend: checks, allocates, dispatches on
-// the element type. Each backend includes this file once, after its boundary.h, its epilogue and
-// its backend::conv2d, conv2d_input_grad and conv2d_weight_grad.
+// the element type. Each backend includes this file once, after its boundary.h, its epilogue, what
+// error_signal.h needs, and its backend::conv2d, conv2d_input_grad and conv2d_weight_grad.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -10,6 +10,7 @@
 #include <tuple>
 
 #include "torch/binding.h"
+#include "torch/error_signal.h"
 
 namespace convbp {
 namespace {
@@ -104,7 +105,7 @@ Tensor weight_grad(const char* op, const Tensor& input, const Ints& weight_size,
   check_delta(sizes_of(delta), p);
   const Tensor weight_grad =
       new_tensor(weight_size, delta, result_format(memory_format, input, delta));
-  if (bias_grad) *bias_grad = new_tensor({weight_size[0]}, delta, std::nullopt);
+  if (bias_grad) *bias_grad = new_tensor({weight_size[0]}, delta, MemoryFormat::Contiguous);
   dispatch(delta, [&](auto element) {
     using T = decltype(element);
     T* const bias_data = bias_grad ? static_cast<T*>(bias_grad->mutable_data_ptr()) : nullptr;
@@ -130,6 +131,55 @@ std::tuple<Tensor, Tensor> conv2d_weight_bias_grad(const Tensor& input, const In
   Tensor result = weight_grad("conv2d_weight_bias_grad", input, weight_size, delta, stride, padding,
                               dilation, groups, memory_format, &bias_grad);
   return {result, bias_grad};
+}
+
+// What the operands of conv2d_backward must have in common.
+ConvProblem check_conv2d_backward(const Tensor& grad, const std::optional<Tensor>& saved,
+                                  const std::optional<Tensor>& input,
+                                  const std::optional<Tensor>& weight, const Ints& input_size,
+                                  const Ints& weight_size, const Ints& stride, const Ints& padding,
+                                  const Ints& dilation, int64_t groups) {
+  std::vector<Argument> arguments{{"grad", grad}};
+  if (saved) arguments.push_back({"saved", *saved});
+  if (input) arguments.push_back({"input", *input});
+  if (weight) arguments.push_back({"weight", *weight});
+  check_tensors("conv2d_backward", arguments);
+  const ConvProblem p =
+      check_conv2d(input_size, weight_size, stride, padding, dilation, groups, grad.element_size());
+  check_delta(sizes_of(grad), p, "grad");
+  if (saved) check_delta(sizes_of(*saved), p, "saved");
+  if (input) check_size("input", sizes_of(*input), "input_size", input_size);
+  if (weight) check_size("weight", sizes_of(*weight), "weight_size", weight_size);
+  return p;
+}
+
+// L3 to L6, one equation after the other.
+std::tuple<Tensor, Tensor, Tensor> conv2d_backward(
+    const Tensor& grad, const std::optional<Tensor>& saved, const std::optional<Tensor>& input,
+    const std::optional<Tensor>& weight, const Ints& input_size, const Ints& weight_size,
+    const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups,
+    const std::string& activation, const Doubles& parameters, bool needs_bias_grad,
+    std::optional<MemoryFormat> memory_format) {
+  check_conv2d_backward(grad, saved, input, weight, input_size, weight_size, stride, padding,
+                        dilation, groups);
+  Tensor delta = grad, input_grad, weight_grad, bias_grad;
+  if (saved && needs_bias_grad)
+    std::tie(delta, bias_grad) = error_signal_bias_grad_op(grad, *saved, activation, parameters);
+  else if (saved)
+    delta = error_signal_op(grad, *saved, activation, parameters);
+  if (weight)
+    input_grad = conv2d_input_grad(input_size, *weight, delta, stride, padding, dilation, groups,
+                                   memory_format);
+  const bool bias_grad_is_missing = needs_bias_grad && !saved;
+  if (input && bias_grad_is_missing)
+    std::tie(weight_grad, bias_grad) = conv2d_weight_bias_grad(
+        *input, weight_size, delta, stride, padding, dilation, groups, memory_format);
+  else if (input)
+    weight_grad = conv2d_weight_grad(*input, weight_size, delta, stride, padding, dilation, groups,
+                                     memory_format);
+  else if (bias_grad_is_missing)
+    bias_grad = torch::stable::sum(delta, Ints{0, 2, 3});
+  return {input_grad, weight_grad, bias_grad};
 }
 
 }  // namespace

@@ -4,8 +4,10 @@
 // Three operators are the convolution: conv2d (L1), conv2d_input_grad (L6) and conv2d_weight_grad
 // (L4). Others do several things in one pass: conv2d_weight_bias_grad L4 and L5, conv2d_activation
 // L1 and L2, conv2d_activation_pair the same with the pre-activation beside its output,
-// error_signal_bias_grad L3 and L5, depthwise_backward L3 to L6 of a depthwise layer. Without an
-// activation depthwise_backward has no `saved`, delta is grad, and `activation` is not looked at.
+// error_signal_bias_grad L3 and L5, conv2d_backward L3 to L6: a layer's whole backward pass. Without
+// an activation it has no `saved`, delta is grad, and `activation` is not looked at. It computes the
+// gradient of the input where it gets the weight, that of the weight where it gets the input, that
+// of the bias where it is asked to; the others are undefined tensors, None in Python.
 //
 // activation is L2's g alone. error_signal is L3; `saved` is the output or the pre-activation,
 // whichever torch_convbp/activations.py says for that activation. linear is L7.
@@ -51,8 +53,9 @@ STABLE_TORCH_LIBRARY(torch_convbp, m) {
       "error_signal_bias_grad(Tensor grad, Tensor saved, str activation, float[] parameters) "
       "-> (Tensor, Tensor)");
   m.def(
-      "depthwise_backward(Tensor grad, Tensor? saved, Tensor input, Tensor weight, int[2] stride, "
-      "int[4] padding, int[2] dilation, int groups, str activation, float[] parameters, *, "
+      "conv2d_backward(Tensor grad, Tensor? saved, Tensor? input, Tensor? weight, "
+      "SymInt[] input_size, SymInt[] weight_size, int[2] stride, int[4] padding, int[2] dilation, "
+      "int groups, str activation, float[] parameters, bool needs_bias_grad, *, "
       "MemoryFormat? memory_format=None) -> (Tensor, Tensor, Tensor)");
   m.def("linear(Tensor input, Tensor weight, Tensor? bias) -> Tensor");
   m.def(

@@ -16,6 +16,7 @@ from twins import Calls
 from twins import kept as saved
 
 import torch_convbp as bp
+from torch_convbp.autograd import conv2d as autograd_conv2d
 
 pytestmark = pytest.mark.every_device
 
@@ -117,7 +118,8 @@ def test_gradcheck_of_functional_and_module(mode: str) -> None:
     assert gradgradcheck(functional, tensors, fast_mode=True)
 
 
-# What needs a gradient -> what the backward pass runs, and which tensors are kept for it.
+# What needs a gradient -> which tensors are saved for it, and what one equation after the other
+# runs; as a rule a single operator runs them, of which test_conv2d_backward.py asks the same.
 WANTED = {
     "everything": ((1, 1, 1), ["conv2d_input_grad", "conv2d_weight_bias_grad"], "input weight"),
     "frozen_input": ((0, 1, 1), ["conv2d_weight_bias_grad"], "input"),
@@ -130,8 +132,12 @@ WANTED = {
 }
 
 
+@pytest.mark.parametrize("one_operator", [True, False])
 @pytest.mark.parametrize("wanted", WANTED)
-def test_computes_and_saves_only_what_is_asked_for(wanted: str) -> None:
+def test_computes_and_saves_only_what_is_asked_for(
+    wanted: str, one_operator: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(autograd_conv2d, "ONE_OPERATOR", one_operator)
     needs, runs, kept = WANTED[wanted]
     sizes = {"input": (2, 4, 6, 5), "weight": (6, 4, 3, 3), "bias": (6,)}
     leaves = {
@@ -153,7 +159,7 @@ def test_computes_and_saves_only_what_is_asked_for(wanted: str) -> None:
 
     with Calls() as calls:
         output.sum().backward()
-    assert calls.names == runs
+    assert calls.names == (["conv2d_backward"] if one_operator else runs)
 
     twins = {name: tensor.detach().clone() for name, tensor in leaves.items()}
     for name, tensor in leaves.items():

@@ -24,7 +24,6 @@ from torch.utils.checkpoint import checkpoint
 from twins import PRODUCTS
 
 import torch_convbp as bp
-from torch_convbp import functional
 from torch_convbp.comparison import compare as comparing
 from torch_convbp.comparison.result import Comparison, Row, Side, Step, names_that_gain
 from torch_convbp.comparison.running import (
@@ -278,23 +277,23 @@ def test_bfloat16(where: str) -> None:
         assert 2.0**-12 < row.ours.error < 2.0**-4
 
 
-def wrong_output(*args: Any, **kwargs: Any) -> Tensor:
-    return 1.25 * functional.conv2d(*args, **kwargs)
+convolved = bp.ConvBP2d._convolved
 
 
-def wrong_gradient(input: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+def wrong_output(*args: Any) -> Tensor:
+    return 1.25 * convolved(*args)
+
+
+def wrong_gradient(layer: bp.ConvBP2d, input: Tensor, weight: Tensor, *args: Any) -> Tensor:
     """The bias's gradient is right, the input's and the weight's are 3/4 of it."""
-    part = functional.conv2d(input.detach(), weight.detach(), *args, **kwargs)
-    both = functional.conv2d(input, weight, *args, **kwargs)
+    part = convolved(layer, input.detach(), weight.detach(), *args)
+    both = convolved(layer, input, weight, *args)
     return both + 0.25 * (part - both)
 
 
 @pytest.mark.parametrize("wrong", [wrong_output, wrong_gradient])
 def test_a_wrong_layer_is_seen(wrong: Callable[..., Tensor], monkeypatch) -> None:
-    class Functional:
-        conv2d = staticmethod(wrong)
-
-    monkeypatch.setattr("torch_convbp.modules.functional", Functional)
+    monkeypatch.setattr(bp.ConvBP2d, "_convolved", wrong)
     found = bp.compare(two(), image(2, 3, 16, 16), seconds=BRIEF)
     for row in found.rows:
         output = 0.25 if wrong is wrong_output else 0

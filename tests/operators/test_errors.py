@@ -194,6 +194,7 @@ def test_real_and_fake_tensors_get_the_same_message(name: str) -> None:
 
 
 GEOMETRY = ((1, 1), (0, 0, 0, 0), (1, 1), 1)
+SIZES = ((2, 3, 8, 8), (4, 3, 3, 3))  # of input and weight
 
 # Calls of the operators themselves: name: (call, text). Each runs on real and on meta tensors.
 OPERATORS: dict[str, tuple[Callable[[Any, str], Any], str]] = {
@@ -248,15 +249,24 @@ OPERATORS: dict[str, tuple[Callable[[Any, str], Any], str]] = {
         r"argument 'delta' must be Tensor, not None"),
     "no_offset": (lambda o, d: o.max_pool2d_gather(x(), None, 2, 2, 0, 1, False),
         r"argument 'offset' must be Tensor, not None"),
-    "not_depthwise": (lambda o, d: o.depthwise_backward(x(2, 4, 6, 6, device=d), None,
-        x(device=d), w(device=d), *GEOMETRY, "", []),
-        r"depthwise layer.* weight of size \[4, 3, 3, 3\] and groups=1"),
-    "depthwise_grad_size": (lambda o, d: o.depthwise_backward(x(2, 3, 6, 5, device=d), None,
-        x(device=d), w(3, 1, 3, 3, device=d), *GEOMETRY[:3], 3, "", []),
-        r"Expected grad to have the size of conv2d's output, \[2, 3, 6, 6\]"),
-    "depthwise_kept_size": (lambda o, d: o.depthwise_backward(x(2, 3, 6, 6, device=d),
-        x(1, 3, 6, 6, device=d), x(device=d), w(3, 1, 3, 3, device=d), *GEOMETRY[:3], 3, "relu",
-        []), r"Expected saved to have the size of conv2d's output, \[2, 3, 6, 6\]"),
+    "backward_grad_size": (lambda o, d: o.conv2d_backward(x(2, 4, 6, 5, device=d), None,
+        x(device=d), w(device=d), *SIZES, *GEOMETRY, "", [], True),
+        r"Expected grad to have the size of conv2d's output, \[2, 4, 6, 6\]"),
+    "backward_saved_size": (lambda o, d: o.conv2d_backward(x(2, 4, 6, 6, device=d),
+        x(1, 4, 6, 6, device=d), x(device=d), w(device=d), *SIZES, *GEOMETRY, "relu", [], True),
+        r"Expected saved to have the size of conv2d's output, \[2, 4, 6, 6\]"),
+    "backward_input_size": (lambda o, d: o.conv2d_backward(x(2, 4, 6, 6, device=d), None,
+        x(1, 3, 8, 8, device=d), None, *SIZES, *GEOMETRY, "", [], True),
+        r"Expected input to have the size of input_size, \[2, 3, 8, 8\]"),
+    "backward_weight_size": (lambda o, d: o.conv2d_backward(x(2, 4, 6, 6, device=d), None,
+        None, w(4, 3, 3, 2, device=d), *SIZES, *GEOMETRY, "", [], True),
+        r"Expected weight to have the size of weight_size, \[4, 3, 3, 3\]"),
+    "backward_dtypes": (lambda o, d: o.conv2d_backward(x(2, 4, 6, 6, device=d), None,
+        x(device=d, dtype=torch.float64), None, *SIZES, *GEOMETRY, "", [], True),
+        r"grad type \(Float\) and input type \(Double\) should be the same"),
+    "backward_activation": (lambda o, d: o.conv2d_backward(x(2, 4, 6, 6, device=d),
+        x(2, 4, 6, 6, device=d), None, w(device=d), *SIZES, *GEOMETRY, "no", [], False),
+        r'activation to be one of .*got "no"'),
     "integers": (lambda o, d: o.conv2d_weight_grad(x(device=d, dtype=torch.int32), [4, 3, 3, 3],
         x(2, 4, 6, 6, device=d, dtype=torch.int32), *GEOMETRY),
         r'"conv2d_weight_grad" not implemented for \'Int\''),
@@ -280,7 +290,7 @@ def test_operators_refuse_what_is_not_dense(kind: str) -> None:
     o = torch.ops.torch_convbp
     pool = ((2, 2), (2, 2), (0, 0), (1, 1), False)
     average = (*pool[:3], False, True, None)
-    delta, maps, small = x(2, 4, 6, 6), x(2, 3, 6, 6), x(2, 3, 4, 4)
+    delta, small = x(2, 4, 6, 6), x(2, 3, 4, 4)
     relu, offset = ("relu", []), torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
     arguments: dict[str, tuple[Any, ...]] = {
         "conv2d": (x(), w(), x(4), *GEOMETRY),
@@ -289,7 +299,7 @@ def test_operators_refuse_what_is_not_dense(kind: str) -> None:
         "conv2d_input_grad": ((2, 3, 8, 8), w(), delta, *GEOMETRY),
         "conv2d_weight_grad": (x(), (4, 3, 3, 3), delta, *GEOMETRY),
         "conv2d_weight_bias_grad": (x(), (4, 3, 3, 3), delta, *GEOMETRY),
-        "depthwise_backward": (maps, maps, x(), w(3, 1, 3, 3), *GEOMETRY[:3], 3, *relu),
+        "conv2d_backward": (delta, delta, x(), w(), *SIZES, *GEOMETRY, *relu, True),
         "activation": (x(), *relu),
         "error_signal": (x(), x(), *relu),
         "error_signal_bias_grad": (x(), x(), *relu),

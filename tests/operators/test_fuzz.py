@@ -17,6 +17,7 @@ from configurations import KINDS, Common, parse
 from hypothesis import HealthCheck, given, settings
 
 from torch_convbp.ops import conv2d as conv2d_ops
+from torch_convbp.ops import conv2d_backward as backward_ops
 from torch_convbp.ops import pool2d as pool2d_ops
 
 pytestmark = [pytest.mark.every_device, pytest.mark.usefixtures("one_thread")]
@@ -53,11 +54,13 @@ def wrong_column(real: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def wrong_scale(real: Callable[..., Any]) -> Callable[..., Any]:
-    def conv2d_weight_grad(*arguments: Any, **format: Any) -> Any:
-        grad = real(*arguments, **format)
-        return grad * (1 + 2**-12) if arguments[3][0] == 3 and grad.dtype == torch.float32 else grad
+    def conv2d_backward(*arguments: Any, **format: Any) -> Any:
+        input_grad, weight_grad, bias_grad = real(*arguments, **format)
+        if arguments[6][0] == 3 and weight_grad.dtype == torch.float32:
+            weight_grad = weight_grad * (1 + 2**-12)
+        return input_grad, weight_grad, bias_grad
 
-    return conv2d_weight_grad
+    return conv2d_backward
 
 
 def unwritten(real: Callable[..., Any]) -> Callable[..., Any]:
@@ -75,7 +78,7 @@ def unwritten(real: Callable[..., Any]) -> Callable[..., Any]:
 BUGS: dict[str, Any] = {
     "wrong_column": (conv2d_ops, "conv2d", wrong_column,
         {"kernel": (1, 3), "dilation": (1, 2)}),
-    "wrong_scale": (conv2d_ops, "conv2d_weight_grad", wrong_scale,
+    "wrong_scale": (backward_ops, "conv2d_backward", wrong_scale,
         {"stride": (3, 1), "dtype": "float32"}),
     "unwritten": (pool2d_ops, "avg_pool2d", unwritten,
         {"kernel": (1, 1), "count_include_pad": False}),

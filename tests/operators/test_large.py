@@ -80,7 +80,7 @@ OPERATORS: dict[str, tuple[Callable[..., Tensor | tuple[Tensor, ...]], list[tupl
 LIKE = {
     "conv2d_activation": "conv2d_activation_pair",
     "conv2d_weight_grad": "conv2d_weight_bias_grad",
-    "depthwise_backward": "conv2d_input_grad",
+    "conv2d_backward": "conv2d_input_grad",
     "error_signal": "error_signal_bias_grad",
 }
 assert OPERATORS.keys() | LIKE.keys() | {"linear"} == OPERATOR_NAMES

@@ -62,9 +62,11 @@ CALLS: dict[str, tuple[Callable[[], tuple[Tensor, ...]], Callable[..., object]]]
         lambda: (ones(2, 2**18, 1, 1, dtype=half), ones(2, 8, 1, 1, dtype=half)),
         lambda x, d: o.conv2d_weight_bias_grad(x, [8, 2**18, 1, 1], d, *GEOMETRY),
     ),
-    "depthwise_backward": (
+    "conv2d_backward": (
         lambda: (ones(2, 2**18, 1, 1, dtype=half), ones(2**18, 1, 1, 1, dtype=half)),
-        lambda x, w: o.depthwise_backward(x, x, x, w, *GEOMETRY[:3], 2**18, "relu", []),
+        lambda x, w: o.conv2d_backward(
+            x, x, x, w, x.shape, w.shape, *GEOMETRY[:3], 2**18, "relu", [], True
+        ),
     ),
     "max_pool2d": (
         lambda: (ones(1).expand(2, 1, 1000, 1000),),

@@ -7,11 +7,12 @@ conv2d (L1), conv2d_input_grad (L6) and conv2d_weight_grad (L4) are one trilinea
 seen from three sides: dT/ddelta, dT/da and dT/dw. So the derivative of each side is written
 with the other two, and gradients of every order need no further kernel.
 
-Conv2dWeightBiasGrad is no fourth side, but L4 and L5 from the same pass over delta. A depthwise
-layer's whole backward pass may be one operator (ops/depthwise.py).
+Conv2dWeightBiasGrad is no fourth side, but L4 and L5 from the same pass over delta.
 
 An activation g turns the gradient of a layer's output into the error signal (L3), which L4 to L6
-use.
+use (``_error_signal``, ``_gradients``). A layer's backward pass runs them in one operator
+(ops/conv2d_backward.py) of the same bits; these equations are its derivative's definition, and run
+where the operator does not: while error signals are recorded, and under torch.func.
 
 Shapes: a, input and input_grad [N, K, H, W]; w, weight and weight_grad [O, K / groups, R, S];
 delta and output [N, O, M, N']; bias and bias_grad [O]. N is the batch; an output map is M x N'
@@ -25,7 +26,7 @@ Every Function saves only what the requested gradients need, and computes only t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -36,70 +37,125 @@ from torch_convbp.autograd.saved import save_present, saved_or_none
 from torch_convbp.autograd.terms import sum_present
 from torch_convbp.error_signals import recording
 from torch_convbp.ops import conv2d as conv2d_ops
-from torch_convbp.ops import depthwise as depthwise_ops
+from torch_convbp.ops import conv2d_backward as backward_ops
 from torch_convbp.ops import elementwise as elementwise_ops
 from torch_convbp.ops.memory_format import result_format
 from torch_convbp.ops.registration import register
 from torch_convbp.ops.torch_private import (
     autograd_kernel,
+    is_recorded,
+    is_transformed,
     needs_derivative,
     redispatch_below_autograd,
+    single_level,
     skip_autograd_unless_needed,
 )
 
+# Of the input, the weight and the bias; None for what is not asked for.
+Gradients: TypeAlias = tuple[Tensor | None, Tensor | None, Tensor | None]
+
+# Is a layer's backward pass one operator? Else it is the equations below, with the same bits.
+ONE_OPERATOR = True
+
+
+def _error_signal(
+    grad: Tensor,
+    saved: Tensor | None,
+    name: str,
+    parameters: Sequence[float],
+    needs_bias_grad: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """delta = dL/dp (L3), and the bias gradient (L5) where it comes of the same pass.
+
+    grad is dL/da of the layer's output; ``saved`` is what activations.py says, and None without an
+    activation: then grad is delta.
+    """
+    if saved is None:
+        return grad, None
+    if needs_bias_grad:
+        return elementwise_ops.error_signal_bias_grad(grad, saved, name, parameters)
+    return elementwise_ops.error_signal(grad, saved, name, parameters), None
+
 
 def _gradients(
-    ctx: Any,
-    input: Tensor,
-    weight: Tensor,
     delta: Tensor,
-    bias_grad: Tensor | None = None,
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of a convolution's input, weight and bias, from its error signal."""
-    if bias_grad is None and _is_one_pass(ctx, delta):
-        return _in_one_pass(ctx, delta, None, input, weight)
-    needs_input_grad, needs_weight_grad, needs_bias_grad = ctx.needs_input_grad[:3]
-    input_grad = weight_grad = None
-    if needs_input_grad:  # L6
+    input: Tensor | None,
+    weight: Tensor | None,
+    input_size: Sequence[int],
+    weight_size: Sequence[int],
+    geometry: Sequence[Any],
+    needs_bias_grad: bool,
+    memory_format: torch.memory_format | None,
+) -> Gradients:
+    """Gradients of a convolution's input, weight and bias, from its error signal: of the input
+    where the weight is given, of the weight where the input is."""
+    input_grad = weight_grad = bias_grad = None
+    if weight is not None:  # L6
         input_grad = conv2d_ops.conv2d_input_grad(
-            ctx.input_size, weight, delta, *ctx.geometry, memory_format=ctx.memory_format
+            input_size, weight, delta, *geometry, memory_format=memory_format
         )
-    if needs_weight_grad and needs_bias_grad and bias_grad is None:  # L4 and L5 in one pass
+    if input is not None and needs_bias_grad:  # L4 and L5 in one pass
         weight_grad, bias_grad = conv2d_ops.conv2d_weight_bias_grad(
-            input, ctx.weight_size, delta, *ctx.geometry, memory_format=ctx.memory_format
+            input, weight_size, delta, *geometry, memory_format=memory_format
         )
-    elif needs_weight_grad:  # L4
+    elif input is not None:  # L4
         weight_grad = conv2d_ops.conv2d_weight_grad(
-            input, ctx.weight_size, delta, *ctx.geometry, memory_format=ctx.memory_format
+            input, weight_size, delta, *geometry, memory_format=memory_format
         )
-    elif needs_bias_grad and bias_grad is None:  # L5, with the sign of L2: bias = -sum_k b_ok
+    elif needs_bias_grad:  # L5, with the sign of L2: bias = -sum_k b_ok
         bias_grad = delta.sum((0, 2, 3))
     return input_grad, weight_grad, bias_grad
 
 
-def _is_one_pass(ctx: Any, grad: Tensor) -> bool:
-    """Does one operator compute all gradients that follow from grad?"""
-    needs_input_grad, needs_weight_grad = ctx.needs_input_grad[:2]
-    return (
-        needs_input_grad
-        and needs_weight_grad
-        and depthwise_ops.is_one_pass(grad, ctx.weight_size, ctx.geometry[3])
-    )
-
-
-def _in_one_pass(
+def _backward(
     ctx: Any,
-    grad: Tensor,
+    grad: Tensor | None,
     saved: Tensor | None,
-    input: Tensor,
-    weight: Tensor,
-    g: Sequence[Any] = ("", ()),
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """L3 to L6 in one pass, from the gradient of the layer's output."""
-    input_grad, weight_grad, bias_grad = depthwise_ops.depthwise_backward(
-        grad, saved, input, weight, *ctx.geometry, *g, memory_format=ctx.memory_format
+    input: Tensor | None,
+    weight: Tensor | None,
+    p_grad: Tensor | None = None,
+) -> Gradients:
+    """L3 to L6 of a layer. p_grad is the gradient of p, where p is an output of its own."""
+    if grad is None and p_grad is None:
+        return None, None, None
+    needs_input_grad, needs_weight_grad, needs_bias_grad = ctx.needs_input_grad[:3]
+    operands = (
+        input if needs_weight_grad else None,
+        weight if needs_input_grad else None,
+        ctx.input_size,
+        ctx.weight_size,
     )
-    return input_grad, weight_grad, bias_grad if ctx.needs_input_grad[2] else None
+    with skip_autograd_unless_needed(grad, p_grad, input, weight, saved):
+        if ONE_OPERATOR and p_grad is None and ctx.layer is None and not is_transformed(grad):
+            return backward_ops.conv2d_backward(
+                grad,
+                saved,
+                *operands,
+                *ctx.geometry,
+                *ctx.g,
+                needs_bias_grad,
+                memory_format=ctx.memory_format,
+            )
+        delta, bias_grad = None, None
+        if grad is not None:  # L3, and L5 in one pass
+            name, parameters = ctx.g
+            is_whole = p_grad is None
+            delta, bias_grad = _error_signal(
+                grad, saved, name, parameters, needs_bias_grad and is_whole
+            )
+        delta = sum_present(delta, p_grad)
+        assert delta is not None
+        input_grad, weight_grad, other_bias_grad = _gradients(  # L4 to L6
+            delta,
+            *operands,
+            ctx.geometry,
+            needs_bias_grad and bias_grad is None,
+            ctx.memory_format,
+        )
+    gradients = input_grad, weight_grad, other_bias_grad if bias_grad is None else bias_grad
+    if ctx.layer is not None:
+        recording.record(ctx.layer, delta, *gradients)
+    return gradients
 
 
 def _tangent(ctx: Any, input: Tensor, weight: Tensor, input_t, weight_t, bias_t) -> Tensor:
@@ -116,6 +172,18 @@ def _tangent(ctx: Any, input: Tensor, weight: Tensor, input_t, weight_t, bias_t)
     return total
 
 
+def _save(ctx: Any, input: Tensor, weight: Tensor, output: Tensor, saved: Tensor | None) -> None:
+    """What backward and jvp need of a forward pass."""
+    needs_input_grad, needs_weight_grad = ctx.needs_input_grad[:2]
+    save_present(
+        ctx, input if needs_weight_grad else None, weight if needs_input_grad else None, saved
+    )
+    ctx.save_for_forward(input, weight, saved)
+    ctx.input_size, ctx.weight_size, ctx.output_size = input.shape, weight.shape, output.shape
+    ctx.memory_format = result_format(input, weight)
+    ctx.layer = recording.here.layer
+
+
 class Conv2d(torch.autograd.Function):
     """p = conv2d(a, w) + bias (L1, L2)."""
 
@@ -128,27 +196,17 @@ class Conv2d(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         input, weight, _, *ctx.geometry = inputs
-        needs_input_grad, needs_weight_grad = ctx.needs_input_grad[:2]
-        save_present(
-            ctx, input if needs_weight_grad else None, weight if needs_input_grad else None
-        )
-        ctx.save_for_forward(input, weight)
-        ctx.input_size, ctx.weight_size, ctx.output_size = input.shape, weight.shape, output.shape
-        ctx.memory_format = result_format(input, weight)
-        ctx.layer = recording.here.layer
+        ctx.g = ("", ())
+        _save(ctx, input, weight, output, None)
 
     @staticmethod
     def backward(ctx: Any, delta: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        input, weight = saved_or_none(ctx)
-        with skip_autograd_unless_needed(delta, input, weight):
-            gradients = _gradients(ctx, input, weight, delta)
-        if ctx.layer is not None:
-            recording.record(ctx.layer, delta, *gradients)
-        return *gradients, None, None, None, None
+        input, weight, _ = saved_or_none(ctx)
+        return *_backward(ctx, delta, None, input, weight), None, None, None, None
 
     @staticmethod
     def jvp(ctx: Any, input_t, weight_t, bias_t, *_) -> Tensor | None:  # type: ignore[override]
-        input, weight = ctx.saved_tensors
+        input, weight, _ = ctx.saved_tensors
         return _tangent(ctx, input, weight, input_t, weight_t, bias_t)
 
 
@@ -164,16 +222,9 @@ class Conv2dActivation(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         input, weight, _, *ctx.geometry, name, parameters = inputs
-        ctx.g = Activation(name, tuple(parameters))
+        ctx.g = name, parameters
         saved = output if isinstance(output, Tensor) else output[1]  # a', or p of the pair
-        needs_input_grad, needs_weight_grad = ctx.needs_input_grad[:2]
-        save_present(
-            ctx, input if needs_weight_grad else None, weight if needs_input_grad else None, saved
-        )
-        ctx.save_for_forward(input, weight, saved)
-        ctx.input_size, ctx.weight_size, ctx.output_size = input.shape, weight.shape, saved.shape
-        ctx.memory_format = result_format(input, weight)
-        ctx.layer = recording.here.layer
+        _save(ctx, input, weight, saved, saved)
         ctx.set_materialize_grads(False)
 
     @staticmethod
@@ -182,24 +233,7 @@ class Conv2dActivation(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         # Non-reentrant checkpointing lets saved_tensors be unpacked once, so unpack all here.
         input, weight, saved = saved_or_none(ctx)
-        delta = bias_grad = None
-        gradients: tuple[Tensor | None, ...] = (None, None, None)
-        with skip_autograd_unless_needed(grad, p_grad, input, weight, saved):
-            if grad is not None and p_grad is None and _is_one_pass(ctx, grad):
-                gradients = _in_one_pass(ctx, grad, saved, input, weight, ctx.g)
-                if ctx.layer is not None:  # delta for the record
-                    delta = elementwise_ops.error_signal(grad, saved, *ctx.g)
-            else:
-                # L3, and L5 in one pass
-                if grad is not None and p_grad is None and ctx.needs_input_grad[2]:
-                    delta, bias_grad = elementwise_ops.error_signal_bias_grad(grad, saved, *ctx.g)
-                elif grad is not None:  # L3
-                    delta = elementwise_ops.error_signal(grad, saved, *ctx.g)
-                delta = sum_present(delta, p_grad)
-                if delta is not None:
-                    gradients = _gradients(ctx, input, weight, delta, bias_grad)
-        if delta is not None and ctx.layer is not None:
-            recording.record(ctx.layer, delta, *gradients)
+        gradients = _backward(ctx, grad, saved, input, weight, p_grad)
         return *gradients, None, None, None, None, None, None
 
     @staticmethod
@@ -351,16 +385,6 @@ class Conv2dWeightBiasGrad(Conv2dWeightGrad):
         return weight_grad_t, None if delta_t is None else delta_t.sum((0, 2, 3))
 
 
-for _operator, _function in (
-    (conv2d_ops.conv2d, Conv2d),
-    (conv2d_ops.conv2d_activation_pair, Conv2dActivationPair),
-    (conv2d_ops.conv2d_input_grad, Conv2dInputGrad),
-    (conv2d_ops.conv2d_weight_grad, Conv2dWeightGrad),
-    (conv2d_ops.conv2d_weight_bias_grad, Conv2dWeightBiasGrad),
-):
-    register(_operator, "Autograd", autograd_kernel(_operator, _function))
-
-
 _conv2d_activation = autograd_kernel(conv2d_ops.conv2d_activation, Conv2dActivation)
 
 
@@ -375,4 +399,56 @@ def _conv2d_activation_kernel(input, weight, bias, *geometry_and_g):
     return conv2d_ops.conv2d_activation_pair(input, weight, bias, *geometry_and_g)[0]
 
 
+def _conv2d_backward_kernel(
+    grad, saved, input, weight, input_size, weight_size, *rest, memory_format=None
+):
+    # The operator's own derivative is that of the equations.
+    operands = input, weight, input_size, weight_size
+    if not needs_derivative(grad, saved, input, weight):
+        return redispatch_below_autograd(
+            backward_ops.conv2d_backward,
+            grad,
+            saved,
+            *operands,
+            *rest,
+            memory_format=memory_format,
+        )
+    *geometry, name, parameters, needs_bias_grad = rest
+    delta, bias_grad = _error_signal(grad, saved, name, parameters, needs_bias_grad)
+    is_missing = needs_bias_grad and bias_grad is None
+    gradients = _gradients(delta, *operands, geometry, is_missing, memory_format)
+    return (*gradients[:2], bias_grad) if not is_missing else gradients
+
+
+register(backward_ops.conv2d_backward, "Autograd", _conv2d_backward_kernel)
 register(conv2d_ops.conv2d_activation, "Autograd", _conv2d_activation_kernel)
+for _operator, _function in (
+    (conv2d_ops.conv2d, Conv2d),
+    (conv2d_ops.conv2d_activation_pair, Conv2dActivationPair),
+    (conv2d_ops.conv2d_input_grad, Conv2dInputGrad),
+    (conv2d_ops.conv2d_weight_grad, Conv2dWeightGrad),
+    (conv2d_ops.conv2d_weight_bias_grad, Conv2dWeightBiasGrad),
+):
+    register(_operator, "Autograd", autograd_kernel(_operator, _function))
+
+
+def plain_conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    geometry: tuple[Any, ...],
+    g: Activation | None,
+) -> Tensor:
+    """The convolution, and g, of a plain call (``is_plain_call``): straight to the Function, or to
+    the operator's kernel. The way through the dispatcher costs as much as a small convolution."""
+    if not is_recorded(input, weight, bias):
+        if g is None:
+            return redispatch_below_autograd(conv2d_ops.conv2d, input, weight, bias, *geometry)
+        return redispatch_below_autograd(
+            conv2d_ops.conv2d_activation, input, weight, bias, *geometry, *g
+        )
+    if g is None:
+        return single_level(Conv2d).apply(input, weight, bias, *geometry)
+    if g.saves_output:
+        return single_level(Conv2dActivation).apply(input, weight, bias, *geometry, *g)
+    return single_level(Conv2dActivationPair).apply(input, weight, bias, *geometry, *g)[0]

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch_convbp import activations
 from torch_convbp.ops import checks
 from torch_convbp.ops import conv2d as conv2d_ops
-from torch_convbp.ops import depthwise as depthwise_ops
+from torch_convbp.ops import conv2d_backward as backward_ops
 from torch_convbp.ops import elementwise as elementwise_ops
 from torch_convbp.ops import linear as linear_ops
 from torch_convbp.ops import pool2d as pool2d_ops
@@ -172,6 +172,29 @@ def error_signal_bias_grad(
     return delta, activations.bias_grad(delta)
 
 
+def conv2d_backward(
+    grad: Tensor,
+    saved: Tensor | None,
+    input: Tensor | None,
+    weight: Tensor | None,
+    input_size: Ints,
+    weight_size: Ints,
+    *rest: Any,
+    **format: Any,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    *geometry, name, parameters, needs_bias_grad = rest
+    delta = grad if saved is None else error_signal(grad, saved, name, parameters)
+    return (
+        None
+        if weight is None
+        else conv2d_input_grad(input_size, weight, delta, *geometry, **format),
+        None
+        if input is None
+        else conv2d_weight_grad(input, weight_size, delta, *geometry, **format),
+        activations.bias_grad(delta) if needs_bias_grad else None,
+    )
+
+
 # --- pooling --------------------------------------------------------------------------------
 
 
@@ -256,7 +279,7 @@ _TABLE: dict[Any, Callable[..., Any]] = {
     conv2d_ops.conv2d_input_grad: conv2d_input_grad,
     conv2d_ops.conv2d_weight_grad: conv2d_weight_grad,
     conv2d_ops.conv2d_weight_bias_grad: conv2d_weight_bias_grad,
-    depthwise_ops.depthwise_backward: depthwise_ops.equations,
+    backward_ops.conv2d_backward: conv2d_backward,
     elementwise_ops.activation: activation,
     elementwise_ops.error_signal: error_signal,
     elementwise_ops.error_signal_bias_grad: error_signal_bias_grad,

@@ -50,6 +50,8 @@ def result_format(
                 "got another one"
             )
         return asked
+    if a.is_contiguous() and b.is_contiguous():  # the usual case, told at once
+        return torch.contiguous_format
     if is_channels_last(a) or is_channels_last(b):
         return torch.channels_last
     return torch.contiguous_format

@@ -10,22 +10,30 @@ and has the same methods.
 
 from __future__ import annotations
 
+import functools
+import os
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeAlias, TypeVar
 
 import torch
-from torch.overrides import has_torch_function
+from torch.autograd import forward_ad
 
 __all__ = [
     "Operator",
     "argument_names",
     "autograd_kernel",
+    "compiled_in_larger_graphs",
     "constant_while_tracing",
     "is_legacy_batchedtensor",
+    "is_plain_call",
+    "is_recorded",
+    "is_transformed",
     "needs_derivative",
     "redispatch_below_autograd",
     "saved_tensors_hooks",
+    "single_level",
     "skip_autograd_unless_needed",
     "transforms_active",
 ]
@@ -36,6 +44,10 @@ try:
         _are_functorch_transforms_active,
         _AutoDispatchBelowADInplaceOrView,
         _AutoDispatchBelowAutograd,
+        _get_tracing_state,
+        _is_any_autocast_enabled,
+        _len_torch_dispatch_stack,
+        _len_torch_function_stack,
     )
     from torch._C._autograd import _top_saved_tensors_default_hooks
     from torch._C._functorch import (
@@ -66,15 +78,11 @@ def argument_names(operator: Operator, keyword_only: bool = False) -> list[str]:
     return [a.name for a in operator._schema.arguments if a.kwarg_only or not keyword_only]
 
 
-def autograd_kernel(
-    operator: Operator, function: type[torch.autograd.Function]
-) -> Callable[..., Any]:
-    """A kernel for the operator's ``Autograd`` key that records ``function`` at this level.
-
-    The function's arguments are the operator's, the keyword-only ones last.
-    """
+@functools.cache
+def single_level(function: type[torch.autograd.Function]) -> Any:
+    """The function's twin, whose ``apply`` records it at the present level alone."""
     methods = ("forward", "setup_context", "backward")
-    twin: Any = type(
+    return type(
         function.__name__,
         (_SingleLevelFunction,),
         {name: staticmethod(getattr(function, name)) for name in methods}
@@ -83,6 +91,16 @@ def autograd_kernel(
             "_compiled_autograd_key": staticmethod(_compiled_autograd_key),
         },
     )
+
+
+def autograd_kernel(
+    operator: Operator, function: type[torch.autograd.Function]
+) -> Callable[..., Any]:
+    """A kernel for the operator's ``Autograd`` key that records ``function`` at this level.
+
+    The function's arguments are the operator's, the keyword-only ones last.
+    """
+    twin = single_level(function)
     keywords = argument_names(operator, keyword_only=True)
 
     def kernel(*args: Any, **kwargs: Any) -> Any:
@@ -135,6 +153,44 @@ def needs_derivative(*args: Any) -> bool:
     return False
 
 
+# The files and folders whose functions a layer's forward calls.
+_PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+_OF_THE_LAYERS = [
+    os.path.join(_PACKAGE, *name.split("/"))
+    for name in ("autograd/", "functional.py", "layer_geometry.py", "modules.py", "ops/")
+]
+_PLAIN_TYPES = (torch.Tensor, torch.nn.Parameter)
+
+
+def is_plain_call(*tensors: torch.Tensor | None) -> bool:
+    """May a call leave the dispatcher's upper keys out?
+
+    Its tensors are of torch's own two classes, and nothing watches, rewrites or traces calls: no
+    compiler, tracer, transform, mode, autocast or tangent.
+    """
+    if torch.compiler.is_compiling():  # first: Dynamo does not trace what follows
+        compiled_in_larger_graphs()
+        return False
+    for tensor in tensors:  # all() of a generator costs more than the test
+        if tensor is not None and (
+            type(tensor) not in _PLAIN_TYPES or is_legacy_batchedtensor(tensor)
+        ):
+            return False
+    return not (
+        transforms_active()
+        or _len_torch_function_stack()
+        or _len_torch_dispatch_stack()
+        or _is_any_autocast_enabled()
+        or _get_tracing_state() is not None
+        or forward_ad._current_level >= 0
+    )
+
+
+def is_recorded(*tensors: torch.Tensor | None) -> bool:
+    """Does a plain call record a graph?"""
+    return torch.is_grad_enabled() and _any_requires_grad(*tensors)
+
+
 def redispatch_below_autograd(operator: Operator, *args: Any, **kwargs: Any) -> Any:
     """Runs the operator's next kernel below the ``Autograd`` key.
 
@@ -152,30 +208,50 @@ def redispatch_below_autograd(operator: Operator, *args: Any, **kwargs: Any) -> 
             return operator(*args, **kwargs)
 
 
-def saved_tensors_hooks() -> Any:
-    """Hooks that see the tensors saved for backward, such as a checkpoint's; None for no hooks."""
-    return _top_saved_tensors_default_hooks(True)
-
-
 def constant_while_tracing(function: Function) -> Function:
     """As ``torch.compiler.assume_constant_result``, which would load the whole compiler now."""
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
 
 
+@constant_while_tracing
+def compiled_in_larger_graphs() -> None:
+    """Tells torch.compile, while it traces, to treat the layers as it treats torch.nn's.
+
+    They become part of the graph around them, and run as they are where a graph break has left one
+    alone. By default torch would compile each layer between two graph breaks by itself, up to its
+    limit of recompilations. Nothing changes where torch has no such rules.
+    """
+    rules: Any = sys.modules.get("torch._dynamo.trace_rules")
+    names = ("BUILTIN_INLINE_WHEN_CALLED", "SKIP_DIRS", "_recompile_re")
+    if not all(hasattr(rules, name) for name in names):
+        return
+    if not rules.BUILTIN_INLINE_WHEN_CALLED.issuperset(_OF_THE_LAYERS):
+        rules.BUILTIN_INLINE_WHEN_CALLED.update(_OF_THE_LAYERS)
+        rules.SKIP_DIRS.extend(_OF_THE_LAYERS)
+        rules._recompile_re()
+
+
+def is_transformed(tensor: Any) -> bool:
+    """Is a torch.func transform running, or the tensor a batch of is_grads_batched?"""
+    if torch.compiler.is_compiling():  # the tracer sees operators, and their rules do the rest
+        return False
+    return transforms_active() or (tensor is not None and is_legacy_batchedtensor(tensor))
+
+
+def saved_tensors_hooks() -> Any:
+    """Hooks that see the tensors saved for backward, such as a checkpoint's; None for no hooks."""
+    return _top_saved_tensors_default_hooks(True)
+
+
 def skip_autograd_unless_needed(*args: Any) -> AbstractContextManager[Any]:
     """Lets operators skip the ``Autograd`` key where no derivative of ``args`` is wanted.
 
-    Each ``Autograd`` kernel would find the same, at the price of a small convolution. The key stays
-    where others must still see the call: a transform of torch.func, the batching of
-    is_grads_batched, the compiler, ``__torch_function__``.
+    Each ``Autograd`` kernel would find the same, at the price of a small convolution.
     """
-    if (
-        torch.compiler.is_compiling()
-        or transforms_active()
-        or any([a is not None and is_legacy_batchedtensor(a) for a in args])
-        or has_torch_function(args)
-        or needs_derivative(*args)
-    ):
-        return nullcontext()
-    return _AutoDispatchBelowAutograd()
+    if is_plain_call(*args) and not is_recorded(*args):
+        return _AutoDispatchBelowAutograd()
+    return nullcontext()
+
+
+compiled_in_larger_graphs()  # where torch's compiler is here already

@@ -1,7 +1,6 @@
 // Tells which algorithm computes an operator of a convolution, without computing it.
 #include <torch/csrc/stable/library.h>
 
-#include <array>
 #include <iterator>
 #include <tuple>
 
@@ -22,13 +21,6 @@ Operator operator_of(const std::string& name) {
   fail("operator: expected \"forward\", \"input_grad\" or \"weight_grad\", but got \"", name, '"');
 }
 
-// The strides of a new tensor.
-std::array<int64_t, 4> strides_of(const Ints& size, MemoryFormat format) {
-  if (format == MemoryFormat::ChannelsLast)
-    return {size[1] * size[2] * size[3], 1, size[1] * size[3], size[1]};
-  return {size[1] * size[2] * size[3], size[2] * size[3], size[3], 1};
-}
-
 std::tuple<std::string, double> chosen_algorithm(const std::string& operator_name,
                                                  const Tensor& input, const Tensor& weight,
                                                  const Ints& stride, const Ints& padding,
@@ -40,8 +32,8 @@ std::tuple<std::string, double> chosen_algorithm(const std::string& operator_nam
                                      input.element_size());
   // Delta has the output's format, and the input's gradient has delta's.
   const MemoryFormat format = result_format(std::nullopt, input, weight);
-  const auto output = strides_of({p.batch, weight_size[0], p.out_size[0], p.out_size[1]}, format);
-  const auto input_grad = strides_of(input_size, format);
+  const Ints output = strides_of({p.batch, weight_size[0], p.out_size[0], p.out_size[1]}, format);
+  const Ints input_grad = strides_of(input_size, format);
   Algorithm algorithm{};
   dispatch_type(input, [&](auto element) {
     using T = decltype(element);

@@ -4,6 +4,7 @@
 #include "cuda/implicit_gemm/implicit_gemm.h"
 #include "cuda/reference/conv2d.h"
 #include "cuda/torch/boundary.h"
+#include "cuda/torch/elementwise.h"
 #include "cuda/torch/tf32.h"
 
 namespace convbp::backend {
@@ -85,32 +86,28 @@ void depthwise_backward(const ConvProblem& p, const cuda::depthwise::ErrorSignal
 namespace convbp {
 namespace {
 
-std::tuple<Tensor, Tensor, Tensor> depthwise_backward(
-    const Tensor& grad, const std::optional<Tensor>& saved, const Tensor& input,
-    const Tensor& weight, const Ints& stride, const Ints& padding, const Ints& dilation,
-    int64_t groups, const std::string& activation, const Doubles& parameters,
+// One pass over memory where the layer is depthwise and all its gradients are asked for.
+std::tuple<Tensor, Tensor, Tensor> backward_in_one_pass_or_several(
+    const Tensor& grad, const std::optional<Tensor>& saved, const std::optional<Tensor>& input,
+    const std::optional<Tensor>& weight, const Ints& input_size, const Ints& weight_size,
+    const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups,
+    const std::string& activation, const Doubles& parameters, bool needs_bias_grad,
     std::optional<MemoryFormat> memory_format) {
-  std::vector<Argument> arguments{{"grad", grad}, {"input", input}, {"weight", weight}};
-  if (saved) {
-    arguments.push_back({"saved", *saved});
-    check_activation(activation, parameters);
-  }
-  check_tensors("depthwise_backward", arguments);
-  const Ints weight_size = sizes_of(weight);
-  const ConvProblem p = check_conv2d(sizes_of(input), weight_size, stride, padding, dilation,
-                                     groups, input.element_size());
-  check(
-      p.in_channels == 1 && p.out_channels == 1,
-      "Expected a depthwise layer, with weight of size [groups, 1, R, S], but got weight of size ",
-      text(weight_size), " and groups=", groups);
-  check_delta(sizes_of(grad), p, "grad");
-  if (saved) check_delta(sizes_of(*saved), p, "saved");
+  const bool is_depthwise =
+      groups > 1 && weight_size.size() == 4 && weight_size[0] == groups && weight_size[1] == 1;
+  if (!is_depthwise || !input || !weight)
+    return conv2d_backward(grad, saved, input, weight, input_size, weight_size, stride, padding,
+                           dilation, groups, activation, parameters, needs_bias_grad,
+                           memory_format);
+  const ConvProblem p = check_conv2d_backward(grad, saved, input, weight, input_size, weight_size,
+                                              stride, padding, dilation, groups);
+  if (saved) check_activation(activation, parameters);
   const Tensor& like_delta = saved ? *saved : grad;
   const Tensor input_grad =
-      new_tensor(sizes_of(input), grad, result_format(memory_format, weight, like_delta));
+      new_tensor(input_size, grad, result_format(memory_format, *weight, like_delta));
   const Tensor weight_grad =
-      new_tensor(weight_size, grad, result_format(memory_format, input, like_delta));
-  const Tensor bias_grad = new_tensor({weight_size[0]}, grad, std::nullopt);
+      new_tensor(weight_size, grad, result_format(memory_format, *input, like_delta));
+  const Tensor bias_grad = new_tensor({weight_size[0]}, grad, MemoryFormat::Contiguous);
   dispatch(grad, [&](auto element) {
     using T = decltype(element);
     cuda::depthwise::ErrorSignal<T> signal{{}, view<const T>(grad), {}};
@@ -118,11 +115,11 @@ std::tuple<Tensor, Tensor, Tensor> depthwise_backward(
       signal.g = make_activation<Accumulator<T>>(activation, parameters);
       signal.saved = view<const T>(*saved);
     }
-    backend::depthwise_backward<T>(p, signal, view<const T>(input), view<const T>(weight),
+    backend::depthwise_backward<T>(p, signal, view<const T>(*input), view<const T>(*weight),
                                    view<T>(input_grad), view<T>(weight_grad),
                                    static_cast<T*>(bias_grad.mutable_data_ptr()));
   });
-  return {input_grad, weight_grad, bias_grad};
+  return {input_grad, weight_grad, needs_bias_grad ? bias_grad : Tensor()};
 }
 
 }  // namespace
@@ -131,5 +128,5 @@ std::tuple<Tensor, Tensor, Tensor> depthwise_backward(
 CONVBP_REGISTER_CONVOLUTIONS(CUDA)
 
 STABLE_TORCH_LIBRARY_IMPL(torch_convbp, CUDA, m) {
-  m.impl("depthwise_backward", TORCH_BOX(&convbp::depthwise_backward));
+  m.impl("conv2d_backward", TORCH_BOX(&convbp::backward_in_one_pass_or_several));
 }
