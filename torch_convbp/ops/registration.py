@@ -51,10 +51,12 @@ NOT_DENSE = ("SparseCPU", "SparseCsrCPU", "MkldnnCPU", "QuantizedCPU", "Autograd
 
 def _only_dense(operator: Operator) -> Callable[..., Any]:
     names = argument_names(operator)
+    # The function that users call, which is conv2d with an activation too.
+    function = operator.name().split("::")[1].removesuffix("_pair").removesuffix("_activation")
 
     def kernel(*args: Any, **kwargs: Any) -> Any:
         tensors = {n: a for n, a in zip(names, args, strict=False) if isinstance(a, Tensor)}
-        checks.check_is_tensor(operator.name().split("::")[1], **tensors)
+        checks.check_is_tensor(function, **tensors)
 
     return kernel
 
