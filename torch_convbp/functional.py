@@ -18,6 +18,8 @@ from torch import Tensor
 from torch_convbp import activations
 from torch_convbp.activations import ActivationLike
 from torch_convbp.autograd.conv2d import plain_conv2d
+from torch_convbp.autograd.linear import plain_linear
+from torch_convbp.autograd.pool2d import plain_avg_pool2d, plain_max_pool2d
 from torch_convbp.ops import checks
 from torch_convbp.ops import conv2d as conv2d_ops
 from torch_convbp.ops import elementwise as elementwise_ops
@@ -188,6 +190,8 @@ def linear(
     g = activations.parse("linear", activation)
     if weight.dim() == 1:
         output = linear_ops.linear(input, weight.unsqueeze(0), bias).squeeze(-1)
+    elif is_plain_call(input, weight, bias):
+        output = plain_linear(input, weight, bias)
     else:
         output = linear_ops.linear(input, weight, bias)
     return _activated(output, g)
@@ -332,7 +336,8 @@ def max_pool2d(
         torchs: Any = F.max_pool2d
         return torchs(input, *windows, dilation, ceil_mode, return_indices)
     batched = input if input.dim() == 4 else input.unsqueeze(0)
-    output, offset = pool2d_ops.max_pool2d(batched, *windows, dilation, ceil_mode)
+    pool = plain_max_pool2d if is_plain_call(batched) else pool2d_ops.max_pool2d
+    output, offset = pool(batched, *windows, dilation, ceil_mode)
     results = [output]
     if return_indices:
         kernel, step, pad = windows
@@ -382,7 +387,6 @@ def avg_pool2d(
         torchs: Any = F.avg_pool2d
         return torchs(input, *windows, ceil_mode, count_include_pad, divisor_override)
     batched = input if input.dim() == 4 else input.unsqueeze(0)
-    output = pool2d_ops.avg_pool2d(
-        batched, *windows, ceil_mode, count_include_pad, divisor_override
-    )
+    pool = plain_avg_pool2d if is_plain_call(batched) else pool2d_ops.avg_pool2d
+    output = pool(batched, *windows, ceil_mode, count_include_pad, divisor_override)
     return output if input.dim() == 4 else output.squeeze(0)

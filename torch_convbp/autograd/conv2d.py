@@ -46,8 +46,8 @@ from torch_convbp.ops.torch_private import (
     is_recorded,
     is_transformed,
     needs_derivative,
+    plain_call,
     redispatch_below_autograd,
-    single_level,
     skip_autograd_unless_needed,
 )
 
@@ -439,16 +439,11 @@ def plain_conv2d(
     geometry: tuple[Any, ...],
     g: Activation | None,
 ) -> Tensor:
-    """The convolution, and g, of a plain call (``is_plain_call``): straight to the Function, or to
-    the operator's kernel. The way through the dispatcher costs as much as a small convolution."""
-    if not is_recorded(input, weight, bias):
-        if g is None:
-            return redispatch_below_autograd(conv2d_ops.conv2d, input, weight, bias, *geometry)
-        return redispatch_below_autograd(
-            conv2d_ops.conv2d_activation, input, weight, bias, *geometry, *g
-        )
+    """The convolution, and g, of a plain call (``is_plain_call``)."""
     if g is None:
-        return single_level(Conv2d).apply(input, weight, bias, *geometry)
-    if g.saves_output:
-        return single_level(Conv2dActivation).apply(input, weight, bias, *geometry, *g)
-    return single_level(Conv2dActivationPair).apply(input, weight, bias, *geometry, *g)[0]
+        return plain_call(conv2d_ops.conv2d, Conv2d, input, weight, bias, *geometry)
+    operands = input, weight, bias, *geometry, *g
+    if g.saves_output or not is_recorded(input, weight, bias):
+        return plain_call(conv2d_ops.conv2d_activation, Conv2dActivation, *operands)
+    pair = plain_call(conv2d_ops.conv2d_activation_pair, Conv2dActivationPair, *operands)
+    return pair[0]

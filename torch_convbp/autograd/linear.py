@@ -13,7 +13,11 @@ from torch_convbp.autograd.terms import sum_present
 from torch_convbp.error_signals import recording
 from torch_convbp.ops import linear as linear_ops
 from torch_convbp.ops.registration import register
-from torch_convbp.ops.torch_private import autograd_kernel, redispatch_below_autograd
+from torch_convbp.ops.torch_private import (
+    autograd_kernel,
+    plain_call,
+    redispatch_below_autograd,
+)
 
 
 def _rows(tensor: Tensor) -> Tensor:
@@ -70,3 +74,8 @@ class Linear(torch.autograd.Function):
 
 
 register(linear_ops.linear, "Autograd", autograd_kernel(linear_ops.linear, Linear))
+
+
+def plain_linear(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The dense layer of a plain call (``is_plain_call``)."""
+    return plain_call(linear_ops.linear, Linear, input, weight, bias)

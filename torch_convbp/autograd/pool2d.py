@@ -21,7 +21,12 @@ from torch_convbp.error_signals import recording
 from torch_convbp.ops import pool2d as pool2d_ops
 from torch_convbp.ops.memory_format import result_format
 from torch_convbp.ops.registration import register
-from torch_convbp.ops.torch_private import autograd_kernel, redispatch_below_autograd
+from torch_convbp.ops.torch_private import (
+    autograd_kernel,
+    plain_call,
+    redispatch_below_autograd,
+    skip_autograd_unless_needed,
+)
 
 
 def _no_gradients(ctx: Any) -> tuple[None, ...]:
@@ -52,9 +57,10 @@ class MaxPool2d(torch.autograd.Function):
         if delta is None:
             return None, *_no_gradients(ctx)
         (offset,) = ctx.saved_tensors
-        input_grad = pool2d_ops.max_pool2d_input_grad(
-            ctx.input_size, delta, offset, *ctx.geometry, memory_format=ctx.memory_format
-        )
+        with skip_autograd_unless_needed(delta, offset):
+            input_grad = pool2d_ops.max_pool2d_input_grad(
+                ctx.input_size, delta, offset, *ctx.geometry, memory_format=ctx.memory_format
+            )
         if ctx.layer is not None:
             recording.record(ctx.layer, delta, input_grad, None, None)
         return input_grad, *_no_gradients(ctx)
@@ -139,9 +145,10 @@ class AvgPool2d(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, delta: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        input_grad = pool2d_ops.avg_pool2d_input_grad(
-            ctx.input_size, delta, *ctx.geometry, memory_format=ctx.memory_format
-        )
+        with skip_autograd_unless_needed(delta):
+            input_grad = pool2d_ops.avg_pool2d_input_grad(
+                ctx.input_size, delta, *ctx.geometry, memory_format=ctx.memory_format
+            )
         if ctx.layer is not None:
             recording.record(ctx.layer, delta, input_grad, None, None)
         return input_grad, *_no_gradients(ctx)
@@ -186,3 +193,13 @@ for _operator, _function in (
     (pool2d_ops.avg_pool2d_input_grad, AvgPool2dInputGrad),
 ):
     register(_operator, "Autograd", autograd_kernel(_operator, _function))
+
+
+def plain_max_pool2d(input: Tensor, *geometry: Any) -> tuple[Tensor, Tensor]:
+    """Max pooling of a plain call (``is_plain_call``)."""
+    return plain_call(pool2d_ops.max_pool2d, MaxPool2d, input, *geometry)
+
+
+def plain_avg_pool2d(input: Tensor, *geometry: Any) -> Tensor:
+    """Average pooling of a plain call."""
+    return plain_call(pool2d_ops.avg_pool2d, AvgPool2d, input, *geometry)

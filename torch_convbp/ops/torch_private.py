@@ -31,6 +31,7 @@ __all__ = [
     "is_recorded",
     "is_transformed",
     "needs_derivative",
+    "plain_call",
     "redispatch_below_autograd",
     "saved_tensors_hooks",
     "single_level",
@@ -186,9 +187,20 @@ def is_plain_call(*tensors: torch.Tensor | None) -> bool:
     )
 
 
-def is_recorded(*tensors: torch.Tensor | None) -> bool:
-    """Does a plain call record a graph?"""
-    return torch.is_grad_enabled() and _any_requires_grad(*tensors)
+def is_recorded(*args: Any) -> bool:
+    """Does a plain call with these arguments record a graph?"""
+    return torch.is_grad_enabled() and _any_requires_grad(*args)
+
+
+def plain_call(operator: Operator, function: type[torch.autograd.Function], *args: Any) -> Any:
+    """A plain call (``is_plain_call``) of an operator whose derivative ``function`` records.
+
+    It goes straight to the function, or to the operator's kernel where no graph is recorded: the
+    way through the dispatcher costs as much as a small convolution.
+    """
+    if is_recorded(*args):
+        return single_level(function).apply(*args)
+    return redispatch_below_autograd(operator, *args)
 
 
 def redispatch_below_autograd(operator: Operator, *args: Any, **kwargs: Any) -> Any:
