@@ -42,6 +42,7 @@ performance: $(VENV)/built
 	TORCH_CONVBP_CPU_CAPABILITY=AVX2 $(SPEED) --no-page-faults --isa-of-torch avx2
 	$(SPEED) --no-page-faults --sweep
 	$(SPEED) --no-page-faults --suite training --compile
+	$(SPEED) --no-page-faults --suite small-pictures
 
 # docs/tutorial.md: its notebook, which is run, and what its cells print and draw.
 tutorial: $(VENV)/built

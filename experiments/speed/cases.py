@@ -122,12 +122,18 @@ class Network:
 
 Case = Shape | Network
 
+# torchvision's, with two small pictures: what a call costs beside its arithmetic counts there.
+SMALL_PICTURES = (
+    "resnet18", "mobilenet_v2", "mobilenet_v3_large", "efficientnet_b0", "densenet121",
+    "squeezenet1_1", "shufflenet_v2_x1_0",
+)  # fmt: skip
+
 NETWORKS = {
     "resnet20": Network("resnet20", 64, 32),
     "vgg": Network("vgg", 64, 32),
     "vgg16": Network("vgg16", 64, 32),
     "mobilenetv2": Network("mobilenetv2", 16, 224),
-}
+} | {name: Network(name, 2, 64) for name in SMALL_PICTURES}
 
 
 def parse(name: str, batch: int | None = None) -> Case:
@@ -186,6 +192,7 @@ SUITES = {
     "activations": """64x64x32-64k3 64x64x32-64k3+silu 64x64x32-64k3+gelu 64x64x32-64k3+tanh""",
     "pooling": """max64x64x32-k2s2p0 avg64x64x32-k2s2p0 max64x64x56-k3s2p1 avg64x64x56-k3s2p1""",
     "training": "resnet20 vgg vgg16 mobilenetv2",
+    "small-pictures": " ".join(SMALL_PICTURES),
 }
 # What is timed of a suite's convolutions unless the command line says: by default all but "layer",
 # the forward pass with bias and activation.

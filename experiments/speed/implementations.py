@@ -1,7 +1,8 @@
 """The implementations that are compared: for a case and an operator, one function of each side.
 
 "torch" is eager torch, "benchmarked" the same with torch.backends.cudnn.benchmark, "compiled"
-torch.compile of the same modules, "ours" torch_convbp, "apart"
+torch.compile of the same modules, "ours" torch_convbp, "ours_compiled" torch.compile of it
+(of whole networks: a layer alone has nothing that a compiler could add), "apart"
 torch_convbp with the activation a module of its own; "auto", "direct", "winograd" and "plain" are
 "ours" with that algorithm. All sides of one operator work on the same tensors.
 """
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 
 import torch_convbp as bp
 from experiments.common import networks
-from experiments.speed.cases import ACTIVATIONS, Case, Network, Shape
+from experiments.speed.cases import ACTIVATIONS, SMALL_PICTURES, Case, Network, Shape
 from experiments.speed.options import ALGORITHMS
 
 MEMORY_FORMATS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -267,7 +268,14 @@ def vgg16() -> nn.Module:
     return nn.Sequential(features, nn.Flatten(), nn.Linear(512, 10))
 
 
+def torchvisions(name: str) -> nn.Module:
+    import torchvision
+
+    return getattr(torchvision.models, name)(num_classes=10)
+
+
 MODELS: dict[str, Callable[[], nn.Module]] = {
+    **{name: functools.partial(torchvisions, name) for name in SMALL_PICTURES},
     "resnet20": lambda: networks.build("resnet20", nn.Conv2d, 10),
     "vgg": lambda: networks.build("vgg", nn.Conv2d, 10),
     "vgg16": vgg16,
@@ -281,12 +289,11 @@ def network_work(case: Network, setup: Setup) -> Work:
     labels = torch.randint(10, (case.batch,), device=setup.device)
     original = MODELS[case.model]().to(setup.device)
     original = original.to(memory_format=MEMORY_FORMATS[setup.layout])  # type: ignore[call-overload]
-    models = {
-        "torch": copy.deepcopy(original),
-        "ours": bp.convert(copy.deepcopy(original), pooling=True, fuse_activations=True),
-    }
+    ours = bp.convert(copy.deepcopy(original), pooling=True, fuse_activations=True)
+    models = {"torch": copy.deepcopy(original), "ours": ours}
     if "compiled" in setup.implementations:
         models["compiled"] = compiled(copy.deepcopy(original))
+        models["ours_compiled"] = compiled(copy.deepcopy(ours))
 
     def step_of(model: nn.Module, input: Tensor) -> Run:
         half = input.dtype in (torch.bfloat16, torch.float16)

@@ -30,6 +30,8 @@ def make_setup(options: argparse.Namespace, layout: str) -> Setup:
     if options.suite == "activations" and not options.sweep:
         names.append("apart")
     names += ["auto", *FORCED] if options.sweep else ["ours"]
+    if options.compile:
+        names.append("ours_compiled")
     return Setup(
         layout,
         tuple(names),
@@ -72,7 +74,7 @@ def measure_row(case: Case, operator: str, setup: Setup, options: argparse.Names
     peaks: dict[str, int | None] = {
         # A compiler's memory is not what a call takes.
         side: None
-        if options.quick or side == "compiled"
+        if options.quick or side in ("compiled", "ours_compiled")
         else peak_bytes(case, operator, setup, side)
         for side in names
     }

@@ -23,6 +23,7 @@ MEANINGS = {
     "compiled": "torch.compile",
     "apart": "torch_convbp, the activation apart",
     "ours": "torch_convbp",
+    "ours_compiled": "torch.compile of torch_convbp",
     "auto": "torch_convbp, auto",
     "direct": "torch_convbp, direct",
     "winograd": "torch_convbp, winograd",
