@@ -244,12 +244,17 @@ void conv2d_weight_grad(const ConvProblem& p, View<const T> input, View<const T>
       const int64_t lanes =
           std::min(kNear, std::min(plan.oc_per_task, c.result_channels(g) - first_channel) - o0);
       const int64_t channels = c.depthwise ? 1 : std::min(plan.ic_per_task, c.in_channels - k0);
-      const Acc* row = sums + part * plan.sums_per_task() + o0;
-      for (int64_t r = 0; r < p.kernel[kHeight]; ++r)
-        for (int64_t s = 0; s < p.kernel[kWidth]; ++s)
-          for (int64_t k = k0; k < k0 + channels; ++k, row += plan.sums_per_row())
-            totals(row, lanes, &weight_grad.at(o, k, r, s), weight_grad.stride[0]);
-      if (bias_grad && k0 == 0) totals(row, lanes, bias_grad + o, 1);
+      const Acc* const first = sums + part * plan.sums_per_task() + o0;
+      // The taps of a channel lie side by side in memory: lines are written once.
+      for (int64_t k = 0; k < channels; ++k)
+        for (int64_t r = 0; r < p.kernel[kHeight]; ++r)
+          for (int64_t s = 0; s < p.kernel[kWidth]; ++s) {
+            const int64_t row = (r * p.kernel[kWidth] + s) * channels + k;
+            totals(first + row * plan.sums_per_row(), lanes, &weight_grad.at(o, k0 + k, r, s),
+                   weight_grad.stride[0]);
+          }
+      const Acc* const bias_row = first + c.taps() * channels * plan.sums_per_row();
+      if (bias_grad && k0 == 0) totals(bias_row, lanes, bias_grad + o, 1);
     }
   });
 }

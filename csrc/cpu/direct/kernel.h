@@ -88,30 +88,71 @@ inline void find_runs(const DirectConv& conv, int64_t phase, int64_t patch_colum
     }
 }
 
+// Where the taps of a phase lie in memory, from the first tap of a channel.
+inline std::vector<int64_t> tap_offsets(const DirectConv& conv, int64_t phase,
+                                        const WeightStrides& stride) {
+  std::vector<int64_t> offset;
+  for (const int64_t r : conv.h_phase(phase).taps)
+    for (const int64_t s : conv.w_phase(phase).taps) offset.push_back(r * stride.r + s * stride.s);
+  return offset;
+}
+
+// Copies a channel's taps, for as many of `lanes` as fill vectors, to rows of lanes: by transposes in
+// registers, since lanes lie lane_step apart. Reads a whole vector of each lane, and nothing behind
+// the weights' last number. Returns the number of lanes copied.
+CONVBP_INLINE int64_t transpose_taps(const float* from, const float* last, int64_t lane_step,
+                                     int64_t lanes, const std::vector<int64_t>& offset, float* to,
+                                     int64_t tap_step) {
+  constexpr int kLanes = Simd<float>::kLanes;
+  int64_t lane = 0;
+  for (; lane + kLanes <= lanes; lane += kLanes) {
+    if (from + (lane + kLanes - 1) * lane_step + kLanes - 1 > last) break;
+    float rows[kLanes * kLanes];
+    transpose_vectors(from + lane * lane_step, lane_step, rows, kLanes);
+    for (size_t tap = 0; tap < offset.size(); ++tap)
+      vector_at(to + tap * tap_step + lane) = vector_at(rows + offset[tap] * kLanes);
+  }
+  return lane;
+}
+
 // Packs the weights: [group][channel block][phase][tap][depth][lane of the block], zero in lanes
 // that do not exist. A lane has the numbers of kPer neighbouring channels side by side.
 template <int kPer, typename T, typename Packed>
 CONVBP_TARGET void pack_weight(const DirectConv& conv, const T* weight, const WeightStrides& stride,
                                void* packed, int64_t begin, int64_t end) {
   const GatherConv& c = conv.gather;
+  const int64_t depth = c.depth() * kPer, channels = c.depthwise ? 1 : conv.channels;
   for (int64_t task = begin; task < end; ++task) {
     const int64_t g = task / c.blocks(), o0 = task % c.blocks() * c.oc_block;
     const int64_t lanes = std::min(c.oc_block, c.result_channels(g) - o0);
+    const T* const block = weight + g * stride.group + o0 * stride.out_channel;
     Packed* to = static_cast<Packed*>(packed) + task * conv.packed_block_size() * kPer;
-    const int64_t depth = c.depth() * kPer, channels = c.depthwise ? 1 : conv.channels;
     for (int64_t phase = 0; phase < conv.phases(); ++phase) {
-      const std::vector<int64_t>&h = conv.h_phase(phase).taps, &w = conv.w_phase(phase).taps;
-      const int64_t taps = static_cast<int64_t>(h.size() * w.size());
-      for (int64_t tap = 0; tap < taps; ++tap) {
-        const T* from = weight + g * stride.group + o0 * stride.out_channel +
-                        h[tap / w.size()] * stride.r + w[tap % w.size()] * stride.s;
-        for (int64_t k = 0; k < depth; ++k) {
-          const int64_t row = conv.nchw ? k * taps + tap : tap * c.depth() + k / kPer;
-          Packed* const at = to + row * c.oc_block * kPer + k % kPer;
-          const int64_t filled = k < channels ? lanes : 0;
-          for (int64_t lane = 0; lane < filled; ++lane)
-            at[lane * kPer] = load<Packed>(from[lane * stride.out_channel + k * stride.in_channel]);
-          for (int64_t lane = filled; lane < c.oc_block; ++lane) at[lane * kPer] = Packed(0);
+      const std::vector<int64_t> offset = tap_offsets(conv, phase, stride);
+      const int64_t taps = static_cast<int64_t>(offset.size());
+      const int64_t farthest = taps ? *std::max_element(offset.begin(), offset.end()) : 0;
+      const T* const last = weight + (c.groups - 1) * stride.group +
+                            (c.out_channels - 1) * stride.out_channel +
+                            (channels - 1) * stride.in_channel + farthest;
+      // Few taps of a vector are not worth a transpose, and one cannot reach taps that lie far apart.
+      const bool transposed = kPer == 1 && !c.depthwise && farthest < Simd<float>::kLanes &&
+                              taps >= Simd<float>::kLanes / 4;
+      // A channel at a time, whose taps lie side by side in memory: lines are read once.
+      for (int64_t k = 0; k < depth; ++k) {
+        const T* const from = block + k * stride.in_channel;
+        Packed* const at = to + (conv.nchw ? k * taps : k / kPer) * c.oc_block * kPer + k % kPer;
+        const int64_t tap_step = (conv.nchw ? 1 : c.depth()) * c.oc_block * kPer;
+        const int64_t filled = k < channels ? lanes : 0;
+        int64_t lane = 0;
+        if constexpr (std::is_same_v<T, float> && std::is_same_v<Packed, float>)
+          if (transposed)
+            lane = transpose_taps(from, last, stride.out_channel, filled, offset, at, tap_step);
+        for (int64_t tap = 0; tap < taps; ++tap) {
+          Packed* const row = at + tap * tap_step;
+          const T* const lane_from = from + offset[tap];
+          for (int64_t l = lane; l < filled; ++l)
+            row[l * kPer] = load<Packed>(lane_from[l * stride.out_channel]);
+          for (int64_t l = filled; l < c.oc_block; ++l) row[l * kPer] = Packed(0);
         }
       }
       to += conv.packed_phase_size(phase) * kPer;
