@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import torch_convbp.ops.dynamo_rules  # noqa: F401  (for torch.compile)
 from torch_convbp import activations
 from torch_convbp.activations import ActivationLike
 from torch_convbp.autograd.conv2d import plain_conv2d

@@ -201,7 +201,8 @@ class ConvBP2d(_WithActivation, nn.Conv2d):
     def _convolved(
         self, input: Tensor, weight: Tensor, bias: Tensor | None, g: Activation | None
     ) -> Tensor:
-        if is_plain_call(input, weight, bias) and input.dim() == 4 and input.dtype in DTYPES:
+        is_plain = input is not None and weight is not None and is_plain_call(input, weight, bias)
+        if is_plain and input.dim() == 4 and input.dtype in DTYPES:
             # The short way: what the attributes say was checked once.
             geometry = geometry_of(self, weight)
             if geometry is not None:

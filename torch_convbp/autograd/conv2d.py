@@ -43,6 +43,7 @@ from torch_convbp.ops.memory_format import result_format
 from torch_convbp.ops.registration import register
 from torch_convbp.ops.torch_private import (
     autograd_kernel,
+    has_tangent,
     is_recorded,
     is_transformed,
     needs_derivative,
@@ -125,7 +126,8 @@ def _backward(
         ctx.input_size,
         ctx.weight_size,
     )
-    with skip_autograd_unless_needed(grad, p_grad, input, weight, saved):
+    may_have_tangents = ctx.has_tangents or has_tangent(grad) or has_tangent(p_grad)
+    with skip_autograd_unless_needed(grad, p_grad, input, weight, saved, unless=may_have_tangents):
         if ONE_OPERATOR and p_grad is None and ctx.layer is None and not is_transformed(grad):
             return backward_ops.conv2d_backward(
                 grad,
@@ -160,6 +162,7 @@ def _backward(
 
 def _tangent(ctx: Any, input: Tensor, weight: Tensor, input_t, weight_t, bias_t) -> Tensor:
     """The tangent of a convolution p, which is linear in its input and in its weight."""
+    ctx.has_tangents = True
     along_input = along_weight = along_bias = None
     if input_t is not None:
         along_input = conv2d_ops.conv2d(input_t, weight, None, *ctx.geometry)
@@ -182,6 +185,7 @@ def _save(ctx: Any, input: Tensor, weight: Tensor, output: Tensor, saved: Tensor
     ctx.input_size, ctx.weight_size, ctx.output_size = input.shape, weight.shape, output.shape
     ctx.memory_format = result_format(input, weight)
     ctx.layer = recording.here.layer
+    ctx.has_tangents = False  # then jvp follows
 
 
 class Conv2d(torch.autograd.Function):

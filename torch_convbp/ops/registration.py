@@ -46,7 +46,8 @@ def unfold(result: Any, dim: int, sizes: tuple[int, int]) -> Any:
 # --- tensors that are not dense ---------------------------------------------------------------
 
 # Dispatch keys of such tensors; the dispatcher's own message names no argument.
-NOT_DENSE = ("SparseCPU", "SparseCsrCPU", "MkldnnCPU", "QuantizedCPU", "AutogradNestedTensor")
+NOT_DENSE = ("SparseCPU", "SparseCsrCPU", "MkldnnCPU", "QuantizedCPU", "NestedTensorCPU",
+             "AutogradNestedTensor")  # fmt: skip
 
 
 def _only_dense(operator: Operator) -> Callable[..., Any]:

@@ -8,12 +8,10 @@ import inspect
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-import torch
 from torch import Tensor, nn
 from torch.overrides import has_torch_function
 
 from torch_convbp import activations
-from torch_convbp.ops.torch_private import compiled_in_larger_graphs
 
 # nn.Parameter and subclasses that override operators alone have the second.
 _NOT_OVERRIDDEN = (
@@ -46,8 +44,6 @@ def torch_function_for_subclasses(
 
         @functools.wraps(ours)
         def function(*args: Any, **kwargs: Any) -> Any:
-            if torch.compiler.is_compiling():
-                compiled_in_larger_graphs()
             values = (*args, *kwargs.values()) if kwargs else args
             try:
                 if not has_torch_function(values) or not any(

@@ -11,8 +11,6 @@ and has the same methods.
 from __future__ import annotations
 
 import functools
-import os
-import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeAlias, TypeVar
@@ -24,8 +22,8 @@ __all__ = [
     "Operator",
     "argument_names",
     "autograd_kernel",
-    "compiled_in_larger_graphs",
     "constant_while_tracing",
+    "has_tangent",
     "is_legacy_batchedtensor",
     "is_plain_call",
     "is_recorded",
@@ -141,25 +139,22 @@ def needs_derivative(*args: Any) -> bool:
         return True
     if torch.is_inference_mode_enabled():  # there are no tangents either
         return False
-    # Tangents are looked up directly: forward_ad does not know a level that a compiled graph has
-    # entered. There is one level, number 0.
-    # Sparse tensors have no tangents to look up; the operators refuse such tensors.
-    for a in args:  # any() of a generator costs more than the test
-        if (
-            isinstance(a, torch.Tensor)
-            and a.layout is torch.strided
-            and _unpack_dual(a, 0)[1] is not None
-        ):
-            return True
-    return False
+    return any([has_tangent(a) for a in args])  # a generator costs more than the test
 
 
-# The files and folders whose functions a layer's forward calls.
-_PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-_OF_THE_LAYERS = [
-    os.path.join(_PACKAGE, *name.split("/"))
-    for name in ("autograd/", "functional.py", "layer_geometry.py", "modules.py", "ops/")
-]
+def has_tangent(value: Any) -> bool:
+    """Is the value a tensor with a tangent?
+
+    Tangents are looked up directly: forward_ad does not know a level that a compiled graph has
+    entered. There is one level, number 0. Sparse tensors have none to look up.
+    """
+    return (
+        isinstance(value, torch.Tensor)
+        and value.layout is torch.strided
+        and _unpack_dual(value, 0)[1] is not None
+    )
+
+
 _PLAIN_TYPES = (torch.Tensor, torch.nn.Parameter)
 
 
@@ -170,7 +165,6 @@ def is_plain_call(*tensors: torch.Tensor | None) -> bool:
     compiler, tracer, transform, mode, autocast or tangent.
     """
     if torch.compiler.is_compiling():  # first: Dynamo does not trace what follows
-        compiled_in_larger_graphs()
         return False
     for tensor in tensors:  # all() of a generator costs more than the test
         if tensor is not None and (
@@ -226,24 +220,6 @@ def constant_while_tracing(function: Function) -> Function:
     return function
 
 
-@constant_while_tracing
-def compiled_in_larger_graphs() -> None:
-    """Tells torch.compile, while it traces, to treat the layers as it treats torch.nn's.
-
-    They become part of the graph around them, and run as they are where a graph break has left one
-    alone. By default torch would compile each layer between two graph breaks by itself, up to its
-    limit of recompilations. Nothing changes where torch has no such rules.
-    """
-    rules: Any = sys.modules.get("torch._dynamo.trace_rules")
-    names = ("BUILTIN_INLINE_WHEN_CALLED", "SKIP_DIRS", "_recompile_re")
-    if not all(hasattr(rules, name) for name in names):
-        return
-    if not rules.BUILTIN_INLINE_WHEN_CALLED.issuperset(_OF_THE_LAYERS):
-        rules.BUILTIN_INLINE_WHEN_CALLED.update(_OF_THE_LAYERS)
-        rules.SKIP_DIRS.extend(_OF_THE_LAYERS)
-        rules._recompile_re()
-
-
 def is_transformed(tensor: Any) -> bool:
     """Is a torch.func transform running, or the tensor a batch of is_grads_batched?"""
     if torch.compiler.is_compiling():  # the tracer sees operators, and their rules do the rest
@@ -256,14 +232,12 @@ def saved_tensors_hooks() -> Any:
     return _top_saved_tensors_default_hooks(True)
 
 
-def skip_autograd_unless_needed(*args: Any) -> AbstractContextManager[Any]:
+def skip_autograd_unless_needed(*args: Any, unless: bool) -> AbstractContextManager[Any]:
     """Lets operators skip the ``Autograd`` key where no derivative of ``args`` is wanted.
 
-    Each ``Autograd`` kernel would find the same, at the price of a small convolution.
+    Each ``Autograd`` kernel would find the same, at the price of a small convolution. ``unless``:
+    may ``args`` have tangents? Looking for them in each costs too much.
     """
-    if is_plain_call(*args) and not is_recorded(*args):
-        return _AutoDispatchBelowAutograd()
-    return nullcontext()
-
-
-compiled_in_larger_graphs()  # where torch's compiler is here already
+    if unless or not is_plain_call(*args) or is_recorded(*args):
+        return nullcontext()
+    return _AutoDispatchBelowAutograd()
