@@ -1,8 +1,8 @@
 """The geometry of a convolution layer in the operators' form, checked once.
 
 Checking and converting stride, padding, dilation and groups takes longer than a small convolution.
-The result stays with the layer as long as its attributes are the same objects. Tuples and ints do
-not change in place, so nothing else is stored. Copies and pickles are without it.
+The result stays with the layer as long as its attributes are the same objects, tuples and ints that
+cannot change in place. copy, deepcopy and pickle leave it out.
 """
 
 from __future__ import annotations

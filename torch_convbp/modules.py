@@ -128,6 +128,9 @@ class ConvBP2d(_WithActivation, nn.Conv2d):
     ``activation`` (keyword only) is what bp.functional.conv2d takes: the layer then computes
     g(conv2d(input)), in one pass.
 
+    A call that nothing watches (a mode, a transform, autocast) does not go through
+    bp.functional.conv2d, but straight to the same autograd.Function.
+
     Shapes: input [N, in_channels, H, W] or [in_channels, H, W]; weight [out_channels,
     in_channels / groups, R, S]; bias [out_channels] or None. dtypes: float32, float64, bfloat16,
     float16, complex.

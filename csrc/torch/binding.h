@@ -65,17 +65,17 @@ Tensor allocate(const Ints& size, const Tensor& like, const Make& make) {
 // Prepares new memory; each backend defines how.
 void prepare_memory(void* data, int64_t bytes);
 
-// The strides of a new tensor; channels_last has four dimensions.
+// The strides of a new tensor, as torch's; channels_last has four dimensions.
 inline Ints strides_of(const Ints& size, MemoryFormat format) {
   Ints stride(size.size());
   int64_t step = 1;
   const auto fill = [&](size_t d, int64_t length) {
     stride[d] = step;
-    step *= length;
+    if (__builtin_mul_overflow(step, length, &step)) fail("Stride calculation overflowed");
   };
   if (format == MemoryFormat::ChannelsLast)
     for (const size_t d : {1, 3, 2, 0}) fill(d, size[d]);
-  else  // torch counts an empty dimension as one element
+  else  // here torch counts an empty dimension as one element
     for (size_t d = size.size(); d-- > 0;) fill(d, std::max<int64_t>(size[d], 1));
   return stride;
 }
@@ -85,12 +85,15 @@ inline Tensor new_tensor(const Ints& size, const Tensor& like, MemoryFormat form
   return allocate(size, like, [&] {
     // Not torch::stable::empty, whose way through the dispatcher takes as long as a small kernel.
     const Ints stride = strides_of(size, format);
-    const auto device = like.device();
+    int32_t dtype = 0, device = 0, index = 0;
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device));
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &index));
+    if (type) dtype = torch::stable::detail::to<int32_t>(torch::stable::detail::from(*type));
     AtenTensorHandle handle = nullptr;
-    STABLE_TORCH_ERROR_CODE_CHECK(
-        aoti_torch_empty_strided(static_cast<int64_t>(size.size()), size.data(), stride.data(),
-                                 static_cast<int32_t>(type.value_or(like.scalar_type())),
-                                 static_cast<int32_t>(device.type()), device.index(), &handle));
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(size.size()),
+                                                           size.data(), stride.data(), dtype,
+                                                           device, index, &handle));
     const Tensor tensor(handle);
     prepare_memory(tensor.mutable_data_ptr(), tensor.numel() * tensor.element_size());
     return tensor;

@@ -163,21 +163,21 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_backward(
   check_conv2d_backward(grad, saved, input, weight, input_size, weight_size, stride, padding,
                         dilation, groups);
   Tensor delta = grad, input_grad, weight_grad, bias_grad;
-  if (saved && needs_bias_grad)
+  if (saved && needs_bias_grad)  // L3, L5
     std::tie(delta, bias_grad) = error_signal_bias_grad_op(grad, *saved, activation, parameters);
-  else if (saved)
+  else if (saved)  // L3
     delta = error_signal_op(grad, *saved, activation, parameters);
-  if (weight)
+  if (weight)  // L6
     input_grad = conv2d_input_grad(input_size, *weight, delta, stride, padding, dilation, groups,
                                    memory_format);
-  const bool bias_grad_is_missing = needs_bias_grad && !saved;
-  if (input && bias_grad_is_missing)
+  const bool needs_l5 = needs_bias_grad && !saved;  // else it came with L3
+  if (input && needs_l5)                            // L4, L5
     std::tie(weight_grad, bias_grad) = conv2d_weight_bias_grad(
         *input, weight_size, delta, stride, padding, dilation, groups, memory_format);
-  else if (input)
+  else if (input)  // L4
     weight_grad = conv2d_weight_grad(*input, weight_size, delta, stride, padding, dilation, groups,
                                      memory_format);
-  else if (bias_grad_is_missing)
+  else if (needs_l5)
     bias_grad = torch::stable::sum(delta, Ints{0, 2, 3});
   return {input_grad, weight_grad, bias_grad};
 }

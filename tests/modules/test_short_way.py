@@ -126,6 +126,34 @@ def test_when_it_is_taken(name: str, ways: list[str]) -> None:
     assert bool(taken) == is_short
 
 
+FUNCTIONS: dict[str, tuple[Callable[..., Tensor], Any]] = {
+    "plain_conv2d": (lambda f, x: f.conv2d(x, torch.ones(4, 3, 3, 3)), bp.functional),
+    "plain_linear": (lambda f, x: f.linear(x, torch.ones(4, 5)), bp.functional),
+    "plain_max_pool2d": (lambda f, x: f.max_pool2d(x, 2), bp.functional),
+    "plain_avg_pool2d": (lambda f, x: f.avg_pool2d(x, 2), bp.functional),
+}
+
+
+@pytest.mark.parametrize("context", [None, FunctionMode, DispatchMode,
+                                     lambda: torch.autocast("cpu", torch.bfloat16)])  # fmt: skip
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_functions_take_it(name: str, context: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    call, ours = FUNCTIONS[name]
+    taken = []
+    real = getattr(ours, name)
+
+    def watched(*arguments: Any) -> Any:
+        taken.append(name)
+        return real(*arguments)
+
+    monkeypatch.setattr(ours, name, watched)
+    input = normal((2, 3, 6, 5), torch.float32, 1)
+    with context() if context else contextlib.nullcontext():
+        found, wanted = call(ours, input), call(nn.functional, input)
+    assert_close(found, wanted)
+    assert bool(taken) == (context is None)
+
+
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.int32], ids=str)
 def test_other_dtypes_go_the_long_way(dtype: torch.dtype, ways: list[str]) -> None:
     ours = bp.ConvBP2d(3, 4, 3, bias=False)

@@ -267,6 +267,32 @@ def test_opcheck(case: Case, activation: str, layout: str) -> None:
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("of", ["input", "weight", "both"])
+@pytest.mark.parametrize("groups", [1, 4])
+def test_strides_that_size_1_leaves_open(of: str, groups: int) -> None:
+    """A weight of one channel a group, and a picture of one channel, as .to(channels_last) leaves
+    them, are channels_last: for the kernels, for fake tensors and for the equations."""
+    channels = groups if groups > 1 else 1
+    input = normal((2, channels, 6, 5), torch.float32, 1)
+    weight = normal((4, 1, 3, 3), torch.float32, 2)
+    if of != "weight":
+        input = input.to(memory_format=torch.channels_last)
+    if of != "input":
+        weight = weight.to(memory_format=torch.channels_last)
+    rest = (1, 1), (1, 1, 1, 1), (1, 1), groups
+    torch.library.opcheck(
+        ops.conv2d.default,
+        (input.requires_grad_(), weight.requires_grad_(), None, *rest),
+    )
+    run = torch.compile(
+        lambda: ops.conv2d(input, weight, None, *rest), backend="aot_eager", fullgraph=True
+    )
+    output = ops.conv2d(input, weight, None, *rest)
+    assert run().stride() == output.stride()
+    for ours in torch.autograd.grad(output.square().sum(), (input, weight)):
+        assert ours.isfinite().all()
+
+
 def test_recording_takes_the_equations() -> None:
     """One after the other, as the record wants the error signal."""
     layer = bp.ConvBP2d(4, 4, 3, padding=1, groups=4, activation="relu")

@@ -108,6 +108,32 @@ def _gradients(
     return input_grad, weight_grad, bias_grad
 
 
+def _equations(
+    grad: Tensor | None,
+    p_grad: Tensor | None,
+    saved: Tensor | None,
+    input: Tensor | None,
+    weight: Tensor | None,
+    input_size: Sequence[int],
+    weight_size: Sequence[int],
+    geometry: Sequence[Any],
+    g: tuple[str, Sequence[float]],
+    needs_bias_grad: bool,
+    memory_format: torch.memory_format | None,
+) -> tuple[Tensor, Gradients]:
+    """L3 to L6: delta, and the gradients. p_grad is the gradient of p where p is an output too."""
+    delta, bias_grad = None, None
+    if grad is not None:  # L3, and L5 in one pass
+        delta, bias_grad = _error_signal(grad, saved, *g, needs_bias_grad and p_grad is None)
+    delta = sum_present(delta, p_grad)
+    assert delta is not None  # one of the two is there
+    needs_l5 = needs_bias_grad and bias_grad is None
+    input_grad, weight_grad, l5 = _gradients(  # L4 to L6
+        delta, input, weight, input_size, weight_size, geometry, needs_l5, memory_format
+    )
+    return delta, (input_grad, weight_grad, l5 if needs_l5 else bias_grad)
+
+
 def _backward(
     ctx: Any,
     grad: Tensor | None,
@@ -138,23 +164,10 @@ def _backward(
                 needs_bias_grad,
                 memory_format=ctx.memory_format,
             )
-        delta, bias_grad = None, None
-        if grad is not None:  # L3, and L5 in one pass
-            name, parameters = ctx.g
-            is_whole = p_grad is None
-            delta, bias_grad = _error_signal(
-                grad, saved, name, parameters, needs_bias_grad and is_whole
-            )
-        delta = sum_present(delta, p_grad)
-        assert delta is not None
-        input_grad, weight_grad, other_bias_grad = _gradients(  # L4 to L6
-            delta,
-            *operands,
-            ctx.geometry,
-            needs_bias_grad and bias_grad is None,
-            ctx.memory_format,
+        # A recording wants delta, and torch.func has rules for each equation.
+        delta, gradients = _equations(
+            grad, p_grad, saved, *operands, ctx.geometry, ctx.g, needs_bias_grad, ctx.memory_format
         )
-    gradients = input_grad, weight_grad, other_bias_grad if bias_grad is None else bias_grad
     if ctx.layer is not None:
         recording.record(ctx.layer, delta, *gradients)
     return gradients
@@ -185,7 +198,7 @@ def _save(ctx: Any, input: Tensor, weight: Tensor, output: Tensor, saved: Tensor
     ctx.input_size, ctx.weight_size, ctx.output_size = input.shape, weight.shape, output.shape
     ctx.memory_format = result_format(input, weight)
     ctx.layer = recording.here.layer
-    ctx.has_tangents = False  # then jvp follows
+    ctx.has_tangents = False  # jvp runs after this, and sets it
 
 
 class Conv2d(torch.autograd.Function):
@@ -418,10 +431,8 @@ def _conv2d_backward_kernel(
             memory_format=memory_format,
         )
     *geometry, name, parameters, needs_bias_grad = rest
-    delta, bias_grad = _error_signal(grad, saved, name, parameters, needs_bias_grad)
-    is_missing = needs_bias_grad and bias_grad is None
-    gradients = _gradients(delta, *operands, geometry, is_missing, memory_format)
-    return (*gradients[:2], bias_grad) if not is_missing else gradients
+    g = name, parameters
+    return _equations(grad, None, saved, *operands, geometry, g, needs_bias_grad, memory_format)[1]
 
 
 register(backward_ops.conv2d_backward, "Autograd", _conv2d_backward_kernel)

@@ -436,15 +436,6 @@ def check_same_size(name: str, size: Sequence[int], like: str, expected: Sequenc
     )
 
 
-def check_depthwise(weight_size: Sequence[int], groups: int) -> None:
-    """Raises RuntimeError unless each group has one channel and one filter."""
-    _check(
-        weight_size[1] == 1 and weight_size[0] == groups,
-        "Expected a depthwise layer, with weight of size [groups, 1, R, S], but got weight of size "
-        f"{list(weight_size)} and groups={groups}",
-    )
-
-
 def check_has_channels(saved_size: Sequence[int]) -> None:
     """Raises RuntimeError where dimension 1, the bias gradient's, is missing."""
     _check(

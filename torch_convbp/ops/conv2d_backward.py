@@ -51,6 +51,12 @@ def _(
     needs_bias_grad: bool,
     memory_format: torch.memory_format | None = None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of the input [N, K, H, W] where weight is given, of the weight
+    [O, K / groups, R, S] where input is given, and of the bias [O] where asked for; else None.
+
+    grad and saved are [N, O, M, N'], padding (top, bottom, left, right); all tensors have one of
+    the four dtypes. RuntimeError where they do not fit together.
+    """
     checks.check_tensors("conv2d_backward", grad=grad, saved=saved, input=input, weight=weight)
     size = checks.conv2d_output_size(
         input_size, weight_size, stride, padding, dilation, groups, grad.element_size()
@@ -58,14 +64,17 @@ def _(
     checks.check_same_size("grad", grad.shape, "conv2d's output", size)
     if saved is not None:
         checks.check_same_size("saved", saved.shape, "conv2d's output", size)
+    if input is not None:
+        checks.check_same_size("input", input.shape, "input_size", input_size)
+    if weight is not None:
+        checks.check_same_size("weight", weight.shape, "weight_size", weight_size)
+    if saved is not None:
         activations.check(activation, parameters)
     delta = grad if saved is None else saved  # of delta's format
     input_grad = weight_grad = bias_grad = None
     if weight is not None:
-        checks.check_same_size("weight", weight.shape, "weight_size", weight_size)
         input_grad = new_tensor(delta, input_size, result_format(weight, delta, memory_format))
     if input is not None:
-        checks.check_same_size("input", input.shape, "input_size", input_size)
         weight_grad = new_tensor(delta, weight_size, result_format(input, delta, memory_format))
     if needs_bias_grad:
         bias_grad = delta.new_empty(weight_size[0])

@@ -14,15 +14,18 @@ import importlib.abc
 import importlib.util
 import os
 import sys
+import threading
 from typing import Any
 
 _MODULE = "torch._dynamo.trace_rules"
 
-# The files and folders whose functions a call of a layer runs.
+# The files and folders whose functions a call of a layer runs; not fusion.py, whose hooks must be
+# traced with the model that they belong to.
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _OF_THE_LAYERS = [
     os.path.join(_PACKAGE, *name.split("/"))
     for name in (
+        "activations.py",
         "autograd/",
         "error_signals/recording.py",
         "functional.py",
@@ -44,17 +47,25 @@ def _add_rules(rules: Any) -> None:
 class _WhenLoaded(importlib.abc.MetaPathFinder):
     """Adds the rules to their module as soon as it has been loaded."""
 
+    def __init__(self) -> None:
+        self.looking = threading.local()
+
     def find_spec(self, name: str, path: Any, target: Any = None) -> Any:
-        if name != _MODULE:
+        if name != _MODULE or getattr(self.looking, "on", False):
             return None
-        sys.meta_path.remove(self)  # once; and the others find the module
-        spec = importlib.util.find_spec(name)
+        self.looking.on = True
+        try:
+            spec = importlib.util.find_spec(name)  # the others find it
+        finally:
+            self.looking.on = False
         if spec is not None and spec.loader is not None:
             load = spec.loader.exec_module
 
             def exec_module(module: Any) -> None:
                 load(module)
                 _add_rules(module)
+                if self in sys.meta_path:
+                    sys.meta_path.remove(self)
 
             spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec

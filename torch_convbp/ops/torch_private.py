@@ -162,7 +162,8 @@ def is_plain_call(*tensors: torch.Tensor | None) -> bool:
     """May a call leave the dispatcher's upper keys out?
 
     Its tensors are of torch's own two classes, and nothing watches, rewrites or traces calls: no
-    compiler, tracer, transform, mode, autocast or tangent.
+    compiler, tracer, transform, mode, autocast or forward-mode level (of torch.autograd.forward_ad;
+    compiled code may enter one by itself, in which it calls operators, not layers).
     """
     if torch.compiler.is_compiling():  # first: Dynamo does not trace what follows
         return False
