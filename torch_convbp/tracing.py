@@ -124,8 +124,10 @@ def _structural_copy(model: nn.Module, training: bool) -> nn.Module:
         memo |= {id(tensor): _stand_in(tensor) for tensor in _instances(Tensor, vars(module))}
         memo |= {id(vars(module)[kind]): type(vars(module)[kind])() for kind in HOOKS}
     copied = copy.deepcopy(model, memo)
-    if shared := {*copied.modules()} & {*model.modules()}:
-        raise ValueError(f"{type(shared.pop()).__name__} gives itself as its copy")
+    originals = {*model.modules()}
+    for module in copied.modules():  # the outermost first
+        if module in originals:
+            raise ValueError(f"{type(module).__name__} gives itself as its copy")
     return copied.train(training)
 
 

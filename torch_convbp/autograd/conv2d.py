@@ -43,7 +43,6 @@ from torch_convbp.ops.memory_format import result_format
 from torch_convbp.ops.registration import register
 from torch_convbp.ops.torch_private import (
     autograd_kernel,
-    has_tangent,
     is_recorded,
     is_transformed,
     needs_derivative,
@@ -152,8 +151,9 @@ def _backward(
         ctx.input_size,
         ctx.weight_size,
     )
-    may_have_tangents = ctx.has_tangents or has_tangent(grad) or has_tangent(p_grad)
-    with skip_autograd_unless_needed(grad, p_grad, input, weight, saved, unless=may_have_tangents):
+    with skip_autograd_unless_needed(
+        grad, p_grad, saved=(input, weight, saved), saved_has_tangents=ctx.has_tangents
+    ):
         if ONE_OPERATOR and p_grad is None and ctx.layer is None and not is_transformed(grad):
             return backward_ops.conv2d_backward(
                 grad,

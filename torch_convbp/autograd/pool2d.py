@@ -23,7 +23,6 @@ from torch_convbp.ops.memory_format import result_format
 from torch_convbp.ops.registration import register
 from torch_convbp.ops.torch_private import (
     autograd_kernel,
-    has_tangent,
     plain_call,
     redispatch_below_autograd,
     skip_autograd_unless_needed,
@@ -58,7 +57,7 @@ class MaxPool2d(torch.autograd.Function):
         if delta is None:
             return None, *_no_gradients(ctx)
         (offset,) = ctx.saved_tensors
-        with skip_autograd_unless_needed(delta, offset, unless=has_tangent(delta)):
+        with skip_autograd_unless_needed(delta, saved=(offset,)):
             input_grad = pool2d_ops.max_pool2d_input_grad(
                 ctx.input_size, delta, offset, *ctx.geometry, memory_format=ctx.memory_format
             )
@@ -146,7 +145,7 @@ class AvgPool2d(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, delta: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        with skip_autograd_unless_needed(delta, unless=has_tangent(delta)):
+        with skip_autograd_unless_needed(delta):
             input_grad = pool2d_ops.avg_pool2d_input_grad(
                 ctx.input_size, delta, *ctx.geometry, memory_format=ctx.memory_format
             )

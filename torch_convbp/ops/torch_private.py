@@ -11,7 +11,7 @@ and has the same methods.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeAlias, TypeVar
 
@@ -233,12 +233,21 @@ def saved_tensors_hooks() -> Any:
     return _top_saved_tensors_default_hooks(True)
 
 
-def skip_autograd_unless_needed(*args: Any, unless: bool) -> AbstractContextManager[Any]:
-    """Lets operators skip the ``Autograd`` key where no derivative of ``args`` is wanted.
+def skip_autograd_unless_needed(
+    *gradients: torch.Tensor | None,
+    saved: Sequence[torch.Tensor | None] = (),
+    saved_has_tangents: bool = False,
+) -> AbstractContextManager[Any]:
+    """Lets a backward pass skip the ``Autograd`` key where no derivative is wanted of the
+    gradients that come in, or of what the forward pass saved.
 
-    Each ``Autograd`` kernel would find the same, at the price of a small convolution. ``unless``:
-    may ``args`` have tangents? Looking for them in each costs too much.
+    Each ``Autograd`` kernel would find the same, at the price of a small convolution.
     """
-    if unless or not is_plain_call(*args) or is_recorded(*args):
+    if (
+        saved_has_tangents
+        or not is_plain_call(*gradients, *saved)
+        or is_recorded(*gradients, *saved)
+        or any([has_tangent(grad) for grad in gradients])  # only now: batches have no such test
+    ):
         return nullcontext()
     return _AutoDispatchBelowAutograd()
