@@ -16,6 +16,11 @@ from torch_convbp.ops import checks
 _NAME = "_convbp_geometry"
 
 
+def own_padding(layer: nn.Conv2d) -> Any:
+    """The convolution's own padding: none where padding_mode has its input padded before."""
+    return layer.padding if layer.padding_mode == "zeros" else 0
+
+
 def geometry_of(layer: nn.Conv2d, weight: Tensor) -> tuple[Any, ...] | None:
     """(stride, padding, dilation, groups) for the operators; None where it cannot be stored.
 
@@ -41,12 +46,11 @@ def _checked(layer: nn.Conv2d, weight: Tensor) -> tuple[Any, ...] | None:
     attributes = layer.stride, layer.padding, layer.dilation, layer.groups, layer.padding_mode
     if weight.dim() != 4 or not all(map(_cannot_change, attributes)):
         return None
-    stride, padding, dilation, groups, mode = attributes
     geometry = checks.geometry(
-        "conv2d", weight.shape, stride, padding if mode == "zeros" else 0, dilation, groups
+        "conv2d", weight.shape, layer.stride, own_padding(layer), layer.dilation, layer.groups
     )
     # "same" depends on the size of the filters.
-    size = weight.shape if isinstance(padding, str) else None
+    size = weight.shape if isinstance(layer.padding, str) else None
     return (*attributes, size, geometry)
 
 

@@ -15,7 +15,7 @@ from torch_convbp import activations, functional
 from torch_convbp.activations import Activation, ActivationLike
 from torch_convbp.autograd.conv2d import plain_conv2d
 from torch_convbp.error_signals import recording
-from torch_convbp.layer_geometry import geometry_of, without_geometry
+from torch_convbp.layer_geometry import geometry_of, own_padding, without_geometry
 from torch_convbp.ops.checks import DTYPES, LARGEST_PARAMETER
 from torch_convbp.ops.torch_private import is_plain_call
 
@@ -210,9 +210,15 @@ class ConvBP2d(_WithActivation, nn.Conv2d):
             geometry = geometry_of(self, weight)
             if geometry is not None:
                 return plain_conv2d(input, weight, bias, geometry, g)
-        padding: Any = self.padding if self.padding_mode == "zeros" else 0
         return functional.conv2d(
-            input, weight, bias, self.stride, padding, self.dilation, self.groups, activation=g
+            input,
+            weight,
+            bias,
+            self.stride,
+            own_padding(self),
+            self.dilation,
+            self.groups,
+            activation=g,
         )
 
 

@@ -23,7 +23,6 @@ __all__ = [
     "argument_names",
     "autograd_kernel",
     "constant_while_tracing",
-    "has_tangent",
     "is_legacy_batchedtensor",
     "is_plain_call",
     "is_recorded",
@@ -32,7 +31,6 @@ __all__ = [
     "plain_call",
     "redispatch_below_autograd",
     "saved_tensors_hooks",
-    "single_level",
     "skip_autograd_unless_needed",
     "transforms_active",
 ]
