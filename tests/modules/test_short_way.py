@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch._dynamo
 from cases import normal
 from torch import Tensor, nn
 from torch.autograd import forward_ad
@@ -312,6 +313,14 @@ def frames() -> Iterator[list[Any]]:
     torch._dynamo.reset()
 
 
+# torch_convbp/ops/dynamo_rules.py adds to these.
+has_rules = pytest.mark.skipif(
+    not hasattr(torch._dynamo.trace_rules, "BUILTIN_INLINE_WHEN_CALLED"),
+    reason=f"torch {torch.__version__} has no rules for what is compiled in larger graphs alone",
+)
+
+
+@has_rules
 @pytest.mark.parametrize("name", LAYERS)
 def test_graph_breaks(name: str) -> None:
     """No layer is compiled anew, as none of torch's is."""
@@ -374,6 +383,7 @@ def test_tangents_of_a_level_that_compiled_code_has_entered() -> None:
     assert_close(found[0], found[1], rtol=0, atol=1e-12)
 
 
+@has_rules
 def test_recording_between_graph_breaks() -> None:
     """Layers that run as they are have records. (torch traces the first before it gives up.)"""
     model = bp.convert(WithBreaks(LAYERS["conv"][0]))

@@ -283,20 +283,21 @@ def record(
 
 
 @constant_while_tracing
-def _note_traced(layer_id: int) -> None:
+def _note_traced(layer_id: str) -> None:
     """Notes a layer that is not recorded.
 
     torch.compile calls this function while tracing and stores only its result, so compiled code
-    has no such call. The argument is an id because arguments must be constants.
+    has no such call. The argument is an id because arguments must be constants; as text, since a
+    number that differs from call to call becomes a symbol.
     """
     for recording in _recordings:
         for layer, name in recording._layers.items():
-            if id(layer) == layer_id:
+            if str(id(layer)) == layer_id:
                 recording._ran.setdefault(name)
                 recording._traced.setdefault(name)
 
 
-def _enter(layer_id: int, layer: nn.Module, args: Any) -> None:
+def _enter(layer_id: str, layer: nn.Module, args: Any) -> None:
     if torch.compiler.is_compiling():
         _note_traced(layer_id)
         return
@@ -326,7 +327,7 @@ def _hook(layer: nn.Module) -> Callable[[], None]:
     """
     hooks: Any = layer._forward_hooks
     number = next(n for n in itertools.count(-1, -1) if n not in hooks)
-    layer._forward_pre_hooks[number] = functools.partial(_enter, id(layer))
+    layer._forward_pre_hooks[number] = functools.partial(_enter, str(id(layer)))
     hooks[number] = _leave
     hooks.move_to_end(number, last=False)
     layer._forward_hooks_always_called[number] = True
